@@ -1,0 +1,101 @@
+"""sha256 of bytes, files, folders and canonical JSON, always written ``sha256:<64 hex>``."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safegene.errors import FormatError
+
+PREFIX = "sha256:"
+BLOCK = 1 << 20
+
+
+def digest_bytes(data: bytes) -> str:
+    """Digest of some bytes."""
+    return PREFIX + hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's content, read in blocks of 1 MiB."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            total.update(block)
+    return PREFIX + total.hexdigest()
+
+
+def digest_files(root: Path, names: Iterable[str]) -> str:
+    """Digest of named files below ``root``: of the canonical JSON ``{name: digest}``, so order does not matter."""
+    return digest_json({name: digest_file(root / name) for name in names})
+
+
+def digest_tree(root: Path) -> str:
+    """Digest of every file below ``root``; symlinks are refused, since their content lies elsewhere.
+
+    Raises:
+        FormatError: a symlink lies below ``root``.
+    """
+    names = []
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink():
+            raise FormatError(f"expected only files and folders below {root}, got the symlink {path}")
+        if path.is_file():
+            names.append(path.relative_to(root).as_posix())
+    return digest_files(root, names)
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces: the same value always gives the same bytes.
+
+    Raises:
+        FormatError: the value holds NaN or Infinity, or something JSON has no form for.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"expected a value with a JSON form and finite numbers, got {error}") from error
+    return text.encode()
+
+
+def digest_json(value: Any) -> str:
+    """Digest of a value's canonical JSON."""
+    return digest_bytes(canonical_json(value))
+
+
+def is_digest(text: object) -> bool:
+    """Whether ``text`` is written as a digest is."""
+    return (
+        isinstance(text, str)
+        and text.startswith(PREFIX)
+        and len(text) == len(PREFIX) + 64
+        and all(c in "0123456789abcdef" for c in text[len(PREFIX) :])
+    )
+
+
+def strict_json(data: bytes | str, *, where: str) -> Any:
+    """Parse JSON, refusing duplicate keys, NaN and Infinity.
+
+    Raises:
+        FormatError: the text is not such JSON; ``where`` names its file.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) != len(pairs):
+            twice = sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1})
+            raise FormatError(f"expected each key once, got {twice} twice, in {where}")
+        return seen
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise FormatError(f"expected finite numbers, got {text}, in {where}")
+        return number
+
+    try:
+        return json.loads(data, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"expected JSON, got {error}, in {where}") from error

@@ -1,0 +1,106 @@
+"""Every error that safegene raises on purpose.
+
+SafegeneError
+├── ParamsError            params.yaml, targets.yaml or an argument is unusable
+├── ArtifactError          a file that safegene made is not what it says it is
+│   ├── FormatError        it breaks its format's specification
+│   ├── DigestMismatch     its bytes differ from the recorded sha256
+│   └── StaleArtifact      it was made from something that has changed since
+├── CheckpointError        a model checkpoint cannot be used
+│   ├── TensorMissing      a tensor that the family has is absent
+│   ├── ShapeMismatch      a tensor or an architecture differs from the family's
+│   └── UnsafeCheckpoint   opening it could run code or leave its folder
+├── SourceError            a checkpoint cannot be found or fetched
+├── JudgeError             a judge cannot be built or does not answer
+├── EmptySample            there is nothing to measure
+├── ContaminatedSample     the gate would be measured on prompts used for fitting
+├── StoreError             an object store failed or does not honour conditions
+│   └── PreconditionFailed another writer was first
+├── LedgerError            the ledger's chain or a signature is broken
+└── PromotionRefused       the rules do not allow this promotion
+
+A failing verdict is a value, not an error; only ``promote`` raises on it.
+"""
+
+
+class SafegeneError(Exception):
+    """One clear sentence (expected, got, where), and what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+
+class ParamsError(SafegeneError):
+    """params.yaml, targets.yaml or an argument is unusable."""
+
+    exit_code = 2
+
+
+class ArtifactError(SafegeneError):
+    """A file that safegene made is not what it says it is."""
+
+
+class FormatError(ArtifactError):
+    """An artefact breaks its format's specification."""
+
+
+class DigestMismatch(ArtifactError):
+    """An artefact's bytes differ from the recorded sha256."""
+
+
+class StaleArtifact(ArtifactError):
+    """An artefact was made from something that has changed since."""
+
+
+class CheckpointError(SafegeneError):
+    """A model checkpoint cannot be used."""
+
+
+class TensorMissing(CheckpointError):
+    """A tensor that the family has is absent."""
+
+
+class ShapeMismatch(CheckpointError):
+    """A tensor or an architecture differs from the family's."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """Opening the checkpoint could run code or leave its folder."""
+
+
+class SourceError(SafegeneError):
+    """A checkpoint cannot be found or fetched."""
+
+
+class JudgeError(SafegeneError):
+    """A judge cannot be built or does not answer."""
+
+
+class EmptySample(SafegeneError):
+    """There is nothing to measure."""
+
+
+class ContaminatedSample(SafegeneError):
+    """The gate would be measured on prompts used for fitting."""
+
+
+class StoreError(SafegeneError):
+    """An object store failed or does not honour conditions."""
+
+
+class PreconditionFailed(StoreError):
+    """Another writer was first."""
+
+
+class LedgerError(SafegeneError):
+    """The ledger's chain or a signature is broken."""
+
+
+class PromotionRefused(SafegeneError):
+    """The rules do not allow this promotion."""
+
+    exit_code = 3
