@@ -219,7 +219,7 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without anchors (alias bombs) and without duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.YAMLError(f"anchors and aliases are not allowed{event.start_mark}")
         return super().compose_node(parent, index)
