@@ -172,6 +172,7 @@ class WatchParams(Frozen):
 
     folders: tuple[Uri, ...] = ()
     task: Name | None = None
+    cron: str = "*/5 * * * *"
 
 
 class FlowParams(Frozen):

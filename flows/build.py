@@ -1,0 +1,36 @@
+"""Flow ``build``: validate -> fetch -> degrade -> extract -> compress -> select, once per family."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows.tasks import STAGE_TASKS, exclusive
+from safegene.params import save_targets
+from safegene.pipeline import FAMILY
+from safegene.sources import fingerprint
+from safegene.workspace import Workspace
+
+
+@flow(name="build", flow_run_name="build {root}", persist_result=False)
+def build(root: str) -> list[str]:
+    """Bring the family's artefacts up to date; the stages that had to run."""
+    with exclusive(root):
+        return build_stages(root)
+
+
+def build_stages(root: str) -> list[str]:
+    """The flow's body, for flows that hold the workspace already."""
+    pin_aligned(Workspace(Path(root)))
+    return [stage.name for stage in FAMILY if STAGE_TASKS[stage.name](root)]
+
+
+def pin_aligned(ws: Workspace) -> bool:
+    """Pin what ``family.aligned`` holds now, if it was never pinned; whether it had to be.
+
+    A later change is for `watch` to see: a run must not move the ground it stands on.
+    """
+    targets = ws.targets
+    if targets.aligned is not None:
+        return False
+    save_targets(ws.targets_file, targets.model_copy(update={"aligned": fingerprint(ws.params.family.aligned)}))
+    return True

@@ -1,0 +1,52 @@
+"""What is served: a schedule, a watch, and the triggers that its events pull. ``python -m flows.deployments [DIR]``."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.server import quiet_environment
+
+quiet_environment()
+
+from prefect import serve  # noqa: E402 (Prefect reads its settings when imported)
+from prefect.events import DeploymentEventTrigger  # noqa: E402
+
+from flows.audit import audit  # noqa: E402
+from flows.realign import realign  # noqa: E402
+from flows.watch import DISCOVERED, FAMILY_CHANGED, watch  # noqa: E402
+from safegene.workspace import Workspace  # noqa: E402
+
+
+def deployments(ws: Workspace) -> list[Any]:
+    """Every deployment of a workspace; their names end in its folder's name, so that one server can hold several."""
+    root, params = str(ws.root), ws.params
+    here = {"safegene.workspace": root}
+    one = {"root": root, "targets": ["{{ event.payload.target }}"], "trigger": "event"}
+    every = {"root": root, "targets": None, "trigger": "family changed"}
+    return [
+        realign.to_deployment(
+            name=f"scheduled-{ws.root.name}", cron=params.flow.cron, parameters={"root": root, "trigger": "schedule"}
+        ),
+        realign.to_deployment(
+            name=f"discovered-{ws.root.name}",
+            parameters={"root": root},
+            triggers=[DeploymentEventTrigger(name=DISCOVERED, expect={DISCOVERED}, match=here, parameters=one)],
+        ),
+        realign.to_deployment(
+            name=f"family-{ws.root.name}",
+            parameters={"root": root},
+            triggers=[DeploymentEventTrigger(name=FAMILY_CHANGED, expect={FAMILY_CHANGED}, match=here, parameters=every)],
+        ),
+        watch.to_deployment(name=f"watch-{ws.root.name}", cron=params.watch.cron, parameters={"root": root}),
+        audit.to_deployment(name=f"audit-{ws.root.name}", cron=params.flow.cron, parameters={"root": root}),
+    ]
+
+
+def main(folder: str | None = None) -> None:
+    """Serve a workspace's deployments until interrupted, one run at a time."""
+    ws = Workspace.find(Path(folder) if folder else None)
+    serve(*deployments(ws), limit=1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else None)

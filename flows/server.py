@@ -1,0 +1,95 @@
+"""The Prefect server that a run talks to: the one configured, else a private one that dies with the run."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from safegene.errors import SafegeneError
+
+START_SECONDS = 120
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, so that SIGKILL leaves no child behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def quiet_environment() -> None:
+    """No telemetry and no chatter, unless the user asked for some. Call before Prefect is imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def prefect_server() -> Iterator[str]:
+    """The API's address: ``PREFECT_API_URL`` if it is set, else a private server's.
+
+    The private server keeps its runs in Prefect's own database, so a later ``prefect server start`` shows them.
+
+    Raises:
+        SafegeneError: the private server did not answer within 120 s.
+    """
+    quiet_environment()
+    if configured := os.environ.get("PREFECT_API_URL"):
+        yield configured
+        return
+    server, address = start_server()
+    os.environ["PREFECT_API_URL"] = address
+    try:
+        yield await_server(server, address)
+    finally:
+        del os.environ["PREFECT_API_URL"]
+        server.terminate()
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def start_server() -> tuple[subprocess.Popen[bytes], str]:
+    """Start a server on a free port of this machine, without waiting for it; gives the process and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    server = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)  # noqa: PLW1509 (Linux, one thread)
+    return server, f"http://127.0.0.1:{port}/api"
+
+
+def await_server(server: subprocess.Popen[bytes], address: str) -> str:
+    """Wait until the server answers.
+
+    Raises:
+        SafegeneError: it ended, or did not answer within 120 s.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            if httpx.get(f"{address}/health", timeout=5).status_code == 200:
+                return address
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise SafegeneError(
+        f"expected a Prefect server at {address} within {START_SECONDS} s, got none (exit {server.poll()})",
+        remedy="start one with `prefect server start` and set PREFECT_API_URL",
+    )

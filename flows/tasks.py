@@ -1,0 +1,158 @@
+"""One Prefect task per pipeline stage: retries, artifacts; no logic.
+
+A task runs its stage through ``dvc repro --single-item``, so a record can only say what was really run. Only fetching
+is retried; a gate never is. Results are never cached here: DVC owns caching.
+"""
+
+import base64
+import fcntl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from rich.console import Console
+
+from safegene.errors import SafegeneError
+from safegene.pipeline import PIPELINE, Stage, reproduce
+from safegene.workspace import Workspace
+
+console = Console(stderr=True, highlight=False)
+
+
+def _source_failed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Retry what the network may have spoilt, and nothing else: a refused checkpoint stays refused."""
+    try:
+        state.result(raise_on_failure=True)
+    except SafegeneError as error:
+        return "SourceError" in error.message
+    except Exception:  # a broken task is not worth another try
+        return False
+    return False
+
+
+def _stage_task(stage: Stage) -> Task[[str, str], bool]:
+    retried = stage.name.startswith("fetch")
+
+    @task(
+        name=stage.name,
+        task_run_name=f"{stage.name} {{target}}" if stage.per_target else stage.name,
+        retries=2 if retried else 0,
+        retry_delay_seconds=[5, 30],
+        retry_condition_fn=_source_failed if retried else None,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def run(root: str, target: str = "") -> bool:
+        start = time.monotonic()
+        ran = reproduce(stage, Workspace(Path(root)), target)
+        took = f"{time.monotonic() - start:5.1f} s" if ran else "unchanged"
+        console.print(f"  [green]ok[/] {stage.address(target):<28} [dim]{took}[/]")
+        return ran
+
+    return run
+
+
+STAGE_TASKS: dict[str, Task[[str, str], bool]] = {s.name: _stage_task(s) for s in PIPELINE if s.tracked}
+
+
+@task(name="pin-incumbent", task_run_name="pin-incumbent {target}", cache_policy=NO_CACHE, persist_result=False)
+def pin_incumbent(root: str, target: str) -> str | None:
+    """Write what is live for the target to ``incumbent.json``, so that DVC knows when it changes."""
+    from safegene.stages.promote import pin
+
+    ws = Workspace(Path(root))
+    return pin(ws.params.promote, workspace=ws, target=target)
+
+
+@task(name="promote", task_run_name="promote {target}", cache_policy=NO_CACHE, persist_result=False)
+def promote(root: str, target: str, run: dict[str, str]) -> str:
+    """Record the attempt and promote if the verdict allows it; the outcome as one word. Never retried."""
+    from safegene.stages.promote import attempt
+
+    ws = Workspace(Path(root))
+    outcome = attempt(ws.params.promote, workspace=ws, target=target, run=run)
+    colour = {"pass": "green", "fail": "red"}.get(outcome, "yellow")
+    console.print(f"  [{colour}]{outcome}[/] promote@{target}")
+    return outcome
+
+
+@task(name="publish", cache_policy=NO_CACHE, persist_result=False)
+def publish(root: str) -> str:
+    """Write the report, and put the verdict table and the layer scores where Prefect's UI shows them."""
+    from safegene.report import write_markdown, write_report
+
+    ws = Workspace(Path(root))
+    create_markdown_artifact(markdown=write_markdown(ws), key="safegene-verdicts", description="Verdicts")
+    picture = ws.selection / "scores.png"
+    if picture.is_file():
+        data = base64.b64encode(picture.read_bytes()).decode()
+        create_image_artifact(image_url=f"data:image/png;base64,{data}", key="safegene-layer-scores")
+    return str(write_report(ws))
+
+
+@task(name="push", retries=2, retry_delay_seconds=[5, 30], cache_policy=NO_CACHE, persist_result=False)
+def push(root: str) -> None:
+    """``dvc push``, then ask the remote whether it holds everything: a push that found nothing says nothing.
+
+    Raises:
+        SafegeneError: the remote lacks an object after the push.
+    """
+    from dvc.repo import Repo
+
+    with Repo(root) as repo:
+        repo.push()
+        missing = repo.status(cloud=True)
+    if missing:
+        raise SafegeneError(f"expected every output on the DVC remote after the push, got {len(missing)} missing")
+
+
+@task(name="commit", cache_policy=NO_CACHE, persist_result=False)
+def commit(root: str, message: str) -> str:
+    """Commit ``dvc.lock``, receipts and a local ledger; the commit the workspace then stands at."""
+    paths = [p for p in ("data", "dvc.lock", "ledger", ".gitignore") if (Path(root) / p).exists()]
+    git(root, "add", "--", *paths)
+    if git(root, "diff", "--cached", "--name-only"):
+        git(root, "commit", "--quiet", "-m", message)
+    return head(root)
+
+
+def git(root: str, *arguments: str) -> str:
+    """Output of a Git command in the workspace.
+
+    Raises:
+        SafegeneError: Git refused; its words.
+    """
+    done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SafegeneError(f"git {arguments[0]} failed in {root}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def head(root: str) -> str:
+    """The commit that the workspace stands at, or "" where there is none yet."""
+    done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@contextmanager
+def exclusive(root: str) -> Iterator[None]:
+    """One run at a time in a workspace; a second waits, and says for what.
+
+    DVC's own lock fails under load instead (measured), and leaves outputs without a lock entry.
+    """
+    folder = Path(root) / ".safegene"
+    folder.mkdir(exist_ok=True)
+    with (folder / "run.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"[yellow]waiting[/] for another run in {root}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

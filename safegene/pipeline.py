@@ -1,0 +1,344 @@
+"""The one ordered table of stages, and the two ways to run one: directly, or through DVC.
+
+A stage's name is the CLI verb, the DVC stage, the Prefect task and the section of ``params.yaml``. Paths are relative
+to the workspace; ``{target}`` and ``{task}`` stand for the target's name and its task.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safegene.digest import digest_json, strict_json
+from safegene.errors import ParamsError, SafegeneError
+from safegene.manifest import Manifest
+from safegene.params import load_yaml
+from safegene.workspace import Workspace
+
+PREFIX = ("data/targets.yaml:",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: see the module.
+        run: makes the artefact, given the workspace and the target's name ("" for a family stage).
+        inputs: files and artefacts it reads.
+        output: the artefact it writes.
+        params: keys of ``params.yaml`` that influence it; ``data/targets.yaml:KEY`` for the machines' file.
+        per_target: whether it runs once per target.
+        tracked: whether DVC runs it.
+    """
+
+    name: str
+    run: Callable[[Workspace, str], Manifest | None]
+    inputs: tuple[str, ...]
+    output: str
+    params: tuple[str, ...]
+    per_target: bool = False
+    tracked: bool = True
+
+    def address(self, target: str = "") -> str:
+        """The stage's name in DVC: ``compress``, or ``calibrate@TARGET``."""
+        return f"{self.name}@{target}" if self.per_target else self.name
+
+
+def _validate(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.validate import validate
+
+    return validate(ws.params.validate_, prompts=ws.prompts, tasks=ws.tasks, out=ws.validation)
+
+
+def _fetch(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.fetch import fetch
+
+    params = ws.params
+    pin = ws.targets.aligned
+    return fetch(params.fetch, source=params.family.aligned, fingerprint=pin, family=None, out=ws.aligned)
+
+
+def _degrade(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.degrade import degrade
+
+    params = ws.params
+    judge = params.evaluate.judge
+    return degrade(params.degrade, judge=judge, aligned=ws.aligned, prompts=ws.prompts, out=ws.degraded)
+
+
+def _extract(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.extract import extract
+
+    params = ws.params
+    return extract(params.extract, aligned=ws.aligned, degraded=ws.degraded, prompts=ws.prompts, out=ws.delta)
+
+
+def _compress(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.compress import compress
+
+    return compress(ws.params.compress, delta=ws.delta, out=ws.vector)
+
+
+def _select(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.select import select
+
+    return select(
+        ws.params.select,
+        aligned=ws.aligned,
+        degraded=ws.degraded,
+        vector=ws.vector,
+        prompts=ws.prompts,
+        out=ws.selection,
+    )
+
+
+def _fetch_target(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.fetch import fetch
+
+    entry = ws.targets.targets[target]
+    return fetch(
+        ws.params.fetch,
+        source=entry.source,
+        fingerprint=entry.fingerprint,
+        family=ws.aligned,
+        out=ws.checkpoint(target),
+    )
+
+
+def _calibrate(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.calibrate import calibrate
+
+    return calibrate(
+        ws.params.calibrate,
+        vector=ws.vector,
+        selection=ws.selection,
+        aligned=ws.aligned,
+        target=ws.checkpoint(target),
+        prompts=ws.prompts,
+        task=_task(ws, target),
+        out=ws.candidate(target),
+    )
+
+
+def _evaluate(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.evaluate import evaluate
+
+    params = ws.params
+    return evaluate(
+        params.evaluate,
+        params.gate,
+        prompts=ws.prompts,
+        task=_task(ws, target),
+        aligned=ws.aligned,
+        target=ws.checkpoint(target),
+        candidate=ws.candidate(target),
+        incumbent=ws.incumbent(target),
+        out=ws.judgements(target),
+    )
+
+
+def _gate(ws: Workspace, target: str) -> Manifest:
+    from safegene.stages.gate import gate
+
+    return gate(
+        ws.params.gate, candidate=ws.candidate(target), judgements=ws.judgements(target), out=ws.verdict(target)
+    )
+
+
+def _promote(ws: Workspace, target: str) -> None:
+    from safegene.stages.promote import promote
+
+    promote(ws.params.promote, workspace=ws, target=target)
+
+
+def _task(ws: Workspace, target: str) -> Path:
+    return ws.tasks / f"{ws.targets.targets[target].task}.jsonl"
+
+
+_ALIGNED, _TARGET = "data/family/aligned", "data/targets/{target}"
+_SAFETY, _RECEIPT = "data/prompts/safety.jsonl", "data/validation/receipt.json"
+_TASK = "data/tasks/{task}.jsonl"
+
+PIPELINE: tuple[Stage, ...] = (
+    Stage("validate", _validate, ("data/prompts", "data/tasks"), "data/validation", ("validate",)),
+    Stage("fetch", _fetch, (), _ALIGNED, ("family.aligned", "fetch", "data/targets.yaml:aligned")),
+    Stage(
+        "degrade",
+        _degrade,
+        (_ALIGNED, "data/prompts/degrade.jsonl", _SAFETY, _RECEIPT),
+        "data/family/degraded",
+        ("family.dtype", "degrade", "evaluate.judge"),
+    ),
+    Stage(
+        "extract",
+        _extract,
+        (_ALIGNED, "data/family/degraded", _SAFETY, _RECEIPT),
+        "data/family/delta",
+        ("family.degraded", "family.dtype", "fetch", "extract"),
+    ),
+    Stage("compress", _compress, ("data/family/delta",), "data/family/vector", ("compress",)),
+    Stage(
+        "select",
+        _select,
+        (_ALIGNED, "data/family/degraded", "data/family/vector", _SAFETY, _RECEIPT),
+        "data/family/selection",
+        ("family.dtype", "select"),
+    ),
+    Stage(
+        "fetch-target",
+        _fetch_target,
+        (_ALIGNED,),
+        f"{_TARGET}/checkpoint",
+        ("fetch", "data/targets.yaml:targets.{target}"),
+        per_target=True,
+    ),
+    Stage(
+        "calibrate",
+        _calibrate,
+        (
+            _ALIGNED,
+            "data/family/vector",
+            "data/family/selection",
+            f"{_TARGET}/checkpoint",
+            _SAFETY,
+            _TASK,
+            _RECEIPT,
+        ),
+        f"{_TARGET}/candidate",
+        ("family.dtype", "calibrate"),
+        per_target=True,
+    ),
+    Stage(
+        "evaluate",
+        _evaluate,
+        (
+            _ALIGNED,
+            f"{_TARGET}/checkpoint",
+            f"{_TARGET}/candidate",
+            f"{_TARGET}/incumbent.json",
+            "data/prompts/gate.jsonl",
+            _TASK,
+            _RECEIPT,
+        ),
+        f"{_TARGET}/judgements",
+        ("family.dtype", "evaluate", "gate"),
+        per_target=True,
+    ),
+    Stage(
+        "gate",
+        _gate,
+        (f"{_TARGET}/candidate", f"{_TARGET}/judgements"),
+        f"{_TARGET}/verdict",
+        ("gate",),
+        per_target=True,
+    ),
+    Stage("promote", _promote, (f"{_TARGET}/verdict",), "", ("promote",), per_target=True, tracked=False),
+)
+
+FAMILY = tuple(stage for stage in PIPELINE if not stage.per_target)
+PER_TARGET = tuple(stage for stage in PIPELINE if stage.per_target)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of that name.
+
+    Raises:
+        ParamsError: there is none.
+    """
+    for stage in PIPELINE:
+        if stage.name == name:
+            return stage
+    raise ParamsError(f"expected one of the stages {[s.name for s in PIPELINE]}, got {name!r}")
+
+
+def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
+    """Run a stage now, whether or not it must, and give its receipt (None for ``promote``).
+
+    Raises:
+        ParamsError: a per-target stage without a known target, or a family stage with one.
+        SafegeneError: the stage's own.
+    """
+    if stage.per_target and target not in ws.targets.targets:
+        known = sorted(ws.targets.targets)
+        raise ParamsError(
+            f"expected one of the targets {known} of {ws.targets_file}, got {target!r}",
+            remedy="add it with `safegene target add NAME SOURCE --task TASK`",
+        )
+    if target and not stage.per_target:
+        raise ParamsError(f"expected no target for the family's stage {stage.name!r}, got {target!r}")
+    return stage.run(ws, target)
+
+
+def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
+    """Bring a stage up to date through DVC (``dvc repro --single-item``); whether it had to run.
+
+    DVC starts ``safegene STAGE [TARGET]`` as a child, which dies with this process. It is called in this process since
+    its command line costs a second a stage, most of it imports.
+
+    Raises:
+        SafegeneError: the stage failed; its own sentence, if it left one.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    left = error_file(ws)
+    left.unlink(missing_ok=True)
+    with _child_environment(left), Repo(str(ws.root)) as repo:
+        try:
+            ran = repo.reproduce(targets=[stage.address(target)], single_item=True)
+        except DvcException as error:
+            raise _stage_error(stage, target, left, error) from error
+    return bool(ran)
+
+
+def error_file(ws: Workspace) -> Path:
+    """Where a stage run as a child leaves its error for the flow."""
+    folder = ws.root / ".safegene"
+    folder.mkdir(exist_ok=True)
+    return folder / "error.json"
+
+
+@contextmanager
+def _child_environment(left: Path) -> Iterator[None]:
+    """Our own ``safegene`` first on the path, the die-with-parent flag, and where to leave an error."""
+    before = dict(os.environ)
+    bin_folder = str(Path(sys.executable).parent)
+    os.environ.update(
+        PATH=f"{bin_folder}{os.pathsep}{before.get('PATH', '')}",
+        SHELL="/bin/sh",
+        SAFEGENE_DIE_WITH_PARENT=str(os.getpid()),
+        SAFEGENE_ERROR_FILE=str(left),
+        DVC_NO_ANALYTICS="1",
+    )
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _stage_error(stage: Stage, target: str, left: Path, error: Exception) -> SafegeneError:
+    where = f"stage {stage.address(target)}"
+    if not left.is_file():
+        cause = error.__cause__ or error
+        return SafegeneError(f"{where} failed: {error} ({cause})", remedy="see the messages above; rerun with --debug")
+    raw: dict[str, Any] = strict_json(left.read_bytes(), where=str(left))
+    failed = SafegeneError(f"{where}: {raw['error']}: {raw['message']}", remedy=raw["remedy"])
+    failed.exit_code = int(raw["exit_code"])
+    return failed
+
+
+def lock_digest(ws: Workspace, target: str) -> str | None:
+    """Digest of the ``dvc.lock`` entries upstream of a target's promotion; None where DVC has not run them all."""
+    path = ws.root / "dvc.lock"
+    if not path.is_file():
+        return None
+    entries = load_yaml(path).get("stages", {})
+    names = [stage.address(target) for stage in PIPELINE if stage.tracked]
+    if any(name not in entries for name in names):
+        return None
+    return digest_json({name: entries[name] for name in names})
