@@ -1,0 +1,130 @@
+"""Intervals and tests for counts: pure functions of integers, no files, no models.
+
+Two arms answer the same ``n`` prompts. ``worse`` counts the prompts bad in the new arm and good in the old one,
+``better`` the opposite; the difference of rates is (worse - better) / n. No function here has zero width at 0 of n, as
+t and Wald intervals have; none takes an empty sample.
+"""
+
+import math
+from collections.abc import Sequence
+
+from scipy.optimize import brentq
+from scipy.stats import beta, binom, norm
+
+from safegene.errors import EmptySample
+
+
+def clopper_pearson_upper(events: int, n: int, alpha: float) -> float:
+    """Exact upper bound of a proportion: the rate at which ``events`` or fewer of ``n`` has probability ``alpha``.
+
+    Clopper and Pearson 1934. Law: the true rate lies above the bound with probability at most ``alpha``.
+
+    Raises:
+        EmptySample: ``n`` is 0.
+    """
+    _require(n, alpha, events)
+    return 1.0 if events == n else float(beta.ppf(1 - alpha, events + 1, n - events))
+
+
+def clopper_pearson_lower(events: int, n: int, alpha: float) -> float:
+    """Exact lower bound of a proportion, the mirror of `clopper_pearson_upper`.
+
+    Raises:
+        EmptySample: ``n`` is 0.
+    """
+    _require(n, alpha, events)
+    return 0.0 if events == 0 else float(beta.ppf(alpha, events, n - events + 1))
+
+
+def wilson(events: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided score interval of a proportion (Wilson 1927), for display; decisions use the exact bounds.
+
+    Raises:
+        EmptySample: ``n`` is 0.
+    """
+    _require(n, 1 - confidence, events)
+    z = float(norm.ppf(0.5 + confidence / 2))
+    rate = events / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return (0.0 if events == 0 else centre - half), (1.0 if events == n else centre + half)
+
+
+def mcnemar_worse(worse: int, better: int) -> float:
+    """Exact one-sided McNemar test: the probability of at least ``worse`` of the discordant pairs by a fair coin.
+
+    Law: 1 when no pair is discordant; under "not worse" it is at most ``alpha`` with probability at most ``alpha``.
+    """
+    if worse < 0 or better < 0:
+        raise ValueError(f"expected counts, got {worse} and {better}")
+    return float(binom.sf(worse - 1, worse + better, 0.5))
+
+
+def tango_upper(worse: int, better: int, n: int, alpha: float) -> float:
+    """Upper score bound of the paired difference (worse - better) / n, in -1..1 (Tango 1998, Stat. Med. 17:891).
+
+    The largest difference D that the one-sided score test at level ``alpha`` does not reject: the root of
+    worse - better - n D + z sqrt(n (2 q + D (1 - D))) = 0, where q is the constrained maximum-likelihood share of
+    "better" pairs at difference D, the positive root of 2 n q^2 + (2 n D - worse - better - (worse - better) D) q
+    - better D (1 - D) = 0.
+
+    Raises:
+        EmptySample: ``n`` is 0.
+    """
+    _require(n, alpha, worse, better, worse + better)
+    if worse == n:
+        return 1.0
+    z = float(norm.ppf(1 - alpha))
+
+    def surplus(difference: float) -> float:
+        variance = 2 * _constrained(worse, better, n, difference) + difference * (1 - difference)
+        return worse - better - n * difference + z * math.sqrt(max(0.0, n * variance))
+
+    start = (worse - better) / n + 1e-9  # at the estimate itself the surplus is 0 when no pair is discordant
+    return float(brentq(surplus, start, 1.0, xtol=1e-13, rtol=1e-13))
+
+
+def tango_lower(worse: int, better: int, n: int, alpha: float) -> float:
+    """Lower score bound of the paired difference (worse - better) / n: minus the upper bound with the arms exchanged.
+
+    Raises:
+        EmptySample: ``n`` is 0.
+    """
+    return -tango_upper(better, worse, n, alpha)
+
+
+def _constrained(worse: int, better: int, n: int, difference: float) -> float:
+    a = 2 * n
+    b = (2 * n - worse + better) * difference - worse - better
+    c = -better * difference * (1 - difference)
+    return max(0.0, -difference, (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given (Holm 1979): at most ``alpha`` keeps the family-wise error."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for step, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - step) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def true_rate(observed: float, sensitivity: float, specificity: float) -> float:
+    """The rate behind an observed one: (observed + Sp - 1) / (Se + Sp - 1), within 0..1 (Rogan and Gladen 1978).
+
+    It rises with ``specificity`` and falls with ``sensitivity``, so bounds go in accordingly. NaN when the instrument
+    says no more than a coin (Se + Sp <= 1).
+    """
+    youden = sensitivity + specificity - 1
+    return min(1.0, max(0.0, (observed + specificity - 1) / youden)) if youden > 0 else math.nan
+
+
+def _require(n: int, alpha: float, *counts: int) -> None:
+    if n <= 0:
+        raise EmptySample(f"expected at least one observation, got {n}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"expected a level between 0 and 1, got {alpha}")
+    if any(not 0 <= count <= n for count in counts):
+        raise ValueError(f"expected counts between 0 and {n}, got {counts}")
