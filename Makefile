@@ -1,0 +1,51 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+STAMP := $(VENV)/.installed
+
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export GX_ANALYTICS_ENABLED := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo demo-real test test-slow lint lock bench clean
+
+$(STAMP): requirements.lock pyproject.toml
+	test -d $(VENV) || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; v = sys.version_info[:2]; assert v == (3, 11), f"expected Python 3.11, got {v}: make PYTHON=..."'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m safegene.installed requirements.lock $(TORCH)
+	touch $@
+
+demo: $(STAMP)  ## the whole pipeline on the tiny family, in ./demo
+	$(BIN)/safegene demo demo
+
+demo-real: $(STAMP)  ## the same on SmolLM2-135M, in ./demo-real (needs SAFEGENE_TEST_DATA; up to an hour on 2 cores)
+	$(BIN)/python -m benchmarks.smollm2.prepare demo-real
+	$(BIN)/python -m benchmarks.smollm2.run demo-real
+
+test: $(STAMP)  ## everything that does not wait for a schedule, a kill or a server
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## served schedules, kills, the real S3 server (SAFEGENE_TEST_S3), the demo in a clean clone
+	$(BIN)/python -m pytest -m slow --durations=10
+
+lint: $(STAMP)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+
+lock:  ## needs uv; torch stays out of the lock, since its CPU and CUDA builds differ
+	uv pip compile --python-version 3.11 --extra dev --no-emit-package torch --no-header --no-annotate pyproject.toml -o requirements.lock
+	! grep -iE '^(nvidia|triton|cuda)' requirements.lock
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.pipeline.run
+
+clean:
+	rm -rf demo reports dist
