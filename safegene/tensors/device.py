@@ -1,0 +1,54 @@
+"""Which device and dtype tensors live in, and how many threads a computation may use."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from safegene.errors import ParamsError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def device() -> str:
+    """``SAFEGENE_DEVICE`` if set (such as ``cpu`` or ``cuda:1``), else ``cuda`` where there is one, else ``cpu``.
+
+    Raises:
+        ParamsError: the device named is not there.
+    """
+    named = os.environ.get("SAFEGENE_DEVICE", "auto")
+    if named == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if named.startswith("cuda") and not torch.cuda.is_available():
+        raise ParamsError(f"expected a CUDA device for SAFEGENE_DEVICE={named}, got none", remedy="set it to cpu")
+    return named
+
+
+def dtype_for(setting: str, where: str) -> torch.dtype:
+    """``auto`` is bfloat16 on a GPU and float32 on a CPU; otherwise the dtype named.
+
+    Raises:
+        ParamsError: no such dtype.
+    """
+    if setting == "auto":
+        return torch.float32 if where == "cpu" else torch.bfloat16
+    if setting not in DTYPES:
+        raise ParamsError(f"expected a dtype of auto, {', '.join(DTYPES)}, got {setting!r}")
+    return DTYPES[setting]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """One thread: sums in one order, so equal bytes, and faster LAPACK on a loaded machine."""
+    return threads(1)
