@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from prefect import flow
+from safegene.sources import fingerprint
 
 from flows.tasks import STAGE_TASKS, exclusive
 from safegene.params import save_targets
 from safegene.pipeline import FAMILY
-from safegene.sources import fingerprint
 from safegene.workspace import Workspace
 
 

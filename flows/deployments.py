@@ -30,16 +30,20 @@ def deployments(ws: Workspace) -> list[Any]:
         realign.to_deployment(
             name=f"discovered-{ws.root.name}",
             parameters={"root": root},
-            triggers=[DeploymentEventTrigger(name=DISCOVERED, expect={DISCOVERED}, match=here, parameters=one)],
+            triggers=[_on(DISCOVERED, here, one)],
         ),
         realign.to_deployment(
             name=f"family-{ws.root.name}",
             parameters={"root": root},
-            triggers=[DeploymentEventTrigger(name=FAMILY_CHANGED, expect={FAMILY_CHANGED}, match=here, parameters=every)],
+            triggers=[_on(FAMILY_CHANGED, here, every)],
         ),
         watch.to_deployment(name=f"watch-{ws.root.name}", cron=params.watch.cron, parameters={"root": root}),
         audit.to_deployment(name=f"audit-{ws.root.name}", cron=params.flow.cron, parameters={"root": root}),
     ]
+
+
+def _on(event: str, match: dict[str, str], parameters: dict[str, Any]) -> DeploymentEventTrigger:
+    return DeploymentEventTrigger(name=event, expect={event}, match=match, parameters=parameters)
 
 
 def main(folder: str | None = None) -> None:

@@ -8,8 +8,9 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
 
 from flows.build import build_stages
-from flows.tasks import STAGE_TASKS, commit, console, exclusive, head, pin_incumbent, promote, publish, push
+from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
 from safegene.errors import ParamsError, SafegeneError
+from safegene.pipeline import git_commit
 from safegene.workspace import Workspace
 
 
@@ -27,7 +28,7 @@ def realign(root: str, targets: list[str] | None = None, trigger: str = "manual"
     with exclusive(root):
         names = _chosen(ws, targets)
         build_stages(root)
-        run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": head(root)}
+        run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": git_commit(Path(root))}
         outcomes, errors = _each(root, names, run)
         report = publish(root)
         if ws.params.flow.commit:

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from rich.console import Console
 
 from safegene.errors import SafegeneError
-from safegene.pipeline import PIPELINE, Stage, reproduce
+from safegene.pipeline import PIPELINE, Stage, git_commit, reproduce
 from safegene.workspace import Workspace
 
 console = Console(stderr=True, highlight=False)
@@ -120,7 +120,7 @@ def commit(root: str, message: str) -> str:
     git(root, "add", "--", *paths)
     if git(root, "diff", "--cached", "--name-only"):
         git(root, "commit", "--quiet", "-m", message)
-    return head(root)
+    return git_commit(Path(root))
 
 
 def git(root: str, *arguments: str) -> str:
@@ -133,12 +133,6 @@ def git(root: str, *arguments: str) -> str:
     if done.returncode:
         raise SafegeneError(f"git {arguments[0]} failed in {root}: {done.stderr.strip()}")
     return done.stdout.strip()
-
-
-def head(root: str) -> str:
-    """The commit that the workspace stands at, or "" where there is none yet."""
-    done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 @contextmanager

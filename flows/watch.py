@@ -9,11 +9,11 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.events import emit_event
+from safegene.sources import discover, fingerprint
 
 from flows.tasks import console, exclusive
 from safegene.errors import ParamsError
 from safegene.params import Target, Targets, save_targets
-from safegene.sources import discover, fingerprint
 from safegene.workspace import Workspace
 
 DISCOVERED = "safegene.target.discovered"

@@ -5,6 +5,8 @@ to the workspace; ``{target}`` and ``{task}`` stand for the target's name and it
 """
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +19,6 @@ from safegene.errors import ParamsError, SafegeneError
 from safegene.manifest import Manifest
 from safegene.params import load_yaml
 from safegene.workspace import Workspace
-
-PREFIX = ("data/targets.yaml:",)
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Stage:
         params: keys of ``params.yaml`` that influence it; ``data/targets.yaml:KEY`` for the machines' file.
         per_target: whether it runs once per target.
         tracked: whether DVC runs it.
+        metrics: file of the output -> copy outside it that ``dvc metrics diff`` reads, kept in Git.
+        plots: the same for ``dvc plots``.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Stage:
     params: tuple[str, ...]
     per_target: bool = False
     tracked: bool = True
+    metrics: tuple[tuple[str, str], ...] = ()
+    plots: tuple[tuple[str, str], ...] = ()
 
     def address(self, target: str = "") -> str:
         """The stage's name in DVC: ``compress``, or ``calibrate@TARGET``."""
@@ -211,6 +215,7 @@ PIPELINE: tuple[Stage, ...] = (
         f"{_TARGET}/candidate",
         ("family.dtype", "calibrate"),
         per_target=True,
+        plots=(("coefficients.csv", "data/plots/coefficients/{target}.csv"),),
     ),
     Stage(
         "evaluate",
@@ -235,6 +240,8 @@ PIPELINE: tuple[Stage, ...] = (
         f"{_TARGET}/verdict",
         ("gate",),
         per_target=True,
+        metrics=(("metrics.json", "data/metrics/{target}.json"),),
+        plots=(("rates.csv", "data/plots/rates/{target}.csv"),),
     ),
     Stage("promote", _promote, (f"{_TARGET}/verdict",), "", ("promote",), per_target=True, tracked=False),
 )
@@ -270,7 +277,12 @@ def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
         )
     if target and not stage.per_target:
         raise ParamsError(f"expected no target for the family's stage {stage.name!r}, got {target!r}")
-    return stage.run(ws, target)
+    manifest = stage.run(ws, target)
+    for name, copy in (*stage.metrics, *stage.plots):
+        view = ws.root / copy.format(target=target)
+        view.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ws.root / stage.output.format(target=target) / name, view)
+    return manifest
 
 
 def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
@@ -342,3 +354,10 @@ def lock_digest(ws: Workspace, target: str) -> str | None:
     if any(name not in entries for name in names):
         return None
     return digest_json({name: entries[name] for name in names})
+
+
+def git_commit(root: Path) -> str:
+    """The commit that the workspace stands at, or "" where there is none yet."""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safegene
 from safegene.errors import ParamsError, SafegeneError
-from safegene.params import Target, save_targets
+from safegene.params import Target, Targets, save_targets
 from safegene.workspace import Workspace
 
 TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
@@ -21,7 +21,9 @@ def template_folder() -> Path:
     return package / "template" if (package / "template").is_dir() else package.parent
 
 
-def init(folder: Path, *, remote: str | None = None, ledger: str | None = None, params: Path | None = None) -> Workspace:
+def init(
+    folder: Path, *, remote: str | None = None, ledger: str | None = None, params: Path | None = None
+) -> Workspace:
     """Make a pipeline repository: template, Git, DVC with a verifying remote, a pinned public key, a first commit.
 
     ``remote`` and ``ledger`` are ``s3://bucket/prefix`` or folders; the defaults lie inside the workspace.
@@ -122,7 +124,7 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
     try:
         Target(source=source, task=task, fingerprint="unpinned")
         entry = Target(source=source, task=task, fingerprint=fingerprint(source))
-        changed = type(targets).model_validate({"aligned": targets.aligned, "targets": {**targets.targets, name: entry}})
+        changed = Targets.model_validate({"aligned": targets.aligned, "targets": {**targets.targets, name: entry}})
     except ValidationError as error:
         first = error.errors()[0]
         raise ParamsError(f"expected a target name and a source URI, got {first['input']!r}: {first['msg']}") from None
