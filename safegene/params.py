@@ -16,6 +16,7 @@ from safegene.errors import ParamsError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Uri = Annotated[str, StringConstraints(pattern=r"^(tiny|file|hf|s3)://\S+$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -77,6 +78,8 @@ class ExtractParams(Frozen):
     method: Literal["delta", "distil"] = "delta"
     max_rank: Positive = 16
     power_iterations: Annotated[int, Field(ge=0, le=8)] = 1
+    shots: Positive = 256
+    response_tokens: Positive = 8
     steps: Positive = 120
     batch_size: Positive = 32
     learning_rate: Rate = 5e-3
@@ -157,6 +160,7 @@ class GateParams(Frozen):
     margin_coherence: Annotated[float, Field(gt=0, le=0.2)] = 0.02
     loss_budget: Annotated[float, Field(ge=0, le=0.1)] = 0.02
     min_prompts: Annotated[int, Field(ge=20)] = 60
+    suite: Digest | None = None  # of data/prompts/gate.jsonl, to pin the set that decides
 
 
 class PromoteParams(Frozen):

@@ -1,0 +1,216 @@
+"""Fitting of coefficients: the only numbers trained per target are scalars that multiply low-rank changes.
+
+For each matrix l of the safety vector, ``y_l = W_l x + alpha_l up_l (down_l x)``. The loss is of the paper's kind
+(SafeGene, arXiv 2606.06519): on safety shots, KL from the *aligned* model's next-token distribution over its own first
+response tokens; on benign and task shots, KL from the *unrepaired* target's over its own. Nothing else has a gradient,
+so a step costs a forward pass and a backward pass through activations only.
+
+Laws (tests state them): the model's weights are never changed; the same shots and settings give the same alphas on the
+same machine; the alphas returned are the best of those measured on the validation shots, the start included.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
+from safegene.linalg import LowRank, Patch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Kind = Literal["safety", "benign", "task"]
+KINDS: tuple[Kind, ...] = ("safety", "benign", "task")
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One prompt with the first tokens of a reply and what the reply's own model predicted there.
+
+    Attributes:
+        id: the prompt's id.
+        kind: which term of the loss it belongs to.
+        ids: tokens of the prompt and of the reply's first t tokens, but for the last.
+        teacher: (t, vocabulary) log-probabilities of the teacher at the t positions that predict the reply.
+    """
+
+    id: str
+    kind: Kind
+    ids: tuple[int, ...]
+    teacher: Tensor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How far a model is from the shots' teachers.
+
+    Attributes:
+        loss: kind -> mean KL (nats per token).
+        changed: kind -> share of shots where some greedy token differs from the teacher's.
+    """
+
+    loss: Mapping[str, float]
+    changed: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The outcome of `fit`.
+
+    Attributes:
+        alphas: matrix name -> coefficient.
+        steps: optimiser steps behind these alphas.
+        history: objective on the validation shots at every measurement, the start first.
+    """
+
+    alphas: Mapping[str, float]
+    steps: int
+    history: tuple[tuple[int, float], ...]
+
+
+@contextmanager
+def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add ``alpha_l up_l (down_l x)`` to the named linear layers while the block runs; the weights stay as they are.
+
+    Args:
+        model: holds an `nn.Linear` for each name.
+        patch: matrix name -> up (out, r), down (r, in).
+        alphas: matrix name -> scalar tensor (), which may require a gradient.
+
+    Raises:
+        TensorMissing: the model lacks a layer.
+        ShapeMismatch: a layer is not linear or has another shape than its change.
+    """
+    handles = []
+    try:
+        for name, factors in patch.items():
+            handles.append(linear(model, name, factors.shape).register_forward_hook(_add(factors, alphas[name])))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def linear(model: nn.Module, name: str, shape: tuple[int, int]) -> nn.Linear:
+    """The linear layer whose weight is called ``name``.
+
+    Raises:
+        TensorMissing: there is none.
+        ShapeMismatch: it has another shape.
+    """
+    try:
+        layer = model.get_submodule(name.removesuffix(".weight"))
+    except AttributeError:
+        raise TensorMissing(f"expected a layer with the weight {name!r}, got none in {type(model).__name__}") from None
+    if not isinstance(layer, nn.Linear) or tuple(layer.weight.shape) != shape:
+        got = tuple(layer.weight.shape) if isinstance(layer, nn.Linear) else type(layer).__name__
+        raise ShapeMismatch(f"expected a linear layer of shape {shape}, got {got}, for {name!r}")
+    return layer
+
+
+def _add(factors: LowRank, alpha: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    up, down = factors.up, factors.down
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0]
+        change = F.linear(F.linear(x.to(down.dtype), down.to(x.device)), up.to(x.device))
+        return output + (alpha * change).to(output.dtype)
+
+    return hook
+
+
+def predictions(model: "PreTrainedModel", rows: Sequence[Sequence[int]], keep: int) -> Tensor:
+    """(batch, keep, vocabulary) log-probabilities at the last ``keep`` positions of each row, float32.
+
+    Rows are left padded, so their last positions line up; positions count from each row's own start.
+    """
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=keep, use_cache=False)
+    return F.log_softmax(out.logits[:, -keep:].float(), dim=-1)
+
+
+@torch.no_grad()
+def make_shots(
+    model: "PreTrainedModel",
+    encoded: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+    *,
+    kind: Kind,
+    response_tokens: int,
+    batch_size: int = 64,
+) -> list[Shot]:
+    """Shots whose teacher is ``model``.
+
+    Args:
+        model: the teacher.
+        encoded: (prompt id, tokens of the prompt, tokens of the teacher's reply); an empty reply has nothing to match.
+        kind: the term of the loss.
+        response_tokens: how many tokens of each reply count.
+        batch_size: rows per forward pass.
+
+    Raises:
+        EmptySample: no reply has a token.
+    """
+    kept = [(i, list(p), list(r)[:response_tokens]) for i, p, r in encoded if len(r)]
+    if not kept:
+        raise EmptySample(f"expected {kind} shots with replies, got none")
+    shots = []
+    for start in range(0, len(kept), batch_size):
+        batch = kept[start : start + batch_size]
+        rows = [p + r[:-1] for _, p, r in batch]
+        keep = max(len(r) for _, _, r in batch)
+        logs = predictions(model, rows, keep).cpu()
+        for (name, _, reply), row, log in zip(batch, rows, logs, strict=True):
+            shots.append(Shot(name, kind, tuple(row), log[keep - len(reply) :].clone()))
+    return shots
+
+
+def divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> tuple[Tensor, Tensor]:
+    """KL(teacher || model) at every response token (batch, keep), in nats, and the mask (batch, keep) of real ones."""
+    keep = max(len(s.teacher) for s in shots)
+    student = predictions(model, [s.ids for s in shots], keep)
+    teacher = torch.zeros_like(student)
+    mask = torch.zeros(student.shape[:2], dtype=torch.bool, device=student.device)
+    for at, shot in enumerate(shots):
+        teacher[at, keep - len(shot.teacher) :] = shot.teacher.to(student.device)
+        mask[at, keep - len(shot.teacher) :] = True
+    kl = (teacher.exp() * (teacher - student)).sum(-1)
+    return kl.masked_fill(~mask, 0.0), mask
+
+
+@torch.no_grad()
+def measure(model: "PreTrainedModel", shots: Sequence[Shot], *, batch_size: int = 128) -> Measure:
+    """Mean KL and the share of changed replies, per kind of shot, of a model as it is now."""
+    loss: dict[str, list[float]] = {}
+    changed: dict[str, list[float]] = {}
+    for start in range(0, len(shots), batch_size):
+        batch = shots[start : start + batch_size]
+        keep = max(len(s.teacher) for s in batch)
+        student = predictions(model, [s.ids for s in batch], keep).cpu()
+        for shot, row in zip(batch, student, strict=True):
+            own = row[keep - len(shot.teacher) :]
+            loss.setdefault(shot.kind, []).append(float((shot.teacher.exp() * (shot.teacher - own)).sum(-1).mean()))
+            same = bool((own.argmax(-1) == shot.teacher.argmax(-1)).all())
+            changed.setdefault(shot.kind, []).append(float(not same))
+    return Measure({k: sum(v) / len(v) for k, v in loss.items()}, {k: sum(v) / len(v) for k, v in changed.items()})
+
+
+def groups(names: Sequence[str], granularity: str, layer_of: Callable[[str], int | None]) -> dict[str, int]:
+    """Matrix name -> index of its scalar: one per matrix, one per layer, or one for all.
+
+    Matrices outside every layer share a scalar of their own.
+    """
+    if granularity == "matrix":
+        return {name: at for at, name in enumerate(names)}
+    if granularity == "global":
+        return dict.fromkeys(names, 0)
+    layers = [layer_of(name) for name in names]
+    order = {layer: at for at, layer in enumerate(dict.fromkeys(layers))}
+    return {name: order[layer] for name, layer in zip(names, layers, strict=True)}
