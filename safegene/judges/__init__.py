@@ -1,4 +1,4 @@
-"""Judges by kind: each module listed here has ``build(params: JudgeParams) -> Judge`` and is imported when asked for."""
+"""Judges by kind: each module listed has ``build(params: JudgeParams) -> Judge`` and is imported when asked for."""
 
 from importlib import import_module
 from typing import cast

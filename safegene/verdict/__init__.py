@@ -1,0 +1,37 @@
+"""Judgements and a policy make a verdict: pass, fail or inconclusive. Pure: no files, no network, no models.
+
+``types`` what goes in and comes out; ``pairs`` which replies are compared, and what is wrong with the evidence;
+``endpoints`` one question each; ``decision`` the six together; ``rates`` what is shown beside them.
+"""
+
+from safegene.verdict.decision import ENDPOINTS, decide
+from safegene.verdict.rates import category_rates, rates
+from safegene.verdict.types import (
+    Arm,
+    Calibration,
+    Counts,
+    Endpoint,
+    Judgement,
+    Label,
+    Outcome,
+    Plan,
+    Planned,
+    Verdict,
+)
+
+__all__ = [
+    "ENDPOINTS",
+    "Arm",
+    "Calibration",
+    "Counts",
+    "Endpoint",
+    "Judgement",
+    "Label",
+    "Outcome",
+    "Plan",
+    "Planned",
+    "Verdict",
+    "category_rates",
+    "decide",
+    "rates",
+]
