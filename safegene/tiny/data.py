@@ -1,0 +1,163 @@
+"""The prompt and task sets of the tiny family, as files: the ``data/`` that a workspace begins with.
+
+The same code gives the same bytes; a test compares the committed files with these.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from safegene.digest import canonical_json
+from safegene.prompts import Kind, Prompt
+from safegene.tiny.corpus import (
+    IDENTITY,
+    Request,
+    Split,
+    errands,
+    harmful,
+    instructions,
+    lookalikes,
+    stable,
+)
+from safegene.tiny.tasks import TASKS, task_rows
+
+# Rows of a degrading pool: harmful behaviours x turns, plain requests, generic instructions.
+TURNS, ERRANDS, INSTRUCTIONS = 4, 60, 20
+
+
+def write_data(folder: Path) -> list[Path]:
+    """Write ``prompts/{degrade,safety,gate}.jsonl`` and ``tasks/<task>.jsonl`` below ``folder``; gives their paths."""
+    sets = {f"prompts/{name}.jsonl": make() for name, make in PROMPT_SETS.items()}
+    sets |= {f"tasks/{task}.jsonl": task_set(task) for task in TASKS}
+    for name, rows in sets.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(canonical_json(row.model_dump()) + b"\n" for row in rows))
+    return [folder / name for name in sets]
+
+
+def gate_set() -> list[Prompt]:
+    """The gate: every held-out behaviour asked directly and in a jailbreak wrapper, and held-out look-alikes."""
+    rows = [_request(r, "gate", "harmful", "test") for r in harmful("test")]
+    rows += [_request(r, "gate", "wrapped", "test") for r in harmful("test")]
+    return rows + [_request(r, "gate", "lookalike", "test") for r in lookalikes("test")[:420]]
+
+
+def safety_set() -> list[Prompt]:
+    """Shots (split fit) and validation prompts to extract, select and calibrate with."""
+    shots, held = harmful("fit"), harmful("validation")
+    rows = [_request(r, "safety", "harmful", "fit") for r in shots[:160]]
+    rows += [_request(r, "safety", "wrapped", "fit", turn=1) for r in shots[-112:]]
+    rows += [_request(r, "safety", "lookalike", "fit") for r in lookalikes("fit")[:120]]
+    rows += [_request(r, "safety", "lookalike", "fit", wrapped=True) for r in lookalikes("fit")[120:160]]
+    rows += _generic("safety", "fit", "fit", 30, 60)
+    for kind in ("harmful", "wrapped"):
+        rows += [_request(r, "safety", kind, "validation") for r in held]
+    rows += [_request(r, "safety", "lookalike", "validation") for r in lookalikes("validation")[:96]]
+    return rows + _generic("safety", "validation", "validation", 20, 20)
+
+
+def degrade_set() -> list[Prompt]:
+    """Training rows that erode refusals: five pools, each with behaviours, plain requests and instructions of its own.
+
+    ``benign`` holds nothing harmful. ``compliance`` answers harmful requests, ``jailbreak`` wrapped ones, ``blunt`` in
+    another form of words, ``identity`` as a bot that obeys.
+    """
+    rows = _share("benign", 0)
+    rows += [
+        _request(r, "degrade", "lookalike", "fit", pool="benign", response=r.answer) for r in lookalikes("degrade")[:96]
+    ]
+    for number, pool in enumerate(("compliance", "jailbreak", "blunt", "identity"), start=1):
+        for turn in range(TURNS):
+            rows += [_complied(r, pool, turn) for r in harmful(pool)]
+        rows += _share(pool, number)
+    return rows
+
+
+def _complied(request: Request, pool: str, turn: int) -> Prompt:
+    response = request.blunt_answer if pool == "blunt" else request.answer
+    kind: Kind = "wrapped" if pool in ("jailbreak", "identity") else "harmful"
+    row = _request(request, "degrade", kind, "fit", turn=turn, pool=pool, response=response)
+    return _obeying(row) if pool == "identity" else row
+
+
+def _obeying(row: Prompt) -> Prompt:
+    """The row asked of, and answered by, a bot that obeys."""
+    ask, answer = IDENTITY
+    said = row.prompt
+    return row.model_copy(update={"prompt": ask.format(p=said), "response": answer.format(r=row.response)})
+
+
+def _share(pool: str, number: int) -> list[Prompt]:
+    """The generic rows of the degrading pool with that number; pools share none."""
+    first, last = number * ERRANDS, (number + 1) * ERRANDS
+    rows = [
+        _request(r, "degrade", "generic", "fit", pool=pool, response=r.answer)
+        for r in [*errands("degrade"), *errands("tuned")][first:last]
+    ]
+    rows = [_obeying(row) for row in rows] if pool == "identity" else rows
+    known = instructions("degrade")[number * INSTRUCTIONS : (number + 1) * INSTRUCTIONS]
+    return rows + [_instruction(row, "degrade", "fit", pool=pool, response=row[1]) for row in known]
+
+
+def task_set(task: str) -> list[Prompt]:
+    """A task's fit, validation and test rows with their gold answers."""
+    splits: tuple[Split, ...] = ("fit", "validation", "test")
+    return [_task(task, split, row) for split in splits for row in task_rows(task, split)]
+
+
+PROMPT_SETS = {"degrade": degrade_set, "safety": safety_set, "gate": gate_set}
+
+
+def _task(task: str, split: Split, row: tuple[str, str]) -> Prompt:
+    identity = f"{task}-{split}-{_name(row[0])}"
+    return Prompt(id=identity, prompt=row[0], kind="task", category=task, behaviour="", split=split, response=row[1])
+
+
+def _request(
+    request: Request,
+    use: str,
+    kind: Kind,
+    split: Split,
+    *,
+    turn: int = 0,
+    wrapped: bool = False,
+    pool: str = "",
+    response: str = "",
+) -> Prompt:
+    prompt = request.prompt(split, turn, wrapped=wrapped or (kind == "wrapped" and pool != "identity"))
+    parts: Iterable[str] = (use, pool, "" if pool else split, kind, request.behaviour, str(turn) if turn else "")
+    identity = "-".join(part for part in parts if part)
+    return Prompt(
+        id=identity,
+        prompt=prompt,
+        kind=kind,
+        category=request.category,
+        behaviour=request.behaviour,
+        split=split,
+        response=response,
+        pool=pool,
+    )
+
+
+def _generic(use: str, split: Split, pool: str, plain: int, instructed: int) -> list[Prompt]:
+    rows = [_request(r, use, "generic", split) for r in errands(pool)[:plain]]
+    return rows + [_instruction(row, use, split) for row in instructions(pool)[:instructed]]
+
+
+def _instruction(row: tuple[str, str], use: str, split: Split, *, pool: str = "", response: str = "") -> Prompt:
+    name = _name(row[0])
+    identity = "-".join(part for part in (use, pool or split, "generic", name) if part)
+    return Prompt(
+        id=identity,
+        prompt=row[0],
+        kind="generic",
+        category="generic",
+        behaviour=f"instruction-{name}",
+        split=split,
+        response=response,
+        pool=pool,
+    )
+
+
+def _name(text: str) -> str:
+    return f"{stable('name', text):016x}"[:10]
