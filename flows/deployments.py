@@ -38,7 +38,7 @@ def deployments(ws: Workspace) -> list[Any]:
             triggers=[_on(FAMILY_CHANGED, here, every)],
         ),
         watch.to_deployment(name=f"watch-{ws.root.name}", cron=params.watch.cron, parameters={"root": root}),
-        audit.to_deployment(name=f"audit-{ws.root.name}", cron=params.flow.cron, parameters={"root": root}),
+        audit.to_deployment(name=f"audit-{ws.root.name}", cron=params.flow.audit_cron, parameters={"root": root}),
     ]
 
 

@@ -183,6 +183,7 @@ class FlowParams(Frozen):
     """What happens around the stages: how deployments are scheduled, and what is done with results."""
 
     cron: str = "0 3 * * *"
+    audit_cron: str = "0 5 * * *"
     commit: bool = True
     push: bool = False
 
