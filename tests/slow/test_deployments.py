@@ -1,0 +1,76 @@
+"""The cron fires; an event starts exactly one run for a new target folder, and none when it is seen again."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from safegene.setup import init
+from tests.slow.conftest import run, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def runs(api: str, deployment: str) -> list[dict]:
+    body = {"deployments": {"name": {"any_": [deployment]}}, "limit": 100}
+    answer = httpx.post(f"{api}/flow_runs/filter", json=body, timeout=30)
+    return answer.raise_for_status().json()
+
+
+def finished(api: str, deployment: str) -> list[dict]:
+    return [r for r in runs(api, deployment) if r["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+
+
+@pytest.fixture
+def served(tmp_path, prefect_api):
+    """A workspace whose deployments are served, re-aligning every minute, watching a folder that is still empty."""
+    watched = tmp_path / "models"
+    watched.mkdir()
+    ws = init(tmp_path / "ws").root
+    text = (ws / "params.yaml").read_text()
+    text = text.replace("folders: []", f"folders: ['file://{watched}']").replace("task: null", "task: topic")
+    text = text.replace('cron: "0 3 * * *"', 'cron: "* * * * *"').replace('cron: "*/5 * * * *"', 'cron: "0 0 1 1 *"')
+    (ws / "params.yaml").write_text(text)
+    log = (tmp_path / "served.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "flows.deployments", str(ws)],
+        cwd=ws,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    yield ws, watched, prefect_api
+    os.killpg(server.pid, 9)
+    server.wait()
+    print((tmp_path / "served.log").read_text()[-4000:])
+
+
+def test_the_cron_fires_and_an_event_starts_one_run(served):
+    from safegene.tiny.build import build
+
+    ws, watched, api = served
+    scheduled, discovered = f"scheduled-{ws.name}", f"discovered-{ws.name}"
+    done = until(lambda: finished(api, scheduled), 400, "the schedule to fire and the run to end")
+    assert done[0]["state_type"] == "COMPLETED", done[0]["state"]
+    assert (ws / "data/family/vector/manifest.json").is_file()
+
+    # Stop the schedule, so that only the event can start what comes now.
+    for deployment in httpx.post(f"{api}/deployments/filter", json={}, timeout=30).json():
+        httpx.patch(f"{api}/deployments/{deployment['id']}", json={"paused": True}, timeout=30).raise_for_status()
+        if deployment["name"] == discovered:
+            httpx.patch(f"{api}/deployments/{deployment['id']}", json={"paused": False}, timeout=30).raise_for_status()
+
+    shutil.copytree(build("topic", 0), watched / "fresh")
+    assert "fresh" in run(ws, "watch").stdout
+    until(lambda: finished(api, discovered), 400, "the event's run to end")
+    assert Path(ws / "data/targets/fresh/verdict/manifest.json").is_file()
+
+    assert "0 new" in run(ws, "watch").stdout
+    time.sleep(20)  # an event takes a second to become a run; twenty leave no doubt
+    assert len(runs(api, discovered)) == 1, [r["name"] for r in runs(api, discovered)]
