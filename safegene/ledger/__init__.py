@@ -1,11 +1,19 @@
 """Signed, hash-chained records of every attempt, and the releases that they put live.
 
 `keys`: who signs. `record`: what one record says. `chain`: how records are linked, and what is live. `release`: the
-bytes that were promoted.
+bytes that were promoted. `standing`: what is live, what was, what was revoked.
 """
 
 from safegene.ledger.chain import Ledger, Pointer, channel_key, record_key, require_published
-from safegene.ledger.keys import create_key, keys_folder, load_signer, read_public_keys
+from safegene.ledger.keys import (
+    create_key,
+    ensure_key,
+    key_ids,
+    keys_folder,
+    load_signer,
+    read_public_keys,
+    write_public_key,
+)
 from safegene.ledger.record import FIELDS, PUBLISHING, Draft, Outcome, Record
 from safegene.ledger.release import (
     Release,
@@ -17,20 +25,27 @@ from safegene.ledger.release import (
     release_uri,
     verify_release,
 )
+from safegene.ledger.standing import Live, find_record, live, named_digests, revocation
 
 __all__ = [
     "FIELDS",
     "PUBLISHING",
     "Draft",
     "Ledger",
+    "Live",
     "Outcome",
     "Pointer",
     "Record",
     "Release",
     "channel_key",
     "create_key",
+    "ensure_key",
+    "find_record",
+    "key_ids",
     "keys_folder",
+    "live",
     "load_signer",
+    "named_digests",
     "open_release",
     "plan_release",
     "publish_release",
@@ -40,5 +55,7 @@ __all__ = [
     "release_files",
     "release_uri",
     "require_published",
+    "revocation",
     "verify_release",
+    "write_public_key",
 ]

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import platformdirs
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safegene.digest import canonical_json, strict_json
@@ -22,35 +25,47 @@ def keys_folder() -> Path:
     return Path(named) if named else Path(platformdirs.user_config_dir("safegene")) / "keys"
 
 
-def create_key(public_key: Path, folder: Path | None = None) -> str:
-    """Make a key pair, keep the private key in ``folder`` (mode 600) and pin the public one in ``public_key``.
-
-    An existing ``public_key`` file keeps its keys; the new one is added.
-
-    Returns:
-        The key id.
+def create_key(folder: Path | None = None) -> str:
+    """Make a key pair and keep its private half in ``folder`` (default `keys_folder`), mode 600; its key id.
 
     Raises:
         LedgerError: ``folder`` lies inside a Git repository, where a private key would be committed one day.
     """
-    folder = (folder or keys_folder()).expanduser().resolve()
+    folder = _resolved(folder)
     _require_outside_git(folder)
-    pinned = read_public_keys(public_key) if public_key.exists() else ()
     signer = CryptoSigner.generate_ed25519()
-    key = signer.public_key
+    keyid = str(signer.public_key.keyid)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(_private_file(folder, key.keyid), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(_private_file(folder, keyid), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(signer.private_bytes)
-    write_public_keys(public_key, (*pinned, key))
-    return str(key.keyid)
+    return keyid
 
 
-def write_public_keys(path: Path, keys: Sequence[SSlibKey]) -> None:
-    """Pin public keys in a file, in one step."""
+def key_ids(folder: Path | None = None) -> tuple[str, ...]:
+    """Ids of the keys whose private half is in ``folder``, the newest last."""
+    files = _resolved(folder).glob("*.pem")
+    return tuple(path.stem for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)))
+
+
+def ensure_key(folder: Path | None = None) -> str:
+    """Id of the newest key in ``folder``; made if there is none."""
+    known = key_ids(folder)
+    return known[-1] if known else create_key(folder)
+
+
+def write_public_key(keyid: str, path: Path, folder: Path | None = None) -> None:
+    """Pin the public half of a key in ``path``, beside those that are pinned there.
+
+    Raises:
+        LedgerError: the private key is not in ``folder``.
+    """
+    key = _load(_private_file(_resolved(folder), keyid)).public_key
+    pinned = read_public_keys(path) if path.exists() else ()
+    keys = [*(old for old in pinned if old.keyid != key.keyid), key]
     draft = path.with_name(f".{path.name}.draft")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_bytes(canonical_json({"keys": [{"keyid": key.keyid, **key.to_dict()} for key in keys]}) + b"\n")
+    draft.write_bytes(canonical_json({"keys": [{"keyid": one.keyid, **one.to_dict()} for one in keys]}) + b"\n")
     draft.replace(path)
 
 
@@ -63,7 +78,7 @@ def read_public_keys(path: Path) -> tuple[SSlibKey, ...]:
     if not path.is_file():
         raise LedgerError(
             f"expected the pinned public key in {path}, got no such file",
-            remedy="make a key with `safegene keys`, or copy the ledger's public key there",
+            remedy="make a key with `safegene keys create`, or copy the ledger's public key there",
         )
     try:
         raw = strict_json(path.read_bytes(), where=str(path))
@@ -79,35 +94,51 @@ def read_public_keys(path: Path) -> tuple[SSlibKey, ...]:
 
 
 def load_signer(keys: Sequence[SSlibKey], folder: Path | None = None) -> CryptoSigner:
-    """The private key of the last pinned public key that has one here.
+    """The private key of the last pinned public key that has one in ``folder``.
 
     Raises:
         LedgerError: no pinned key has a private key here, or others than its owner may read it.
     """
-    folder = (folder or keys_folder()).expanduser().resolve()
+    folder = _resolved(folder)
     for key in reversed(keys):
         path = _private_file(folder, key.keyid)
-        if not path.is_file():
-            continue
-        if mode := stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise LedgerError(
-                f"expected a private key that only its owner can read, got extra permissions {mode:03o}, in {path}",
-                remedy=f"chmod 600 {path}",
-            )
-        try:
-            return CryptoSigner.from_priv_key_uri(f"file2:{path}", key)
-        except Exception as error:
-            raise LedgerError(
-                f"expected the private key of {key.keyid}, got {type(error).__name__}, in {path}"
-            ) from None
+        if path.is_file():
+            signer = _load(path)
+            if signer.public_key.keyval != key.keyval:
+                raise LedgerError(f"expected the private key of {key.keyid}, got another's, in {path}")
+            return signer
     raise LedgerError(
         f"expected the private key of one of {[key.keyid[:12] for key in keys]} in {folder}, got none",
-        remedy="set SAFEGENE_KEYS to the folder that holds it, or make a key with `safegene keys`",
+        remedy="set SAFEGENE_KEYS to the folder that holds it, or make a key with `safegene keys create`",
     )
+
+
+def _load(path: Path) -> CryptoSigner:
+    if not path.is_file():
+        raise LedgerError(
+            f"expected the private key {path}, got no such file", remedy="`safegene keys list` shows yours"
+        )
+    if mode := stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise LedgerError(
+            f"expected a private key that only its owner can read, got extra permissions {mode:03o}, in {path}",
+            remedy=f"chmod 600 {path}",
+        )
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise TypeError(type(key).__name__)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        got = type(error).__name__  # never the error's own words: they could quote the file
+        raise LedgerError(f"expected an ed25519 private key, got {got}, in {path}") from None
+    return CryptoSigner(key)
 
 
 def _private_file(folder: Path, keyid: str) -> Path:
     return folder / f"{''.join(c for c in keyid if c.isalnum())}.pem"
+
+
+def _resolved(folder: Path | None) -> Path:
+    return (folder or keys_folder()).expanduser().resolve()
 
 
 def _require_outside_git(folder: Path) -> None:

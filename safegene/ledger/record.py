@@ -64,7 +64,7 @@ class Draft:
         artefacts: artefact name -> digest, of everything that the attempt looked at.
         release: digest of the release that a publishing record puts live.
         fields: content of the fields of `FIELDS` (``chain`` and ``channel`` are filled in here).
-        replaces: the record that was live before.
+        replaces: the record that was live before; of outcome ``superseded``, the record that did not go live.
         restores: the record that a rollback brings back.
         revokes: the digest that a revocation names.
     """

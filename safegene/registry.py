@@ -1,0 +1,350 @@
+"""Channels: what is live for each target, and the ordered rules by which that changes. No statistics here.
+
+An attempt ends in exactly one record, refusals too, except that promoting what is live already changes nothing and
+writes nothing. The rules, in order:
+
+1. the evidence must have passed (a claim says so; see `safegene.stages.promote` for how it is checked);
+2. nothing that it rests on may be revoked;
+3. a release that is live already stays live, and no record is written;
+4. a candidate that was rolled back does not return by itself;
+5. the verdict must have been measured against what is live now.
+
+Then the release is published, the record linked, and the channel pointer swapped, in that order. Who loses the last
+swap is told who won, and a record says ``superseded``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from securesystemslib.signer import CryptoSigner
+
+from safegene.digest import is_digest, strict_json
+from safegene.errors import FormatError, LedgerError, PreconditionFailed, PromotionRefused, StaleArtifact
+from safegene.ledger import (
+    FIELDS,
+    Draft,
+    Ledger,
+    Live,
+    Outcome,
+    Record,
+    find_record,
+    live,
+    named_digests,
+    open_release,
+    plan_release,
+    publish_release,
+    read_public_keys,
+    release_uri,
+    revocation,
+    verify_release,
+)
+from safegene.params import PromoteParams
+from safegene.store import Store, open_store, self_test
+from safegene.workspace import cache_folder
+
+EXIT = {"fail": 3, "inconclusive": 4, "error": 1}
+EVERY = "*"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an attempt says for itself.
+
+    Attributes:
+        target: the target's name.
+        outcome: what the evidence allows.
+        reason: one sentence.
+        artefacts: artefact name -> digest; ``candidate`` among them.
+        fields: content of the record's fields.
+        files: name -> file of the release that a pass would publish.
+        measured_against: digest of the release that was live when the verdict was measured; None for none.
+    """
+
+    target: str
+    outcome: Literal["pass", "fail", "inconclusive", "error"]
+    reason: str
+    artefacts: Mapping[str, str]
+    fields: Mapping[str, Any]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    measured_against: str | None = None
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """How an attempt ended: its outcome, a sentence for people, its record (None: nothing was written), its release."""
+
+    outcome: Outcome
+    message: str
+    record: str | None
+    release: str | None
+
+
+def open_ledger(params: PromoteParams, root: Path) -> Ledger:
+    """The ledger that ``params.yaml`` names, read against the pinned public key; relative paths are below ``root``.
+
+    Raises:
+        LedgerError: no usable public key is pinned.
+    """
+    return Ledger(
+        open_store(params.ledger, base=root), read_public_keys(root / params.public_key), cache_folder() / "records"
+    )
+
+
+def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
+    """What a server should load: verified byte for byte, not revoked.
+
+    Returns:
+        ``target, channel, release`` (digest), ``uri``, ``path`` (a folder on this machine; ``candidate/`` below it is
+        the PEFT adapter, ``checkpoint/checkpoint.json`` names the model under it), ``record``, ``sequence``.
+
+    Raises:
+        LedgerError: nothing is live, or the chain or the pointer is broken.
+        DigestMismatch: a byte of the release has changed.
+        PromotionRefused: something that it was made from has been revoked since.
+    """
+    now = live(ledger, target, channel)
+    if now is None:
+        raise LedgerError(f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}")
+    _refuse_revoked(now.chain, now.record.predicate)
+    path = open_release(ledger.store, now.release, cache=cache_folder())
+    return {
+        "target": target,
+        "channel": channel,
+        "release": now.release,
+        "uri": release_uri(ledger.store, now.release),
+        "path": str(path),
+        "record": now.record.digest,
+        "sequence": now.record.sequence,
+    }
+
+
+def promote(ledger: Ledger, signer: CryptoSigner, claim: Claim, channel: str, *, dry_run: bool = False) -> Promotion:
+    """Put a claim's release live on a channel if the rules allow it; a record of the attempt either way.
+
+    Raises:
+        PromotionRefused: a rule forbids it (exit code 3, or 4 where nobody knows enough), or another promotion won.
+        StaleArtifact: the verdict was measured against something else than what is live.
+        StoreError: the store failed, or ignores conditions.
+    """
+    if not dry_run:
+        require_conditions(ledger.store)
+    now = live(ledger, claim.target, channel)
+    release = plan_release(claim.target, claim.files)
+    if claim.outcome == "pass" and now and now.release == release.digest:
+        _refuse_revoked(now.chain, now.record.predicate)
+        message = f"{claim.target}: live on {channel} already, by record {now.record.sequence}; nothing changed"
+        return Promotion("pass", message, None, release.digest)
+    outcome, reason = _judge(claim, channel, now, ledger)
+    replaces = now.record.digest if now else None
+    if dry_run:
+        return Promotion(outcome, _would(claim, channel, outcome, reason, now), None, release.digest)
+    if outcome != "pass":
+        record = refuse(ledger, signer, claim, channel, outcome=outcome, reason=reason, replaces=replaces)
+        raise _refused(claim.target, outcome, reason, record)
+    publish_release(ledger.store, release, claim.files)
+    draft = Draft(
+        "pass", claim.target, channel, reason, claim.artefacts, claim.fields, release=release.digest, replaces=replaces
+    )
+    record = _publish(ledger, signer, draft, now)
+    message = f"{claim.target}: promoted to {channel} by record {record.sequence}, release {release.digest}"
+    return Promotion("pass", message, record.digest, release.digest)
+
+
+def refuse(
+    ledger: Ledger,
+    signer: CryptoSigner,
+    claim: Claim,
+    channel: str,
+    *,
+    outcome: Outcome | None = None,
+    reason: str | None = None,
+    replaces: str | None = None,
+) -> Record:
+    """Record an attempt that puts nothing live."""
+    return ledger.append(
+        Draft(
+            outcome or claim.outcome,
+            claim.target,
+            channel,
+            reason or claim.reason,
+            claim.artefacts,
+            claim.fields,
+            replaces=replaces,
+        ),
+        signer,
+    )
+
+
+def rollback(
+    ledger: Ledger,
+    signer: CryptoSigner,
+    target: str,
+    channel: str,
+    *,
+    fields: Mapping[str, Any],
+    to: str | None = None,
+) -> Promotion:
+    """Put live again what was live before, its bytes verified again.
+
+    Args:
+        ledger: the ledger.
+        signer: who signs the record.
+        target: the target's name.
+        channel: the channel's name.
+        fields: fields that differ from the restored record's: above all ``run``.
+        to: a record's sequence, or the digest (or its first 8 digits) of a record or release that was live; default:
+            what was live before the present one was first promoted.
+
+    Raises:
+        PromotionRefused: nothing such was live, or it was revoked.
+        DigestMismatch: the release's bytes have changed.
+    """
+    require_conditions(ledger.store)
+    now = live(ledger, target, channel)
+    if now is None:
+        raise PromotionRefused(f"expected something live for {target} on {channel} to roll back, got nothing")
+    restored = find_record(to, now.before) if to else now.predecessor
+    if restored is None:
+        raise PromotionRefused(
+            f"expected {to or 'an earlier release'} among what was live for {target} on {channel}, got none such",
+            remedy=f"see `safegene audit history {target}`",
+        )
+    if restored.release == now.release:
+        return Promotion("rollback", f"{target}: that release is live already; nothing changed", None, now.release)
+    _refuse_revoked(now.chain, restored.predicate)
+    verify_release(ledger.store, str(restored.release))
+    draft = Draft(
+        "rollback",
+        target,
+        channel,
+        f"rolled back from record {now.record.sequence} to record {restored.sequence}",
+        restored.artefacts,
+        {**{name: restored.predicate[name] for name in FIELDS}, **fields},
+        release=restored.release,
+        replaces=now.record.digest,
+        restores=restored.digest,
+    )
+    record = _publish(ledger, signer, draft, now)
+    message = f"{target}: rolled back to the release of record {restored.sequence} on {channel}, by {record.sequence}"
+    return Promotion("rollback", message, record.digest, restored.release)
+
+
+def revoke(
+    ledger: Ledger, signer: CryptoSigner, digest: str, reason: str, *, fields: Mapping[str, Any]
+) -> tuple[Record, tuple[Live, ...]]:
+    """Declare that a digest (of a vector, dataset, judge, checkpoint, ...) must not be relied on any more.
+
+    Returns:
+        The record, and every live release that rests on the digest: its blast radius. They stay live until someone
+        rolls them back, but `resolve` refuses them.
+    """
+    if not is_digest(digest):
+        raise FormatError(f"expected the digest sha256:<64 hex> of what is revoked, got {digest!r}")
+    found = [live(ledger, target, channel) for channel, target in ledger.channels()]
+    touched = tuple(now for now in found if now and digest in named_digests(now.record.predicate))
+    artefacts = {f"{now.record.channel}/{now.record.target}": now.release for now in touched}
+    draft = Draft("revocation", EVERY, EVERY, reason, artefacts, fields, revokes=digest)
+    return ledger.append(draft, signer), touched
+
+
+def read_incumbent(path: Path, root: Path) -> Path | None:
+    """The verified folder of the release that ``incumbent.json`` pins; None when nothing was live.
+
+    Raises:
+        FormatError: the file is not what `safegene.stages.promote.pin` writes.
+        DigestMismatch: a byte of the release has changed.
+    """
+    raw = strict_json(path.read_bytes(), where=str(path))
+    if not isinstance(raw, dict) or set(raw) != {"live", "release", "candidate"}:
+        raise FormatError(f"expected the keys candidate, live and release, got another form, in {path}")
+    if raw["live"] is None:
+        return None
+    store = open_store(str(raw["release"]).rpartition("/releases/")[0], base=root)
+    return open_release(store, raw["live"], cache=cache_folder())
+
+
+_proven: set[str] = set()
+
+
+def require_conditions(store: Store) -> None:
+    """Run the store's self-test, once per process and store.
+
+    Raises:
+        StoreError: it ignores conditions, and nothing may be promoted on it.
+    """
+    if store.uri not in _proven:
+        self_test(store)
+        _proven.add(store.uri)
+
+
+def _judge(
+    claim: Claim, channel: str, now: Live | None, ledger: Ledger
+) -> tuple[Literal["pass", "fail", "inconclusive", "error"], str]:
+    """The rules, in order; the first that applies decides."""
+    if claim.outcome != "pass":
+        return claim.outcome, claim.reason
+    chain = now.chain if now else tuple(ledger.walk())
+    if why := revocation(chain, named_digests({"artefacts": claim.artefacts, "fields": claim.fields})):
+        return "fail", why
+    candidate = claim.artefacts.get("candidate")
+    if now and now.record.outcome == "rollback" and now.before[1].artefacts.get("candidate") == candidate:
+        return "fail", f"record {now.record.sequence} rolled this candidate back"
+    there = now.release if now else None
+    same_candidate = now is not None and now.record.artefacts.get("candidate") == candidate
+    if claim.measured_against != there and not same_candidate:
+        was = claim.measured_against or "nothing"
+        return "error", f"the verdict was measured against {was} as live on {channel}, where {there or 'nothing'} is"
+    return "pass", claim.reason
+
+
+def _refused(target: str, outcome: Outcome, reason: str, record: Record) -> PromotionRefused | StaleArtifact:
+    message = f"expected a passing verdict for {target}, got {outcome}: {reason} (on record as {record.sequence})"
+    error: PromotionRefused | StaleArtifact
+    if outcome == "error":
+        error = StaleArtifact(message, remedy="run `safegene run` to measure against what is live")
+    else:
+        error = PromotionRefused(message, remedy=f"see `safegene audit show {target}` and the report")
+        error.exit_code = EXIT[outcome]
+    error.add_note(f"{NOTED} {record.digest}")
+    return error
+
+
+NOTED = "on record as"
+
+
+def _would(claim: Claim, channel: str, outcome: Outcome, reason: str, now: Live | None) -> str:
+    before = f"record {now.record.sequence}" if now else "nothing"
+    what = (
+        f"would be promoted to {channel}, replacing {before}" if outcome == "pass" else f"would be refused ({outcome})"
+    )
+    return f"{claim.target}: {what}: {reason}; dry run, nothing written"
+
+
+def _publish(ledger: Ledger, signer: CryptoSigner, draft: Draft, now: Live | None) -> Record:
+    record = ledger.append(draft, signer)
+    try:
+        ledger.publish(record, now.pointer if now else None)
+        return record
+    except PreconditionFailed:
+        winner = live(ledger, draft.target, draft.channel)
+        if winner and record.digest in {one.digest for one in winner.before}:
+            return record  # the swap's reply was lost, and we had won
+    number = winner.record.sequence if winner else "another writer"
+    reason = f"record {number} was promoted to {draft.channel} first"
+    lost = Draft(
+        "superseded", draft.target, draft.channel, reason, draft.artefacts, draft.fields, replaces=record.digest
+    )
+    error = PromotionRefused(
+        f"expected to promote {draft.target} by record {record.sequence}, got another first: {reason}",
+        remedy="run `safegene run` to measure against what is live now",
+    )
+    error.exit_code = EXIT["error"]
+    error.add_note(f"{NOTED} {ledger.append(lost, signer).digest}")
+    raise error
+
+
+def _refuse_revoked(chain: Sequence[Record], content: Mapping[str, Any]) -> None:
+    if why := revocation(chain, named_digests(content)):
+        raise PromotionRefused(f"expected nothing revoked, got: {why}", remedy="roll back: `safegene rollback TARGET`")
