@@ -81,7 +81,7 @@ def supervised(
     """Fine-tune on (prompt, response) rows: cross-entropy of the responses, AdamW, cosine after a short warm-up.
 
     Args:
-        model: changed in place, and left in evaluation mode.
+        model: changed in place, and left in evaluation mode; it may be frozen, as `load_model` gives it.
         tokenizer: the model's, with a chat template.
         rows: drawn in shuffled passes.
         steps: optimiser steps.
@@ -102,6 +102,9 @@ def supervised(
         raise EmptySample("expected rows to train on, got none")
     examples = [encode_row(tokenizer, row) for row in rows]
     trained = list(model.parameters()) if parameters is None else list(parameters)
+    fixed = [parameter for parameter in trained if not parameter.requires_grad]
+    for parameter in fixed:
+        parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     model.train()
@@ -117,6 +120,8 @@ def supervised(
         if on_step is not None and on_step(done, float(loss.detach())):
             break
     model.eval()
+    for parameter in fixed:
+        parameter.requires_grad_(False)
     return done
 
 
