@@ -35,12 +35,10 @@ from safegene.ledger import (
     open_release,
     plan_release,
     publish_release,
-    read_public_keys,
     release_uri,
     revocation,
     verify_release,
 )
-from safegene.params import PromoteParams
 from safegene.store import Store, open_store, self_test
 from safegene.workspace import cache_folder
 
@@ -79,17 +77,6 @@ class Promotion:
     message: str
     record: str | None
     release: str | None
-
-
-def open_ledger(params: PromoteParams, root: Path) -> Ledger:
-    """The ledger that ``params.yaml`` names, read against the pinned public key; relative paths are below ``root``.
-
-    Raises:
-        LedgerError: no usable public key is pinned.
-    """
-    return Ledger(
-        open_store(params.ledger, base=root), read_public_keys(root / params.public_key), cache_folder() / "records"
-    )
 
 
 def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:

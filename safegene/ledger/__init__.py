@@ -4,7 +4,7 @@
 bytes that were promoted. `standing`: what is live, what was, what was revoked.
 """
 
-from safegene.ledger.chain import Ledger, Pointer, channel_key, record_key, require_published
+from safegene.ledger.chain import Ledger, Pointer, channel_key, open_ledger, record_key, require_published
 from safegene.ledger.keys import (
     create_key,
     ensure_key,
@@ -46,6 +46,7 @@ __all__ = [
     "live",
     "load_signer",
     "named_digests",
+    "open_ledger",
     "open_release",
     "plan_release",
     "publish_release",

@@ -24,8 +24,10 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safegene.digest import PREFIX, canonical_json, digest_bytes, is_digest, strict_json
 from safegene.errors import FormatError, LedgerError, PreconditionFailed
+from safegene.ledger.keys import read_public_keys
 from safegene.ledger.record import PUBLISHING, Draft, Record, seal, unseal
-from safegene.store import ObjectMissing, Store
+from safegene.params import PromoteParams
+from safegene.store import ObjectMissing, Store, open_store
 
 TIP = "tip"
 TRIES = 200
@@ -191,6 +193,15 @@ class Ledger:
         if not sound or type(raw["sequence"]) is not int or not is_digest(raw.get("release", raw["record"])):
             raise LedgerError(f"expected a pointer with {sorted(names)}, got another form, in {self.where(key)}")
         return Pointer(raw["record"], raw["sequence"], raw.get("release"), etag)
+
+
+def open_ledger(params: PromoteParams, root: Path, *, cache: Path | None = None) -> Ledger:
+    """The ledger that ``params.yaml`` names, read against the pinned public key; relative paths are below ``root``.
+
+    Raises:
+        LedgerError: no usable public key is pinned.
+    """
+    return Ledger(open_store(params.ledger, base=root), read_public_keys(root / params.public_key), cache)
 
 
 def require_published(pointer: Pointer, record: Record, *, channel: str, target: str, where: str) -> None:

@@ -1,0 +1,346 @@
+"""Stage ``promote``: check the evidence again, put the candidate live if its verdict allows it, and record the attempt.
+
+A promotion needs a passing verdict for exactly these digests. So every artefact from the aligned checkpoint to the
+verdict is read and verified byte for byte, each must have been made from the present ones, under the present policy;
+and what was live when the verdict was measured (``incumbent.json``) must be live still. DVC does not run this stage: an
+experiment must not promote.
+"""
+
+import getpass
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from safegene import __version__
+from safegene.digest import canonical_json, digest_file, digest_json, strict_json
+from safegene.errors import ArtifactError, FormatError, PromotionRefused, SafegeneError, StaleArtifact
+from safegene.ledger import live, load_signer, open_ledger, release_files
+from safegene.manifest import NAME, Manifest, read_manifest
+from safegene.params import GateParams, PromoteParams, load_yaml
+from safegene.registry import NOTED, Claim, Promotion, refuse, resolve, rollback
+from safegene.registry import promote as put_live
+from safegene.workspace import Workspace, cache_folder
+
+Run = Mapping[str, str]
+
+MADE_FROM: Mapping[str, tuple[str, ...]] = {
+    "candidate": ("aligned", "target", "vector", "selection"),
+    "judgements": ("aligned", "target", "candidate"),
+    "verdict": ("candidate", "judgements"),
+}
+WHOLE = ("target", "candidate", "judgements", "verdict", "aligned")
+RECEIPTS = ("vector", "selection")
+OPTIONAL = ("degraded", "delta")  # a family may bring its own degraded copies, and need not keep them
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Every artefact behind one verdict, verified: its folders and its manifests, by name."""
+
+    folders: Mapping[str, Path]
+    manifests: Mapping[str, Manifest]
+    data: Mapping[str, str]
+    incumbent: str | None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Artefact name -> digest."""
+        return {name: manifest.digest for name, manifest in self.manifests.items()}
+
+    def payload(self, artefact: str, name: str) -> dict[str, Any]:
+        """A JSON payload; {} where the artefact has none of that name."""
+        path = self.folders[artefact] / name
+        raw = strict_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
+        return raw if isinstance(raw, dict) else {}
+
+
+def promote(
+    params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None = None, dry_run: bool = False
+) -> Promotion:
+    """Put the target's candidate live on ``params.channel`` if its verdict allows it; a signed record either way.
+
+    Args:
+        params: channel, ledger and public key.
+        workspace: the pipeline repository.
+        target: the target's name.
+        run: ``run_id``, ``trigger``, ``git_commit`` (the commit that the run started from), as far as known.
+        dry_run: say what would happen, and write nothing.
+
+    Raises:
+        PromotionRefused: the verdict is not a pass (exit code 3, or 4 if inconclusive), or another promotion won.
+        ArtifactError: an artefact is absent, altered, or was made from something that has changed since.
+        LedgerError, StoreError: the ledger cannot be read or written; then there is no record.
+    """
+    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    signer = load_signer(ledger.keys)
+    started = _now()
+    try:
+        claim = _claim(workspace, target, {**_run(workspace, run), "start": started})
+    except SafegeneError as error:
+        if not dry_run:
+            record_error(params, workspace=workspace, target=target, run=run, error=error)
+        raise
+    return put_live(ledger, signer, claim, params.channel, dry_run=dry_run)
+
+
+def attempt(params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None = None) -> str:
+    """As `promote`, with a refusal as a word: ``pass``, ``fail`` or ``inconclusive``; anything else raises."""
+    try:
+        return promote(params, workspace=workspace, target=target, run=run).outcome
+    except PromotionRefused as refused:
+        words = {3: "fail", 4: "inconclusive"}
+        if refused.exit_code not in words:
+            raise
+        return words[refused.exit_code]
+
+
+def record_error(
+    params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None, error: SafegeneError
+) -> None:
+    """Record that an attempt ended in an error, once for each error."""
+    if any(note.startswith(NOTED) for note in getattr(error, "__notes__", ())):
+        return
+    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    fields = {"run": _run(workspace, run), "code": _code(workspace, target, run)}
+    reason = f"{type(error).__name__}: {error.message}"
+    claim = Claim(target, "error", reason, _present(workspace, target), fields)
+    error.add_note(f"{NOTED} {refuse(ledger, load_signer(ledger.keys), claim, params.channel).digest}")
+
+
+def roll_back(
+    params: PromoteParams,
+    *,
+    workspace: Workspace,
+    target: str,
+    to: str | None = None,
+    channel: str | None = None,
+    run: Run | None = None,
+) -> Promotion:
+    """Put live again what was live before; see `safegene.registry.rollback`."""
+    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    fields = {"run": _run(workspace, run)}
+    return rollback(ledger, load_signer(ledger.keys), target, channel or params.channel, fields=fields, to=to)
+
+
+def live(params: PromoteParams, *, workspace: Workspace, target: str, channel: str | None = None) -> dict[str, Any]:
+    """What a server should load; see `safegene.registry.resolve`."""
+    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    return resolve(ledger, target, channel or params.channel)
+
+
+def live_digest(workspace: Workspace, target: str) -> str | None:
+    """Digest of the release that is live for a target on the workspace's channel; None when nothing is."""
+    params = workspace.params.promote
+    now = live_now(open_ledger(params, workspace.root, cache=cache_folder() / "records"), target, params.channel)
+    return now.release if now else None
+
+
+def pin(params: PromoteParams, *, workspace: Workspace, target: str) -> str | None:
+    """Write what is live for the target to ``incumbent.json``, which ``evaluate`` depends on; the digest that is live.
+
+    The file is left alone where the candidate in the workspace *is* what is live: comparing it with itself would say
+    nothing, and its verdict, measured against what was live before it, stands.
+    """
+    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    now = live_now(ledger, target, params.channel)
+    path = workspace.incumbent(target)
+    candidate = _present(workspace, target).get("candidate")
+    if path.is_file() and now and now.record.artefacts.get("candidate") == candidate:
+        return now.release
+    pinned: dict[str, str | None] = {"live": None, "release": None, "candidate": None}
+    if now:
+        place = f"{params.ledger.rstrip('/')}/releases/{now.release.removeprefix('sha256:')}"
+        pinned = {"live": now.release, "release": place, "candidate": now.record.artefacts.get("candidate")}
+    content = canonical_json(pinned) + b"\n"
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft")
+        draft.write_bytes(content)
+        draft.replace(path)
+    return now.release if now else None
+
+
+def gather(workspace: Workspace, target: str) -> Evidence:
+    """Read and verify every artefact behind the target's verdict, and that each was made from the present ones.
+
+    Raises:
+        ArtifactError: one is absent or altered.
+        StaleArtifact: one was made from something that has changed since.
+    """
+    folders = _folders(workspace, target)
+    needed = {name: at for name, at in folders.items() if name not in OPTIONAL or (at / NAME).is_file()}
+    manifests = {name: read_manifest(at) for name, at in needed.items()}
+    incumbent = workspace.incumbent(target)
+    current = {name: manifest.digest for name, manifest in manifests.items()}
+    if incumbent.is_file():
+        current["incumbent"] = digest_file(incumbent)
+    data = _data(workspace)
+    for name, manifest in manifests.items():
+        _require_current(name, folders[name], manifest, current, set(data.values()))
+    return Evidence(folders, manifests, data, _pinned(incumbent))
+
+
+def _claim(workspace: Workspace, target: str, run: dict[str, str]) -> Claim:
+    evidence = gather(workspace, target)
+    verdict = evidence.payload("verdict", "verdict.json")
+    outcome = _outcome(evidence, verdict, workspace.params.gate)
+    return Claim(
+        target=target,
+        outcome=outcome,
+        reason=str(verdict.get("reason") or outcome),
+        artefacts=evidence.digests,
+        fields=_fields(evidence, verdict, workspace, target, run),
+        files=release_files(
+            {name: evidence.folders[name] for name in WHOLE}, {name: evidence.folders[name] for name in RECEIPTS}
+        ),
+        measured_against=evidence.incumbent,
+    )
+
+
+def _outcome(
+    evidence: Evidence, verdict: Mapping[str, Any], policy: GateParams
+) -> Literal["pass", "fail", "inconclusive"]:
+    where = evidence.folders["verdict"]
+    present = digest_json(policy.model_dump(mode="json"))
+    if (used := verdict.get("policy")) != present:
+        raise StaleArtifact(
+            f"expected a verdict under the present policy {present}, got one under {used}, in {where}",
+            remedy="run `safegene run`",
+        )
+    outcome = verdict.get("outcome")
+    if outcome not in ("pass", "fail", "inconclusive"):
+        raise FormatError(f"expected the outcome pass, fail or inconclusive, got {outcome!r}, in {where}")
+    endpoints = verdict.get("endpoints")
+    if outcome == "pass" and not (endpoints and all(one.get("outcome") == "pass" for one in endpoints)):
+        raise FormatError(f"expected a pass with endpoints that all pass, got {endpoints!r}, in {where}")
+    return outcome  # type: ignore[no-any-return]
+
+
+def _require_current(name: str, folder: Path, manifest: Manifest, current: Mapping[str, str], data: set[str]) -> None:
+    missing = [one for one in MADE_FROM.get(name, ()) if current[one] not in manifest.inputs.values()]
+    changed = [one for one, used in manifest.inputs.items() if current.get(one, used) != used]
+    sets = [one for one, used in manifest.inputs.items() if one in ("prompts", "task", "tasks") and used not in data]
+    if stale := sorted({*missing, *changed, *sets}):
+        raise StaleArtifact(
+            f"expected {name} made from the present {', '.join(stale)}, got one made from others, in {folder}",
+            remedy="run `safegene run`, which makes again what has changed",
+        )
+
+
+def _folders(workspace: Workspace, target: str) -> dict[str, Path]:
+    return {
+        "aligned": workspace.aligned,
+        "degraded": workspace.degraded,
+        "delta": workspace.delta,
+        "vector": workspace.vector,
+        "selection": workspace.selection,
+        "target": workspace.checkpoint(target),
+        "candidate": workspace.candidate(target),
+        "judgements": workspace.judgements(target),
+        "verdict": workspace.verdict(target),
+    }
+
+
+def _data(workspace: Workspace) -> dict[str, str]:
+    files = [*sorted(workspace.prompts.glob("*.jsonl")), *sorted(workspace.tasks.glob("*.jsonl"))]
+    return {path.relative_to(workspace.data).as_posix(): digest_file(path) for path in files}
+
+
+def _present(workspace: Workspace, target: str) -> dict[str, str]:
+    """Digests of the artefacts that can be read, for the record of an attempt that failed."""
+    found = {}
+    for name, folder in _folders(workspace, target).items():
+        try:
+            found[name] = read_manifest(folder, verify=False).digest
+        except ArtifactError:
+            continue
+    return found
+
+
+def _pinned(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    raw = strict_json(path.read_bytes(), where=str(path))
+    if not isinstance(raw, dict) or "live" not in raw:
+        raise FormatError(f"expected the key 'live', got another form, in {path}")
+    return raw["live"]  # type: ignore[no-any-return]
+
+
+def _fields(
+    evidence: Evidence, verdict: Mapping[str, Any], workspace: Workspace, target: str, run: Run
+) -> dict[str, Any]:
+    """The record's fields, each from the artefact that knows; see `safegene.ledger.FIELDS`."""
+    plan, digests = evidence.payload("judgements", "plan.json"), evidence.digests
+    manifests, present = evidence.manifests, "the present form of the pipeline does not ask for it"
+    failed = [one["name"] for one in verdict.get("endpoints", ()) if one.get("outcome") != "pass"]
+    return {
+        "model": {"artefact": digests["target"], **evidence.payload("target", "checkpoint.json")},
+        "base": {"artefact": digests["aligned"], **evidence.payload("aligned", "checkpoint.json")},
+        "vector": {
+            "digest": digests["vector"],
+            "recipe": {name: dict(m.params) for name, m in manifests.items() if name in (*OPTIONAL, "vector")},
+            "layers": evidence.payload("selection", "selection.json").get("kept", []),
+            "coefficients": manifests["candidate"].files.get("coefficients.json", ""),
+            "calibration": {"params": dict(manifests["candidate"].params), "facts": dict(manifests["candidate"].facts)},
+        },
+        "datasets": dict(evidence.data),
+        "suite": {name: plan.get(name, {}) for name in ("suites", "decoding")}
+        | {"prompts": len(plan.get("prompts", ()))},
+        "judge": verdict.get("judge") or plan.get("judge"),
+        "rates": verdict.get("rates"),
+        "policy": {"digest": verdict["policy"], "params": workspace.params.gate.model_dump(mode="json")},
+        "replies": {"digest": digests["judgements"], "place": "the release's folder judgements/"},
+        "verdict": {"digest": digests["verdict"], "outcome": verdict["outcome"], "not_passed": failed},
+        "responsible": {"not_recorded": "the pipeline's key signs; " + present},
+        "approval": {"not_recorded": "promotion needs one signature; " + present},
+        "use": {"not_recorded": present},
+        "change": {"not_recorded": present},
+        "compute": {"not_recorded": present},
+        "risks": {"not_recorded": present},
+        "code": _code(workspace, target, run),
+        "run": {**run, "end": _now()},
+        "security": {"verified": sorted(digests), "chain": "each made from the present others"},
+        "incident": {"not_recorded": "none linked"},
+        "retention": {"not_recorded": present},
+    }
+
+
+def _run(workspace: Workspace, run: Run | None) -> dict[str, str]:
+    try:
+        actor = getpass.getuser()
+    except (KeyError, OSError):
+        actor = "unknown"
+    known = {"trigger": "manual", "actor": actor, "host": platform.node(), "start": _now()}
+    return {**known, **{name: value for name, value in (run or {}).items() if name != "git_commit"}}
+
+
+def _code(workspace: Workspace, target: str, run: Run | None) -> dict[str, Any]:
+    """Where the code and its inputs stood; ``dvc_lock`` is the digest of the entries upstream of this target."""
+    commit = (run or {}).get("git_commit") or _git_commit(workspace.root)
+    lock = workspace.root / "dvc.lock"
+    stages = load_yaml(lock).get("stages", {}) if lock.is_file() else {}
+    upstream = {name: entry for name, entry in stages.items() if name.partition("@")[2] in ("", target)}
+    return {
+        "safegene": __version__,
+        "git_commit": commit or {"not_recorded": "the workspace has no commit"},
+        "dvc_lock": digest_json(upstream) if upstream else {"not_recorded": "DVC has not run these stages"},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _git_commit(root: Path) -> str:
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
