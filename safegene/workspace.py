@@ -127,6 +127,20 @@ class Workspace:
         """Stage ``gate``: the verdict."""
         return self.target(name) / "verdict"
 
+    def artefacts(self, name: str) -> dict[str, Path]:
+        """Every artefact behind a target's verdict, by the name that later stages give it as an input."""
+        return {
+            "aligned": self.aligned,
+            "degraded": self.degraded,
+            "delta": self.delta,
+            "vector": self.vector,
+            "selection": self.selection,
+            "target": self.checkpoint(name),
+            "candidate": self.candidate(name),
+            "judgements": self.judgements(name),
+            "verdict": self.verdict(name),
+        }
+
     @property
     def reports(self) -> Path:
         """HTML reports: views of the artefacts, not tracked."""

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from safegene import __version__
 from safegene.digest import canonical_json, digest_file, digest_json, strict_json
 from safegene.errors import ArtifactError, FormatError, PromotionRefused, SafegeneError, StaleArtifact
-from safegene.ledger import live, load_signer, open_ledger, release_files
+from safegene.ledger import live as live_now
+from safegene.ledger import load_signer, open_ledger, release_files
 from safegene.manifest import NAME, Manifest, read_manifest
 from safegene.params import GateParams, PromoteParams, load_yaml
 from safegene.registry import NOTED, Claim, Promotion, refuse, resolve, rollback
@@ -171,7 +172,7 @@ def gather(workspace: Workspace, target: str) -> Evidence:
         ArtifactError: one is absent or altered.
         StaleArtifact: one was made from something that has changed since.
     """
-    folders = _folders(workspace, target)
+    folders = workspace.artefacts(target)
     needed = {name: at for name, at in folders.items() if name not in OPTIONAL or (at / NAME).is_file()}
     manifests = {name: read_manifest(at) for name, at in needed.items()}
     incumbent = workspace.incumbent(target)
@@ -231,20 +232,6 @@ def _require_current(name: str, folder: Path, manifest: Manifest, current: Mappi
         )
 
 
-def _folders(workspace: Workspace, target: str) -> dict[str, Path]:
-    return {
-        "aligned": workspace.aligned,
-        "degraded": workspace.degraded,
-        "delta": workspace.delta,
-        "vector": workspace.vector,
-        "selection": workspace.selection,
-        "target": workspace.checkpoint(target),
-        "candidate": workspace.candidate(target),
-        "judgements": workspace.judgements(target),
-        "verdict": workspace.verdict(target),
-    }
-
-
 def _data(workspace: Workspace) -> dict[str, str]:
     files = [*sorted(workspace.prompts.glob("*.jsonl")), *sorted(workspace.tasks.glob("*.jsonl"))]
     return {path.relative_to(workspace.data).as_posix(): digest_file(path) for path in files}
@@ -253,7 +240,7 @@ def _data(workspace: Workspace) -> dict[str, str]:
 def _present(workspace: Workspace, target: str) -> dict[str, str]:
     """Digests of the artefacts that can be read, for the record of an attempt that failed."""
     found = {}
-    for name, folder in _folders(workspace, target).items():
+    for name, folder in workspace.artefacts(target).items():
         try:
             found[name] = read_manifest(folder, verify=False).digest
         except ArtifactError:
