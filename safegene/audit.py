@@ -230,8 +230,8 @@ def _unpublished(
         if record.outcome in PUBLISHING and record.sequence > at and record.digest not in beaten:
             where = ledger.where(channel_key(record.channel, record.target))
             problems.append(
-                f"expected a pointer to record {record.sequence} or later, got {at if at >= 0 else 'none'}: a promotion "
-                f"was interrupted (promote {record.target} again), or the pointer was set back, in {where}"
+                f"expected a pointer to record {record.sequence} or later, got {at if at >= 0 else 'none'}: a "
+                f"promotion was interrupted (promote {record.target} again), or the pointer was set back, in {where}"
             )
             pointed[record.channel, record.target] = record.sequence
 
