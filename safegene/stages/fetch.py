@@ -48,7 +48,7 @@ def fetch(params: FetchParams, *, source: str, fingerprint: str | None, family: 
     }
     if base and family:
         _require_family(record, base, source)
-    inputs: dict[str, Path | str] = {"source": local.digest} | ({"family": family} if family else {})
+    inputs: dict[str, Path | str] = {"source": local.digest} | ({"aligned": family} if family else {})
     with write_artefact(out, stage="fetch", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         (draft.path / RECORD).write_bytes(canonical_json(record) + b"\n")
         draft.facts |= {key: record[key] for key in ("kind", "digest", "parameters")}
