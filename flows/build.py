@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from prefect import flow
-from safegene.sources import fingerprint
 
 from flows.tasks import STAGE_TASKS, exclusive
 from safegene.params import save_targets
 from safegene.pipeline import FAMILY
+from safegene.sources import fingerprint
 from safegene.workspace import Workspace
 
 
@@ -21,7 +21,7 @@ def build(root: str) -> list[str]:
 def build_stages(root: str) -> list[str]:
     """The flow's body, for flows that hold the workspace already."""
     pin_aligned(Workspace(Path(root)))
-    return [stage.name for stage in FAMILY if STAGE_TASKS[stage.name](root)]
+    return [stage.name for stage in FAMILY if STAGE_TASKS[stage.name](root, "")]
 
 
 def pin_aligned(ws: Workspace) -> bool:

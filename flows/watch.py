@@ -9,11 +9,11 @@ from pathlib import Path
 
 from prefect import flow
 from prefect.events import emit_event
-from safegene.sources import discover, fingerprint
 
 from flows.tasks import console, exclusive
 from safegene.errors import ParamsError
 from safegene.params import Target, Targets, save_targets
+from safegene.sources import discover, fingerprint
 from safegene.workspace import Workspace
 
 DISCOVERED = "safegene.target.discovered"
@@ -57,7 +57,7 @@ def _found(ws: Workspace, targets: Targets) -> list[tuple[str, Target]]:
             remedy="name the task set that discovered targets are measured on",
         )
     by_source = {entry.source: name for name, entry in targets.targets.items()}
-    found = []
+    found: list[tuple[str, Target]] = []
     for folder in ws.params.watch.folders:
         for name, source, seen in discover(folder):
             key = by_source.get(source) or _unused(name, {*targets.targets, *(n for n, _ in found)})

@@ -180,33 +180,19 @@ def merge(
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge though rounding erases much of the repair.")] = False,
 ) -> None:
     """Write the target with its repair merged in, with the share of the repair that survives rounding."""
-    from safegene.stages.merge import merge as write
+    from safegene.ship import merge_target
 
-    ws = Workspace.find()
-    _known(ws, target)
-    facts = write(ws.params.fetch, **_repair(ws, target), out=out, dtype=dtype, lossy=lossy)
-    console.print(f"{out}: {facts['dtype']}, least delta survival {facts['least_survival']:.3f}")
+    facts = merge_target(Workspace.find(), target, out, dtype=dtype, lossy=lossy)
+    console.print(f"{out}: {facts['dtype']}, {facts['survival']:.1%} of the repair survives rounding", soft_wrap=True)
 
 
 @app.command()
 def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folder for the adapter.")]) -> None:
     """Write the repair as a PEFT adapter that loads on the unmodified target, with its model card."""
-    from safegene.stages.merge import export as write
+    from safegene.ship import export_target
 
-    ws = Workspace.find()
-    _known(ws, target)
-    verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
-    facts = write(candidate=ws.candidate(target), verdict=verdict, target=target, out=out)
+    facts = export_target(Workspace.find(), target, out)
     console.print(f"{out}: {facts['parameters']:,} parameters, loads on {facts['loads_on']}", soft_wrap=True)
-
-
-def _repair(ws: Workspace, target: str) -> dict[str, Path]:
-    return {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
-
-
-def _known(ws: Workspace, target: str) -> None:
-    if target not in ws.targets.targets:
-        raise ParamsError(f"expected one of the targets {sorted(ws.targets.targets)}, got {target!r}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Check that the versions asked for are those that came: ``python -m safegene.installed requirements.lock [PIN ...]``."""
+"""Check that the locked versions came: ``python -m safegene.installed requirements.lock [PIN ...]``."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
