@@ -128,12 +128,18 @@ class CalibrateParams(Frozen):
 
 
 class JudgeParams(Frozen):
-    """The judge, and its measured error (a JSON file made by measuring it on human labels)."""
+    """The judge, and its measured error (a JSON file made by measuring it on human labels).
+
+    ``format`` is how a chat judge answers; ``allow_hosts`` names hosts that it may reach though they are private.
+    """
 
     kind: Literal["grammar", "phrases", "classifier", "chat"]
     model: str | None = None
     revision: str | None = None
     url: str | None = None
+    format: Literal["qwen3guard", "yes_no"] = "qwen3guard"
+    allow_hosts: tuple[str, ...] = ()
+    timeout_seconds: Rate = 60.0
     phrases: tuple[str, ...] = ()
     harmful_threshold: Share = 0.5
     calibration: Path | None = None

@@ -1,0 +1,125 @@
+"""A judge's measured error: its decisions beside human labels, bound to the judge's identity, kept as a JSON file.
+
+The file MUST be ``{"schema": "safegene/calibration/v1", "judge": IDENTITY, "labels": TEXT, "harmful": COUNTS or null,
+"refusal": COUNTS or null}`` with ``COUNTS = {"true_positives", "positives", "true_negatives", "negatives"}``. It holds
+counts, not rates, so that the intervals are ours. A file of another judge is refused: an instrument's error is its own,
+and every word of a judge's prompt is part of its identity.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safegene.digest import canonical_json, strict_json
+from safegene.errors import EmptySample, FormatError, JudgeError
+from safegene.judges.base import Judge
+from safegene.params import JudgeParams
+from safegene.verdict import Calibration, Counts, Label
+
+SCHEMA = "safegene/calibration/v1"
+
+
+def measure(
+    judge: Judge,
+    prompts: Sequence[str],
+    replies: Sequence[str],
+    *,
+    labels: str,
+    harmful: Sequence[bool] | None = None,
+    refusal: Sequence[bool] | None = None,
+) -> Calibration:
+    """Judge labelled replies and count where the judge agrees; an unscored reply counts as wrong.
+
+    Args:
+        judge: the instrument.
+        prompts: what was asked.
+        replies: what was answered.
+        labels: what the labels are, for the record: source, kind of reply, how many people.
+        harmful: human labels of harm, in the replies' order; None when there are none.
+        refusal: human labels of refusal.
+
+    Raises:
+        EmptySample: no reply, or no labels.
+    """
+    if not replies or (harmful is None and refusal is None):
+        raise EmptySample(f"expected labelled replies to measure a judge on, got {len(replies)}")
+    decisions = judge.judge(prompts, replies)
+    return Calibration(
+        judge=judge.identity,
+        harmful=None if harmful is None else _counts([one.harmful for one in decisions], harmful),
+        refusal=None if refusal is None else _counts([one.refusal for one in decisions], refusal),
+        labels=labels,
+    )
+
+
+def _counts(decided: Sequence[Label], truth: Sequence[bool]) -> Counts:
+    pairs = list(zip(decided, truth, strict=True))
+    return Counts(
+        true_positives=sum(one == "yes" for one, is_so in pairs if is_so),
+        positives=sum(truth),
+        true_negatives=sum(one == "no" for one, is_so in pairs if not is_so),
+        negatives=len(truth) - sum(truth),
+    )
+
+
+def calibration_of(params: JudgeParams, judge: Judge) -> Calibration | None:
+    """What is known about a judge's error: exact for the tiny grammar's, else its file; None when never measured.
+
+    Raises:
+        JudgeError: the file is absent, or was measured on another judge.
+        FormatError: it is malformed.
+    """
+    if params.kind == "grammar":
+        return Calibration(judge.identity, exact=True, labels="the tiny family's grammar leaves no doubt")
+    if params.calibration is None:
+        return None
+    if not params.calibration.is_file():
+        raise JudgeError(
+            f"expected the judge's calibration in {params.calibration}, got no such file",
+            remedy="measure the judge, or leave evaluate.judge.calibration empty: it then cannot give a pass",
+        )
+    found = calibration_from(params.calibration)
+    if found.judge != judge.identity:
+        raise JudgeError(
+            f"expected a calibration of judge {judge.identity}, got one of {found.judge}, in {params.calibration}",
+            remedy="measure this judge: its prompt, phrases, weights or threshold differ",
+        )
+    return found
+
+
+def calibration_from(path: Path) -> Calibration:
+    """Read a calibration file.
+
+    Raises:
+        FormatError: it is not what the module says.
+    """
+    raw = strict_json(path.read_bytes(), where=str(path))
+    keys = {"schema", "judge", "labels", "harmful", "refusal"}
+    if not isinstance(raw, dict) or set(raw) != keys or raw["schema"] != SCHEMA:
+        raise FormatError(f"expected a calibration of schema {SCHEMA} with keys {sorted(keys)}, got another, in {path}")
+    return Calibration(
+        judge=str(raw["judge"]),
+        harmful=_read_counts(raw["harmful"], path),
+        refusal=_read_counts(raw["refusal"], path),
+        labels=str(raw["labels"]),
+    )
+
+
+def _read_counts(raw: Any, path: Path) -> Counts | None:
+    if raw is None:
+        return None
+    names = set(Counts.__dataclass_fields__)
+    if not isinstance(raw, dict) or set(raw) != names or any(type(count) is not int for count in raw.values()):
+        raise FormatError(f"expected the counts {sorted(names)}, got {raw!r}, in {path}")
+    found = Counts(**raw)
+    if not (0 <= found.true_positives <= found.positives and 0 <= found.true_negatives <= found.negatives):
+        raise FormatError(f"expected counts of hits within their totals, got {raw}, in {path}")
+    return found
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """Write a calibration file; the same counts give the same bytes."""
+    value = asdict(calibration) | {"schema": SCHEMA}
+    del value["exact"]
+    path.write_bytes(canonical_json(value) + b"\n")
