@@ -180,18 +180,22 @@ def merge(
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge though rounding erases much of the repair.")] = False,
 ) -> None:
     """Write the target with its repair merged in, with the share of the repair that survives rounding."""
-    from safegene.ship import merge_target
+    from safegene.stages.merge import merge as write
 
-    facts = merge_target(Workspace.find(), target, out, dtype=dtype, lossy=lossy)
+    ws = Workspace.find()
+    folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
+    facts = write(ws.params.fetch, **folders, out=out, dtype=dtype, lossy=lossy)
     console.print(f"{out}: {facts['dtype']}, {facts['survival']:.1%} of the repair survives rounding", soft_wrap=True)
 
 
 @app.command()
 def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folder for the adapter.")]) -> None:
     """Write the repair as a PEFT adapter that loads on the unmodified target, with its model card."""
-    from safegene.ship import export_target
+    from safegene.stages.merge import export as write
 
-    facts = export_target(Workspace.find(), target, out)
+    ws = Workspace.find()
+    verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
+    facts = write(candidate=ws.candidate(target), verdict=verdict, target=target, out=out)
     console.print(f"{out}: {facts['parameters']:,} parameters, loads on {facts['loads_on']}", soft_wrap=True)
 
 

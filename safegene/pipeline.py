@@ -4,6 +4,7 @@ A stage's name is the CLI verb, the DVC stage, the Prefect task and the section 
 to the workspace; ``{target}`` and ``{task}`` stand for the target's name and its task.
 """
 
+import logging
 import os
 import shutil
 import subprocess
@@ -297,6 +298,7 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     left = error_file(ws)
     left.unlink(missing_ok=True)
     with _child_environment(left), Repo(str(ws.root)) as repo:

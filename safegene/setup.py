@@ -1,5 +1,6 @@
 """New workspaces: the template copied, a Git and DVC repository made around it, and the targets' file edited."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -71,12 +72,14 @@ def _set_ledger(ws: Workspace, ledger: str) -> None:
 
 def _init_dvc(ws: Workspace, remote: str | None) -> None:
     """DVC with a remote that verifies what it gives: without that, a byte changed in S3 comes back unnoticed."""
+    from dvc.config_schema import RelPath
     from dvc.repo import Repo
 
-    where = remote or ".safegene/remote"
-    if "://" not in where:
-        (ws.root / where).mkdir(parents=True, exist_ok=True)
-    url = where if "://" in where or Path(where).is_absolute() else f"../{where}"  # DVC reads it from its own folder
+    url = remote or ".safegene/remote"
+    if "://" not in url:
+        (ws.root / url).mkdir(parents=True, exist_ok=True)
+        url = url if Path(url).is_absolute() else RelPath(ws.root / url)
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     with Repo.init(str(ws.root)) as repo, repo.config.edit("repo") as config:
         config["core"] = {"analytics": False, "check_update": False, "autostage": False, "remote": "store"}
         config["remote"]["store"] = {"url": url, "verify": True}
