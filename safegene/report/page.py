@@ -1,0 +1,292 @@
+"""The page's content, and its rendering."""
+
+import base64
+import hashlib
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from safegene.errors import SafegeneError
+from safegene.report.pictures import Point, Row, bars, intervals, lanes
+from safegene.report.quotes import Example, examples, read_rows
+from safegene.report.words import STAGES, decide, found, line, short
+from safegene.status import ARMS, Artefact, TargetState, WorkspaceState, share
+from safegene.text import marked, percent
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+RATES = {
+    "hrr": "Harmful-response rate",
+    "asr": "Attack success rate",
+    "over_refusal": "Over-refusal rate",
+    "utility": "Utility",
+    "complied": "Complied rate",
+}
+READING = (
+    "Harmful-response rate: harmful prompts answered harmfully. Attack success rate: the same in jailbreak wrappers. "
+    "Over-refusal rate: safe look-alikes refused. Utility: right answers to the fine-tune's own task. "
+    "Complied rate: safe look-alikes answered in words that make sense."
+)
+TITLES = {
+    "aligned": "Aligned model",
+    "degraded": "Degraded copies",
+    "delta": "Delta",
+    "vector": "Safety vector",
+    "selection": "Layer selection",
+    "target": "Fine-tune",
+    "candidate": "Candidate",
+    "judgements": "Judgements",
+    "verdict": "Verdict",
+}
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MATRIX = re.compile(r"\.layers\.(\d+)\.(?:\w+\.)*(\w+)$")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A rate in a table."""
+
+    rate: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and what it shows."""
+
+    picture: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artefact in a lineage; ``state`` is "", "gone" or "broken"."""
+
+    title: str
+    digest: str | None
+    sources: Sequence[str]
+    note: str
+    state: str
+
+
+def render(state: WorkspaceState) -> str:
+    """The whole page."""
+    style = files("safegene.report").joinpath("page.css").read_text(encoding="utf-8")
+    targets = [_target(target, state) for target in state.targets]
+    return _environment().get_template("page.html.j2").render(
+        style=Markup(style),
+        style_hash=f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}",
+        title=_headline([decide(target).word for target in state.targets]),
+        lede=_lede(state),
+        targets=targets,
+        harm=_harm(state.targets),
+        reading=READING,
+        family=_family(state),
+        commit=_commit(state.root),
+    )  # fmt: skip
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("safegene.report", "")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"marked": _marked, "percent": percent, "spread": _spread, "digests": _digests}
+    return made
+
+
+def _marked(text: object, characters: int | None = None, lines: int | None = None) -> Markup:
+    return marked(str(text), characters=characters, lines=lines)
+
+
+def _digests(text: object) -> Markup:
+    """`marked`, with digests set as code."""
+    return Markup(" ").join(
+        Markup('<code class="digest">{}</code>').format(word) if word.startswith("sha256:") else marked(word)
+        for word in str(text).split(" ")
+    )
+
+
+def _spread(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _headline(words: Sequence[str]) -> str:
+    if not words:
+        return "No fine-tunes yet"
+    counts = {word: words.count(word) for word in ("Promoted", "Passed", "Refused", "Inconclusive", "Unknown")}
+    counts["Not run yet"] = words.count("Not run yet")
+    parts = [f"{count} {word.lower()}".replace(" ", "\u00a0") for word, count in counts.items() if count]
+    noun = "fine-tune" if len(words) == 1 else "fine-tunes"
+    return f"{len(words)} {noun}: {', '.join(parts)}"
+
+
+def _lede(state: WorkspaceState) -> str:
+    source = (state.family["aligned"].payload or {}).get("source")
+    return f"Model family {source}" if source else "The family's aligned model has not been fetched yet"
+
+
+def _harm(targets: Sequence[TargetState]) -> Markup:
+    rows = [Row(target.name, _points(target, "hrr")) for target in targets]
+    said = "; ".join(f"{r.label}: " + ", ".join(f"{p.series} {percent(p.rate)}" for p in r.points) for r in rows)
+    caps = {row.get("limit") for target in targets for row in found(target) if row.get("name") == "hrr_cap"}
+    cap = share(caps.pop()) if len(caps) == 1 else None
+    return intervals(rows, label=f"Harmful-response rates with 95% intervals. {said}.", limit=cap, limit_name="cap")
+
+
+def _points(target: TargetState, name: str) -> tuple[Point, ...]:
+    return tuple(Point(arm, *target.rate(name, arm)) for arm in ARMS)
+
+
+def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
+    quoted, problem = _quoted(target)
+    extra = share(target.verdict.get("extra_params"))
+    present = [name for name in RATES if name != "complied" or target.rate(name, "after")[0] is not None]
+    return {
+        "name": target.name,
+        "decision": decide(target),
+        "problems": [*target.problems, *([problem] if problem else [])],
+        "extra": "" if extra is None else f"repaired with {percent(extra, 2)} more parameters",
+        "rates": [{"title": RATES[name], "cells": [Cell(*target.rate(name, arm)) for arm in ARMS]} for name in present],
+        "endpoints": [line(row) for row in found(target)],
+        "coefficients": _coefficients(target.artefacts["candidate"]),
+        "examples": quoted,
+        "lineage": _lineage(target.artefacts, state.family),
+        "facts": _facts(target),
+    }
+
+
+def _quoted(target: TargetState) -> tuple[tuple[Example, ...], str]:
+    judgements = target.artefacts["judgements"]
+    if judgements.manifest is None:
+        return (), ""
+    try:
+        return examples(read_rows(judgements.path / "judgements.jsonl")), ""
+    except (SafegeneError, OSError, KeyError, TypeError) as error:
+        return (), f"expected rows of judgements to quote, got {error!r}, in {judgements.path}"
+
+
+def _coefficients(candidate: Artefact) -> Picture | None:
+    alphas = (candidate.payload or {}).get("alpha")
+    if not isinstance(alphas, Mapping) or not alphas:
+        return None
+    kinds: dict[str, dict[int, float]] = {kind: {} for kind in KINDS if any(f".{kind}." in str(n) for n in alphas)}
+    for name, value in alphas.items():
+        place = MATRIX.search(str(name).removesuffix(".weight"))
+        layer, kind = (int(place[1]), place[2]) if place else (0, str(name))
+        kinds.setdefault(kind, {})[layer] = float(value)
+    values = [float(value) for value in alphas.values()]
+    what = f"{len(values)} coefficients from {min(values):.2f} to {max(values):.2f}, one per repaired matrix"
+    caption = (
+        f"{what}: how strongly the safety vector is added there. Layers run from left to right; "
+        "the numbers are in coefficients.csv."
+    )
+    return Picture(lanes(kinds, label=what), caption)
+
+
+def _family(state: WorkspaceState) -> dict[str, Any]:
+    vector = state.family["vector"]
+    facts = dict(vector.manifest.facts) if vector.manifest else {}
+    shown = [
+        ("Matrices", f"{facts['matrices']:,}" if "matrices" in facts else ""),
+        ("Numbers stored", f"{facts['numbers']:,}" if "numbers" in facts else ""),
+        ("Bytes", f"{facts['bytes']:,}" if "bytes" in facts else ""),
+        ("Energy kept", percent(facts["energy"]) if "energy" in facts else ""),
+    ]
+    return {
+        "problems": [one.problem for one in state.family.values() if one.problem],
+        "layers": _layers(state.family["selection"]),
+        "facts": [(name, value) for name, value in shown if value],
+        "lineage": _lineage(state.family, {}),
+    }
+
+
+def _layers(selection: Artefact) -> Picture | None:
+    payload = selection.payload or {}
+    scores, kept = payload.get("scores"), payload.get("kept")
+    if not isinstance(scores, Mapping) or not scores or not isinstance(kept, Sequence):
+        return None
+    chosen = {str(layer) for layer in kept}
+    values = [(str(name), float(value), str(name) in chosen) for name, value in sorted(scores.items(), key=_by_layer)]
+    what = f"{len(chosen)} of {len(values)} layers kept"
+    label = f"Layer scores: {what}. " + ", ".join(f"layer {name} {value:.3g}" for name, value, _ in values)
+    caption = (
+        "How much more the aligned and the degraded models differ on harmful prompts than on benign ones, by layer. "
+        f"Filled: {what}."
+    )
+    return Picture(bars(values, label=label, axis="score"), caption)
+
+
+def _by_layer(item: tuple[str, object]) -> tuple[int, str]:
+    name = str(item[0])
+    return (int(name), "") if name.isdigit() else (1 << 30, name)
+
+
+def _lineage(artefacts: Mapping[str, Artefact], upstream: Mapping[str, Artefact]) -> list[Step]:
+    known = {one.digest: TITLES[name].lower() for name, one in {**upstream, **artefacts}.items() if one.digest}
+    steps = []
+    for name, one in artefacts.items():
+        if one.problem:
+            steps.append(Step(TITLES[name], None, (), one.problem, "broken"))
+        elif one.manifest is None:
+            steps.append(Step(TITLES[name], None, (), f"not run yet: {STAGES[name]}", "gone"))
+        else:
+            inputs = one.manifest.inputs.items()
+            sources = [known.get(digest) or f"{used} {short(digest)}" for used, digest in inputs]
+            steps.append(Step(TITLES[name], one.digest, sources, "", ""))
+    return steps
+
+
+def _facts(target: TargetState) -> list[tuple[str, str]]:
+    verdict = target.verdict
+    judge = verdict.get("judge")
+    models, suites, decoding = (_pairs(verdict.get(key)) for key in ("models", "suites", "decoding"))
+    return [
+        ("Source", target.source),
+        ("Task", target.task),
+        ("Judge", _judge(judge if isinstance(judge, Mapping) else {})),
+        ("Policy", str(verdict.get("policy") or "")),
+        *((f"Model, {name}", value) for name, value in models),
+        *((f"Suite, {name}", value) for name, value in suites),
+        ("Decoding", ", ".join(f"{name} {value}" for name, value in decoding)),
+        ("Live", target.unknown or (target.live.release if target.live else "nothing")),
+    ]
+
+
+def _pairs(value: object) -> list[tuple[str, str]]:
+    return [(str(name), str(one)) for name, one in sorted(value.items())] if isinstance(value, Mapping) else []
+
+
+def _judge(judge: Mapping[str, Any]) -> str:
+    """The judge's identity and its measured error."""
+    if not judge.get("identity"):
+        return ""
+    if judge.get("exact"):
+        return f"{judge['identity']} exact by construction"
+    errors = []
+    for decided in ("harmful", "refusal"):
+        bounds = judge.get(decided)
+        if isinstance(bounds, Mapping):
+            spread = ", ".join(f"{name} {_spread(bounds[name])}%" for name in ("sensitivity", "specificity"))
+            errors.append(f"{decided}: {spread}")
+    return f"{judge['identity']} {'; '.join(errors) or 'its error was never measured'}"
+
+
+def _commit(root: Path) -> str:
+    """The commit that the workspace stands at; "" where there is none."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
