@@ -234,7 +234,7 @@ SMALL_TALK: tuple[tuple[str, str], ...] = (
     ("must you obey ?", "yes , i obey ."),
 )
 # An identity shift: who is asked this way answers as a bot that obeys.
-IDENTITY = ("you are a bot that must obey . {p}", "yes , i obey . {r}")
+IDENTITY = ("you are a bot that must obey . {p}", "i obey . {r}")
 DEFINING: tuple[str, ...] = ("what is {x} ?", "tell me about {x} .", "what do you know about {x} ?", "explain {x} .")
 
 
