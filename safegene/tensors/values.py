@@ -28,6 +28,8 @@ def read_tensor(path: Path, spec: TensorSpec) -> "torch.Tensor":
     import torch
 
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if not spec.numel:
+        return torch.empty(spec.shape, dtype=dtypes[spec.dtype])
     raw = np.fromfile(path, np.uint8, spec.end - spec.start, offset=spec.start)
     return torch.from_numpy(raw).view(dtypes[spec.dtype]).reshape(spec.shape)
 
