@@ -208,7 +208,8 @@ def _channels(
             pointer = ledger.pointer(channel, target)
             record = known.get(pointer.record) if pointer else None
             if pointer is None or record is None:
-                raise LedgerError(f"expected a pointer to a record on the chain, got {pointer}, in {where}")
+                got = pointer.record if pointer else "none"
+                raise LedgerError(f"expected a pointer to a record on the chain, got one to {got}, in {where}")
             require_published(pointer, record, channel=channel, target=target, where=where)
         except SafegeneError as error:
             problems.append(error.message)

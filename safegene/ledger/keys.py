@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safegene.digest import canonical_json, strict_json
-from safegene.errors import LedgerError
+from safegene.errors import FormatError, LedgerError
 
 
 def keys_folder() -> Path:
@@ -86,7 +86,7 @@ def read_public_keys(path: Path) -> tuple[SSlibKey, ...]:
         for key in keys:
             if (key.keytype, key.scheme) != ("ed25519", "ed25519") or len(bytes.fromhex(key.keyval["public"])) != 32:
                 raise ValueError(f"a key of type {key.keytype!r}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise LedgerError(f"expected ed25519 public keys in {path}, got {error}") from None
     if not keys:
         raise LedgerError(f"expected at least one public key, got none, in {path}")

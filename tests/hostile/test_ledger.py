@@ -1,0 +1,272 @@
+"""A ledger under attack: records edited, deleted, reordered, re-signed; pointers moved; writers killed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from safegene.audit import audit_workspace
+from safegene.digest import digest_json
+from safegene.errors import LedgerError, SafegeneError
+from safegene.ledger import (
+    Draft,
+    Ledger,
+    Record,
+    create_key,
+    live,
+    load_signer,
+    open_ledger,
+    read_public_keys,
+    record_key,
+    write_public_key,
+)
+from safegene.stages.promote import attempt, promote
+from safegene.stages.promote import live as served
+from safegene.workspace import Workspace
+from tests.ledger_world import TARGET, flip_byte, make_target, make_verdict, make_workspace
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """Three records: a promotion, a refusal, a promotion of something better."""
+    ws = make_workspace(tmp_path / "ws")
+    attempt(ws.params.promote, workspace=ws, target=TARGET)
+    again(ws, alpha=2.0, outcome="fail")
+    again(ws, alpha=3.0, outcome="pass")
+    assert audit_workspace(ws).problems == ()
+    return ws
+
+
+def again(ws: Workspace, *, alpha: float, outcome: str) -> str:
+    from safegene.stages.promote import pin
+
+    make_target(ws, alpha=alpha)
+    pin(ws.params.promote, workspace=ws, target=TARGET)
+    make_verdict(ws, outcome=outcome)
+    return attempt(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def ledger_of(ws: Workspace) -> Ledger:
+    return open_ledger(ws.params.promote, ws.root)
+
+
+def chain_of(ws: Workspace) -> list[Record]:
+    return list(reversed(tuple(ledger_of(ws).walk())))
+
+
+def file_of(ws: Workspace, record: Record) -> Path:
+    return ws.root / "ledger" / record_key(record.digest)
+
+
+def problems(ws: Workspace) -> str:
+    return "\n".join(audit_workspace(ws).problems)
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 2])
+def test_an_edited_record_is_named(ws: Workspace, sequence: int) -> None:
+    file = file_of(ws, chain_of(ws)[sequence])
+    flip_byte(file, at=200)
+    assert f"the record was edited, in {file}" in problems(ws)
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 2])
+def test_a_deleted_record_is_named(ws: Workspace, sequence: int) -> None:
+    file = file_of(ws, chain_of(ws)[sequence])
+    file.unlink()
+    assert f"expected the record {file}, got none: it was deleted" in problems(ws)
+
+
+def test_reordered_records_are_named(ws: Workspace) -> None:
+    one, two, _ = (file_of(ws, record) for record in chain_of(ws))
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    assert str(two) in problems(ws)
+
+
+def test_a_forged_record_of_the_same_bytes_but_another_spelling_is_refused(ws: Workspace) -> None:
+    file = file_of(ws, chain_of(ws)[1])
+    file.write_bytes(json.dumps(json.loads(file.read_bytes()), indent=1).encode())
+    assert str(file) in problems(ws)
+
+
+def test_a_record_of_an_unknown_key_is_refused(ws: Workspace, tmp_path: Path) -> None:
+    write_public_key(create_key(tmp_path / "other"), tmp_path / "other.pub", tmp_path / "other")
+    foreign = read_public_keys(tmp_path / "other.pub")
+    mixed = Ledger(ledger_of(ws).store, (*ledger_of(ws).keys, *foreign))
+    forged = mixed.append(
+        Draft("pass", TARGET, "production", "trust me", {}, {}, release=digest_json("evil")),
+        load_signer(foreign, tmp_path / "other"),
+    )
+    mixed.publish(forged, mixed.pointer("production", TARGET))
+    assert "expected a signature by a pinned key" in problems(ws)
+    with pytest.raises(LedgerError, match="pinned key"):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_a_chain_cut_off_at_its_end_is_found(ws: Workspace) -> None:
+    first = chain_of(ws)[0]
+    tip = ws.root / "ledger" / "tip"
+    tip.write_text(json.dumps({"record": first.digest, "sequence": 0}))
+    found = problems(ws)
+    assert "expected record 2 on the chain, got a chain without it" in found
+    assert f"channels/production/{TARGET}" in found
+
+
+def test_a_deleted_tip_is_not_a_new_ledger(ws: Workspace) -> None:
+    (ws.root / "ledger" / "tip").unlink()
+    assert "expected the chain's tip, got none though linked records are there" in problems(ws)
+    with pytest.raises(LedgerError, match="tip"):
+        promote(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_a_ledger_set_back_as_a_whole_is_found_by_who_saw_more(ws: Workspace) -> None:
+    from safegene.audit import verify
+
+    assert verify(ws, ledger_of(ws), seen=chain_of(ws)[1].digest).problems == ()
+    (problem,) = verify(ws, ledger_of(ws), seen=digest_json("seen elsewhere")).problems
+    assert "seen before" in problem
+
+
+def test_a_tip_that_lies_about_its_number_is_found(ws: Workspace) -> None:
+    last = chain_of(ws)[-1]
+    (ws.root / "ledger" / "tip").write_text(json.dumps({"record": last.digest, "sequence": 7}))
+    assert "expected record number 7" in problems(ws)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("off the chain", lambda chain: {"record": digest_json("x"), "release": digest_json("y"), "sequence": 2}),
+        ("a refusal", lambda chain: {"record": chain[1].digest, "release": chain[0].release, "sequence": 1}),
+        ("another release", lambda chain: {"record": chain[2].digest, "release": chain[0].release, "sequence": 2}),
+        ("no pointer", lambda chain: {"record": 5}),
+    ],
+)
+def test_a_forged_pointer_serves_nothing(
+    ws: Workspace, name: str, content: Callable[[list[Record]], dict[str, object]]
+) -> None:
+    path = ws.root / "ledger" / "channels" / "production" / TARGET
+    path.write_text(json.dumps(content(chain_of(ws))))
+    assert str(path) in problems(ws), name
+    with pytest.raises(LedgerError):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_a_pointer_copied_to_another_target_or_channel_serves_nothing(ws: Workspace) -> None:
+    channels = ws.root / "ledger" / "channels"
+    pointer = (channels / "production" / TARGET).read_bytes()
+    (channels / "production" / "topic").write_bytes(pointer)
+    (channels / "staging").mkdir()
+    (channels / "staging" / TARGET).write_bytes(pointer)
+    assert "production/topic" in problems(ws)
+    assert f"staging/{TARGET}" in problems(ws)
+    with pytest.raises(LedgerError):
+        served(ws.params.promote, workspace=ws, target="topic")
+    with pytest.raises(LedgerError):
+        served(ws.params.promote, workspace=ws, target=TARGET, channel="staging")
+
+
+def test_a_pointer_set_back_to_an_earlier_promotion_is_found(ws: Workspace) -> None:
+    first = chain_of(ws)[0]
+    path = ws.root / "ledger" / "channels" / "production" / TARGET
+    path.write_text(json.dumps({"record": first.digest, "release": first.release, "sequence": 0}))
+    assert f"expected a pointer to record 2 or later, got 0: a promotion was interrupted (promote {TARGET} again)" in (
+        problems(ws)
+    )
+
+
+def test_a_ledger_of_another_schema_is_refused(ws: Workspace) -> None:
+    from securesystemslib.dsse import Envelope
+
+    from safegene.digest import canonical_json, digest_bytes
+    from safegene.ledger.record import PAYLOAD, unseal
+
+    ledger = ledger_of(ws)
+    signer = load_signer(ledger.keys)
+    for statement in ({}, [], {"_type": "https://in-toto.io/Statement/v1", "predicateType": "other", "predicate": {}}):
+        envelope = Envelope(canonical_json(statement), PAYLOAD, {})
+        envelope.sign(signer)
+        data = canonical_json(envelope.to_dict())
+        with pytest.raises(LedgerError, match="in here"):
+            unseal(data, ledger.keys, where="here")
+        assert digest_bytes(data)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from safegene import store
+from safegene.workspace import Workspace
+from safegene.stages.promote import attempt
+
+where, prefix = sys.argv[1], sys.argv[2]
+whole = store.LocalStore._put
+
+def killed(self, key, data, *, expected):
+    if where == "before" and key.startswith(prefix):
+        os._exit(9)
+    etag = whole(self, key, data, expected=expected)
+    if where == "after" and key.startswith(prefix):
+        os._exit(9)
+    return etag
+
+store.LocalStore._put = killed
+ws = Workspace(Path(sys.argv[3]))
+attempt(ws.params.promote, workspace=ws, target=sys.argv[4])
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "prefix", "orphans", "linked"),
+    [
+        ("after", "releases/", 0, 3),
+        ("before", "records/", 0, 3),
+        ("after", "records/", 1, 3),
+        ("after", "tip", 0, 4),
+        ("after", "channels/", 0, 4),
+    ],
+)
+def test_a_promoter_killed_anywhere_leaves_no_half_promotion(
+    ws: Workspace, where: str, prefix: str, orphans: int, linked: int
+) -> None:
+    before = live(ledger_of(ws), TARGET, "production")
+    assert before
+    make_target(ws, alpha=4.0)
+    from safegene.stages.promote import pin
+
+    pin(ws.params.promote, workspace=ws, target=TARGET)
+    make_verdict(ws)
+    command = [sys.executable, "-c", KILLED, where, prefix, str(ws.root), TARGET]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+
+    now = live(ledger_of(ws), TARGET, "production")
+    assert now
+    done_already = prefix == "channels/"
+    assert (now.release != before.release) == done_already
+    assert len(chain_of(ws)) == linked
+    audit = audit_workspace(ws)
+    assert len(audit.notes) == orphans
+    interrupted = [problem for problem in audit.problems if "was interrupted" in problem]
+    assert len(interrupted) == (1 if prefix == "tip" else 0)
+
+    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    settled = live(ledger_of(ws), TARGET, "production")
+    assert settled
+    assert settled.release != before.release
+    assert audit_workspace(ws).problems == ()
+    assert len(chain_of(ws)) == (4 if done_already or prefix != "tip" else 5)
+
+
+def test_nothing_that_is_refused_moves_a_pointer(ws: Workspace) -> None:
+    path = ws.root / "ledger" / "channels" / "production" / TARGET
+    before = path.read_bytes()
+    flip_byte(ws.vector / "vector.safetensors")
+    with pytest.raises(SafegeneError):
+        attempt(ws.params.promote, workspace=ws, target=TARGET)
+    assert path.read_bytes() == before
+    assert chain_of(ws)[-1].outcome == "error"
