@@ -63,12 +63,12 @@ def intervals(rows: Sequence[Row], *, label: str, limit: float | None = None, li
 
 def bars(values: Sequence[tuple[str, float, bool]], *, label: str, axis: str, line: float | None = None) -> Markup:
     """Upright bars of (name, value, kept), values of 0 or more; those not kept are hollow, ``line`` is a threshold."""
-    height, floor, left = 150, 176, 44
+    height, floor, left = 150, 186, 44
     top = max([value for _, value, _ in values] + [line or 0.0]) or 1.0
     slot = (WIDTH - left) / max(1, len(values))
     width = min(44.0, slot * 0.68)
     every = math.ceil(len(values) / 24)
-    body = [_text(0, 14, axis, "axisname")]
+    body = [_text(0, 14, axis, "axisname"), _text(0, floor + 17, "layer", "tick")]
     for share in (0.0, 0.5, 1.0):
         y = floor - height * share
         body.append(_line("grid", left, y, WIDTH, y))

@@ -15,6 +15,7 @@ Row = Mapping[str, Any]
 Arms = Mapping[str, Row]
 WHO = {"before": "Before", "candidate": "After", "aligned": "Aligned model"}
 HARMFUL = ("harmful", "wrapped")
+ORDINARY = ("Safe look-alike, answered", "Task")  # one of these is enough to see what ordinary is
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def examples(rows: Sequence[Row], *, each: int = 2) -> tuple[Example, ...]:
     for why, kinds, holds in RULES:
         fitting = [arms for name in order if (arms := asked[name]) and _kind(arms) in kinds and holds(arms)]
         if fitting:
-            quotes = tuple(Quote(_prompt(arms), _replies(arms)) for arms in fitting[:each])
+            few = 1 if why in ORDINARY else each
+            quotes = tuple(Quote(_prompt(arms), _replies(arms)) for arms in fitting[:few])
             found.append(Example(why, len(fitting), quotes))
     return tuple(found)
 
