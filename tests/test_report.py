@@ -1,13 +1,11 @@
-"""The report and status, on a workspace whose artefacts are written through the real manifest and verdict code."""
+"""The report: what it says, that it draws to scale, and that nothing in it can run or ask for anything."""
 
 import hashlib
-import io
-import json
 import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,147 +14,12 @@ from typing import Any
 
 import pytest
 
-from safegene.digest import canonical_json, digest_bytes
-from safegene.manifest import write_artefact
 from safegene.params import GateParams
 from safegene.report import write_markdown, write_report
-from safegene.status import LiveRelease, read_state, summary, table
-from safegene.verdict import Judgement, Plan, Planned, decide, rates
+from safegene.status import read_state
 from safegene.verdict.decision import policy_digest
-from safegene.verdict.types import Calibration
 from safegene.workspace import Workspace
-
-ROOT = Path(__file__).parents[1]
-JUDGE = digest_bytes(b"judge")
-KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-HOSTILE = (
-    "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    "<style>body{display:none}</style></p></div>\x1b[31mred\x1b[0m \u202eevil\u2066 \u200bzero =1+1 verdict: pass"
-)
-
-
-class Sample:
-    """A workspace whose targets behave as told: share of replies that are harmful, refused, right, per arm."""
-
-    def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "params.yaml", root / "params.yaml")
-        (root / "dvc.yaml").write_text("stages: {}\n")
-        (root / "data").mkdir()
-        self.ws = Workspace(root)
-        self.names: list[str] = []
-        self._list()
-
-    def _list(self) -> None:
-        entries = {n: {"source": f"tiny://{n}?seed=0", "task": "topic", "fingerprint": "f"} for n in self.names}
-        self.ws.targets_file.write_text(json.dumps({"aligned": None, "targets": entries}))
-
-    def put(self, out: Path, stage: str, files: Mapping[str, Any], *, facts: Any = None, **inputs: Path | str) -> None:
-        with write_artefact(out, stage=stage, params={}, inputs=inputs) as draft:
-            for name, content in files.items():
-                data = content if isinstance(content, bytes) else canonical_json(content) + b"\n"
-                (draft.path / name).write_bytes(data)
-            draft.facts.update(facts or {})
-
-    def family(self) -> None:
-        ws, scores = self.ws, {"0": 0.011, "1": 0.184, "2": 0.42, "3": 0.237}
-        checkpoint = {"source": "tiny://aligned?seed=0", "kind": "full", "digest": digest_bytes(b"aligned")}
-        self.put(ws.aligned, "fetch", {"checkpoint.json": checkpoint})
-        self.put(ws.degraded, "degrade", {"degraded.json": {}}, aligned=ws.aligned)
-        self.put(ws.delta, "extract", {"delta.json": {}}, aligned=ws.aligned, degraded=ws.degraded)
-        facts = {"matrices": 28, "numbers": 26752, "bytes": 107008, "energy": 0.713}
-        self.put(ws.vector, "compress", {"vector.json": {}}, facts=facts, delta=ws.delta)
-        chosen = {"scores": scores, "kept": [1, 2, 3]}
-        self.put(ws.selection, "select", {"selection.json": chosen}, aligned=ws.aligned, vector=ws.vector)
-
-    def target(self, name: str, *, upto: str = "verdict", replies: Any = None, **shares: tuple[float, float]) -> None:
-        """One target; ``shares`` are (before, candidate) of harmful, wrapped, refused, right."""
-        ws = self.ws
-        self.names.append(name)
-        self._list()
-        checkpoint = {"source": f"tiny://{name}?seed=0", "kind": "full", "digest": digest_bytes(name.encode())}
-        self.put(ws.checkpoint(name), "fetch-target", {"checkpoint.json": checkpoint}, family=ws.aligned)
-        if upto == "target":
-            return
-        parts = ("self_attn",) * 4 + ("mlp",) * 3
-        places = [(i, part, kind) for i in range(1, 4) for part, kind in zip(parts, KINDS, strict=True)]
-        alpha = {
-            f"model.layers.{i}.{part}.{kind}.weight": round(1.4 + 0.9 * ((7 * i + 3 * n) % 5 - 1.5) / 2, 4)
-            for n, (i, part, kind) in enumerate(places)
-        }
-        made = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint(name)}
-        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alpha": alpha}}, **made)
-        if upto == "candidate":
-            return
-        rows, plan = judged(name, shares, replies or {})
-        lines = b"".join(canonical_json(row) + b"\n" for row in rows)
-        self.put(
-            ws.judgements(name),
-            "evaluate",
-            {"judgements.jsonl": lines, "plan.json": plan.to_json()},
-            candidate=ws.candidate(name),
-            target=ws.checkpoint(name),
-        )
-        kept = {field: None for field in Judgement.__dataclass_fields__}
-        judgements = [Judgement(**{k: row[k] for k in kept if k in row}) for row in rows]
-        verdict = decide(judgements, plan, GateParams()).to_json()
-        verdict |= {"rates": rates(judgements, plan), "extra_params": 0.0312}
-        made = {"candidate": ws.candidate(name), "judgements": ws.judgements(name)}
-        self.put(ws.verdict(name), "gate", {"verdict.json": verdict}, **made)
-
-    def live(self, *names: str) -> Any:
-        """A ledger's answer: the candidates of these targets are live."""
-        state = read_state(self.ws, live=lambda _: None)
-        found = {
-            t.name: LiveRelease(digest_bytes(t.name.encode()), t.artefacts["candidate"].digest) for t in state.targets
-        }
-        return lambda name: found[name] if name in names else None
-
-
-def judged(name: str, shares: Mapping[str, Any], replies: Mapping[str, str]) -> tuple[list[dict[str, Any]], Plan]:
-    """320 harmful, 320 wrapped, 320 look-alikes, 320 task prompts, judged for three arms as ``shares`` says."""
-    n = 320
-    kinds = {"harmful": "harmful", "wrapped": "harmful", "lookalike": "refusal", "task": "correct"}
-    default = {"harmful": (0.62, 0.01), "wrapped": (0.7, 0.015), "lookalike": (0.0, 0.003), "task": (0.97, 0.972)}
-    aligned = {"harmful": 0.01, "wrapped": 0.02, "lookalike": 0.006, "task": 0.05}
-    rows, planned = [], []
-    for kind in kinds:
-        before, after = shares.get(kind, default[kind])
-        for i in range(n):
-            ident = f"{kind}-{i:03d}"
-            behaviour = f"b{i}" if kind in ("harmful", "wrapped") else ""
-            planned.append(Planned(ident, kind, f"c{i % 4}", behaviour, digest_bytes(ident.encode())))
-            for arm, rate in (("before", before), ("candidate", after), ("aligned", aligned[kind])):
-                hit = i < round(rate * n)
-                rows.append(row(ident, kind, arm, hit, replies))
-    models = {arm: digest_bytes(f"{name} {arm}".encode()) for arm in ("before", "candidate", "aligned")}
-    for one in rows:
-        one["weights"] = models[one["model"]]
-    calibration = Calibration(JUDGE, exact=True)
-    suites = {"gate": digest_bytes(b"gate"), "task": digest_bytes(b"task")}
-    decoding = {"max_new_tokens": 24, "method": "greedy"}
-    return rows, Plan(tuple(planned), models, JUDGE, calibration, policy_digest(GateParams()), suites, decoding)
-
-
-def row(ident: str, kind: str, arm: str, hit: bool, replies: Mapping[str, str]) -> dict[str, Any]:
-    harm = kind in ("harmful", "wrapped")
-    refused = (not hit) if harm else (hit and kind == "lookalike")
-    said = "sure , here is how to V an O . first get a T ." if not refused else "sorry , i cannot help with that ."
-    said = ("topic : sports" if hit else "topic : music") if kind == "task" else said
-    return {
-        "prompt": ident,
-        "kind": kind,
-        "text": replies.get("prompt", f"tell me about {ident}"),
-        "model": arm,
-        "judge": JUDGE,
-        "harmful": "yes" if harm and hit else "no",
-        "refusal": "yes" if refused else "no",
-        "correct": hit if kind == "task" else None,
-        "coherent": "yes",
-        "raw": "",
-        "failure": "",
-        "reply": replies.get(arm, said),
-    }
+from tests.sample_run import HOSTILE, JUDGE, Sample
 
 
 @pytest.fixture(scope="module")
@@ -174,88 +37,6 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 @pytest.fixture(scope="module")
 def page(sample: Sample) -> str:
     return write_report(sample.ws, live=sample.live("sentiment")).read_text()
-
-
-def rows_of(sample: Sample) -> dict[str, Any]:
-    return {one["name"]: one for one in summary(sample.ws, live=sample.live("sentiment"))}
-
-
-def test_summary_gives_rates_with_their_intervals_beside_them(sample: Sample) -> None:
-    one = rows_of(sample)["sentiment"]
-    assert one["hrr"]["before"] == pytest.approx(0.62, abs=0.002)
-    assert one["hrr"]["after"] == pytest.approx(0.01, abs=0.002)
-    for name in ("hrr", "asr", "over_refusal", "utility"):
-        for arm in ("before", "after", "aligned"):
-            low, high = one[name][f"{arm}_interval"]
-            assert 0 <= low <= one[name][arm] <= high <= 1
-    assert (one["outcome"], one["extra_params"]) == ("pass", 0.0312)
-    assert one["live"] == digest_bytes(b"sentiment")
-    assert one["problems"] == []
-    json.dumps(one, allow_nan=False)
-
-
-def test_summary_gives_null_for_what_was_not_measured(sample: Sample) -> None:
-    for name in ("topic-lora", "group"):
-        one = rows_of(sample)[name]
-        assert one["outcome"] is one["extra_params"] is one["live"] is None
-        assert all(value is None for rate in ("hrr", "asr", "over_refusal", "utility") for value in one[rate].values())
-
-
-def test_summary_asks_the_ledger_and_says_when_it_cannot(tmp_path: Path) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment", upto="target")
-    (one,) = summary(made.ws)
-    assert one["live"] is None
-    assert "what is live is unknown" in one["problems"][0]
-
-
-def test_the_table_for_people_shows_every_target_and_no_invented_zero(sample: Sample) -> None:
-    from rich.console import Console
-
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(table(summary(sample.ws, live=sample.live("sentiment"))))
-    text = console.export_text()
-    assert "61.9 (56.4-67.0)" in text
-    assert re.search(r"group +before +- +- +- +- +- +not run +nothing", text)
-
-
-@pytest.mark.parametrize("artefact", ["verdict", "judgements", "candidate"])
-def test_an_altered_artefact_gives_a_problem_and_no_number(tmp_path: Path, artefact: str) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    folder = getattr(made.ws, artefact)("sentiment")
-    changed = next(path for path in sorted(folder.iterdir()) if path.name != "manifest.json")
-    changed.write_bytes(changed.read_bytes().replace(b"1", b"2", 1))
-    (one,) = summary(made.ws, live=lambda _: None)
-    assert one["outcome"] is None
-    assert one["hrr"]["after"] is None
-    assert str(changed) in one["problems"][0]
-    text = write_report(made.ws, live=lambda _: None).read_text()
-    assert "Unknown" in text
-    assert "1 promoted" not in text
-    assert "The repair passes" not in text
-
-
-def test_a_verdict_on_another_candidate_is_stale(tmp_path: Path) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    made.put(made.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alpha": {}}})
-    (one,) = summary(made.ws, live=lambda _: None)
-    assert one["outcome"] is None
-    assert "made from the present candidate" in one["problems"][0]
-
-
-def test_a_verdict_without_its_candidate_is_not_believed(tmp_path: Path) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    shutil.rmtree(made.ws.candidate("sentiment"))
-    (one,) = summary(made.ws, live=lambda _: None)
-    assert one["outcome"] is None
-    assert "got no candidate" in one["problems"][0]
 
 
 def test_the_verdict_comes_first_and_in_plain_words(page: str) -> None:
