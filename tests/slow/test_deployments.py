@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from safegene.setup import init
-from tests.slow.conftest import run, until
+from tests.conftest import run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -40,7 +40,7 @@ def served(tmp_path, prefect_api):
     server = subprocess.Popen(
         [sys.executable, "-m", "flows.deployments", str(ws)],
         cwd=ws,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PREFECT_API_URL": prefect_api},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -67,10 +67,10 @@ def test_the_cron_fires_and_an_event_starts_one_run(served):
             httpx.patch(f"{api}/deployments/{deployment['id']}", json={"paused": False}, timeout=30).raise_for_status()
 
     shutil.copytree(build("topic", 0), watched / "fresh")
-    assert "fresh" in run(ws, "watch").stdout
+    assert "fresh" in run(ws, "watch", PREFECT_API_URL=api).stdout
     until(lambda: finished(api, discovered), 400, "the event's run to end")
     assert Path(ws / "data/targets/fresh/verdict/manifest.json").is_file()
 
-    assert "0 new" in run(ws, "watch").stdout
+    assert "0 new" in run(ws, "watch", PREFECT_API_URL=api).stdout
     time.sleep(20)  # an event takes a second to become a run; twenty leave no doubt
     assert len(runs(api, discovered)) == 1, [r["name"] for r in runs(api, discovered)]

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from safegene.pipeline import PIPELINE
-from tests.slow.conftest import BIN, run, until
+from tests.conftest import BIN, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRACKED = [stage for stage in PIPELINE if stage.tracked]
@@ -56,7 +56,12 @@ def test_a_killed_run_ends_in_the_same_verdict(copy, stage, prefect_api):
     before = verdict(copy)
     digests = {s.name: (copy / s.output.format(target="topic") / "manifest.json").read_bytes() for s in TRACKED}
     make_stale(copy, stage)
-    process = subprocess.Popen([str(BIN / "safegene"), "run"], cwd=copy, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(BIN / "safegene"), "run"],
+        cwd=copy,
+        env={**os.environ, "PREFECT_API_URL": prefect_api},
+        stderr=subprocess.DEVNULL,
+    )
     watched = psutil.Process(process.pid)
     until(lambda: running(watched, stage.name) or process.poll() is not None, 120, f"{stage.name} to run")
     assert process.poll() is None, "the run ended before its stage was seen"
@@ -66,7 +71,7 @@ def test_a_killed_run_ends_in_the_same_verdict(copy, stage, prefect_api):
     _, alive = psutil.wait_procs(family, timeout=20)
     assert [p.cmdline() for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
-    run(copy, "run", code=None)
+    run(copy, "run", PREFECT_API_URL=prefect_api)
     assert verdict(copy) == before
     for s in TRACKED:
         assert (copy / s.output.format(target="topic") / "manifest.json").read_bytes() == digests[s.name], s.name

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.slow.conftest import run, status
+from tests.conftest import run, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -18,17 +18,17 @@ def unchanged(stderr: str) -> set[str]:
     return {words[1].split("@")[0] for words in lines if words[-1] == "unchanged"}
 
 
-def test_changed_rank_reruns_compress_and_what_depends_on_it(copy):
+def test_changed_rank_reruns_compress_and_what_depends_on_it(copy, prefect_api):
     before = status(copy)["topic"]["extra_params"]
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("  rank: 4", "  rank: 3", 1))
-    done = run(copy, "run", code=None)
+    done = run(copy, "run", code=None, PREFECT_API_URL=prefect_api)
     assert ran(done.stderr) == {"compress", "select", "calibrate", "evaluate", "gate"}
     assert unchanged(done.stderr) == {"validate", "fetch", "degrade", "extract", "fetch-target"}
     assert status(copy)["topic"]["extra_params"] != before
 
 
-def test_nothing_changed_runs_nothing(copy):
-    done = run(copy, "run", code=None)
+def test_nothing_changed_runs_nothing(copy, prefect_api):
+    done = run(copy, "run", code=None, PREFECT_API_URL=prefect_api)
     assert ran(done.stderr) == set()
     assert len(unchanged(done.stderr)) == 10
