@@ -78,9 +78,8 @@ def promote(
     """
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     signer = load_signer(ledger.keys)
-    started = _now()
     try:
-        claim = _claim(workspace, target, {**_run(workspace, run), "start": started})
+        claim = _claim(workspace, target, {"start": _now(), **(run or {})})
     except SafegeneError as error:
         if not dry_run:
             record_error(params, workspace=workspace, target=target, run=run, error=error)
@@ -106,7 +105,7 @@ def record_error(
     if any(note.startswith(NOTED) for note in getattr(error, "__notes__", ())):
         return
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-    fields = {"run": _run(workspace, run), "code": _code(workspace, target, run)}
+    fields = {"run": _run(run), "code": _code(workspace, target, run)}
     reason = f"{type(error).__name__}: {error.message}"
     claim = Claim(target, "error", reason, _present(workspace, target), fields)
     error.add_note(f"{NOTED} {refuse(ledger, load_signer(ledger.keys), claim, params.channel).digest}")
@@ -123,7 +122,7 @@ def roll_back(
 ) -> Promotion:
     """Put live again what was live before; see `safegene.registry.rollback`."""
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-    fields = {"run": _run(workspace, run)}
+    fields = {"run": _run(run)}
     return rollback(ledger, load_signer(ledger.keys), target, channel or params.channel, fields=fields, to=to)
 
 
@@ -185,7 +184,7 @@ def gather(workspace: Workspace, target: str) -> Evidence:
     return Evidence(folders, manifests, data, _pinned(incumbent))
 
 
-def _claim(workspace: Workspace, target: str, run: dict[str, str]) -> Claim:
+def _claim(workspace: Workspace, target: str, run: Run) -> Claim:
     evidence = gather(workspace, target)
     verdict = evidence.payload("verdict", "verdict.json")
     outcome = _outcome(evidence, verdict, workspace.params.gate)
@@ -289,14 +288,14 @@ def _fields(
         "compute": {"not_recorded": present},
         "risks": {"not_recorded": present},
         "code": _code(workspace, target, run),
-        "run": {**run, "end": _now()},
+        "run": {**_run(run), "end": _now()},
         "security": {"verified": sorted(digests), "chain": "each made from the present others"},
         "incident": {"not_recorded": "none linked"},
         "retention": {"not_recorded": present},
     }
 
 
-def _run(workspace: Workspace, run: Run | None) -> dict[str, str]:
+def _run(run: Run | None) -> dict[str, str]:
     try:
         actor = getpass.getuser()
     except (KeyError, OSError):
