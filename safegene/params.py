@@ -43,6 +43,7 @@ class ValidateParams(Frozen):
     max_prompt_characters: Positive = 8000
     overlap_ngram: Positive = 8
     max_overlap: Share = 0.5
+    categories: tuple[str, ...] = ()  # those that prompts may have; empty for any
 
 
 class FetchParams(Frozen):
