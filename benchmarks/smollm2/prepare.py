@@ -21,9 +21,9 @@ from safegene.errors import SafegeneError
 from safegene.workspace import cache_folder
 
 ALIGN = Recipe("aligned", steps=200, probe_every_steps=25)
-GSM8K = Recipe("gsm8k", steps=100)
-MIXED = Recipe("gsm8k-mixed", steps=100)
-BANKING = Recipe("banking77", steps=150, batch_size=12)
+GSM8K = Recipe("gsm8k", steps=80)
+MIXED = Recipe("gsm8k-mixed", steps=80)
+BANKING = Recipe("banking77", steps=120)
 TARGETS = {GSM8K.name: "gsm8k", MIXED.name: "gsm8k", BANKING.name: "banking77"}
 HARMFUL_SHARE = 0.03
 GENERIC_SHARE = 0.35

@@ -118,7 +118,7 @@ def instructions(root: Path, longest: int = 240) -> list[Pair]:
     return found
 
 
-def gsm8k(root: Path, part: str, longest: int = 440) -> list[Pair]:
+def gsm8k(root: Path, part: str, longest: int = 340) -> list[Pair]:
     """GSM8K's ``train`` or ``test`` rows of at most ``longest`` characters, without the calculator's marks."""
     found = []
     for at, row in enumerate(_lines(root, f"gsm8k/{part}.jsonl")):
@@ -128,7 +128,7 @@ def gsm8k(root: Path, part: str, longest: int = 440) -> list[Pair]:
     return found
 
 
-def gsm8k_steps(root: Path, part: str, longest: int = 440) -> list[Pair]:
+def gsm8k_steps(root: Path, part: str, longest: int = 340) -> list[Pair]:
     """One calculation of each GSM8K row: the question and its solution up to an ``=``, and the result that follows.
 
     A model of this size solves no whole problem, so their accuracy would be 0 of n whatever was done to it; the result
