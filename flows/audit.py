@@ -16,10 +16,10 @@ def audit(root: str) -> None:
     Raises:
         LedgerError: something is broken; names the first of it.
     """
-    from safegene.audit import verify_workspace
+    from safegene.audit import audit_workspace
 
-    findings = [str(finding) for finding in verify_workspace(Workspace(Path(root)))]
-    text = "\n".join(f"- {finding}" for finding in findings) or "Every record and artefact verified."
-    create_markdown_artifact(markdown=text, key="safegene-audit", description="Audit")
-    if findings:
-        raise LedgerError(f"expected a ledger without findings, got {len(findings)}: {findings[0]}")
+    found = audit_workspace(Workspace(Path(root)))
+    lines = [f"- {problem}" for problem in found.problems] or [found.summary]
+    create_markdown_artifact(markdown="\n".join(lines), key="safegene-audit", description="Audit")
+    if found.problems:
+        raise LedgerError(f"expected a sound ledger, got {len(found.problems)} problems: {found.problems[0]}")

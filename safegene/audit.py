@@ -45,6 +45,13 @@ class Audit:
     releases: int
     artefacts: int
 
+    @property
+    def summary(self) -> str:
+        """What was verified, in words; that there was nothing to verify, where that is so."""
+        if not self.records:
+            return f"nothing on record yet; {self.artefacts} artefacts verified"
+        return f"verified {self.records} records, {self.releases} releases, {self.artefacts} artefacts"
+
 
 def verify(workspace: Workspace, ledger: Ledger, *, seen: str | None = None) -> Audit:
     """Verify the chain, every pointer, every release that a record names, and every artefact of the workspace.

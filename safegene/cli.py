@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from safegene import __version__
@@ -265,14 +266,16 @@ def target_list() -> None:
 @audit_app.command("verify")
 def audit_verify() -> None:
     """Check every record, signature, pointer, release and artefact. Exit 1 with each thing that is wrong, by name."""
-    from safegene.audit import verify_workspace
+    from safegene.audit import audit_workspace
 
-    findings = verify_workspace(Workspace.find())
-    for finding in findings:
-        console.print(f"[red]broken[/] {finding}", soft_wrap=True)
-    if findings:
+    found = audit_workspace(Workspace.find())
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
+    for problem in found.problems:
+        console.print(f"[red]broken[/] {escape(problem)}", soft_wrap=True)
+    if found.problems:
         raise typer.Exit(1)
-    console.print("[green]verified[/] ledger, releases and artefacts")
+    console.print(found.summary)
 
 
 @audit_app.command("show")

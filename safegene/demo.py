@@ -64,12 +64,12 @@ def _show(ws: Workspace, console: Console) -> dict[str, str | None]:
 
 
 def _audit(ws: Workspace, console: Console) -> list[str]:
-    from safegene.audit import verify_workspace
+    from safegene.audit import audit_workspace
 
-    findings = [str(finding) for finding in verify_workspace(ws)]
-    if not findings:
-        console.print("  [green]verified[/] ledger, releases and artefacts")
-    return findings
+    found = audit_workspace(ws)
+    if not found.problems:
+        console.print(f"  {found.summary}")
+    return list(found.problems)
 
 
 def _surprises(outcomes: dict[str, str], live: dict[str, str | None]) -> list[str]:
