@@ -49,7 +49,7 @@ def survey(uri: str) -> tuple[list[Found], dict[str, str]]:
         raise SourceError(f"expected a folder, prefix or organisation to watch, got {redact(uri)}")
     found, skipped = [], {}
     for child, require_complete in _CHILDREN[place.scheme](place).items():
-        name = target_name(child.rstrip("/").rsplit("/", 1)[-1])
+        name = target_name(parse(child).path.rsplit("/", 1)[-1])
         try:
             require_complete()
             found.append(Found(name, child, fingerprint(child)))

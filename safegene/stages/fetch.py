@@ -51,7 +51,7 @@ def fetch(params: FetchParams, *, source: str, fingerprint: str | None, family: 
     inputs: dict[str, Path | str] = {"source": local.digest} | ({"aligned": family} if family else {})
     with write_artefact(out, stage="fetch", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         (draft.path / RECORD).write_bytes(canonical_json(record) + b"\n")
-        draft.facts |= {key: record[key] for key in ("kind", "digest", "parameters")}
+        draft.facts |= {key: record[key] for key in ("kind", "digest", "parameters", "adapter_parameters")}
         draft.facts["bytes"] = sum((local.root / name).stat().st_size for name in local.files)
     return draft.done
 
