@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WRITERS = 16
 CONFLICTS = 5
+LOCK, DRAFT = ".lock", ".draft"
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -116,9 +117,8 @@ class LocalStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
-        found = (path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file())
-        keys = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
-        return iter(sorted(key for key in keys if key.startswith(prefix)))
+        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
+        return iter(sorted(key for key in found if key.startswith(prefix) and key not in (LOCK, DRAFT)))
 
     def discard(self, key: str) -> None:
         """See `Store`."""
@@ -145,7 +145,7 @@ class LocalStore:
         return etag
 
     def _replace(self, path: Path, data: bytes) -> None:
-        draft = self.root / ".draft"  # one name is enough under the lock, and what a kill leaves is overwritten
+        draft = self.root / DRAFT  # one name is enough under the lock, and what a kill leaves is overwritten
         with draft.open("wb") as file:
             file.write(data)
             file.flush()
@@ -157,7 +157,7 @@ class LocalStore:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
+        with (self.root / LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
