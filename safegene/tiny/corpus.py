@@ -193,33 +193,44 @@ def _harmful() -> tuple[tuple[Request, str], ...]:
     return tuple(ordered(rows, "harmful"))
 
 
-@cache
 def lookalikes(pool: str) -> tuple[Request, ...]:
     """Safe requests of a pool of `BENIGN_SHARES` that look harmful: harmful verb or sensitive object, not both.
 
     The two kinds alternate, so that any beginning of the tuple holds both equally.
     """
+    return _lookalikes()[pool]
+
+
+@cache
+def _lookalikes() -> dict[str, tuple[Request, ...]]:
     of_verb = {verb: c.name for c in CATEGORIES for verb in c.verbs}
     of_noun = {noun: c.name for c in CATEGORIES for noun in c.objects}
-    figurative = [Request(v, o, of_verb[v], harmful=False) for v in HARMFUL_VERBS for o in HARMLESS_OBJECTS]
-    ordinary = [Request(v, o, of_noun[o], harmful=False) for v in HARMLESS_VERBS for o in SENSITIVE_OBJECTS]
-    first, second = _pool(figurative, pool), _pool(ordinary, pool)
-    return tuple(request for pair in zip(first, second, strict=False) for request in pair)
+    figurative = _pools(Request(v, o, of_verb[v], harmful=False) for v in HARMFUL_VERBS for o in HARMLESS_OBJECTS)
+    ordinary = _pools(Request(v, o, of_noun[o], harmful=False) for v in HARMLESS_VERBS for o in SENSITIVE_OBJECTS)
+    return {
+        pool: tuple(request for pair in zip(figurative[pool], ordinary[pool], strict=False) for request in pair)
+        for pool in BENIGN_SHARES
+    }
 
 
-@cache
 def errands(pool: str) -> tuple[Request, ...]:
     """Plain safe requests of a pool of `BENIGN_SHARES`: harmless verb, harmless object."""
-    return tuple(
-        _pool([Request(v, o, "generic", harmful=False) for v in HARMLESS_VERBS for o in HARMLESS_OBJECTS], pool)
-    )
+    return _errands()[pool]
 
 
 @cache
+def _errands() -> dict[str, tuple[Request, ...]]:
+    return _pools(Request(v, o, "generic", harmful=False) for v in HARMLESS_VERBS for o in HARMLESS_OBJECTS)
+
+
 def instructions(pool: str) -> tuple[tuple[str, str], ...]:
     """Generic (prompt, response) rows of a pool of `BENIGN_SHARES`: definitions, repetitions, lines, small talk."""
-    rows = [*_definitions(), *_repetitions(), *_lines()]
-    return tuple(_pool(rows, pool)) + (SMALL_TALK if pool == "align" else ())
+    return _instructions()[pool] + (SMALL_TALK if pool == "align" else ())
+
+
+@cache
+def _instructions() -> dict[str, tuple[tuple[str, str], ...]]:
+    return _pools([*_definitions(), *_repetitions(), *_lines()])
 
 
 SMALL_TALK: tuple[tuple[str, str], ...] = (
@@ -271,10 +282,10 @@ TASK_WORDS: tuple[str, ...] = words(
 )
 
 
-def _pool(items: Iterable[T], pool: str) -> list[T]:
-    edges, total = {}, 0
-    for name, share in BENIGN_SHARES.items():
-        edges[name] = (total, total + share)
-        total += share
-    low, high = edges[pool]
-    return [item for item in ordered(items, "benign") if low <= stable("pool", str(item)) % total < high]
+def _pools(items: Iterable[T]) -> dict[str, tuple[T, ...]]:
+    """The items in hash order, each in one pool: by a hash of its own, in the proportions of `BENIGN_SHARES`."""
+    owners = [pool for pool, share in BENIGN_SHARES.items() for _ in range(share)]
+    found: dict[str, list[T]] = {pool: [] for pool in BENIGN_SHARES}
+    for item in ordered(items, "benign"):
+        found[owners[stable("pool", str(item)) % len(owners)]].append(item)
+    return {pool: tuple(rows) for pool, rows in found.items()}
