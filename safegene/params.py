@@ -152,7 +152,6 @@ class EvaluateParams(Frozen):
     judge: JudgeParams
     max_new_tokens: Positive = 24
     batch_size: Positive = 128
-    seed: int = 0
 
 
 class GateParams(Frozen):

@@ -1,0 +1,270 @@
+"""Stage ``evaluate``: every reply of the target before and after repair, of the aligned and the live model, judged.
+
+The plan (which prompts, which weights, which judge, which policy) is fixed before the first reply and kept beside the
+judgements, so that the gate can refuse judgements of anything else. A reply is kept in a journal under everything that
+influences it: the content of weights, adapters, tokenizer and chat template, the decoding, the engine, and the prompts
+of its batch. So a killed run goes on with the next batch, the aligned model answers once for all targets, and another
+checkpoint under the same name never answers for this one.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safegene.digest import canonical_json, digest_bytes, digest_files, digest_json
+from safegene.errors import ArtifactError, FormatError, StaleArtifact
+from safegene.generate import Reply, generate
+from safegene.journal import Journal
+from safegene.judges import Decision, Judge, build
+from safegene.judges.calibration import calibration_of
+from safegene.judges.replies import coherent, correct
+from safegene.manifest import Manifest, read_manifest, write_artefact
+from safegene.params import EvaluateParams, FetchParams, GateParams
+from safegene.prompts import Prompt, normalised, read_prompts
+from safegene.registry import read_incumbent
+from safegene.sources import local_checkpoint
+from safegene.sources.fetching import read_record
+from safegene.tensors.device import device, dtype_for, one_thread
+from safegene.tensors.models import load_model, load_tokenizer
+from safegene.verdict import Arm, Judgement, Plan, Planned
+from safegene.verdict.decision import policy_digest
+from safegene.workspace import cache_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+CHEAP = ("grammar", "phrases")  # judges whose decisions are quicker made than kept
+JUDGED_AT_ONCE = 64
+SMALL = 50_000_000  # parameters; below it one thread is faster than several
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model that answers: a full checkpoint, adapters to add, and the digests of their content, in that order."""
+
+    root: Path
+    adapters: tuple[Path, ...]
+    contents: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that the model is: weights, tokenizer, chat template, adapters."""
+        return digest_json(list(self.contents))
+
+
+def evaluate(
+    params: EvaluateParams,
+    gate: GateParams,
+    *,
+    prompts: Path,
+    task: Path,
+    aligned: Path,
+    target: Path,
+    candidate: Path,
+    out: Path,
+    incumbent: Path | None = None,
+    fetch: FetchParams | None = None,
+    dtype: str = "auto",
+) -> Manifest:
+    """Ask every model every prompt of ``prompts/gate.jsonl`` and of the task's test split, and judge the replies.
+
+    Args:
+        params: judge and decoding.
+        gate: the policy; its digest is fixed in the plan.
+        prompts: folder with ``gate.jsonl``.
+        task: the target's task set.
+        aligned: artefact of the family's aligned checkpoint.
+        target: artefact of the fine-tune.
+        candidate: artefact with the repair as a PEFT adapter.
+        out: the artefact to write.
+        incumbent: ``incumbent.json``: what was live when it was pinned, if anything.
+        fetch: limits, where a checkpoint must be fetched again.
+        dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+
+    Raises:
+        StaleArtifact: the candidate was made from another target or another aligned model.
+        JudgeError: the judge is missing or its calibration is another's.
+        EmptySample: a set has no test prompt.
+    """
+    judge = build(params.judge)
+    calibration = calibration_of(params.judge, judge)
+    suites = {"gate": read_prompts(prompts / "gate.jsonl"), "task": read_prompts(task)}
+    asked = {"gate": suites["gate"].where(split="test"), "task": suites["task"].where(kind="task", split="test")}
+    arms = _arms(aligned, target, candidate, incumbent, fetch)
+    plan = Plan(
+        prompts=tuple(_planned(row) for rows in asked.values() for row in rows),
+        models={arm: one.digest for arm, one in arms.items()},
+        judge=judge.identity,
+        calibration=calibration,
+        policy=policy_digest(gate),
+        suites={name: one.digest for name, one in suites.items()},
+        decoding=_decoding(params, dtype),
+    )
+    _require_distinct(plan, prompts, task)
+    rows: list[dict[str, Any]] = []
+    for arm, contender in arms.items():
+        for name, some in asked.items():
+            replies = _replies(contender, some, plan, dtype, f"{arm}, {name}")
+            rows += _judged(arm, contender, some, replies, judge, keep=params.judge.kind not in CHEAP)
+    inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
+    inputs |= {"aligned": aligned, "target": target, "candidate": candidate}
+    inputs |= {"incumbent": incumbent} if incumbent and incumbent.is_file() else {}
+    inputs |= {"calibration": params.judge.calibration} if params.judge.calibration else {}
+    chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": dtype}
+    with write_artefact(out, stage="evaluate", params=chosen, inputs=inputs) as draft:
+        (draft.path / "plan.json").write_bytes(canonical_json(plan.to_json()) + b"\n")
+        lines = b"".join(canonical_json(row) + b"\n" for row in rows)
+        (draft.path / "judgements.jsonl").write_bytes(lines)
+        unscored = sum(row["kind"] != "task" and row["harmful"] == "unscored" for row in rows)
+        draft.facts.update(prompts=len(plan.prompts), models=sorted(arms), replies=len(rows), unscored=unscored)
+    return draft.done
+
+
+def _arms(
+    aligned: Path, target: Path, candidate: Path, incumbent: Path | None, fetch: FetchParams | None
+) -> dict[Arm, Contender]:
+    """Every model that answers. The candidate's adapter loads on the full checkpoint under the target."""
+    _require_made_from(candidate, target=target, aligned=aligned)
+    family = _contender(aligned, None, fetch)
+    before = _contender(target, aligned, fetch)
+    arms: dict[Arm, Contender] = {"before": before, "candidate": _adapted(before, candidate), "aligned": family}
+    release = read_incumbent(incumbent, incumbent.resolve().parents[3]) if incumbent and incumbent.is_file() else None
+    if release is not None:
+        old = _contender(release / "target", release / "aligned", fetch)
+        arms["incumbent"] = _adapted(old, release / "candidate")
+    return arms
+
+
+def _contender(artefact: Path, family: Path | None, fetch: FetchParams | None) -> Contender:
+    record = read_record(artefact)
+    model = local_checkpoint(artefact, fetch, family=family)
+    contents = (record["digest"],) if record["kind"] == "full" else (record["base"], record["digest"])
+    return Contender(model.root, model.adapters, contents)
+
+
+def _adapted(before: Contender, candidate: Path) -> Contender:
+    read_manifest(candidate)
+    if not all((candidate / name).is_file() for name in ADAPTER):
+        raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
+    return Contender(before.root, (candidate,), (before.contents[0], digest_files(candidate, ADAPTER)))
+
+
+def _require_made_from(candidate: Path, **artefacts: Path) -> None:
+    made = read_manifest(candidate).inputs
+    for name, at in artefacts.items():
+        now = read_manifest(at).digest
+        if made.get(name) != now:
+            raise StaleArtifact(
+                f"expected a candidate made from the {name} {now}, got one from {made.get(name)}, in {candidate}",
+                remedy="run `safegene run`, which calibrates again",
+            )
+
+
+def _decoding(params: EvaluateParams, dtype: str) -> dict[str, Any]:
+    where = device()
+    engine = {"torch": version("torch"), "transformers": version("transformers"), "device": where.partition(":")[0]}
+    engine["dtype"] = str(dtype_for(dtype, where)).removeprefix("torch.")
+    return {"greedy": True, "max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size, "engine": engine}
+
+
+def _planned(row: Prompt) -> Planned:
+    text = digest_bytes(normalised(row.prompt).encode())
+    return Planned(row.id, row.kind, row.category, row.behaviour, text)
+
+
+def _require_distinct(plan: Plan, prompts: Path, task: Path) -> None:
+    counts = Counter(prompt.id for prompt in plan.prompts)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise FormatError(f"expected ids that differ between both sets, got {twice[:3]} in both, in {prompts}, {task}")
+
+
+def _replies(contender: Contender, asked: Sequence[Prompt], plan: Plan, dtype: str, what: str) -> list[Reply]:
+    """The model's replies in order, those of the journal and new ones.
+
+    Batches are the same whatever the journal holds already, since replies can change with the batch by rounding.
+    """
+    suite = digest_json([[row.id, row.prompt] for row in asked])
+    identity = {"model": contender.digest, "decoding": dict(plan.decoding), "suite": suite}
+    journal = Journal(cache_folder() / "replies", identity)
+    known = journal.read()
+    order = sorted(asked, key=lambda row: (-len(row.prompt), row.id))
+    size = plan.decoding["batch_size"]
+    batches = [order[at : at + size] for at in range(0, len(order), size)]
+    missing = [batch for batch in batches if any(row.id not in known for row in batch)]
+    log.info("%s: %d replies, %d of %d batches known", what, len(asked), len(batches) - len(missing), len(batches))
+    if missing:
+        model, tokenizer = _load(contender, dtype)
+        with _suited(model):
+            for number, batch in enumerate(missing, start=1):
+                texts = [row.prompt for row in batch]
+                limits = {"max_new_tokens": plan.decoding["max_new_tokens"], "batch_size": size}
+                made = generate(model, tokenizer, texts, **limits)
+                new = {row.id: asdict(reply) for row, reply in zip(batch, made, strict=True)}
+                journal.append(new)
+                known |= {name: value for name, value in new.items() if name not in known}
+                log.info("%s: batch %d of %d", what, number, len(missing))
+    return [Reply(**known[row.id]) for row in asked]
+
+
+def _load(contender: Contender, dtype: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    model = load_model(contender.root, adapters=contender.adapters, dtype=dtype, device=device())
+    return model, load_tokenizer(contender.root)
+
+
+def _suited(model: "PreTrainedModel") -> AbstractContextManager[None]:
+    return one_thread() if sum(one.numel() for one in model.parameters()) < SMALL else nullcontext()
+
+
+def _judged(
+    arm: Arm, contender: Contender, asked: Sequence[Prompt], replies: Sequence[Reply], judge: Judge, *, keep: bool
+) -> list[dict[str, Any]]:
+    """Rows of ``judgements.jsonl``. A task's answer is checked against its gold answer and not judged."""
+    tasks = all(row.kind == "task" for row in asked)
+    decisions = [_NOT_ASKED] * len(asked) if tasks else _decisions(asked, replies, judge, keep=keep)
+    rows = []
+    for row, reply, decision in zip(asked, replies, decisions, strict=True):
+        cut = not reply.finished and decision.harmful == "no" and decision.refusal != "yes"
+        judgement = Judgement(
+            prompt=row.id,
+            model=arm,
+            judge=judge.identity,
+            harmful="unscored" if cut else decision.harmful,
+            refusal=decision.refusal,
+            correct=correct(reply.text, row.response) if row.kind == "task" else None,
+            coherent=coherent(reply.text),
+            raw="cut off before it was harmful or a refusal" if cut else decision.raw,
+            weights=contender.digest,
+        )
+        shown = {"kind": row.kind, "text": row.prompt, "reply": reply.text, "finished": reply.finished}
+        rows.append(asdict(judgement) | shown)
+    return rows
+
+
+_NOT_ASKED = Decision("unscored", "unscored", "a task's answer is not judged")
+
+
+def _decisions(asked: Sequence[Prompt], replies: Sequence[Reply], judge: Judge, *, keep: bool) -> list[Decision]:
+    """One decision per reply; a costly judge's are kept, all but the unscored, which are asked for again."""
+    pairs = [(row.prompt, reply.text) for row, reply in zip(asked, replies, strict=True)]
+    if not keep:
+        return judge.judge([p for p, _ in pairs], [r for _, r in pairs])
+    keys = [digest_json(pair) for pair in pairs]
+    journal = Journal(cache_folder() / "decisions", {"judge": judge.identity, "pairs": digest_json(keys)})
+    known: Mapping[str, Any] = journal.read()
+    found = {key: Decision(**known[key]) for key in keys if key in known}
+    missing = [(key, pair) for key, pair in dict(zip(keys, pairs, strict=True)).items() if key not in found]
+    for at in range(0, len(missing), JUDGED_AT_ONCE):
+        some = missing[at : at + JUDGED_AT_ONCE]
+        made = judge.judge([pair[0] for _, pair in some], [pair[1] for _, pair in some])
+        new = {key: decision for (key, _), decision in zip(some, made, strict=True)}
+        journal.append({key: asdict(one) for key, one in new.items() if "unscored" not in (one.harmful, one.refusal)})
+        found |= new
+        log.info("judged %d of %d", min(at + JUDGED_AT_ONCE, len(missing)), len(missing))
+    return [found[key] for key in keys]
