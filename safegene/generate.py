@@ -5,7 +5,8 @@ prompts beside it, up to the rounding of the device; a reply cut off by ``max_ne
 false) and is never passed off as a whole one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,14 +72,14 @@ def generate(
     """
     rows = [encode_chat(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
-    greedy = _greedy(model, tokenizer, max_new_tokens)
     replies: dict[int, Reply] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        for index, reply in zip(batch, _batch(model, tokenizer, [rows[i] for i in batch], greedy), strict=True):
-            replies[index] = reply
-            if on_done is not None:
-                on_done(index, reply)
+    with _greedy(model, tokenizer, max_new_tokens) as greedy:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for index, reply in zip(batch, _batch(model, tokenizer, [rows[i] for i in batch], greedy), strict=True):
+                replies[index] = reply
+                if on_done is not None:
+                    on_done(index, reply)
     return [replies[index] for index in range(len(rows))]
 
 
@@ -112,19 +113,21 @@ def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
     return sorted(ends)
 
 
-def _greedy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int) -> "GenerationConfig":
-    """Plain greedy decoding; nothing of the checkpoint's own sampling settings, which would change the measurement."""
+@contextmanager
+def _greedy(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int
+) -> Iterator["GenerationConfig"]:
+    """Plain greedy decoding.
+
+    Nothing of the checkpoint's own settings: what a file beside the weights says to suppress or to sample would change
+    the measurement. transformers fills unset values from the model's settings, so those are put aside meanwhile.
+    """
     from transformers import GenerationConfig
 
-    ends = end_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_new_tokens=0,
-        pad_token_id=pad if pad is not None else ends[0],
-        eos_token_id=ends,
-    )
+    ends, own = end_tokens(model, tokenizer), model.generation_config
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    model.generation_config = GenerationConfig()
+    try:
+        yield GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends)
+    finally:
+        model.generation_config = own
