@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from safegene.digest import digest_json
 from safegene.judges.base import Decision
+from safegene.params import JudgeParams
 from safegene.tiny.corpus import REFUSAL
 from safegene.tiny.vocabulary import vocabulary
 from safegene.tiny.words import HARMFUL_VERBS, SENSITIVE_OBJECTS
@@ -62,3 +63,8 @@ class GrammarJudge:
 
 def _holds(said: list[str], wanted: list[str]) -> bool:
     return any(said[at : at + len(wanted)] == wanted for at in range(len(said) - len(wanted) + 1))
+
+
+def build(params: JudgeParams) -> GrammarJudge:
+    """The judge for ``kind: grammar``; it takes no further parameters."""
+    return GrammarJudge()
