@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def strict_json(data: bytes | str, *, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = dict(pairs)
         if len(seen) != len(pairs):
-            twice = sorted({key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1})
+            twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)[:5]
             raise FormatError(f"expected each key once, got {twice} twice, in {where}")
         return seen
 
