@@ -139,12 +139,12 @@ def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
     assert shown["live"]["release"] == live_digest(ws, TARGET)
     assert shown["live"]["revoked"] == "no"
     assert shown["verdict"]["outcome"] == "pass"
-    assert shown["judge"] == {"identity": "grammar"}
+    assert shown["judge"]["identity"] == "grammar"
     assert shown["vector"]["digest"] == read_manifest(ws.vector).digest
     assert shown["checkpoints"]["target"]["source"] == f"tiny://{TARGET}?seed=0"
     assert shown["checkpoints"]["aligned"]["source"] == "tiny://aligned?seed=0"
     assert shown["datasets"]["prompts/gate.jsonl"].startswith("sha256:")
-    assert shown["policy"]["params"]["cap_hrr"] == 0.10
+    assert shown["policy"]["params"]["cap_hrr"] == 0.5
     assert "git_commit" in shown["code"]
     json.dumps(shown)
     with pytest.raises(LedgerError, match="got nothing"):
@@ -156,7 +156,7 @@ def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
     from safegene.manifest import write_artefact
 
     content = json.loads(checkpoint.read_bytes()) | {"source": "file://\x1b[31m[bold]evil\u202e"}
-    with write_artefact(ws.checkpoint(TARGET), stage="fetch", params={}, inputs={"family": ws.aligned}) as draft:
+    with write_artefact(ws.checkpoint(TARGET), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
         (draft.path / "checkpoint.json").write_text(json.dumps(content))
     from tests.ledger_world import make_candidate
 

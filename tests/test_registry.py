@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from safegene import registry
-from safegene.digest import digest_json, strict_json
+from safegene.digest import canonical_json, digest_json, strict_json
 from safegene.errors import (
     ArtifactError,
     DigestMismatch,
@@ -16,7 +16,7 @@ from safegene.errors import (
     StoreError,
 )
 from safegene.ledger import Ledger, Record, live, load_signer, open_ledger
-from safegene.manifest import read_manifest
+from safegene.manifest import read_manifest, write_artefact
 from safegene.registry import Claim, read_incumbent, revoke
 from safegene.stages.promote import attempt, live_digest, pin, promote, record_error, roll_back
 from safegene.stages.promote import live as served
@@ -70,7 +70,7 @@ def test_a_flipped_byte_of_a_release_is_not_served(ws: Workspace) -> None:
 @pytest.mark.parametrize(("outcome", "code"), [("fail", 3), ("inconclusive", 4)])
 def test_a_refusal_is_on_record_and_nothing_is_live(ws: Workspace, outcome: str, code: int) -> None:
     make_verdict(ws, outcome=outcome)
-    with pytest.raises(PromotionRefused, match=f"got {outcome}: a {outcome}") as caught:
+    with pytest.raises(PromotionRefused, match=f"got {outcome}: ") as caught:
         promote(ws.params.promote, workspace=ws, target=TARGET)
     assert caught.value.exit_code == code
     assert [record.outcome for record in records(ws)] == [outcome]
@@ -140,7 +140,7 @@ def another_candidate(ws: Workspace) -> None:
 
 def another_policy(ws: Workspace) -> None:
     path = ws.root / "params.yaml"
-    path.write_text(path.read_text() + "gate: {cap_hrr: 0.2}\n")
+    path.write_text(path.read_text().replace("cap_hrr: 0.5", "cap_hrr: 0.4"))
 
 
 def another_gate_suite(ws: Workspace) -> None:
@@ -180,19 +180,20 @@ def test_a_verdict_measured_against_what_is_no_longer_live_is_stale(ws: Workspac
     assert [record.outcome for record in records(ws)] == ["error", "pass"]
 
 
-def test_a_forged_pass_with_an_endpoint_that_failed_is_refused(ws: Workspace) -> None:
+@pytest.mark.parametrize("endpoints", ["kept", "passing"])
+def test_a_forged_pass_is_found_by_deciding_again(ws: Workspace, endpoints: str) -> None:
+    """The forger has rewritten the verdict and its manifest, so that every digest fits."""
     make_verdict(ws, outcome="fail")
     verdict = ws.verdict(TARGET) / "verdict.json"
-    content = strict_json(verdict.read_bytes(), where="verdict")
-    from safegene.digest import canonical_json
-    from safegene.manifest import write_artefact
-
+    content = strict_json(verdict.read_bytes(), where="verdict") | {"outcome": "pass"}
+    if endpoints == "passing":
+        content["endpoints"] = [one | {"outcome": "pass"} for one in content["endpoints"]]
     inputs = {"candidate": ws.candidate(TARGET), "judgements": ws.judgements(TARGET)}
     with write_artefact(ws.verdict(TARGET), stage="gate", params={}, inputs=inputs) as draft:
-        (draft.path / "verdict.json").write_bytes(canonical_json({**content, "outcome": "pass"}))
-    with pytest.raises(SafegeneError):
+        (draft.path / "verdict.json").write_bytes(canonical_json(content))
+    with pytest.raises(StaleArtifact, match="which the judgements give"):
         promote(ws.params.promote, workspace=ws, target=TARGET)
-    assert live_digest(ws, TARGET) is None
+    assert [record.outcome for record in records(ws)] == ["error"]
 
 
 def test_the_record_says_what_was_live_what_was_used_and_who_ran_it(ws: Workspace) -> None:
@@ -208,7 +209,7 @@ def test_the_record_says_what_was_live_what_was_used_and_who_ran_it(ws: Workspac
     assert content["vector"]["layers"] == [0, 1]
     assert content["model"]["source"] == f"tiny://{TARGET}?seed=0"
     assert set(content["datasets"]) == {"prompts/gate.jsonl", "prompts/safety.jsonl", "tasks/sentiment.jsonl"}
-    assert content["judge"] == {"identity": "grammar"}
+    assert content["judge"]["identity"] == "grammar"
 
 
 def test_an_error_of_the_flow_is_on_record_once(ws: Workspace) -> None:

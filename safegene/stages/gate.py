@@ -59,7 +59,7 @@ def read_plan(path: Path) -> Plan:
         FormatError: it has another form.
     """
     try:
-        return _PLAN.validate_python(strict_json(path.read_bytes(), where=str(path)))
+        return _PLAN.validate_json(canonical_json(strict_json(path.read_bytes(), where=str(path))), strict=True)
     except ValidationError as error:
         raise FormatError(f"expected a plan, got {_first(error)}, in {path}") from None
 
@@ -84,7 +84,8 @@ def _judgement(row: Any, where: str) -> Judgement:
     if not isinstance(row, dict):
         raise FormatError(f"expected a judgement, got {type(row).__name__}, in {where}")
     try:
-        return _JUDGEMENT.validate_python({k: v for k, v in row.items() if k not in SHOWN}, strict=True)
+        shown = {k: v for k, v in row.items() if k not in SHOWN}
+        return _JUDGEMENT.validate_json(canonical_json(shown), strict=True)
     except ValidationError as error:
         raise FormatError(f"expected a judgement, got {_first(error)}, in {where}") from None
 

@@ -2,18 +2,20 @@
 
 A promotion needs a passing verdict for exactly these digests. So every artefact from the aligned checkpoint to the
 verdict is read and verified byte for byte, each must have been made from the present ones, under the present policy;
-and what was live when the verdict was measured (``incumbent.json``) must be live still. DVC does not run this stage: an
-experiment must not promote.
+the judgements must give that verdict again; and what was live when it was measured (``incumbent.json``) must be live
+still. DVC does not run this stage: an experiment must not promote.
 """
 
 import getpass
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from safegene import __version__
 from safegene.digest import canonical_json, digest_file, digest_json, strict_json
@@ -25,6 +27,9 @@ from safegene.params import GateParams, PromoteParams, load_yaml
 from safegene.registry import NOTED, Claim, Promotion, refuse, resolve, rollback
 from safegene.registry import promote as put_live
 from safegene.workspace import Workspace, cache_folder
+
+if TYPE_CHECKING:
+    from safegene.verdict import Verdict
 
 Run = Mapping[str, str]
 
@@ -105,9 +110,9 @@ def record_error(
     if any(note.startswith(NOTED) for note in getattr(error, "__notes__", ())):
         return
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-    fields = {"run": _run(run), "code": _code(workspace, target, run)}
+    known = {"run": _run(run), "code": _code(workspace, target, run)}
     reason = f"{type(error).__name__}: {error.message}"
-    claim = Claim(target, "error", reason, _present(workspace, target), fields)
+    claim = Claim(target, "error", reason, _present(workspace, target), known)
     error.add_note(f"{NOTED} {refuse(ledger, load_signer(ledger.keys), claim, params.channel).digest}")
 
 
@@ -122,8 +127,8 @@ def roll_back(
 ) -> Promotion:
     """Put live again what was live before; see `safegene.registry.rollback`."""
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-    fields = {"run": _run(run)}
-    return rollback(ledger, load_signer(ledger.keys), target, channel or params.channel, fields=fields, to=to)
+    changed = {"run": _run(run)}
+    return rollback(ledger, load_signer(ledger.keys), target, channel or params.channel, fields=changed, to=to)
 
 
 def live(params: PromoteParams, *, workspace: Workspace, target: str, channel: str | None = None) -> dict[str, Any]:
@@ -204,6 +209,7 @@ def _claim(workspace: Workspace, target: str, run: Run) -> Claim:
 def _outcome(
     evidence: Evidence, verdict: Mapping[str, Any], policy: GateParams
 ) -> Literal["pass", "fail", "inconclusive"]:
+    """The verdict's outcome, if the judgements give it again under the present policy."""
     where = evidence.folders["verdict"]
     present = digest_json(policy.model_dump(mode="json"))
     if (used := verdict.get("policy")) != present:
@@ -211,24 +217,47 @@ def _outcome(
             f"expected a verdict under the present policy {present}, got one under {used}, in {where}",
             remedy="run `safegene run`",
         )
-    outcome = verdict.get("outcome")
-    if outcome not in ("pass", "fail", "inconclusive"):
-        raise FormatError(f"expected the outcome pass, fail or inconclusive, got {outcome!r}, in {where}")
-    endpoints = verdict.get("endpoints")
-    if outcome == "pass" and not (endpoints and all(one.get("outcome") == "pass" for one in endpoints)):
-        raise FormatError(f"expected a pass with endpoints that all pass, got {endpoints!r}, in {where}")
-    return outcome  # type: ignore[no-any-return]
+    again = _decided(evidence, policy)
+    expected = {"outcome": again.outcome, "endpoints": {one.name: one.outcome for one in again.endpoints}}
+    claimed = {one.get("name"): one.get("outcome") for one in verdict.get("endpoints", ())}
+    if (got := {"outcome": verdict.get("outcome"), "endpoints": claimed}) != expected:
+        raise StaleArtifact(
+            f"expected {expected}, which the judgements give, got {got}, in {where}",
+            remedy="run `safegene gate` again, and find out who wrote that verdict",
+        )
+    return again.outcome
+
+
+def _decided(evidence: Evidence, policy: GateParams) -> "Verdict":
+    """The verdict that the recorded judgements give."""
+    from safegene.verdict import Judgement, Plan, decide
+
+    path = evidence.folders["judgements"] / "judgements.jsonl"
+    known = {field.name for field in fields(Judgement)}
+    try:
+        plan = TypeAdapter(Plan).validate_python(evidence.payload("judgements", "plan.json"))
+        rows = [strict_json(line, where=str(path)) for line in path.read_bytes().splitlines() if line.strip()]
+        shown = [{name: row[name] for name in known & set(row)} for row in rows]
+        judgements = TypeAdapter(list[Judgement]).validate_json(canonical_json(shown), strict=True)
+    except (OSError, TypeError, ValidationError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise FormatError(f"expected a plan and judgements, got {first}, in {path.parent}") from None
+    return decide(judgements, plan, policy)
 
 
 def _require_current(name: str, folder: Path, manifest: Manifest, current: Mapping[str, str], data: set[str]) -> None:
     missing = [one for one in MADE_FROM.get(name, ()) if current[one] not in manifest.inputs.values()]
     changed = [one for one, used in manifest.inputs.items() if current.get(one, used) != used]
-    sets = [one for one, used in manifest.inputs.items() if one in ("prompts", "task", "tasks") and used not in data]
+    sets = [one for one, used in manifest.inputs.items() if _is_data(one) and used not in data]
     if stale := sorted({*missing, *changed, *sets}):
         raise StaleArtifact(
             f"expected {name} made from the present {', '.join(stale)}, got one made from others, in {folder}",
             remedy="run `safegene run`, which makes again what has changed",
         )
+
+
+def _is_data(name: str) -> bool:
+    return name in ("prompts", "task") or name.endswith(".jsonl")
 
 
 def _data(workspace: Workspace) -> dict[str, str]:
