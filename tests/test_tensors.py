@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +258,21 @@ def test_blocks_of_any_size_see_every_number(tmp_path: Path, monkeypatch: pytest
     save_file({"w": torch.from_numpy(values)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="finite numbers in w"):
         check_finite(open_checkpoint(tmp_path))
+
+
+def test_a_model_is_loaded_without_credentials_in_the_environment(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    secrets = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "SAFEGENE_KEYS_PASSWORD")
+    for name in secrets:
+        monkeypatch.setenv(name, "canary")
+    seen, real = [], AutoModelForCausalLM.from_pretrained
+
+    def spy(*args: object, **kwargs: object) -> object:
+        seen.extend(value for value in os.environ.values() if "canary" in value)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    load_model(llama)
+    assert seen == []
+    assert [os.environ[name] for name in secrets] == ["canary"] * 4

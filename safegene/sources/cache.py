@@ -2,7 +2,7 @@
 
 Below `safegene.workspace.cache_folder`: ``checkpoints/<hex>/`` (a copy has that name only when it is complete),
 ``sources/<hex>.json`` (source and fingerprint -> digest), ``parts/<hex>/`` (unfinished downloads, kept to resume), and
-``stats/<hex>.json`` (path, size, times and inode -> digest).
+``stats/<device>-<inode>.json`` (size and times -> digest).
 """
 
 import json
@@ -85,10 +85,9 @@ def recall(uri: str, fingerprint: str) -> Local | None:
 
 
 def known_digest(path: Path) -> str:
-    """The file's sha256, not read again while its path, size, times and inode are what they were."""
+    """The file's sha256, not read again while its inode, size and times are what they were."""
     before = _identity(path)
-    key = digest_bytes(str(path.absolute()).encode()).removeprefix(PREFIX)[:32]
-    note_path = cache_folder() / "stats" / f"{key}.json"
+    note_path = cache_folder() / "stats" / f"{before[4]:x}-{before[3]:x}.json"  # a renamed file stays the same file
     note = _read(note_path)
     if note is not None and note["identity"] == before:
         return str(note["digest"])

@@ -1,5 +1,7 @@
 """A checkpoint as a transformers model, with low-rank changes added to its weights."""
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,8 @@ from safegene.tensors.adapter import open_adapter
 from safegene.tensors.checkpoint import open_checkpoint
 from safegene.tensors.device import dtype_for
 from safegene.tensors.folder import check_folder, read_json
+
+_SECRET = re.compile(r"^AWS_|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +49,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     open_checkpoint(root)
-    with _quiet():
+    with _quiet(), without_credentials():
         model, info = AutoModelForCausalLM.from_pretrained(
             root,
             dtype=torch.float32,
@@ -110,6 +114,18 @@ def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
         tokenizer.pad_token = tokenizer.eos_token
     ready: PreTrainedTokenizerBase = tokenizer
     return ready
+
+
+@contextmanager
+def without_credentials() -> Iterator[None]:
+    """Hide every environment variable that could be a secret: whatever a checkpoint gets to run, it finds none."""
+    hidden = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager
