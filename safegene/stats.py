@@ -8,8 +8,7 @@ t and Wald intervals have; none takes an empty sample.
 import math
 from collections.abc import Sequence
 
-from scipy.optimize import brentq
-from scipy.stats import beta, binom, norm
+from scipy.special import bdtrc, betaincinv, ndtri
 
 from safegene.errors import EmptySample
 
@@ -23,7 +22,7 @@ def clopper_pearson_upper(events: int, n: int, alpha: float) -> float:
         EmptySample: ``n`` is 0.
     """
     _require(n, alpha, events)
-    return 1.0 if events == n else float(beta.ppf(1 - alpha, events + 1, n - events))
+    return 1.0 if events == n else float(betaincinv(events + 1, n - events, 1 - alpha))
 
 
 def clopper_pearson_lower(events: int, n: int, alpha: float) -> float:
@@ -33,7 +32,7 @@ def clopper_pearson_lower(events: int, n: int, alpha: float) -> float:
         EmptySample: ``n`` is 0.
     """
     _require(n, alpha, events)
-    return 0.0 if events == 0 else float(beta.ppf(alpha, events, n - events + 1))
+    return 0.0 if events == 0 else float(betaincinv(events, n - events + 1, alpha))
 
 
 def wilson(events: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -43,7 +42,7 @@ def wilson(events: int, n: int, confidence: float = 0.95) -> tuple[float, float]
         EmptySample: ``n`` is 0.
     """
     _require(n, 1 - confidence, events)
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = float(ndtri(0.5 + confidence / 2))
     rate = events / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -57,7 +56,7 @@ def mcnemar_worse(worse: int, better: int) -> float:
     """
     if worse < 0 or better < 0:
         raise ValueError(f"expected counts, got {worse} and {better}")
-    return float(binom.sf(worse - 1, worse + better, 0.5))
+    return float(bdtrc(worse - 1, worse + better, 0.5)) if worse else 1.0
 
 
 def tango_upper(worse: int, better: int, n: int, alpha: float) -> float:
@@ -74,14 +73,17 @@ def tango_upper(worse: int, better: int, n: int, alpha: float) -> float:
     _require(n, alpha, worse, better, worse + better)
     if worse == n:
         return 1.0
-    z = float(norm.ppf(1 - alpha))
+    z = float(ndtri(1 - alpha))
 
     def surplus(difference: float) -> float:
         variance = 2 * _constrained(worse, better, n, difference) + difference * (1 - difference)
         return worse - better - n * difference + z * math.sqrt(max(0.0, n * variance))
 
-    start = (worse - better) / n + 1e-9  # at the estimate itself the surplus is 0 when no pair is discordant
-    return float(brentq(surplus, start, 1.0, xtol=1e-13, rtol=1e-13))
+    low, high = (worse - better) / n, 1.0  # the surplus is above 0 just above the estimate, and below 0 at 1
+    while high - low > 1e-13:
+        middle = (low + high) / 2
+        low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
+    return high
 
 
 def tango_lower(worse: int, better: int, n: int, alpha: float) -> float:

@@ -27,8 +27,7 @@ from safegene.manifest import Manifest, read_manifest, write_artefact
 from safegene.params import EvaluateParams, FetchParams, GateParams
 from safegene.prompts import Prompt, normalised, read_prompts
 from safegene.registry import read_incumbent
-from safegene.sources import local_checkpoint
-from safegene.sources.fetching import read_record
+from safegene.sources import local_checkpoint, read_record
 from safegene.tensors.device import device, dtype_for, one_thread
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.verdict import Arm, Judgement, Plan, Planned

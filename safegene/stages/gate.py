@@ -4,6 +4,7 @@ It exits 0 whatever it found: a failing verdict is a value, and DVC records it. 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def read_plan(path: Path) -> Plan:
     Raises:
         FormatError: it has another form.
     """
+    raw = _with_keys(strict_json(path.read_bytes(), where=str(path)), Plan, str(path))
     try:
-        return _PLAN.validate_json(canonical_json(strict_json(path.read_bytes(), where=str(path))), strict=True)
+        return _PLAN.validate_json(canonical_json(raw), strict=True)
     except ValidationError as error:
         raise FormatError(f"expected a plan, got {_first(error)}, in {path}") from None
 
@@ -81,13 +83,19 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 
 def _judgement(row: Any, where: str) -> Judgement:
-    if not isinstance(row, dict):
-        raise FormatError(f"expected a judgement, got {type(row).__name__}, in {where}")
+    kept = {key: value for key, value in row.items() if key not in SHOWN} if isinstance(row, dict) else row
     try:
-        shown = {k: v for k, v in row.items() if k not in SHOWN}
-        return _JUDGEMENT.validate_json(canonical_json(shown), strict=True)
+        return _JUDGEMENT.validate_json(canonical_json(_with_keys(kept, Judgement, where)), strict=True)
     except ValidationError as error:
         raise FormatError(f"expected a judgement, got {_first(error)}, in {where}") from None
+
+
+def _with_keys(raw: Any, kind: type, where: str) -> Any:
+    """The object, if it has exactly the keys of ``kind``: a key that nobody reads would be a claim nobody checks."""
+    keys = {field.name for field in fields(kind)}
+    if not isinstance(raw, dict) or set(raw) != keys:
+        raise FormatError(f"expected an object with the keys {sorted(keys)}, got another form, in {where}")
+    return raw
 
 
 def _first(error: ValidationError) -> str:
