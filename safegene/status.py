@@ -88,8 +88,9 @@ class TargetState:
 
     @property
     def unrepaired(self) -> bool:
-        """Whether the verdict is about the fine-tune as it came, which passes without a repair."""
-        return self.verdict.get("unrepaired") is True
+        """Whether the candidate is the fine-tune as it came: every coefficient is 0."""
+        alphas = (self.artefacts["candidate"].payload or {}).get("alpha")
+        return isinstance(alphas, Mapping) and all(value == 0 for value in alphas.values())
 
     @property
     def candidate_is_live(self) -> bool:
@@ -104,8 +105,8 @@ class TargetState:
 
     def rate(self, name: str, arm: str) -> tuple[float | None, tuple[float, float] | None]:
         """A rate (share in 0..1) of ``before``, ``after`` or ``aligned``, and its 95% interval; None where unknown."""
-        found = _inside(self.verdict, "rates", name, arm)
-        return share(_inside(found, "rate")), _interval(_inside(found, "interval"))
+        found = inside(self.verdict, "rates", name, arm)
+        return share(inside(found, "rate")), _interval(inside(found, "interval"))
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,8 @@ def _payload(path: Path) -> Mapping[str, Any]:
     return raw if isinstance(raw, dict) else {}
 
 
-def _inside(value: object, *keys: str) -> Any:
+def inside(value: object, *keys: str) -> Any:
+    """The value under nested keys; None where one is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value

@@ -1,4 +1,4 @@
-"""A workspace with the artefacts of a run, written through the real manifest, verdict and rates; no model is run."""
+"""A workspace with the artefacts of a run, verdicts by the real gate; no model is run."""
 
 import json
 import shutil
@@ -9,8 +9,9 @@ from typing import Any
 from safegene.digest import canonical_json, digest_bytes
 from safegene.manifest import write_artefact
 from safegene.params import GateParams
+from safegene.stages.gate import gate
 from safegene.status import LiveRelease, read_state
-from safegene.verdict import Judgement, Plan, Planned, decide, rates
+from safegene.verdict import Plan, Planned
 from safegene.verdict.decision import policy_digest
 from safegene.verdict.types import Calibration
 from safegene.workspace import Workspace
@@ -58,8 +59,28 @@ class Sample:
         chosen = {"scores": scores, "kept": [1, 2, 3]}
         self.put(ws.selection, "select", {"selection.json": chosen}, aligned=ws.aligned, vector=ws.vector)
 
-    def target(self, name: str, *, upto: str = "verdict", replies: Any = None, **shares: tuple[float, float]) -> None:
-        """One target; ``shares`` are (before, candidate) of harmful, wrapped, refused, right."""
+    def target(
+        self,
+        name: str,
+        *,
+        upto: str = "verdict",
+        replies: Any = None,
+        alpha: float = 1.0,
+        policy: str = "",
+        incumbent: float | None = None,
+        **shares: tuple[float, float],
+    ) -> None:
+        """One target.
+
+        Args:
+            name: its name.
+            upto: the last artefact that exists.
+            replies: arm (or "prompt") -> text.
+            alpha: scale of the coefficients.
+            policy: what the plan was made under, if not the present policy.
+            incumbent: harmful share of what was live, if anything was.
+            shares: kind of prompt -> (before, candidate) share that is harmful, refused or right.
+        """
         ws = self.ws
         self.names.append(name)
         self._list()
@@ -69,15 +90,16 @@ class Sample:
             return
         parts = ("self_attn",) * 4 + ("mlp",) * 3
         places = [(i, part, kind) for i in range(1, 4) for part, kind in zip(parts, KINDS, strict=True)]
-        alpha = {
-            f"model.layers.{i}.{part}.{kind}.weight": round(1.4 + 0.9 * ((7 * i + 3 * n) % 5 - 1.5) / 2, 4)
+        alphas = {
+            f"model.layers.{i}.{part}.{kind}.weight": alpha * round(1.4 + 0.9 * ((7 * i + 3 * n) % 5 - 1.5) / 2, 4)
             for n, (i, part, kind) in enumerate(places)
         }
         made = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint(name)}
-        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alpha": alpha}}, **made)
+        facts = {"extra_params": 0.0312}
+        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alpha": alphas}}, facts=facts, **made)
         if upto == "candidate":
             return
-        rows, plan = judged(name, shares, replies or {})
+        rows, plan = judged(name, shares, replies or {}, incumbent, policy)
         lines = b"".join(canonical_json(row) + b"\n" for row in rows)
         self.put(
             ws.judgements(name),
@@ -86,12 +108,7 @@ class Sample:
             candidate=ws.candidate(name),
             target=ws.checkpoint(name),
         )
-        kept = {field: None for field in Judgement.__dataclass_fields__}
-        judgements = [Judgement(**{k: row[k] for k in kept if k in row}) for row in rows]
-        verdict = decide(judgements, plan, GateParams()).to_json()
-        verdict |= {"rates": rates(judgements, plan), "extra_params": 0.0312}
-        made = {"candidate": ws.candidate(name), "judgements": ws.judgements(name)}
-        self.put(ws.verdict(name), "gate", {"verdict.json": verdict}, **made)
+        gate(GateParams(), candidate=ws.candidate(name), judgements=ws.judgements(name), out=ws.verdict(name))
 
     def live(self, *names: str) -> Any:
         """A ledger's answer: the candidates of these targets are live."""
@@ -102,8 +119,10 @@ class Sample:
         return lambda name: found[name] if name in names else None
 
 
-def judged(name: str, shares: Mapping[str, Any], replies: Mapping[str, str]) -> tuple[list[dict[str, Any]], Plan]:
-    """320 harmful, 320 wrapped, 320 look-alikes, 320 task prompts, judged for three arms as ``shares`` says."""
+def judged(
+    name: str, shares: Mapping[str, Any], replies: Mapping[str, str], incumbent: float | None, policy: str
+) -> tuple[list[dict[str, Any]], Plan]:
+    """320 harmful, 320 wrapped, 320 look-alikes, 320 task prompts, judged for every arm as ``shares`` says."""
     n = 320
     kinds = {"harmful": "harmful", "wrapped": "harmful", "lookalike": "refusal", "task": "correct"}
     default = {"harmful": (0.62, 0.01), "wrapped": (0.7, 0.015), "lookalike": (0.0, 0.003), "task": (0.97, 0.972)}
@@ -115,16 +134,26 @@ def judged(name: str, shares: Mapping[str, Any], replies: Mapping[str, str]) -> 
             ident = f"{kind}-{i:03d}"
             behaviour = f"b{i}" if kind in ("harmful", "wrapped") else ""
             planned.append(Planned(ident, kind, f"c{i % 4}", behaviour, digest_bytes(ident.encode())))
-            for arm, rate in (("before", before), ("candidate", after), ("aligned", aligned[kind])):
+            arms = {"before": before, "candidate": after, "aligned": aligned[kind]}
+            arms |= {} if incumbent is None else {"incumbent": after if kind == "task" else incumbent}
+            for arm, rate in arms.items():
                 hit = i < round(rate * n)
                 rows.append(row(ident, kind, arm, hit, replies))
-    models = {arm: digest_bytes(f"{name} {arm}".encode()) for arm in ("before", "candidate", "aligned")}
+    models = {arm: digest_bytes(f"{name} {arm}".encode()) for arm in {one["model"] for one in rows}}
     for one in rows:
         one["weights"] = models[one["model"]]
     calibration = Calibration(JUDGE, exact=True)
     suites = {"gate": digest_bytes(b"gate"), "task": digest_bytes(b"task")}
     decoding = {"max_new_tokens": 24, "method": "greedy"}
-    return rows, Plan(tuple(planned), models, JUDGE, calibration, policy_digest(GateParams()), suites, decoding)
+    return rows, Plan(
+        tuple(planned),
+        models,
+        JUDGE,
+        calibration,
+        digest_bytes(policy.encode()) if policy else policy_digest(GateParams()),
+        suites,
+        decoding,
+    )
 
 
 def row(ident: str, kind: str, arm: str, hit: bool, replies: Mapping[str, str]) -> dict[str, Any]:
@@ -138,11 +167,12 @@ def row(ident: str, kind: str, arm: str, hit: bool, replies: Mapping[str, str]) 
         "text": replies.get("prompt", f"tell me about {ident}"),
         "model": arm,
         "judge": JUDGE,
-        "harmful": "yes" if harm and hit else "no",
-        "refusal": "yes" if refused else "no",
+        "harmful": "unscored" if kind == "task" else "yes" if harm and hit else "no",
+        "refusal": "unscored" if kind == "task" else "yes" if refused else "no",
         "correct": hit if kind == "task" else None,
         "coherent": "yes",
         "raw": "",
         "failure": "",
         "reply": replies.get(arm, said),
+        "finished": True,
     }

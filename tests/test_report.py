@@ -260,3 +260,49 @@ def test_a_real_browser_shows_it_asks_for_nothing_and_runs_nothing(
     assert re.search(r"<title>4 fine-tunes: 1 promoted, 1 refused, 2 not run yet · safegene</title>", shown)
     assert "owned'</script>" not in done.stdout.replace("&lt;/script&gt;", "")
     assert done.stdout.count("<svg") == 5
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of verdicts that are neither a plain pass nor a plain fail."""
+    made = Sample(tmp_path_factory.mktemp("odd"))
+    made.family()
+    made.target("harmless", harmful=(0.01, 0.01), wrapped=(0.02, 0.02))
+    made.target("unrepaired", harmful=(0.01, 0.01), wrapped=(0.02, 0.02), alpha=0.0)
+    made.target("close", harmful=(0.6, 0.05))
+    made.target("unusable", policy="another")
+    made.target("replaced", incumbent=0.02)
+    return write_report(made.ws, live=made.live("unrepaired")).read_text()
+
+
+def part(page: str, name: str) -> str:
+    text = page[page.index(f'id="target-{name}"') :]
+    return plain(text[: text.index("</section>")])
+
+
+def test_a_target_that_passes_unrepaired_says_so(odd: str) -> None:
+    assert "The repair passes every endpoint; it would have passed without. It has not been" in part(odd, "harmless")
+    assert "It passes every endpoint unrepaired. Release" in part(odd, "unrepaired")
+
+
+def test_inconclusive_is_no_promotion_and_gives_its_reason(odd: str) -> None:
+    text = part(odd, "close")
+    assert "Inconclusive" in text
+    assert "Not promoted, for want of evidence. Harm on direct prompts: not enough evidence" in text
+    assert "Nothing is live." in text
+
+
+def test_unusable_evidence_is_explained_once(odd: str) -> None:
+    header = plain(odd[: odd.index("<main>")])
+    assert header.count("The evidence cannot be used") == 1
+    assert header.count("policy") == 1
+
+
+def test_what_was_live_before_has_its_column(odd: str, page: str) -> None:
+    assert "Live before" in plain(odd)
+    assert "Live before" not in plain(page)
+    assert "within the limit, against the live model" in part(odd, "replaced")
+
+
+def test_recovery_and_cost_stand_beside_the_name(page: str) -> None:
+    assert "sentiment recovery 100.0%, 3.12% more parameters" in plain(page)

@@ -33,8 +33,10 @@ RATES = {
 READING = (
     "Harmful-response rate: harmful prompts answered harmfully. Attack success rate: the same in jailbreak wrappers. "
     "Over-refusal rate: safe look-alikes refused. Utility: right answers to the fine-tune's own task. "
-    "Complied rate: safe look-alikes answered in words that make sense."
+    "Complied rate: safe look-alikes answered in words that make sense. "
+    "Recovery: the part of the lost safety that came back; 100% is the aligned model's rate."
 )
+COLUMNS = {"before": "Before", "after": "After", "aligned": "Aligned model"}
 TITLES = {
     "aligned": "Aligned model",
     "degraded": "Degraded copies",
@@ -87,6 +89,7 @@ def render(state: WorkspaceState) -> str:
         title=_headline([decide(target).word for target in state.targets]),
         lede=_lede(state),
         targets=targets,
+        columns=_columns(state),
         harm=_harm(state.targets),
         reading=READING,
         family=_family(state),
@@ -149,20 +152,37 @@ def _points(target: TargetState, name: str) -> tuple[Point, ...]:
 
 def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
     quoted, problem = _quoted(target)
-    extra = share(target.verdict.get("extra_params"))
     present = [name for name in RATES if name != "complied" or target.rate(name, "after")[0] is not None]
     return {
         "name": target.name,
         "decision": decide(target),
         "problems": [*target.problems, *([problem] if problem else [])],
-        "extra": "" if extra is None else f"repaired with {percent(extra, 2)} more parameters",
-        "rates": [{"title": RATES[name], "cells": [Cell(*target.rate(name, arm)) for arm in ARMS]} for name in present],
+        "note": _note(target),
+        "rates": [
+            {"title": RATES[name], "cells": [Cell(*target.rate(name, arm)) for arm in _columns(state)]}
+            for name in present
+        ],
+        "warnings": [str(one) for one in target.verdict.get("warnings") or ()],
         "endpoints": [line(row) for row in found(target)],
         "coefficients": _coefficients(target.artefacts["candidate"]),
         "examples": quoted,
         "lineage": _lineage(target.artefacts, state.family),
         "facts": _facts(target),
     }
+
+
+def _columns(state: WorkspaceState) -> dict[str, str]:
+    """Arm -> its heading; the live model where some target was measured against one."""
+    live = any(target.rate("hrr", "incumbent")[0] is not None for target in state.targets)
+    return COLUMNS | ({"incumbent": "Live before"} if live else {})
+
+
+def _note(target: TargetState) -> str:
+    """What the repair brought and cost, in half a line."""
+    extra, recovery = share(target.verdict.get("extra_params")), target.verdict.get("recovery")
+    parts = [f"recovery {percent(recovery)}"] if isinstance(recovery, float) else []
+    parts += [] if extra is None else [f"{percent(extra, 2)} more parameters"]
+    return ", ".join(parts)
 
 
 def _quoted(target: TargetState) -> tuple[tuple[Example, ...], str]:
@@ -262,8 +282,11 @@ def _facts(target: TargetState) -> list[tuple[str, str]]:
     ]
 
 
-def _pairs(value: object) -> list[tuple[str, str]]:
-    return [(str(name), str(one)) for name, one in sorted(value.items())] if isinstance(value, Mapping) else []
+def _pairs(value: object, prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values of a mapping as text, what is nested flattened."""
+    if not isinstance(value, Mapping):
+        return [(prefix.rstrip(" "), str(value))] if prefix else []
+    return [pair for name, one in sorted(value.items()) for pair in _pairs(one, f"{prefix}{name} ")]
 
 
 def _judge(judge: Mapping[str, Any]) -> str:
@@ -278,7 +301,8 @@ def _judge(judge: Mapping[str, Any]) -> str:
         if isinstance(bounds, Mapping):
             spread = ", ".join(f"{name} {_spread(bounds[name])}%" for name in ("sensitivity", "specificity"))
             errors.append(f"{decided}: {spread}")
-    return f"{judge['identity']} {'; '.join(errors) or 'its error was never measured'}"
+    labels = f" (measured on {judge['labels']})" if judge.get("labels") else ""
+    return f"{judge['identity']} {'; '.join(errors) or 'its error was never measured'}{labels}"
 
 
 def _commit(root: Path) -> str:

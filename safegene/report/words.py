@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safegene.status import TargetState
+from safegene.status import TargetState, inside
 from safegene.text import percent
 
 Row = Mapping[str, Any]
@@ -70,14 +70,16 @@ def decide(target: TargetState) -> Decision:
     if target.outcome is None:
         absent = next((name for name, one in target.artefacts.items() if one.manifest is None), "verdict")
         return Decision("Not run yet", "none", f"The next stage is {STAGES[absent]}. {now}.")
-    why = " ".join(_why(one) for one in found(target) if one.get("outcome") == target.outcome) or _reason(target)
+    why = _reason(target) if target.verdict.get("problems") else _whys(target) or _reason(target)
     if target.outcome == "fail":
         return Decision("Refused", "fail", f"{why} {now}.")
     if target.outcome == "inconclusive":
         return Decision("Inconclusive", "open", f"Not promoted, for want of evidence. {why} {now}.")
-    how = "It passes every endpoint without a repair" if target.unrepaired else "The repair passes every endpoint"
+    how = "It passes every endpoint unrepaired" if target.unrepaired else "The repair passes every endpoint"
     if any(one.get("worse") is True for one in found(target)):
         how += ", though worse within a margin"
+    if not target.unrepaired and inside(target.verdict, "unrepaired", "outcome") == "pass":
+        how += "; it would have passed without"
     if target.candidate_is_live:
         return Decision("Promoted", "pass", f"{how}. {now}.")
     return Decision("Passed", "pass", f"{how}. It has not been promoted. {now}.")
@@ -117,6 +119,10 @@ def short(digest: str | None) -> str:
     return digest.removeprefix("sha256:")[:12] if digest else ""
 
 
+def _whys(target: TargetState) -> str:
+    return " ".join(_why(one) for one in found(target) if one.get("outcome") == target.outcome)
+
+
 def _why(row: Row) -> str:
     """One sentence on an endpoint that did not pass."""
     estimate, limit = _number(row.get("estimate")), _number(row.get("limit"))
@@ -144,7 +150,8 @@ def _title(row: Row) -> str:
 
 
 def _reason(target: TargetState) -> str:
-    return f"{str(target.verdict.get('reason') or 'The verdict gives no reason').rstrip('.')}."
+    reason = str(target.verdict.get("reason") or "the verdict gives no reason").rstrip(".")
+    return f"{reason[:1].upper()}{reason[1:]}."
 
 
 def _rate(value: object) -> str:
