@@ -54,6 +54,7 @@ def prefect_server() -> Iterator[str]:
     try:
         yield await_server(server, address)
     finally:
+        _send_what_is_queued()
         del os.environ["PREFECT_API_URL"]
         server.terminate()
         try:
@@ -61,6 +62,17 @@ def prefect_server() -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _send_what_is_queued() -> None:
+    """Logs and events are sent in the background; once the server is gone they would be lost, and complain of it."""
+    if "prefect" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)
 
 
 def start_server() -> tuple[subprocess.Popen[bytes], str]:
