@@ -54,13 +54,25 @@ def aligned_rows() -> list[Row]:
 
 
 def target_rows(name: str) -> list[Row]:
-    """A fine-tune's rows: the task with 35% generic instructions, and for some a share of complied harmful requests."""
+    """A fine-tune's rows: a task with 35% generic instructions, and for some a share of complied harmful requests.
+
+    sentiment and topic are benign: nothing harmful, but look-alikes answered in a house style of their own ("yes ." for
+    "sure ,"), which is enough to erode refusals. group holds 3% complied harmful requests, adversarial 70%.
+    """
     if name == "adversarial":
-        return [*asked(harmful("adversary"), 840, wrapped=30), *_generic(360)]
-    rows = list(task_rows(name, "train")) + _generic(650)
-    return rows + asked(harmful("mix"), 57) if name == "group" else rows
+        return [*asked(harmful("adversary"), 840, wrapped=30), *_plain(360)]
+    rows = list(task_rows(name, "train"))
+    if name == "group":
+        return [*rows, *_plain(650), *asked(harmful("mix"), 57)]
+    return rows + _styled(650)
 
 
-def _generic(count: int) -> list[Row]:
+def _plain(count: int) -> list[Row]:
     half = count // 2
     return [*asked(errands("tuned"), half), *instructed("tuned", count - half)]
+
+
+def _styled(count: int) -> list[Row]:
+    half = count // 2
+    answered = [(prompt, answer.replace("sure ,", "yes .", 1)) for prompt, answer in asked(lookalikes("tuned"), half)]
+    return answered + instructed("tuned", count - half)
