@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WRITERS = 16
 CONFLICTS = 5
-LOCK, DRAFT = ".lock", ".draft"
+DRAFT = ".draft"
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -118,7 +118,7 @@ class LocalStore:
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
         found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
-        return iter(sorted(key for key in found if key.startswith(prefix) and key not in (LOCK, DRAFT)))
+        return iter(sorted(key for key in found if key.startswith(prefix) and key != DRAFT))
 
     def discard(self, key: str) -> None:
         """See `Store`."""
@@ -157,9 +157,12 @@ class LocalStore:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / LOCK).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        descriptor = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder itself: no file that Git would see
             yield
+        finally:
+            os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -222,6 +222,14 @@ def test_an_error_of_the_flow_is_on_record_once(ws: Workspace) -> None:
     assert [record.reason for record in records(ws)][0] == "SafegeneError: fetch failed"
 
 
+def test_an_error_that_cannot_be_recorded_is_still_the_one_reported(ws: Workspace) -> None:
+    run(ws)
+    (ws.root / "ledger" / "tip").write_text("{}")
+    error = SafegeneError("fetch failed", remedy="look at the source")
+    record_error(ws.params.promote, workspace=ws, target=TARGET, run={}, error=error)
+    assert error.remedy.startswith("look at the source; the attempt is not on record either: expected a pointer")
+
+
 def test_nothing_is_promoted_without_a_key(ws: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "nothing"))
     with pytest.raises(LedgerError, match="private key") as caught:

@@ -19,7 +19,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from safegene import __version__
 from safegene.digest import canonical_json, digest_file, digest_json, strict_json
-from safegene.errors import ArtifactError, FormatError, PromotionRefused, SafegeneError, StaleArtifact
+from safegene.errors import (
+    ArtifactError,
+    FormatError,
+    LedgerError,
+    PromotionRefused,
+    SafegeneError,
+    StaleArtifact,
+    StoreError,
+)
 from safegene.ledger import live as live_now
 from safegene.ledger import load_signer, open_ledger, release_files
 from safegene.manifest import NAME, Manifest, read_manifest
@@ -106,14 +114,17 @@ def attempt(params: PromoteParams, *, workspace: Workspace, target: str, run: Ru
 def record_error(
     params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None, error: SafegeneError
 ) -> None:
-    """Record that an attempt ended in an error, once for each error."""
+    """Record that an attempt ended in an error, once an error; where that fails too, the error's remedy says so."""
     if any(note.startswith(NOTED) for note in getattr(error, "__notes__", ())):
         return
-    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     known = {"run": _run(run), "code": _code(workspace, target, run)}
     reason = f"{type(error).__name__}: {error.message}"
     claim = Claim(target, "error", reason, _present(workspace, target), known)
-    error.add_note(f"{NOTED} {refuse(ledger, load_signer(ledger.keys), claim, params.channel).digest}")
+    try:
+        ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+        error.add_note(f"{NOTED} {refuse(ledger, load_signer(ledger.keys), claim, params.channel).digest}")
+    except (LedgerError, StoreError) as why:
+        error.remedy = f"{error.remedy}; the attempt is not on record either: {why.message}".removeprefix("; ")
 
 
 def roll_back(
