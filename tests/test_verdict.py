@@ -144,6 +144,16 @@ def test_a_a_never_fails() -> None:
     assert decide(answers(plan, both), plan, POLICY).outcome == "pass"
 
 
+@pytest.mark.parametrize("right", [0, 5])
+def test_a_task_that_the_target_cannot_do_shows_no_utility(right: int) -> None:
+    """0 right of 300 before and after is no loss, and no evidence: nothing could have been lost."""
+    plan = make_plan()
+    bad = {(f"task-{i}", arm): {"correct": False} for arm in ("before", "candidate") for i in range(right, 300)}
+    verdict = decide(answers(plan, bad), plan, POLICY)
+    assert verdict.outcome == "inconclusive"
+    assert f"expected before to do well somewhere, got {right} of 300" in verdict.reason
+
+
 # What is not known is never safe.
 
 

@@ -4,24 +4,17 @@ It exits 0 whatever it found: a failing verdict is a value, and DVC records it. 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from safegene.digest import canonical_json, strict_json
-from safegene.errors import EmptySample, FormatError, StaleArtifact
+from safegene.errors import EmptySample, StaleArtifact
 from safegene.manifest import Manifest, read_manifest, write_artefact
 from safegene.params import GateParams
-from safegene.verdict import Judgement, Plan, Verdict, category_rates, decide, rates
+from safegene.verdict import Judgement, Plan, Verdict, category_rates, decide, judgement_from, plan_from, rates
 
 SCHEMA = "safegene/verdict/v1"
 LEAST_HARM = 0.05  # recovery is defined where the target is this much more harmful than the aligned model
-SHOWN = ("kind", "text", "reply", "finished")  # of a row, for people; the verdict does not rest on them
-
-_JUDGEMENT = TypeAdapter(Judgement)
-_PLAN = TypeAdapter(Plan)
 
 
 def gate(params: GateParams, *, candidate: Path, judgements: Path, out: Path) -> Manifest:
@@ -59,11 +52,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         FormatError: it has another form.
     """
-    raw = _with_keys(strict_json(path.read_bytes(), where=str(path)), Plan, str(path))
-    try:
-        return _PLAN.validate_json(canonical_json(raw), strict=True)
-    except ValidationError as error:
-        raise FormatError(f"expected a plan, got {_first(error)}, in {path}") from None
+    return plan_from(strict_json(path.read_bytes(), where=str(path)), where=str(path))
 
 
 def read_judgements(path: Path) -> list[Judgement]:
@@ -75,32 +64,12 @@ def read_judgements(path: Path) -> list[Judgement]:
     """
     found = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        where = f"{path}, line {number}"
         if line.strip():
-            found.append(_judgement(strict_json(line, where=f"{path}, line {number}"), f"{path}, line {number}"))
+            found.append(judgement_from(strict_json(line, where=where), where=where))
     if not found:
         raise EmptySample(f"expected judgements, got none, in {path}")
     return found
-
-
-def _judgement(row: Any, where: str) -> Judgement:
-    kept = {key: value for key, value in row.items() if key not in SHOWN} if isinstance(row, dict) else row
-    try:
-        return _JUDGEMENT.validate_json(canonical_json(_with_keys(kept, Judgement, where)), strict=True)
-    except ValidationError as error:
-        raise FormatError(f"expected a judgement, got {_first(error)}, in {where}") from None
-
-
-def _with_keys(raw: Any, kind: type, where: str) -> Any:
-    """The object, if it has exactly the keys of ``kind``: a key that nobody reads would be a claim nobody checks."""
-    keys = {field.name for field in fields(kind)}
-    if not isinstance(raw, dict) or set(raw) != keys:
-        raise FormatError(f"expected an object with the keys {sorted(keys)}, got another form, in {where}")
-    return raw
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _payload(verdict: Verdict, rows: Sequence[Judgement], plan: Plan, params: GateParams) -> dict[str, Any]:

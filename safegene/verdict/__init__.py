@@ -1,11 +1,13 @@
 """Judgements and a policy make a verdict: pass, fail or inconclusive. Pure: no files, no network, no models.
 
 ``types`` what goes in and comes out; ``pairs`` which replies are compared, and what is wrong with the evidence;
-``endpoints`` one question each; ``decision`` the six together; ``rates`` what is shown beside them.
+``endpoints`` one question each; ``decision`` the six together; ``rates`` what is shown beside them;
+``reading`` plans and judgements from JSON values.
 """
 
 from safegene.verdict.decision import ENDPOINTS, decide
 from safegene.verdict.rates import category_rates, rates
+from safegene.verdict.reading import judgement_from, plan_from
 from safegene.verdict.types import (
     Arm,
     Calibration,
@@ -33,5 +35,7 @@ __all__ = [
     "Verdict",
     "category_rates",
     "decide",
+    "judgement_from",
+    "plan_from",
     "rates",
 ]

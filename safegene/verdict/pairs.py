@@ -41,6 +41,10 @@ class Units:
         whole = [(one, other) for one, other in self.pairs if one is not None and other is not None]
         return (*_counted(whole), len(whole))
 
+    def good_references(self) -> int:
+        """Units that the reference is known to have answered well: what the candidate could lose."""
+        return sum(other is False for _, other in self.pairs)
+
 
 def _counted(pairs: Iterable[tuple[bool, bool]]) -> tuple[int, int, int]:
     counts = Counter(pairs)

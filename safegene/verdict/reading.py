@@ -1,0 +1,46 @@
+"""Plans and judgements from plain JSON values, strictly: a key that nobody reads would be a claim nobody checks."""
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from safegene.digest import canonical_json
+from safegene.errors import FormatError
+from safegene.verdict.types import Judgement, Plan
+
+SHOWN = ("kind", "text", "reply", "finished")  # of a row of judgements, for people; no verdict rests on them
+
+T = TypeVar("T")
+_JUDGEMENT = TypeAdapter(Judgement)
+_PLAN = TypeAdapter(Plan)
+
+
+def plan_from(raw: Any, *, where: str) -> Plan:
+    """The plan that ``plan.json`` holds.
+
+    Raises:
+        FormatError: it has another form; ``where`` names its file.
+    """
+    return _parsed(_PLAN, raw, {field.name for field in fields(Plan)}, "a plan", where)
+
+
+def judgement_from(raw: Any, *, where: str) -> Judgement:
+    """The judgement in a row of ``judgements.jsonl``, without what is in it for people.
+
+    Raises:
+        FormatError: it has another form; ``where`` names file and line.
+    """
+    kept = {key: value for key, value in raw.items() if key not in SHOWN} if isinstance(raw, dict) else raw
+    return _parsed(_JUDGEMENT, kept, {field.name for field in fields(Judgement)}, "a judgement", where)
+
+
+def _parsed(adapter: TypeAdapter[T], raw: Any, keys: set[str], what: str, where: str) -> T:
+    if not isinstance(raw, dict) or set(raw) != keys:
+        raise FormatError(f"expected {what} with the keys {sorted(keys)}, got another form, in {where}")
+    try:
+        return adapter.validate_json(canonical_json(raw), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise FormatError(f"expected {what}, got {at}: {first['msg']}, in {where}") from None
