@@ -9,6 +9,7 @@ Laws (tests state them): the model's weights are never changed; the same shots a
 same machine; the alphas returned are the best of those measured on the validation shots, the start included.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,3 +215,97 @@ def groups(names: Sequence[str], granularity: str, layer_of: Callable[[str], int
     layers = [layer_of(name) for name in names]
     order = {layer: at for at, layer in enumerate(dict.fromkeys(layers))}
     return {name: order[layer] for name, layer in zip(names, layers, strict=True)}
+
+
+def fit(
+    model: "PreTrainedModel",
+    patch: Patch,
+    group: Mapping[str, int],
+    shots: Sequence[Shot],
+    validation: Sequence[Shot],
+    *,
+    weights: Mapping[str, float],
+    start: float,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    measure_every: int,
+    seed: int,
+    on_measure: Callable[[int, Measure], None] | None = None,
+) -> Fitted:
+    """Fit one scalar per group by Adam from ``start``, and keep the best alphas seen on the validation shots.
+
+    The objective is ``sum over kinds of weight * mean KL``. Alphas begin at 1 by default and are not clamped: at 0 a
+    saturated target gives no gradient, and good values may lie above 1 or below 0.
+
+    Args:
+        model: the target, in evaluation mode; its weights are never changed.
+        patch: matrix name -> up (out, r), down (r, in).
+        group: matrix name -> index of its scalar, 0 .. k-1; see `groups`.
+        shots: what is trained on, of every kind with a weight above 0.
+        validation: what chooses among the alphas met on the way.
+        weights: kind -> weight of its term.
+        start: every alpha's first value.
+        steps: optimiser steps.
+        batch_size: shots per step, spread over the kinds in proportion to their number.
+        learning_rate: Adam's at its peak; it falls to 0 by half a cosine.
+        measure_every: steps between measurements on the validation shots.
+        seed: of the draws.
+        on_measure: called with (steps done, measure) at every measurement.
+
+    Raises:
+        EmptySample: a kind with a weight has no shots.
+    """
+    by_kind = _by_kind(shots, weights)
+    random = torch.Generator().manual_seed(seed)
+    values = torch.full((1 + max(group.values()),), start, requires_grad=True)
+    optimiser = torch.optim.Adam([values], lr=learning_rate, betas=(0.9, 0.99))
+    best, best_step, history = values.detach().clone(), 0, list[tuple[int, float]]()
+
+    def note(step: int) -> None:
+        nonlocal best, best_step
+        with scaled(model, patch, {name: values.detach()[at] for name, at in group.items()}):
+            found = measure(model, validation)
+        history.append((step, sum(weights.get(kind, 0.0) * loss for kind, loss in found.loss.items())))
+        if history[-1][1] <= min(value for _, value in history):
+            best, best_step = values.detach().clone(), step
+        if on_measure is not None:
+            on_measure(step, found)
+
+    note(0)
+    for step in range(1, steps + 1):
+        optimiser.param_groups[0]["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
+        with scaled(model, patch, {name: values[at] for name, at in group.items()}):
+            loss = _objective(model, _draw(by_kind, batch_size, random), weights)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if step % measure_every == 0 or step == steps:
+            note(step)
+    return Fitted({name: float(best[at]) for name, at in group.items()}, best_step, tuple(history))
+
+
+def _by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[Kind, list[Shot]]:
+    found = {kind: [s for s in shots if s.kind == kind] for kind in KINDS if weights.get(kind, 0.0)}
+    for kind, some in found.items():
+        if not some:
+            raise EmptySample(f"expected {kind} shots, since their weight is {weights[kind]}, got none")
+    return found
+
+
+def _draw(by_kind: Mapping[Kind, Sequence[Shot]], batch_size: int, random: torch.Generator) -> list[Shot]:
+    total, batch = sum(map(len, by_kind.values())), list[Shot]()
+    for some in by_kind.values():
+        count = max(1, min(len(some), round(batch_size * len(some) / total)))
+        batch += [some[i] for i in torch.randperm(len(some), generator=random)[:count].tolist()]
+    return batch
+
+
+def _objective(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]) -> Tensor:
+    """() weighted sum over kinds of the mean over shots of the mean KL per token: what `measure` measures."""
+    kl, mask = divergence(model, batch)
+    per_shot = kl.sum(1) / mask.sum(1)
+    kinds = {shot.kind for shot in batch}
+    return torch.stack(
+        [weights[k] * per_shot[torch.tensor([s.kind == k for s in batch])].mean() for k in sorted(kinds)]
+    ).sum()

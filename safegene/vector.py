@@ -229,3 +229,15 @@ def _pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, LowRank]:
             raise FormatError(f"expected factors (out, r) and (r, in), got {shapes} of {name}, in {path}")
         factors[name] = LowRank(up, down)
     return factors
+
+
+def read_surrogates(degraded: Path) -> dict[str, dict[str, LowRank]]:
+    """The artefact of ``degrade``: surrogate name -> factors of ``W_degraded - W_aligned``, verified, by name.
+
+    Raises:
+        ArtifactError: there is no finished artefact.
+        DigestMismatch: a byte has changed.
+    """
+    read_manifest(degraded, stage="degrade")
+    records = strict_json((degraded / "degraded.json").read_bytes(), where=str(degraded / "degraded.json"))
+    return {name: read_factors(degraded / f"{name}.safetensors") for name in sorted(records["surrogates"])}

@@ -99,7 +99,7 @@ def degrade(
         EmptySample: a pool or the probe is empty.
         CheckpointError: no surrogate became more harmful than the aligned model, so there is nothing to extract.
     """
-    family = local_checkpoint(aligned, fetch or FetchParams())
+    family = local_checkpoint(aligned, fetch)
     pools, safety = read_prompts(prompts / "degrade.jsonl"), read_prompts(prompts / "safety.jsonl")
     names = open_checkpoint(family.root).matrices()
     probe = safety.where(kind="harmful", split="fit")[: params.probe_prompts]
@@ -116,7 +116,7 @@ def degrade(
             f"got {max(r['hrr'] for r in records.values()):.1%} at most",
             remedy="raise degrade.max_steps or a surrogate's learning_rate, or add the pool `compliance`",
         )
-    inputs = {"aligned": aligned, "degrade.jsonl": pools.digest, "safety.jsonl": safety.digest}
+    inputs: dict[str, Path | str] = {"aligned": aligned, "degrade.jsonl": pools.digest, "safety.jsonl": safety.digest}
     chosen = params.model_dump(mode="json") | {"judge": judge.model_dump(mode="json")}
     with write_artefact(out, stage="degrade", params=chosen, inputs=inputs) as draft:
         for name, at in made.items():

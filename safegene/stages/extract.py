@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from safegene.digest import canonical_json, digest_file, strict_json
+from safegene.digest import canonical_json, digest_file
 from safegene.distil import Student, distil
 from safegene.errors import CheckpointError, ParamsError
 from safegene.linalg import (
@@ -27,7 +27,7 @@ from safegene.linalg import (
     signal_share,
     truncate,
 )
-from safegene.manifest import Manifest, read_manifest, write_artefact
+from safegene.manifest import Manifest, write_artefact
 from safegene.params import ExtractParams, FetchParams
 from safegene.prompts import PromptSet, read_prompts
 from safegene.shots import spread, teach
@@ -36,7 +36,7 @@ from safegene.sources import local_checkpoint
 from safegene.tensors.checkpoint import Checkpoint, open_checkpoint
 from safegene.tensors.device import device, one_thread
 from safegene.tensors.models import add_patch, load_model, load_tokenizer
-from safegene.vector import read_factors, write_factors
+from safegene.vector import read_surrogates, write_factors
 
 log = logging.getLogger(__name__)
 LEAST_SIGNAL = 0.5  # below this share a measured difference is mostly rounding
@@ -93,7 +93,7 @@ def extract(
             "expected extract.method delta with family.degraded, got distil",
             remedy="distil trains on the surrogates that `degrade` makes: leave family.degraded empty",
         )
-    family = local_checkpoint(aligned, fetch or FetchParams())
+    family = local_checkpoint(aligned, fetch)
     base = open_checkpoint(family.root)
     with one_thread():
         if checkpoints:
@@ -113,7 +113,7 @@ def extract(
             f"expected a discrepancy in at least one matrix, got none of {len(delta.skipped)}: {' '.join(first)}",
             remedy="keep degraded models in float32, or degrade further",
         )
-    inputs = {"aligned": aligned, "safety.jsonl": prompts / "safety.jsonl"}
+    inputs: dict[str, Path | str] = {"aligned": aligned, "safety.jsonl": prompts / "safety.jsonl"}
     if checkpoints:
         inputs |= digests
     else:
@@ -132,17 +132,6 @@ def extract(
         norms = [one.relative_norm for one in delta.found.values()]
         draft.facts.update(matrices=len(norms), skipped=len(delta.skipped), relative_norm=sum(norms) / len(norms))
     return draft.done
-
-
-def read_surrogates(degraded: Path) -> dict[str, dict[str, LowRank]]:
-    """Surrogate name -> factors of ``W_degraded - W_aligned``, verified, by name.
-
-    Raises:
-        DigestMismatch: a byte has changed.
-    """
-    read_manifest(degraded, stage="degrade")
-    records = strict_json((degraded / "degraded.json").read_bytes(), where=str(degraded / "degraded.json"))
-    return {name: read_factors(degraded / f"{name}.safetensors") for name in sorted(records["surrogates"])}
 
 
 def of_factors(params: ExtractParams, base: Checkpoint, surrogates: Sequence[Patch]) -> Delta:
