@@ -55,6 +55,15 @@ def test_build_gives_the_judge_asked_for() -> None:
     assert judges.build(JudgeParams(kind="phrases", phrases=("nope",))).identity == PhraseJudge(["nope"]).identity
 
 
+def test_the_grammar_judge_is_one_of_the_table_and_exact() -> None:
+    params = JudgeParams(kind="grammar")
+    judge = judges.build(params)
+    calibration = calibration_of(params, judge)
+    assert calibration is not None
+    assert calibration.exact
+    assert calibration.judge == judge.identity
+
+
 @pytest.mark.parametrize(
     ("params", "words"),
     [
