@@ -288,6 +288,38 @@ def audit_show(
     console.print(show_workspace(Workspace.find(), target, channel))
 
 
+@audit_app.command("history")
+def audit_history(target: Target) -> None:
+    """Every attempt on a target, refusals too, newest first."""
+    from safegene.audit import history
+    from safegene.ledger import open_ledger
+
+    ws = Workspace.find()
+    rows = history(open_ledger(ws.params.promote, ws.root), target)
+    table = Table(*(rows[0] if rows else ("nothing on record",)), box=None)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    console.print(table)
+
+
+@audit_app.command("revoke")
+def audit_revoke(
+    digest: Annotated[str, typer.Argument(help="A vector, dataset, judge, release or record.")],
+    reason: Annotated[str, typer.Option(help="Why, for the record.")],
+) -> None:
+    """Put on record that something may not be relied on, and name every live model that it touched."""
+    from safegene.ledger import load_signer, open_ledger
+    from safegene.registry import revoke
+
+    ws = Workspace.find()
+    ledger = open_ledger(ws.params.promote, ws.root)
+    record, touched = revoke(ledger, load_signer(ledger.keys), digest, reason, fields={"run": manual_run(ws)})
+    console.print(f"revoked, record {record.digest}", soft_wrap=True)
+    for live in touched:
+        name = live.record.target
+        console.print(f"[red]live and touched[/] {name}: [bold]safegene rollback {name}[/]", soft_wrap=True)
+
+
 @keys_app.command("create")
 def keys_create() -> None:
     """Make an ed25519 signing key outside every repository."""
