@@ -143,6 +143,8 @@ def _evaluate(ws: Workspace, target: str) -> Manifest:
         candidate=ws.candidate(target),
         incumbent=ws.incumbent(target),
         out=ws.judgements(target),
+        fetch=params.fetch,
+        dtype=params.family.dtype,
     )
 
 
