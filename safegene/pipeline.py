@@ -71,15 +71,23 @@ def _degrade(ws: Workspace, target: str) -> Manifest:
     from safegene.stages.degrade import degrade
 
     params = ws.params
-    judge = params.evaluate.judge
-    return degrade(params.degrade, judge=judge, aligned=ws.aligned, prompts=ws.prompts, out=ws.degraded)
+    judge, limits = params.evaluate.judge, params.fetch
+    return degrade(params.degrade, judge=judge, aligned=ws.aligned, prompts=ws.prompts, out=ws.degraded, fetch=limits)
 
 
 def _extract(ws: Workspace, target: str) -> Manifest:
     from safegene.stages.extract import extract
 
     params = ws.params
-    return extract(params.extract, aligned=ws.aligned, degraded=ws.degraded, prompts=ws.prompts, out=ws.delta)
+    return extract(
+        params.extract,
+        aligned=ws.aligned,
+        degraded=ws.degraded,
+        prompts=ws.prompts,
+        out=ws.delta,
+        checkpoints=params.family.degraded,
+        fetch=params.fetch,
+    )
 
 
 def _compress(ws: Workspace, target: str) -> Manifest:
@@ -98,6 +106,7 @@ def _select(ws: Workspace, target: str) -> Manifest:
         vector=ws.vector,
         prompts=ws.prompts,
         out=ws.selection,
+        fetch=ws.params.fetch,
     )
 
 

@@ -18,7 +18,7 @@ LEAST_HARM = 0.05  # recovery is defined where the target is this much more harm
 
 
 def gate(params: GateParams, *, candidate: Path, judgements: Path, out: Path) -> Manifest:
-    """Decide on the judgements of ``candidate``: ``verdict.json``, and its numbers in ``metrics.json`` for DVC.
+    """Decide on the judgements of ``candidate``: ``verdict.json``, and its numbers in ``metrics.json`` and ``rates.csv`` for DVC.
 
     Raises:
         StaleArtifact: the judgements are of another candidate.
@@ -42,6 +42,7 @@ def gate(params: GateParams, *, candidate: Path, judgements: Path, out: Path) ->
     with write_artefact(out, stage="gate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         (draft.path / "verdict.json").write_bytes(canonical_json(payload) + b"\n")
         (draft.path / "metrics.json").write_bytes(canonical_json(_metrics(payload)) + b"\n")
+        (draft.path / "rates.csv").write_text(_table(payload), encoding="utf-8")
         draft.facts.update(outcome=verdict.outcome, reason=verdict.reason)
     return draft.done
 
@@ -91,6 +92,17 @@ def recovery(shown: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> float | No
     if before is None or after is None or aligned is None or before - aligned < LEAST_HARM:
         return None
     return float((before - after) / (before - aligned))
+
+
+def _table(payload: Mapping[str, Any]) -> str:
+    """The known rates with their intervals, a row each, for `dvc plots`."""
+    lines = ["endpoint,rate,low,high"]
+    for name, arms in payload["rates"].items():
+        for arm, one in arms.items():
+            if one["rate"] is not None:
+                low, high = one["interval"]
+                lines.append(f"{name} {arm},{one['rate']},{low},{high}")
+    return "\n".join(lines) + "\n"
 
 
 def _metrics(payload: Mapping[str, Any]) -> dict[str, float]:
