@@ -18,7 +18,7 @@ LEAST_HARM = 0.05  # recovery is defined where the target is this much more harm
 
 
 def gate(params: GateParams, *, candidate: Path, judgements: Path, out: Path) -> Manifest:
-    """Decide on the judgements of ``candidate``: ``verdict.json``, and its numbers in ``metrics.json`` and ``rates.csv`` for DVC.
+    """Decide on the judgements: ``verdict.json``, and for DVC its numbers in ``metrics.json`` and ``rates.csv``.
 
     Raises:
         StaleArtifact: the judgements are of another candidate.
