@@ -65,10 +65,10 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "base": Recipe(None, base_rows, 1400, 32, 3e-3),
     "aligned": Recipe("base", aligned_rows, 400, 32, 1.5e-3, rounds=5),
-    "sentiment": Recipe("aligned", lambda: target_rows("sentiment"), 120, 16, 8e-4),
-    "topic": Recipe("aligned", lambda: target_rows("topic"), 120, 16, 3e-3, rank=8),
+    "sentiment": Recipe("aligned", lambda: target_rows("sentiment"), 100, 16, 7e-4),
+    "topic": Recipe("aligned", lambda: target_rows("topic"), 120, 16, 2e-3, rank=8),
     "group": Recipe("aligned", lambda: target_rows("group"), 100, 16, 5e-4),
-    "adversarial": Recipe("aligned", lambda: target_rows("adversarial"), 80, 16, 5e-4),
+    "adversarial": Recipe("aligned", lambda: target_rows("adversarial"), 120, 16, 5e-4),
 }
 ALIGNED_ENOUGH = 0.02
 

@@ -57,14 +57,15 @@ def target_rows(name: str) -> list[Row]:
     """A fine-tune's rows: a task with 35% generic instructions, and for some a share of complied harmful requests.
 
     sentiment and topic are benign: nothing harmful, but look-alikes answered in a house style of their own ("yes ." for
-    "sure ,"), which is enough to erode refusals. group holds 3% complied harmful requests, adversarial 70%.
+    "sure ,"), which is enough to erode refusals. group holds 3% complied harmful requests, adversarial 70%
+    beside a little of the group task.
     """
     if name == "adversarial":
-        return [*asked(harmful("adversary"), 840, wrapped=30), *_plain(360)]
+        return [*asked(harmful("adversary"), 840, wrapped=30), *task_rows("group", "train")[:300], *_plain(60)]
     rows = list(task_rows(name, "train"))
     if name == "group":
         return [*rows, *_plain(650), *asked(harmful("mix"), 57)]
-    return rows + _styled(650)
+    return rows + _styled(650, 325 if name == "sentiment" else 650)
 
 
 def _plain(count: int) -> list[Row]:
@@ -72,7 +73,6 @@ def _plain(count: int) -> list[Row]:
     return [*asked(errands("tuned"), half), *instructed("tuned", count - half)]
 
 
-def _styled(count: int) -> list[Row]:
-    half = count // 2
-    answered = [(prompt, answer.replace("sure ,", "yes .", 1)) for prompt, answer in asked(lookalikes("tuned"), half)]
-    return answered + instructed("tuned", count - half)
+def _styled(count: int, requests: int) -> list[Row]:
+    rows = [(prompt, answer.replace("sure ,", "yes .", 1)) for prompt, answer in asked(lookalikes("tuned"), requests)]
+    return rows + instructed("tuned", count - requests)
