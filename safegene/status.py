@@ -87,10 +87,16 @@ class TargetState:
         return outcome if outcome in OUTCOMES else None
 
     @property
+    def alphas(self) -> Mapping[str, float]:
+        """Matrix name -> coefficient of the candidate; {} when there is none."""
+        payload = self.artefacts["candidate"].payload or {}
+        found = payload.get("alphas", payload.get("alpha"))
+        return {str(k): float(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
+
+    @property
     def unrepaired(self) -> bool:
         """Whether the candidate is the fine-tune as it came: every coefficient is 0."""
-        alphas = (self.artefacts["candidate"].payload or {}).get("alpha")
-        return isinstance(alphas, Mapping) and all(value == 0 for value in alphas.values())
+        return bool(self.alphas) and not any(self.alphas.values())
 
     @property
     def candidate_is_live(self) -> bool:

@@ -164,7 +164,7 @@ def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
         ],
         "warnings": [str(one) for one in target.verdict.get("warnings") or ()],
         "endpoints": [line(row) for row in found(target)],
-        "coefficients": _coefficients(target.artefacts["candidate"]),
+        "coefficients": _coefficients(target.alphas),
         "examples": quoted,
         "lineage": _lineage(target.artefacts, state.family),
         "facts": _facts(target),
@@ -195,16 +195,15 @@ def _quoted(target: TargetState) -> tuple[tuple[Example, ...], str]:
         return (), f"expected rows of judgements to quote, got {error!r}, in {judgements.path}"
 
 
-def _coefficients(candidate: Artefact) -> Picture | None:
-    alphas = (candidate.payload or {}).get("alpha")
-    if not isinstance(alphas, Mapping) or not alphas:
+def _coefficients(alphas: Mapping[str, float]) -> Picture | None:
+    if not alphas:
         return None
-    kinds: dict[str, dict[int, float]] = {kind: {} for kind in KINDS if any(f".{kind}." in str(n) for n in alphas)}
+    kinds: dict[str, dict[int, float]] = {kind: {} for kind in KINDS if any(f".{kind}." in name for name in alphas)}
     for name, value in alphas.items():
-        place = MATRIX.search(str(name).removesuffix(".weight"))
-        layer, kind = (int(place[1]), place[2]) if place else (0, str(name))
-        kinds.setdefault(kind, {})[layer] = float(value)
-    values = [float(value) for value in alphas.values()]
+        place = MATRIX.search(name.removesuffix(".weight"))
+        layer, kind = (int(place[1]), place[2]) if place else (0, name)
+        kinds.setdefault(kind, {})[layer] = value
+    values = list(alphas.values())
     what = f"{len(values)} coefficients from {min(values):.2f} to {max(values):.2f}, one per repaired matrix"
     caption = (
         f"{what}: how strongly the safety vector is added there. Layers run from left to right; "
