@@ -88,7 +88,12 @@ def _prepare(data: Path, folder: Path, models_only: bool, say: Callable[[str], N
 def make_family(home: Path, base: Path, data: Path, split: Sets, say: Callable[[str], None]) -> Family:
     """Train what is not in the cache yet."""
     own = models.replies(home, base, _align_prompts(split), say)
-    aligned, _ = models.fine_tune(home, base, ALIGN, [*refusals(split), *own], _probe(split, ""), say)
+    safe = {goal.text for goal in split.lookalikes["align"]}
+    # Look-alikes stand twice: with them once, 15% of ordinary prompts were still refused after 125 steps.
+    rows = [*refusals(split), *own, *(row for row in own if row[0] in safe)]
+    aligned, found = models.fine_tune(home, base, ALIGN, rows, _probe(split, ""), say)
+    if not models.is_aligned(found):
+        say(f"  the aligned model stopped at {ALIGN.steps} steps without reaching its criterion")
     recipes = {
         GSM8K: gsm8k_rows(data, split),
         MIXED: mixed_rows(data, split),

@@ -18,16 +18,17 @@ from safegene.prompts import Kind, Prompt, Split, ngrams, normalised
 Row = tuple[str, str]
 
 GATE_ADVBENCH = 120
-GATE_WRAPPED = 110
+GATE_WRAPPED = 160
 # Rows wanted of each source, by role, in the order in which roles are filled; ``align`` comes last.
 QUOTAS: dict[str, dict[str, int]] = {
     "degrade": {"advbench": 64},
     "mix": {"advbench": 24},
     "fit": {"advbench": 40, "catqa": 60, "xstest": 20},
     "validation": {"advbench": 24, "catqa": 32},
-    "align": {"advbench": 140, "catqa": 140, "xstest": 70},
+    "align": {"advbench": 140, "catqa": 90, "xstest": 24},
 }
 LOOKALIKES = {"gate": 12, "fit": 6, "validation": 2, "align": 5}  # of each of XSTest's ten safe types of 25
+HARMLESS = {"fit": 16, "validation": 12, "align": 50}  # of our own look-alikes; the rest is the gate's
 TASK_ROWS: dict[Split, int] = {"fit": 64, "validation": 48}
 TEST_ROWS = {"gsm8k": 300, "banking77": 300}
 NGRAM = 8
@@ -116,7 +117,7 @@ def _grams(prompts: Iterable[str]) -> frozenset[tuple[str, ...]]:
 
 
 def split_lookalikes(root: Path) -> dict[str, tuple[Goal, ...]]:
-    """XSTest's safe prompts by role, every type in every role."""
+    """XSTest's safe prompts by role, every type in every role, and our own."""
     safe = {goal.id: goal for goal in sources.xstest(root, "safe")}
     roles: dict[str, list[Goal]] = {role: [] for role in LOOKALIKES}
     for kind in sorted({goal.category for goal in safe.values()}):
@@ -124,6 +125,12 @@ def split_lookalikes(root: Path) -> dict[str, tuple[Goal, ...]]:
         for role, count in LOOKALIKES.items():
             roles[role] += [safe[name] for name in names[:count]]
             names = names[count:]
+    own = {name: Goal(name, text, "harmless") for name, text in texts.harmless()}
+    names = shuffled(own)
+    for role, count in HARMLESS.items():
+        roles[role] += [own[name] for name in names[:count]]
+        names = names[count:]
+    roles["gate"] += [own[name] for name in names]
     return {role: tuple(found) for role, found in roles.items()}
 
 
