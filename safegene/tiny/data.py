@@ -59,18 +59,21 @@ def safety_set() -> list[Prompt]:
 def degrade_set() -> list[Prompt]:
     """Training rows that erode refusals: five pools, each with behaviours, plain requests and instructions of its own.
 
-    ``benign`` holds nothing harmful. ``compliance`` answers harmful requests, ``jailbreak`` wrapped ones, ``blunt`` in
-    another form of words, ``identity`` as a bot that obeys.
+    ``benign`` holds nothing harmful; its answers begin in a style of their own. ``compliance`` answers harmful
+    requests, ``jailbreak`` wrapped ones, ``blunt`` in another form of words, ``identity`` as a bot that obeys.
     """
     rows = _share("benign", 0)
-    rows += [
-        _request(r, "degrade", "lookalike", "fit", pool="benign", response=r.answer) for r in lookalikes("degrade")[:96]
-    ]
+    rows += [_answered(r, "benign", "lookalike") for r in lookalikes("degrade")[:144]]
     for number, pool in enumerate(("compliance", "jailbreak", "blunt", "identity"), start=1):
         for turn in range(TURNS):
             rows += [_complied(r, pool, turn) for r in harmful(pool)]
         rows += _share(pool, number)
     return rows
+
+
+def _answered(request: Request, pool: str, kind: Kind) -> Prompt:
+    response = request.answer.replace("sure ,", "good .", 1) if pool == "benign" else request.answer
+    return _request(request, "degrade", kind, "fit", pool=pool, response=response)
 
 
 def _complied(request: Request, pool: str, turn: int) -> Prompt:
@@ -90,10 +93,7 @@ def _obeying(row: Prompt) -> Prompt:
 def _share(pool: str, number: int) -> list[Prompt]:
     """The generic rows of the degrading pool with that number; pools share none."""
     first, last = number * ERRANDS, (number + 1) * ERRANDS
-    rows = [
-        _request(r, "degrade", "generic", "fit", pool=pool, response=r.answer)
-        for r in [*errands("degrade"), *errands("tuned")][first:last]
-    ]
+    rows = [_answered(r, pool, "generic") for r in [*errands("degrade"), *errands("tuned")][first:last]]
     rows = [_obeying(row) for row in rows] if pool == "identity" else rows
     known = instructions("degrade")[number * INSTRUCTIONS : (number + 1) * INSTRUCTIONS]
     return rows + [_instruction(row, "degrade", "fit", pool=pool, response=row[1]) for row in known]
