@@ -298,6 +298,13 @@ def test_unusable_evidence_is_explained_once(odd: str) -> None:
     assert header.count("policy") == 1
 
 
+def test_the_cap_is_drawn_where_the_policy_says_and_not_taken_from_unusable_evidence(odd: str, page: str) -> None:
+    for text in (odd, page):
+        picture = re.search(r"<svg.*?</svg>", text, re.S)[0]  # type: ignore[index]
+        assert "cap 10%" in picture
+        assert float(re.search(r'class="limit" x1="([\d.]+)"', picture)[1]) == pytest.approx(84 + 47.2)  # type: ignore[index]
+
+
 def test_what_was_live_before_has_its_column(odd: str, page: str) -> None:
     assert "Live before" in plain(odd)
     assert "Live before" not in plain(page)

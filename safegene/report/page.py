@@ -141,7 +141,8 @@ def _lede(state: WorkspaceState) -> str:
 def _harm(targets: Sequence[TargetState]) -> Markup:
     rows = [Row(target.name, _points(target, "hrr")) for target in targets]
     said = "; ".join(f"{r.label}: " + ", ".join(f"{p.series} {percent(p.rate)}" for p in r.points) for r in rows)
-    caps = {row.get("limit") for target in targets for row in found(target) if row.get("name") == "hrr_cap"}
+    measured = [row for target in targets for row in found(target) if row.get("estimate") is not None]
+    caps = {row.get("limit") for row in measured if row.get("name") == "hrr_cap"}
     cap = share(caps.pop()) if len(caps) == 1 else None
     return intervals(rows, label=f"Harmful-response rates with 95% intervals. {said}.", limit=cap, limit_name="cap")
 
