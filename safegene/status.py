@@ -90,7 +90,7 @@ class TargetState:
     def alphas(self) -> Mapping[str, float]:
         """Matrix name -> coefficient of the candidate; {} when there is none."""
         payload = self.artefacts["candidate"].payload or {}
-        found = payload.get("alphas", payload.get("alpha"))
+        found = payload.get("alphas")
         return {str(k): float(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
 
     @property

@@ -96,7 +96,7 @@ class Sample:
         }
         made = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint(name)}
         facts = {"extra_params": 0.0312}
-        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alpha": alphas}}, facts=facts, **made)
+        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alphas": alphas}}, facts=facts, **made)
         if upto == "candidate":
             return
         rows, plan = judged(name, shares, replies or {}, incumbent, policy)

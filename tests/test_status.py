@@ -95,7 +95,7 @@ def test_a_verdict_on_another_candidate_is_stale(tmp_path: Path) -> None:
     made = Sample(tmp_path / "w")
     made.family()
     made.target("sentiment")
-    made.put(made.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alpha": {}}})
+    made.put(made.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {}}})
     (one,) = summary(made.ws, live=lambda _: None)
     assert one["outcome"] is None
     assert "made from the present candidate" in one["problems"][0]
@@ -144,7 +144,7 @@ def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sa
     shutil.rmtree(promoted.ws.target("sentiment"))
     promoted.names.clear()
     promoted.target("sentiment", harmful=(0.5, 0.02))
-    promoted.put(promoted.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alpha": {"x": 1.0}}})
+    promoted.put(promoted.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {"x": 1.0}}})
     text = write_report(promoted.ws).read_text().replace("\xa0", " ")
     assert "1 promoted" not in text
     (one,) = summary(promoted.ws)
