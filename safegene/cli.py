@@ -31,7 +31,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="Signing keys, kept outside ev
 for name, group in (("target", target_app), ("audit", audit_app), ("tiny", tiny_app), ("keys", keys_app)):
     app.add_typer(group, name=name)
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
 OUTCOME_EXIT = {"pass": 0, "fail": 3, "inconclusive": 4, "error": 1}
 DEBUG = {"on": False}

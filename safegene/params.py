@@ -115,15 +115,17 @@ class CalibrateParams(Frozen):
     """How the coefficients are fitted."""
 
     granularity: Literal["matrix", "layer", "global"] = "matrix"
-    safety_shots: Positive = 96
-    benign_shots: Positive = 96
-    task_shots: Positive = 48
+    safety_shots: Positive = 272
+    benign_shots: Positive = 192
+    task_shots: Positive = 160
     response_tokens: Positive = 8
-    steps: Positive = 80
-    learning_rate: Rate = 0.05
+    steps: Positive = 60
+    batch_size: Positive = 64
+    learning_rate: Rate = 0.1
+    measure_every: Positive = 10
     safety_weight: Annotated[float, Field(ge=0)] = 1.0
     benign_weight: Annotated[float, Field(ge=0)] = 1.0
-    task_weight: Annotated[float, Field(ge=0)] = 1.0
+    task_weight: Annotated[float, Field(ge=0)] = 4.0
     start: float = 1.0
     seed: int = 0
 

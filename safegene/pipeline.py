@@ -135,6 +135,7 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
         prompts=ws.prompts,
         task=_task(ws, target),
         out=ws.candidate(target),
+        fetch=ws.params.fetch,
     )
 
 
