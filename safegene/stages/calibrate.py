@@ -125,7 +125,7 @@ def _shots(
 
 
 def _fit(
-    params: CalibrateParams, model: Any, usable: Patch, shots: Mapping[str, Sequence[Shot]], before: Measure
+    params: CalibrateParams, model: Any, usable: Patch, shots: Mapping[Split, Sequence[Shot]], before: Measure
 ) -> Fitted:
     if before.changed["safety"] <= UNCHANGED:
         log.info("the target answers safety prompts as the aligned model does: nothing to repair")
