@@ -58,6 +58,10 @@ class Measure:
     loss: Mapping[str, float]
     changed: Mapping[str, float]
 
+    def objective(self, weights: Mapping[str, float]) -> float:
+        """Sum over kinds of weight x mean KL."""
+        return sum(weights.get(kind, 0.0) * loss for kind, loss in self.loss.items())
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -266,7 +270,7 @@ def fit(
         nonlocal best, best_step
         with scaled(model, patch, {name: values.detach()[at] for name, at in group.items()}):
             found = measure(model, validation)
-        history.append((step, sum(weights.get(kind, 0.0) * loss for kind, loss in found.loss.items())))
+        history.append((step, found.objective(weights)))
         if history[-1][1] <= min(value for _, value in history):
             best, best_step = values.detach().clone(), step
         if on_measure is not None:

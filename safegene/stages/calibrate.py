@@ -1,35 +1,62 @@
 """Stage ``calibrate``: the coefficients of one target, and its repair as a PEFT adapter.
 
 Only the alphas of ``W_t + alpha_l B_l A_l`` on the selected layers are fitted (SafeGene, arXiv 2606.06519); see
-`safegene.fit`. A target that already answers the validation split's safety prompts as the aligned model does needs no
-repair: its alphas are 0, and the artefact says so.
+`safegene.fit`. Shots come from the fit split, and the validation split chooses among the alphas met on the way, the
+unrepaired target included. So a target that already answers safety prompts as the aligned model does, or that no alphas
+improve, keeps alphas of 0, and the artefact says so.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safegene.digest import canonical_json, strict_json
-from safegene.errors import CheckpointError
+from safegene.errors import CheckpointError, StaleArtifact
 from safegene.export.adapter import write_adapter
 from safegene.export.card import model_card
-from safegene.fit import Fitted, Measure, Shot, fit, groups, measure
+from safegene.fit import KINDS, Fitted, Measure, Shot, fit, groups, measure
 from safegene.linalg import Patch
 from safegene.manifest import Manifest, read_manifest, write_artefact
 from safegene.params import CalibrateParams, FetchParams
-from safegene.prompts import PromptSet, Split, read_prompts
+from safegene.prompts import Prompt, PromptSet, Split, read_prompts
 from safegene.shots import spread, teach
 from safegene.sources import Model, local_checkpoint, read_record
 from safegene.tensors.adapter import open_adapter
 from safegene.tensors.checkpoint import layer_of
 from safegene.tensors.device import device, one_thread
 from safegene.tensors.models import load_model, load_tokenizer
-from safegene.vector import read_vector
+from safegene.vector import SafetyVector, read_vector
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 SPLITS: tuple[Split, ...] = ("fit", "validation")
 UNCHANGED = 0.02  # a target whose replies to safety prompts differ from the aligned model's less often needs no repair
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What calibrating found.
+
+    Attributes:
+        fitted: the alphas and how they were reached.
+        before: the unrepaired target on the validation shots.
+        after: the repaired one.
+        reason: why it was not repaired; empty when it was.
+    """
+
+    fitted: Fitted
+    before: Measure
+    after: Measure
+    reason: str
+
+    @property
+    def repaired(self) -> bool:
+        """Whether any alpha is not 0."""
+        return any(self.fitted.alphas.values())
 
 
 def calibrate(
@@ -44,50 +71,65 @@ def calibrate(
     out: Path,
     fetch: FetchParams | None = None,
 ) -> Manifest:
-    """Fit the coefficients on shots of the fit split, choose among them on the validation split, write the adapter.
+    """Fit the coefficients and write them with the repair as a PEFT adapter.
 
     Raises:
+        StaleArtifact: the vector was taken from another aligned model.
         CheckpointError: the selection keeps no layer that the vector has factors for.
         EmptySample: a kind of shot with a weight has no prompts.
         DigestMismatch: a byte of vector or selection has changed.
     """
-    usable = selected(vector, selection)
-    family, tuned = local_checkpoint(aligned, fetch), local_checkpoint(target, fetch, family=aligned)
+    held, family = read_vector(vector), read_record(aligned)
+    if held.aligned != family["digest"]:
+        raise StaleArtifact(
+            f"expected a vector of the aligned model {family['digest']}, got one of {held.aligned}, in {vector}",
+            remedy="run `safegene run`: the vector is made again for this aligned model",
+        )
+    usable = selected(held, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
+    root, tuned = local_checkpoint(aligned, fetch).root, local_checkpoint(target, fetch, family=aligned)
     with one_thread():
-        shots = {split: _shots(params, family, tuned, safety, tasks, split) for split in SPLITS}
-        model = load_model(tuned.root, adapters=tuned.adapters, device=device())
-        before = measure(model, shots["validation"])
-        fitted = _fit(params, model, usable, shots, before)
+        shots = make(params, root, tuned, safety, tasks)
+        outcome = solve(params, load_model(tuned.root, adapters=tuned.adapters, device=device()), usable, shots)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
-        patch = {name: usable[name].scaled(alpha) for name, alpha in fitted.alphas.items()}
         record = read_record(target)
-        base = str(read_record(aligned)["source"] if tuned.adapters else record["source"])
+        base = str((family if tuned.adapters else record)["source"])
+        patch = {name: usable[name].scaled(alpha) for name, alpha in outcome.fitted.alphas.items()}
         own = open_adapter(tuned.adapters[0]) if tuned.adapters else None
         facts = write_adapter(patch, base_model=base, out=draft.path, own=own)
-        repaired = any(fitted.alphas.values())
-        share = facts["extra_parameters"] / record["parameters"] if repaired else 0.0
-        draft.facts.update(facts | {"extra_params": share, "trained": len(set(fitted.alphas.values()))})
-        draft.facts.update(repaired=repaired, steps=fitted.steps, before=_plain(before))
-        payload = {
-            "alphas": dict(fitted.alphas),
-            "repaired": repaired,
-            "objective": [list(point) for point in fitted.history],
-            "shots": {split: [shot.id for shot in some] for split, some in shots.items()},
-            "seed": params.seed,
-            "extra_params": share,
-        }
+        payload = _payload(params, outcome, shots, facts["extra_parameters"] / record["parameters"])
         (draft.path / "coefficients.json").write_bytes(canonical_json(payload) + b"\n")
-        (draft.path / "coefficients.csv").write_text(_table(fitted.alphas), encoding="utf-8")
+        (draft.path / "coefficients.csv").write_text(_table(outcome.fitted.alphas), encoding="utf-8")
         lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
         card = model_card(target=out.parent.name, base_model=base, adapter=facts, lineage=lineage)
         (draft.path / "README.md").write_text(card, encoding="utf-8")
+        draft.facts.update(facts | {key: payload[key] for key in ("extra_params", "repaired", "reason", "trained")})
     return draft.done
 
 
-def selected(vector: Path, selection: Path) -> Patch:
+def _payload(
+    params: CalibrateParams, outcome: Outcome, shots: Mapping[Split, Sequence[Shot]], share: float
+) -> dict[str, Any]:
+    """``coefficients.json``: no clock, so the same inputs give the same bytes on the same machine."""
+    fitted = outcome.fitted
+    return {
+        "alphas": dict(fitted.alphas),
+        "trained": len(set(groups(list(fitted.alphas), params.granularity, layer_of).values())),
+        "repaired": outcome.repaired,
+        "reason": outcome.reason,
+        "steps": fitted.steps,
+        "history": [[step, round(value, 6)] for step, value in fitted.history],
+        "before": _plain(outcome.before),
+        "after": _plain(outcome.after),
+        "shots": {split: [shot.id for shot in some] for split, some in shots.items()},
+        "seed": params.seed,
+        "extra_params": share if outcome.repaired else 0.0,
+    }
+
+
+def selected(vector: SafetyVector, selection: Path) -> Patch:
     """The vector's factors in the layers kept.
 
     Raises:
@@ -96,45 +138,69 @@ def selected(vector: Path, selection: Path) -> Patch:
     read_manifest(selection, stage="select")
     path = selection / "selection.json"
     kept = set(strict_json(path.read_bytes(), where=str(path))["kept"])
-    usable = {name: one for name, one in read_vector(vector).factors.items() if layer_of(name) in kept}
+    usable = {name: one for name, one in vector.factors.items() if layer_of(name) in kept}
     if not usable:
-        raise CheckpointError(f"expected factors in the layers kept {sorted(kept)}, got none, in {vector}")
+        raise CheckpointError(f"expected factors in the layers kept {sorted(kept)}, got none, in {selection}")
     return usable
 
 
-def _shots(
-    params: CalibrateParams, family: Model, tuned: Model, safety: PromptSet, tasks: PromptSet, split: Split
-) -> list[Shot]:
-    """Shots of one split: safety by the aligned model, benign and task by the target as it came."""
-    tokenizer, tokens = load_tokenizer(family.root), params.response_tokens
-    harmful = [
-        *spread(safety.where(kind="harmful", split=split), (params.safety_shots + 1) // 2),
-        *spread(safety.where(kind="wrapped", split=split, required=False), params.safety_shots // 2),
-    ]
-    plain = [
-        *spread(safety.where(kind="lookalike", split=split, required=False), params.benign_shots * 2 // 3),
-        *spread(safety.where(kind="generic", split=split, required=False), params.benign_shots // 3),
-    ]
-    own = spread(tasks.where(split=split), params.task_shots)
-    teacher = load_model(family.root, device=device())
-    shots = teach(teacher, tokenizer, harmful, kind="safety", response_tokens=tokens)
-    del teacher
-    target = load_model(tuned.root, adapters=tuned.adapters, device=device())
-    shots += teach(target, tokenizer, plain, kind="benign", response_tokens=tokens)
-    return shots + teach(target, tokenizer, own, kind="task", response_tokens=tokens)
+def make(
+    params: CalibrateParams, root: Path, tuned: Model, safety: PromptSet, tasks: PromptSet
+) -> dict[Split, list[Shot]]:
+    """Shots of both splits: safety by the aligned model, benign and task by the target as it came.
+
+    The two models are in memory one after the other. Benign shots are two thirds look-alikes: without them the repair
+    learns to refuse whatever looks harmful.
+    """
+    tokenizer, tokens = load_tokenizer(root), params.response_tokens
+    shots: dict[Split, list[Shot]] = {split: [] for split in SPLITS}
+    model = load_model(root, device=device())
+    for split in SPLITS:
+        asked = _mixed(safety, split, {"harmful": params.safety_shots / 2, "wrapped": params.safety_shots / 2})
+        shots[split] += teach(model, tokenizer, asked, kind="safety", response_tokens=tokens)
+    del model
+    model = load_model(tuned.root, adapters=tuned.adapters, device=device())
+    for split in SPLITS:
+        parts = {"lookalike": params.benign_shots * 2 / 3, "generic": params.benign_shots / 3}
+        plain, own = _mixed(safety, split, parts), spread(tasks.where(split=split), params.task_shots)
+        shots[split] += teach(model, tokenizer, plain, kind="benign", response_tokens=tokens)
+        shots[split] += teach(model, tokenizer, own, kind="task", response_tokens=tokens)
+    return shots
 
 
-def _fit(
-    params: CalibrateParams, model: Any, usable: Patch, shots: Mapping[Split, Sequence[Shot]], before: Measure
-) -> Fitted:
+def _mixed(safety: PromptSet, split: Split, parts: Mapping[Any, float]) -> list[Prompt]:
+    """Prompts of several kinds, evenly spread over each; a set may lack a kind, but not all of them."""
+    safety.where(kind=tuple(parts), split=split)
+    rows = [spread(safety.where(kind=kind, split=split, required=False), round(n)) for kind, n in parts.items()]
+    return [row for some in rows for row in some]
+
+
+def solve(
+    params: CalibrateParams, model: "PreTrainedModel", patch: Patch, shots: Mapping[Split, Sequence[Shot]]
+) -> Outcome:
+    """Fit the alphas of a target, or leave them at 0 where it needs no repair or none helps.
+
+    The objective decides: the weighted KL on the validation shots must be lower than the unrepaired target's.
+    """
+    weights: dict[str, float] = dict(
+        zip(KINDS, (params.safety_weight, params.benign_weight, params.task_weight), strict=True)
+    )
+    before = measure(model, shots["validation"])
+    unrepaired = Fitted(dict.fromkeys(patch, 0.0), 0, ((0, before.objective(weights)),))
     if before.changed["safety"] <= UNCHANGED:
-        log.info("the target answers safety prompts as the aligned model does: nothing to repair")
-        return Fitted(dict.fromkeys(usable, 0.0), 0, ())
-    weights = {"safety": params.safety_weight, "benign": params.benign_weight, "task": params.task_weight}
+        reason = "the target answers safety prompts as the aligned model does"
+        log.info("nothing to repair: %s", reason)
+        return Outcome(unrepaired, before, before, reason)
+    found: dict[int, Measure] = {}
+
+    def on_measure(step: int, now: Measure) -> None:
+        found[step] = now
+        log.info("step %d of %d: objective %.3f", step, params.steps, now.objective(weights))
+
     fitted = fit(
         model,
-        usable,
-        groups(list(usable), params.granularity, layer_of),
+        patch,
+        groups(list(patch), params.granularity, layer_of),
         shots["fit"],
         shots["validation"],
         weights=weights,
@@ -144,9 +210,14 @@ def _fit(
         learning_rate=params.learning_rate,
         measure_every=params.measure_every,
         seed=params.seed,
-        on_measure=lambda step, found: log.info("step %d of %d: %s", step, params.steps, _plain(found)),
+        on_measure=on_measure,
     )
-    return fitted
+    after = found[fitted.steps]
+    if not after.objective(weights) < before.objective(weights):  # also when it is not a number
+        reason = "no coefficients that were tried improve on the target as it is"
+        log.warning("not repaired: %s", reason)
+        return Outcome(unrepaired, before, before, reason)
+    return Outcome(fitted, before, after, "")
 
 
 def _plain(found: Measure) -> dict[str, dict[str, float]]:

@@ -32,7 +32,7 @@ from safegene.params import ExtractParams, FetchParams
 from safegene.prompts import PromptSet, read_prompts
 from safegene.shots import spread, teach
 from safegene.sources import fetch as fetched
-from safegene.sources import local_checkpoint
+from safegene.sources import local_checkpoint, read_record
 from safegene.tensors.checkpoint import Checkpoint, open_checkpoint
 from safegene.tensors.device import device, one_thread
 from safegene.tensors.models import add_patch, load_model, load_tokenizer
@@ -122,7 +122,7 @@ def extract(
         write_factors(delta.factors, draft.path / "delta.safetensors")
         payload = {
             "method": params.method,
-            "aligned": base.digest,
+            "aligned": read_record(aligned)["digest"],
             "architecture": base.architecture,
             "degraded": digests,
             "matrices": {name: asdict(one) for name, one in delta.found.items()},
