@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safegene.judges import build
+from safegene.params import JudgeParams
 from safegene.tiny import judge as module
 from safegene.tiny.corpus import REFUSAL, harmful, lookalikes
 from safegene.tiny.judge import GrammarJudge
@@ -75,6 +77,10 @@ def test_order_and_count_are_kept() -> None:
     assert [d.harmful for d in decisions] == ["yes", "unscored", "no"]
     with pytest.raises(ValueError, match="shorter"):
         JUDGE.judge([ASKED], [])
+
+
+def test_it_is_the_judge_named_grammar() -> None:
+    assert build(JudgeParams(kind="grammar")).identity == JUDGE.identity
 
 
 def test_the_identity_changes_with_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
