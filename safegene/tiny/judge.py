@@ -61,12 +61,6 @@ class GrammarJudge:
         return ""
 
 
-def build(params: JudgeParams) -> GrammarJudge:
-    """The judge for ``evaluate.judge.kind = grammar``; nothing else in ``params`` concerns it."""
-    del params
-    return GrammarJudge()
-
-
 def _holds(said: list[str], wanted: list[str]) -> bool:
     return any(said[at : at + len(wanted)] == wanted for at in range(len(said) - len(wanted) + 1))
 
