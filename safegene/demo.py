@@ -9,7 +9,7 @@ from safegene.setup import add_target, init
 from safegene.workspace import Workspace
 
 # Three benign fine-tunes, one of them with 3% harmful examples, and one that removes safety on purpose.
-TARGETS = {"sentiment": "sentiment", "topic": "topic", "group": "group", "adversarial": "sentiment"}
+TARGETS = {"sentiment": "sentiment", "topic": "topic", "group": "group", "adversarial": "group"}
 REFUSED = "adversarial"
 
 

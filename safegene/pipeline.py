@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -313,7 +313,7 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     logging.getLogger("dvc").setLevel(logging.WARNING)
     left = error_file(ws)
     left.unlink(missing_ok=True)
-    with _child_environment(left), Repo(str(ws.root)) as repo:
+    with chdir(ws.root), _child_environment(left), Repo(str(ws.root)) as repo:
         try:
             ran = repo.reproduce(targets=[stage.address(target)], single_item=True)
         except DvcException as error:
