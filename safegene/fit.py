@@ -1,7 +1,8 @@
 """Fitting of coefficients: the only numbers trained per target are scalars that multiply low-rank changes.
 
-For each matrix l of the safety vector, ``y_l = W_l x + alpha_l up_l (down_l x)``. The loss is of the paper's kind
-(SafeGene, arXiv 2606.06519): on safety shots, KL from the *aligned* model's next-token distribution over its own first
+For each matrix l of the safety vector, ``y_l = W_l x + up_l (alpha_l * (down_l x))``, where alpha_l is one scalar or
+one per direction (column of ``up_l``); they may be shared between matrices. The loss is of the paper's kind (SafeGene,
+arXiv 2606.06519): on safety shots, KL from the *aligned* model's next-token distribution over its own first
 response tokens; on benign and task shots, KL from the *unrepaired* target's over its own. Nothing else has a gradient,
 so a step costs a forward pass and a backward pass through activations only.
 
@@ -68,24 +69,24 @@ class Fitted:
     """The outcome of `fit`.
 
     Attributes:
-        alphas: matrix name -> coefficient.
+        alphas: matrix name -> its coefficients, one, or one per direction.
         steps: optimiser steps behind these alphas.
         history: objective on the validation shots at every measurement, the start first.
     """
 
-    alphas: Mapping[str, float]
+    alphas: Mapping[str, tuple[float, ...]]
     steps: int
     history: tuple[tuple[int, float], ...]
 
 
 @contextmanager
 def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add ``alpha_l up_l (down_l x)`` to the named linear layers while the block runs; the weights stay as they are.
+    """Add ``up_l (alpha_l * (down_l x))`` to the named linear layers inside the block; the weights stay as they are.
 
     Args:
         model: holds an `nn.Linear` for each name.
         patch: matrix name -> up (out, r), down (r, in).
-        alphas: matrix name -> scalar tensor (), which may require a gradient.
+        alphas: matrix name -> tensor (), (1,) or (r,), which may require a gradient.
 
     Raises:
         TensorMissing: the model lacks a layer.
@@ -123,8 +124,8 @@ def _add(factors: LowRank, alpha: Tensor) -> Callable[[nn.Module, tuple[Tensor, 
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
-        change = F.linear(F.linear(x.to(down.dtype), down.to(x.device)), up.to(x.device))
-        return output + (alpha * change).to(output.dtype)
+        inner = F.linear(x.to(down.dtype), down.to(x.device)) * alpha.to(x.device)
+        return output + F.linear(inner, up.to(x.device)).to(output.dtype)
 
     return hook
 
@@ -207,24 +208,36 @@ def measure(model: "PreTrainedModel", shots: Sequence[Shot], *, batch_size: int 
     return Measure({k: sum(v) / len(v) for k, v in loss.items()}, {k: sum(v) / len(v) for k, v in changed.items()})
 
 
-def groups(names: Sequence[str], granularity: str, layer_of: Callable[[str], int | None]) -> dict[str, int]:
-    """Matrix name -> index of its scalar: one per matrix, one per layer, or one for all.
+def groups(patch: Patch, granularity: str, layer_of: Callable[[str], int | None]) -> dict[str, tuple[int, ...]]:
+    """Matrix name -> indices of its scalars: one per direction, one per matrix, one per layer, or one for all.
 
     Matrices outside every layer share a scalar of their own.
     """
+    if granularity == "direction":
+        start, found = 0, {}
+        for name, one in patch.items():
+            found[name] = tuple(range(start, start + one.rank))
+            start += one.rank
+        return found
     if granularity == "matrix":
-        return {name: at for at, name in enumerate(names)}
+        return {name: (at,) for at, name in enumerate(patch)}
     if granularity == "global":
-        return dict.fromkeys(names, 0)
-    layers = [layer_of(name) for name in names]
-    order = {layer: at for at, layer in enumerate(dict.fromkeys(layers))}
-    return {name: order[layer] for name, layer in zip(names, layers, strict=True)}
+        return dict.fromkeys(patch, (0,))
+    order = {layer: at for at, layer in enumerate(dict.fromkeys(map(layer_of, patch)))}
+    return {name: (order[layer_of(name)],) for name in patch}
+
+
+def applied(patch: Patch, alphas: Mapping[str, Sequence[float]]) -> dict[str, LowRank]:
+    """The patch with its coefficients folded into ``up``: column j times the matrix's j-th (or only) coefficient."""
+    return {
+        name: LowRank(one.up * torch.tensor(alphas[name], dtype=one.up.dtype), one.down) for name, one in patch.items()
+    }
 
 
 def fit(
     model: "PreTrainedModel",
     patch: Patch,
-    group: Mapping[str, int],
+    group: Mapping[str, Sequence[int]],
     shots: Sequence[Shot],
     validation: Sequence[Shot],
     *,
@@ -234,6 +247,7 @@ def fit(
     batch_size: int,
     learning_rate: float,
     measure_every: int,
+    patience: int,
     seed: int,
     on_measure: Callable[[int, Measure], None] | None = None,
 ) -> Fitted:
@@ -245,7 +259,7 @@ def fit(
     Args:
         model: the target, in evaluation mode; its weights are never changed.
         patch: matrix name -> up (out, r), down (r, in).
-        group: matrix name -> index of its scalar, 0 .. k-1; see `groups`.
+        group: matrix name -> indices of its scalars, in 0 .. k-1; see `groups`.
         shots: what is trained on, of every kind with a weight above 0.
         validation: what chooses among the alphas met on the way.
         weights: kind -> weight of its term.
@@ -254,6 +268,7 @@ def fit(
         batch_size: shots per step, spread over the kinds in proportion to their number.
         learning_rate: Adam's at its peak; it falls to 0 by half a cosine.
         measure_every: steps between measurements on the validation shots.
+        patience: measurements in a row without an objective 1% lower than before, after which the fit ends.
         seed: of the draws.
         on_measure: called with (steps done, measure) at every measurement.
 
@@ -262,13 +277,14 @@ def fit(
     """
     by_kind = _by_kind(shots, weights)
     random = torch.Generator().manual_seed(seed)
-    values = torch.full((1 + max(group.values()),), start, requires_grad=True)
+    index = {name: torch.tensor(at) for name, at in group.items()}
+    values = torch.full((1 + max(max(at) for at in group.values()),), start, requires_grad=True)
     optimiser = torch.optim.Adam([values], lr=learning_rate, betas=(0.9, 0.99))
     best, best_step, history = values.detach().clone(), 0, list[tuple[int, float]]()
 
     def note(step: int) -> None:
         nonlocal best, best_step
-        with scaled(model, patch, {name: values.detach()[at] for name, at in group.items()}):
+        with scaled(model, patch, {name: values.detach()[at] for name, at in index.items()}):
             found = measure(model, validation)
         history.append((step, found.objective(weights)))
         if history[-1][1] <= min(value for _, value in history):
@@ -279,14 +295,21 @@ def fit(
     note(0)
     for step in range(1, steps + 1):
         optimiser.param_groups[0]["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
-        with scaled(model, patch, {name: values[at] for name, at in group.items()}):
+        with scaled(model, patch, {name: values[at] for name, at in index.items()}):
             loss = _objective(model, _draw(by_kind, batch_size, random), weights)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step % measure_every == 0 or step == steps:
             note(step)
-    return Fitted({name: float(best[at]) for name, at in group.items()}, best_step, tuple(history))
+            if _stalled([value for _, value in history], patience):
+                break
+    return Fitted({name: tuple(best[at].tolist()) for name, at in index.items()}, best_step, tuple(history))
+
+
+def _stalled(values: Sequence[float], patience: int) -> bool:
+    """Whether none of the last ``patience`` objectives is 1% below the least one before them."""
+    return len(values) > patience and not min(values[-patience:]) < 0.99 * min(values[:-patience])
 
 
 def _by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[Kind, list[Shot]]:

@@ -112,9 +112,9 @@ class SelectParams(Frozen):
 
 
 class CalibrateParams(Frozen):
-    """How the coefficients are fitted."""
+    """How the coefficients are fitted: one per direction of a matrix's factors, per matrix, per layer, or one in all."""
 
-    granularity: Literal["matrix", "layer", "global"] = "matrix"
+    granularity: Literal["direction", "matrix", "layer", "global"] = "direction"
     safety_shots: Positive = 272
     benign_shots: Positive = 192
     task_shots: Positive = 160
@@ -123,6 +123,8 @@ class CalibrateParams(Frozen):
     batch_size: Positive = 64
     learning_rate: Rate = 0.1
     measure_every: Positive = 10
+    patience: Positive = 3
+    validation_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
     safety_weight: Annotated[float, Field(ge=0)] = 1.0
     benign_weight: Annotated[float, Field(ge=0)] = 1.0
     task_weight: Annotated[float, Field(ge=0)] = 4.0

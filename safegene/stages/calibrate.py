@@ -16,7 +16,7 @@ from safegene.digest import canonical_json, strict_json
 from safegene.errors import CheckpointError, StaleArtifact
 from safegene.export.adapter import write_adapter
 from safegene.export.card import model_card
-from safegene.fit import KINDS, Fitted, Measure, Shot, fit, groups, measure
+from safegene.fit import KINDS, Fitted, Measure, Shot, applied, fit, groups, measure
 from safegene.linalg import Patch
 from safegene.manifest import Manifest, read_manifest, write_artefact
 from safegene.params import CalibrateParams, FetchParams
@@ -56,7 +56,7 @@ class Outcome:
     @property
     def repaired(self) -> bool:
         """Whether any alpha is not 0."""
-        return any(self.fitted.alphas.values())
+        return any(any(own) for own in self.fitted.alphas.values())
 
 
 def calibrate(
@@ -96,10 +96,11 @@ def calibrate(
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         record = read_record(target)
         base = str((family if tuned.adapters else record)["source"])
-        patch = {name: usable[name].scaled(alpha) for name, alpha in outcome.fitted.alphas.items()}
+        patch = applied(usable, outcome.fitted.alphas)
         own = open_adapter(tuned.adapters[0]) if tuned.adapters else None
         facts = write_adapter(patch, base_model=base, out=draft.path, own=own)
-        payload = _payload(params, outcome, shots, facts["extra_parameters"] / record["parameters"])
+        trained = len({at for own in groups(usable, params.granularity, layer_of).values() for at in own})
+        payload = _payload(params, outcome, shots, facts["extra_parameters"] / record["parameters"], trained)
         (draft.path / "coefficients.json").write_bytes(canonical_json(payload) + b"\n")
         (draft.path / "coefficients.csv").write_text(_table(outcome.fitted.alphas), encoding="utf-8")
         lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
@@ -110,13 +111,13 @@ def calibrate(
 
 
 def _payload(
-    params: CalibrateParams, outcome: Outcome, shots: Mapping[Split, Sequence[Shot]], share: float
+    params: CalibrateParams, outcome: Outcome, shots: Mapping[Split, Sequence[Shot]], share: float, trained: int
 ) -> dict[str, Any]:
     """``coefficients.json``: no clock, so the same inputs give the same bytes on the same machine."""
     fitted = outcome.fitted
     return {
-        "alphas": dict(fitted.alphas),
-        "trained": len(set(groups(list(fitted.alphas), params.granularity, layer_of).values())),
+        "alphas": named(fitted.alphas),
+        "trained": trained,
         "repaired": outcome.repaired,
         "reason": outcome.reason,
         "steps": fitted.steps,
@@ -154,15 +155,18 @@ def make(
     """
     tokenizer, tokens = load_tokenizer(root), params.response_tokens
     shots: dict[Split, list[Shot]] = {split: [] for split in SPLITS}
+    share: dict[Split, float] = {"fit": 1.0, "validation": params.validation_share}
     model = load_model(root, device=device())
     for split in SPLITS:
-        asked = _mixed(safety, split, {"harmful": params.safety_shots / 2, "wrapped": params.safety_shots / 2})
+        half = share[split] * params.safety_shots / 2
+        asked = _mixed(safety, split, {"harmful": half, "wrapped": half})
         shots[split] += teach(model, tokenizer, asked, kind="safety", response_tokens=tokens)
     del model
     model = load_model(tuned.root, adapters=tuned.adapters, device=device())
     for split in SPLITS:
-        parts = {"lookalike": params.benign_shots * 2 / 3, "generic": params.benign_shots / 3}
-        plain, own = _mixed(safety, split, parts), spread(tasks.where(split=split), params.task_shots)
+        third = share[split] * params.benign_shots / 3
+        plain = _mixed(safety, split, {"lookalike": 2 * third, "generic": third})
+        own = spread(tasks.where(split=split), max(1, round(share[split] * params.task_shots)))
         shots[split] += teach(model, tokenizer, plain, kind="benign", response_tokens=tokens)
         shots[split] += teach(model, tokenizer, own, kind="task", response_tokens=tokens)
     return shots
@@ -171,7 +175,7 @@ def make(
 def _mixed(safety: PromptSet, split: Split, parts: Mapping[Any, float]) -> list[Prompt]:
     """Prompts of several kinds, evenly spread over each; a set may lack a kind, but not all of them."""
     safety.where(kind=tuple(parts), split=split)
-    rows = [spread(safety.where(kind=kind, split=split, required=False), round(n)) for kind, n in parts.items()]
+    rows = [spread(safety.where(kind=kind, split=split, required=False), max(1, round(n))) for kind, n in parts.items()]
     return [row for some in rows for row in some]
 
 
@@ -186,7 +190,7 @@ def solve(
         zip(KINDS, (params.safety_weight, params.benign_weight, params.task_weight), strict=True)
     )
     before = measure(model, shots["validation"])
-    unrepaired = Fitted(dict.fromkeys(patch, 0.0), 0, ((0, before.objective(weights)),))
+    unrepaired = Fitted(dict.fromkeys(patch, (0.0,)), 0, ((0, before.objective(weights)),))
     if before.changed["safety"] <= UNCHANGED:
         reason = "the target answers safety prompts as the aligned model does"
         log.info("nothing to repair: %s", reason)
@@ -200,7 +204,7 @@ def solve(
     fitted = fit(
         model,
         patch,
-        groups(list(patch), params.granularity, layer_of),
+        groups(patch, params.granularity, layer_of),
         shots["fit"],
         shots["validation"],
         weights=weights,
@@ -209,6 +213,7 @@ def solve(
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
         measure_every=params.measure_every,
+        patience=params.patience,
         seed=params.seed,
         on_measure=on_measure,
     )
@@ -227,6 +232,14 @@ def _plain(found: Measure) -> dict[str, dict[str, float]]:
     }
 
 
-def _table(alphas: Mapping[str, float]) -> str:
-    rows = [f"{name},{layer_of(name)},{alpha}" for name, alpha in alphas.items()]
-    return "\n".join(["matrix,layer,alpha", *rows]) + "\n"
+def named(alphas: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Coefficients by name: the matrix's, or ``<matrix>[j]`` where it has one per direction."""
+    found: dict[str, float] = {}
+    for name, own in alphas.items():
+        found |= {name if len(own) == 1 else f"{name}[{at}]": alpha for at, alpha in enumerate(own)}
+    return found
+
+
+def _table(alphas: Mapping[str, Sequence[float]]) -> str:
+    rows = [f"{name},{layer_of(name)},{at},{alpha}" for name, own in alphas.items() for at, alpha in enumerate(own)]
+    return "\n".join(["matrix,layer,direction,alpha", *rows]) + "\n"
