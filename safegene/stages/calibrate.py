@@ -113,10 +113,14 @@ def calibrate(
 def _payload(
     params: CalibrateParams, outcome: Outcome, shots: Mapping[Split, Sequence[Shot]], share: float, trained: int
 ) -> dict[str, Any]:
-    """``coefficients.json``: no clock, so the same inputs give the same bytes on the same machine."""
+    """``coefficients.json``: no clock, so the same inputs give the same bytes on the same machine.
+
+    ``coefficients`` holds what was fitted, ``alphas`` the mean of each matrix's, for pictures.
+    """
     fitted = outcome.fitted
     return {
-        "alphas": named(fitted.alphas),
+        "alphas": {name: sum(own) / len(own) for name, own in fitted.alphas.items()},
+        "coefficients": {name: list(own) for name, own in fitted.alphas.items()},
         "trained": trained,
         "repaired": outcome.repaired,
         "reason": outcome.reason,
@@ -230,14 +234,6 @@ def _plain(found: Measure) -> dict[str, dict[str, float]]:
         "loss": {kind: round(value, 4) for kind, value in found.loss.items()},
         "changed": {kind: round(value, 4) for kind, value in found.changed.items()},
     }
-
-
-def named(alphas: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Coefficients by name: the matrix's, or ``<matrix>[j]`` where it has one per direction."""
-    found: dict[str, float] = {}
-    for name, own in alphas.items():
-        found |= {name if len(own) == 1 else f"{name}[{at}]": alpha for at, alpha in enumerate(own)}
-    return found
 
 
 def _table(alphas: Mapping[str, Sequence[float]]) -> str:
