@@ -74,6 +74,7 @@ def verify(workspace: Workspace, ledger: Ledger, *, seen: str | None = None) -> 
         _try(problems, lambda release=release: verify_release(ledger.store, release))
     artefacts = _artefacts(workspace, problems)
     _recorded(workspace, chain, lives, artefacts, problems)
+    notes += _absent(workspace, chain)
     return Audit(tuple(problems), tuple(notes), len(chain), len(releases), len(artefacts))
 
 
@@ -276,6 +277,20 @@ def _recorded(
             known = {one.predicate["datasets"].get(name) for one in allowed}
             if name != "not_recorded" and path.is_file():
                 _require_known(digest_file(path), known, path, last, problems)
+
+
+def _absent(workspace: Workspace, chain: tuple[Record, ...]) -> list[str]:
+    """Artefacts that a target's last attempt names and the workspace does not hold: not verified, and said so."""
+    notes = []
+    for target in sorted({record.target for record in chain if record.outcome in ATTEMPTS}):
+        last = next(r for r in chain if r.target == target and r.outcome in ATTEMPTS)
+        for name, folder in workspace.artefacts(target).items():
+            if name in last.artefacts and not (folder / NAME).is_file():
+                where = folder.relative_to(workspace.root)
+                notes.append(
+                    f"not verified, since it is not here (`dvc pull`): {where}, named by record {last.sequence}"
+                )
+    return notes
 
 
 def _require_known(got: str | None, known: set[str], where: Path, last: Record, problems: list[str]) -> None:

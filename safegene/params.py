@@ -112,7 +112,7 @@ class SelectParams(Frozen):
 
 
 class CalibrateParams(Frozen):
-    """How the coefficients are fitted: one per direction of a matrix's factors, per matrix, per layer, or one in all."""
+    """How the coefficients are fitted: one per direction of the factors, per matrix, per layer, or one in all."""
 
     granularity: Literal["direction", "matrix", "layer", "global"] = "direction"
     safety_shots: Positive = 272

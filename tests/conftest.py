@@ -105,7 +105,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Path:
     from safegene.setup import add_target, init
 
     ws = init(tmp_path_factory.mktemp("built") / "ws")
-    add_target(ws, "topic", "tiny://topic?seed=0", "topic")
+    add_target(ws, "sentiment", "tiny://sentiment?seed=0", "sentiment")
     done = run(ws.root, "run", PREFECT_API_URL=prefect_api)
     (ws.root / ".safegene" / "first-run.log").write_text(done.stderr)
     return ws.root

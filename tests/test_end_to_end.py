@@ -11,55 +11,55 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def test_the_repair_brings_safety_back_and_is_promoted(built):
-    topic = status(built)["topic"]
-    assert topic["outcome"] == "pass"
-    assert topic["live"].startswith("sha256:")
-    assert topic["hrr"]["before"] >= 0.1, "the fine-tune must have lost some safety, or there is nothing to show"
-    assert topic["hrr"]["after"] <= topic["hrr"]["before"] / 2
-    assert topic["utility"]["after"] >= topic["utility"]["before"] - 0.02
+    sentiment = status(built)["sentiment"]
+    assert sentiment["outcome"] == "pass"
+    assert sentiment["live"].startswith("sha256:")
+    assert sentiment["hrr"]["before"] >= 0.1, "the fine-tune must have lost some safety, or there is nothing to show"
+    assert sentiment["hrr"]["after"] <= sentiment["hrr"]["before"] / 2
+    assert sentiment["utility"]["after"] >= sentiment["utility"]["before"] - 0.02
     for rate in ("hrr", "asr", "over_refusal"):
         for arm in ("before", "after", "aligned"):
-            low, high = topic[rate][f"{arm}_interval"]
-            assert 0 <= low <= topic[rate][arm] <= high <= 1
+            low, high = sentiment[rate][f"{arm}_interval"]
+            assert 0 <= low <= sentiment[rate][arm] <= high <= 1
             assert low < high
-    assert 0 < topic["extra_params"] < 0.1
+    assert 0 < sentiment["extra_params"] < 0.1
 
 
 def test_everything_is_committed_and_up_to_date(built):
     assert git(built, "status", "--porcelain") == ""
     assert "up to date" in dvc(built, "status")
-    assert "realign: topic pass" in git(built, "log", "-1", "--format=%s")
+    assert "realign: sentiment pass" in git(built, "log", "-1", "--format=%s")
 
 
 def test_dvc_shows_metrics_and_plots(built, tmp_path):
     metrics = json.loads(dvc(built, "metrics", "show", "--json"))
     text = json.dumps(metrics)
-    assert "data/metrics/topic.json" in text
+    assert "data/metrics/sentiment.json" in text
     assert "hrr" in text
     assert "over_refusal" in text
     dvc(built, "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots" / "index.html").read_text()
-    for plot in ("scores.csv", "coefficients", "rates"):
+    for plot in ("scores_csv", "coefficients_sentiment", "rates_sentiment"):
         assert plot in page
 
 
 def test_the_report_is_written_and_names_the_outcome(built):
     page = (built / "reports" / "index.html").read_text()
-    assert "topic" in page
+    assert "sentiment" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
 def test_audit_verifies_and_shows_the_chain(built):
     assert "verified" in run(built, "audit", "verify").stdout
-    shown = run(built, "audit", "show", "topic").stdout
+    shown = run(built, "audit", "show", "sentiment").stdout
     for word in ("vector", "aligned", "judge", "verdict", "degrade"):
         assert word in shown
 
 
 TAMPERED = [
     "data/family/vector/vector.safetensors",
-    "data/targets/topic/candidate/adapter_model.safetensors",
-    "data/targets/topic/verdict/verdict.json",
+    "data/targets/sentiment/candidate/adapter_model.safetensors",
+    "data/targets/sentiment/verdict/verdict.json",
     "ledger/records/*",
     "ledger/releases/*/candidate/adapter_model.safetensors",
 ]
@@ -85,49 +85,54 @@ def test_a_changed_vector_is_not_loaded(copy):
     data[-2] ^= 1
     path.unlink()
     path.write_bytes(bytes(data))
-    done = run(copy, "calibrate", "topic", code=1)
+    done = run(copy, "calibrate", "sentiment", code=1)
     assert "DigestMismatch" in done.stderr
     assert "vector.safetensors" in done.stderr
 
 
 def test_a_changed_adapter_is_neither_evaluated_nor_exported(copy, tmp_path):
-    path = copy / "data/targets/topic/candidate/adapter_model.safetensors"
+    path = copy / "data/targets/sentiment/candidate/adapter_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.unlink()
     path.write_bytes(bytes(data))
-    for command in (("evaluate", "topic"), ("export", "topic", str(tmp_path / "out")), ("promote", "topic")):
+    for command in (
+        ("evaluate", "sentiment"),
+        ("export", "sentiment", str(tmp_path / "out")),
+        ("promote", "sentiment"),
+    ):
         assert "adapter_model.safetensors" in run(copy, *command, code=1).stderr
 
 
 def test_resolve_names_what_is_live_byte_for_byte(copy):
-    answer = json.loads(run(copy, "resolve", "topic", "production").stdout)
-    assert answer["digest"] == status(copy)["topic"]["live"]
+    answer = json.loads(run(copy, "resolve", "sentiment", "production").stdout)
+    assert answer["release"] == status(copy)["sentiment"]["live"]
     adapter = next(copy.glob("ledger/releases/*/candidate/adapter_model.safetensors"))
     adapter.chmod(0o644)
     adapter.write_bytes(adapter.read_bytes()[:-1] + b"\x7f")
-    assert "DigestMismatch" in run(copy, "resolve", "topic", "production", code=1).stderr
+    assert "DigestMismatch" in run(copy, "resolve", "sentiment", "production", code=1).stderr
 
 
 def test_promoting_again_changes_nothing(copy):
     records = sorted(copy.glob("ledger/records/*"))
-    run(copy, "promote", "topic", "--dry-run")
-    run(copy, "promote", "topic")
+    run(copy, "promote", "sentiment", "--dry-run")
+    run(copy, "promote", "sentiment")
     assert sorted(copy.glob("ledger/records/*")) == records
 
 
 def test_the_exported_adapter_carries_its_card(built, tmp_path):
-    run(built, "export", "topic", str(tmp_path / "out"))
+    run(built, "export", "sentiment", str(tmp_path / "out"))
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model_relation: adapter" in card
-    run(built, "export", "topic", str(tmp_path / "out"), code=1)
+    assert "PEFT LoRA adapter" in card
+    assert "pass" in card
+    run(built, "export", "sentiment", str(tmp_path / "out"), code=1)
 
 
 def test_verdict_is_void_under_another_policy(copy):
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("margin_hrr: 0.05", "margin_hrr: 0.04"))
-    assert "StaleArtifact" in run(copy, "promote", "topic", code=1).stderr
+    assert "StaleArtifact" in run(copy, "promote", "sentiment", code=1).stderr
 
 
 def test_the_workspace_travels_by_git_and_dvc(copy, tmp_path):
@@ -136,5 +141,5 @@ def test_the_workspace_travels_by_git_and_dvc(copy, tmp_path):
     dvc(tmp_path / "clone", "remote", "modify", "--local", "store", "url", str(copy / ".safegene/remote"))
     dvc(tmp_path / "clone", "pull")
     run(tmp_path / "clone", "audit", "verify")
-    shutil.rmtree(tmp_path / "clone" / "data/targets/topic/verdict")
-    assert "verdict" in run(tmp_path / "clone", "audit", "verify", code=1).stdout
+    shutil.rmtree(tmp_path / "clone" / "data/targets/sentiment/verdict")
+    assert "data/targets/sentiment/verdict" in run(tmp_path / "clone", "audit", "verify").stdout

@@ -26,7 +26,7 @@ def params_of(entry: dict) -> list[str]:
 
 def views_of(entry: dict, kind: str) -> list[str]:
     views = entry.get(kind, [])
-    assert all(options == {"cache": False} for view in views for options in view.values())
+    assert all(options["cache"] is False for view in views for options in view.values())
     return [path for view in views for path in view]
 
 

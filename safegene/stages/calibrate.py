@@ -24,8 +24,8 @@ from safegene.prompts import Prompt, PromptSet, Split, read_prompts
 from safegene.shots import spread, teach
 from safegene.sources import Model, local_checkpoint, read_record
 from safegene.tensors.adapter import open_adapter
-from safegene.tensors.checkpoint import layer_of
-from safegene.tensors.device import device, one_thread
+from safegene.tensors.checkpoint import layer_of, open_checkpoint
+from safegene.tensors.device import device, threads_for
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.vector import SafetyVector, read_vector
 
@@ -88,7 +88,7 @@ def calibrate(
     usable = selected(held, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
     root, tuned = local_checkpoint(aligned, fetch).root, local_checkpoint(target, fetch, family=aligned)
-    with one_thread():
+    with threads_for(open_checkpoint(root).parameters):
         shots = make(params, root, tuned, safety, tasks)
         outcome = solve(params, load_model(tuned.root, adapters=tuned.adapters, device=device()), usable, shots)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}

@@ -22,7 +22,7 @@ from safegene.params import DegradeParams, FetchParams, JudgeParams, Surrogate
 from safegene.prompts import Prompt, PromptSet, read_prompts
 from safegene.sources import local_checkpoint
 from safegene.tensors.checkpoint import open_checkpoint
-from safegene.tensors.device import device, one_thread
+from safegene.tensors.device import device, threads_for
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.train import Row, lora, supervised
 from safegene.vector import write_factors
@@ -101,9 +101,10 @@ def degrade(
     """
     family = local_checkpoint(aligned, fetch)
     pools, safety = read_prompts(prompts / "degrade.jsonl"), read_prompts(prompts / "safety.jsonl")
-    names = open_checkpoint(family.root).matrices()
+    checkpoint = open_checkpoint(family.root)
+    names = checkpoint.matrices()
     probe = safety.where(kind="harmful", split="fit")[: params.probe_prompts]
-    with one_thread():
+    with threads_for(checkpoint.parameters):
         model = load_model(family.root, device=device())
         maker = Maker(params, model, load_tokenizer(family.root), names, pools, probe, build(judge))
         before = maker.rate()

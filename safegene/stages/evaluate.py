@@ -10,7 +10,7 @@ checkpoint under the same name never answers for this one.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from safegene.params import EvaluateParams, FetchParams, GateParams
 from safegene.prompts import Prompt, normalised, read_prompts
 from safegene.registry import read_incumbent
 from safegene.sources import local_checkpoint, read_record
-from safegene.tensors.device import device, dtype_for, one_thread
+from safegene.tensors.device import device, dtype_for, threads_for
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.verdict import Arm, Judgement, Plan, Planned
 from safegene.verdict.decision import policy_digest
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CHEAP = ("grammar", "phrases")  # judges whose decisions are quicker made than kept
 JUDGED_AT_ONCE = 64
-SMALL = 50_000_000  # parameters; below it one thread is faster than several
 
 
 @dataclass(frozen=True)
@@ -217,8 +216,8 @@ def _load(contender: Contender, dtype: str) -> tuple["PreTrainedModel", "PreTrai
     return model, load_tokenizer(contender.root)
 
 
-def _suited(model: "PreTrainedModel") -> AbstractContextManager[None]:
-    return one_thread() if sum(one.numel() for one in model.parameters()) < SMALL else nullcontext()
+def _suited(model: "PreTrainedModel") -> AbstractContextManager[object]:
+    return threads_for(sum(one.numel() for one in model.parameters()))
 
 
 def _judged(

@@ -34,7 +34,7 @@ from safegene.shots import spread, teach
 from safegene.sources import fetch as fetched
 from safegene.sources import local_checkpoint, read_record
 from safegene.tensors.checkpoint import Checkpoint, open_checkpoint
-from safegene.tensors.device import device, one_thread
+from safegene.tensors.device import device, threads_for
 from safegene.tensors.models import add_patch, load_model, load_tokenizer
 from safegene.vector import read_surrogates, write_factors
 
@@ -95,7 +95,7 @@ def extract(
         )
     family = local_checkpoint(aligned, fetch)
     base = open_checkpoint(family.root)
-    with one_thread():
+    with threads_for(base.parameters):
         if checkpoints:
             others = {uri: fetched(uri, limits=fetch or FetchParams()) for uri in checkpoints}
             opened = {uri: open_checkpoint(one.root) for uri, one in others.items()}

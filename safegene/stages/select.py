@@ -24,8 +24,8 @@ from safegene.params import FetchParams, SelectParams
 from safegene.prompts import read_prompts
 from safegene.shots import spread
 from safegene.sources import local_checkpoint
-from safegene.tensors.checkpoint import layer_of
-from safegene.tensors.device import device, one_thread
+from safegene.tensors.checkpoint import layer_of, open_checkpoint
+from safegene.tensors.device import device, threads_for
 from safegene.tensors.models import add_patch, load_model, load_tokenizer
 from safegene.vector import read_surrogates, read_vector
 
@@ -59,7 +59,7 @@ def select(
     safety = read_prompts(prompts / "safety.jsonl")
     asked = [row.prompt for row in spread(safety.where(kind=("harmful", "wrapped"), split="fit"), params.prompts)]
     plain = [row.prompt for row in spread(safety.where(kind=("lookalike", "generic"), split="fit"), params.prompts)]
-    with one_thread():
+    with threads_for(open_checkpoint(root).parameters):
         model, tokenizer = load_model(root, device=device()), load_tokenizer(root)
         rows = [[encode_chat(tokenizer, text) for text in texts] for texts in (asked, plain)]
         found = shifts(model, rows[0], changes), shifts(model, rows[1], changes)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -52,3 +52,11 @@ def threads(count: int) -> Iterator[None]:
 def one_thread() -> AbstractContextManager[None]:
     """One thread: sums in one order, so equal bytes, and faster LAPACK on a loaded machine."""
     return threads(1)
+
+
+SMALL = 20_000_000  # parameters; below, a second thread costs more than it brings (measured on the tiny family)
+
+
+def threads_for(parameters: int) -> AbstractContextManager[object]:
+    """One thread for a model so small that more would slow it down, else torch's own number."""
+    return one_thread() if parameters < SMALL else nullcontext()

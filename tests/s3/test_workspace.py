@@ -32,7 +32,7 @@ def test_push_clone_pull_and_verify(copy, bucket, tmp_path):
     dvc(clone, "pull")
     assert "up to date" in dvc(clone, "status")
     assert "verified" in run(clone, "audit", "verify").stdout
-    assert status(clone)["topic"]["live"] == status(copy)["topic"]["live"]
+    assert status(clone)["sentiment"]["live"] == status(copy)["sentiment"]["live"]
 
 
 def test_a_byte_changed_in_s3_is_refused_by_pull(copy, bucket, tmp_path):
@@ -55,7 +55,7 @@ def test_promotion_with_the_ledger_on_s3(copy, bucket, prefect_api, tmp_path):
     path.write_text(path.read_text().replace("ledger: ledger ", f"ledger: s3://{bucket}/ledger "))
     done = run(copy, "run", PREFECT_API_URL=prefect_api)
     assert "pass" in done.stderr
-    answer = json.loads(run(copy, "resolve", "topic", "production").stdout)
+    answer = json.loads(run(copy, "resolve", "sentiment", "production").stdout)
     assert f"s3://{bucket}/ledger/releases/" in json.dumps(answer)
     assert "verified" in run(copy, "audit", "verify").stdout
     client = boto3.client("s3")
@@ -65,4 +65,4 @@ def test_promotion_with_the_ledger_on_s3(copy, bucket, prefect_api, tmp_path):
     body[-1] ^= 1
     client.put_object(Bucket=bucket, Key=adapter, Body=bytes(body))
     assert "adapter_model.safetensors" in run(copy, "audit", "verify", code=1).stdout
-    assert "DigestMismatch" in run(copy, "resolve", "topic", "production", code=1).stderr
+    assert "DigestMismatch" in run(copy, "resolve", "sentiment", "production", code=1).stderr

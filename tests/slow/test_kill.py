@@ -38,23 +38,23 @@ def running(process: psutil.Process, stage: str) -> bool:
 
 def make_stale(ws: Path, stage) -> None:
     """Take a stage's output and its lock entry away, so that the next run must run it (and DVC's run cache with it)."""
-    shutil.rmtree(ws / stage.output.format(target="topic"))
+    shutil.rmtree(ws / stage.output.format(target="sentiment"))
     shutil.rmtree(ws / ".dvc/cache/runs", ignore_errors=True)
     import yaml
 
     lock = yaml.safe_load((ws / "dvc.lock").read_text())
-    del lock["stages"][stage.address("topic")]
+    del lock["stages"][stage.address("sentiment")]
     (ws / "dvc.lock").write_text(yaml.safe_dump(lock))
 
 
 def verdict(ws: Path) -> dict:
-    return json.loads((ws / "data/targets/topic/verdict/verdict.json").read_text())
+    return json.loads((ws / "data/targets/sentiment/verdict/verdict.json").read_text())
 
 
 @pytest.mark.parametrize("stage", TRACKED, ids=lambda s: s.name)
 def test_a_killed_run_ends_in_the_same_verdict(copy, stage, prefect_api):
     before = verdict(copy)
-    digests = {s.name: (copy / s.output.format(target="topic") / "manifest.json").read_bytes() for s in TRACKED}
+    digests = {s.name: (copy / s.output.format(target="sentiment") / "manifest.json").read_bytes() for s in TRACKED}
     make_stale(copy, stage)
     process = subprocess.Popen(
         [str(BIN / "safegene"), "run"],
@@ -74,7 +74,7 @@ def test_a_killed_run_ends_in_the_same_verdict(copy, stage, prefect_api):
     run(copy, "run", PREFECT_API_URL=prefect_api)
     assert verdict(copy) == before
     for s in TRACKED:
-        assert (copy / s.output.format(target="topic") / "manifest.json").read_bytes() == digests[s.name], s.name
+        assert (copy / s.output.format(target="sentiment") / "manifest.json").read_bytes() == digests[s.name], s.name
     assert run(copy, "audit", "verify").returncode == 0
 
 

@@ -19,13 +19,13 @@ def unchanged(stderr: str) -> set[str]:
 
 
 def test_changed_rank_reruns_compress_and_what_depends_on_it(copy, prefect_api):
-    before = status(copy)["topic"]["extra_params"]
+    before = status(copy)["sentiment"]["extra_params"]
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("  rank: 4", "  rank: 3", 1))
     done = run(copy, "run", code=None, PREFECT_API_URL=prefect_api)
     assert ran(done.stderr) == {"compress", "select", "calibrate", "evaluate", "gate"}
     assert unchanged(done.stderr) == {"validate", "fetch", "degrade", "extract", "fetch-target"}
-    assert status(copy)["topic"]["extra_params"] != before
+    assert status(copy)["sentiment"]["extra_params"] != before
 
 
 def test_nothing_changed_runs_nothing(copy, prefect_api):
