@@ -37,7 +37,7 @@ def test_no_goal_serves_two_purposes(split: sets.Sets) -> None:
         "gate": 220,
         "degrade": 64,
         "mix": 24,
-        "fit": 120,
+        "fit": 100,
     }
     roles = list(texts_of)
     assert not [(a, b) for a in roles for b in roles if a < b and texts_of[a] & texts_of[b]]

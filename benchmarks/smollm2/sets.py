@@ -23,7 +23,8 @@ GATE_WRAPPED = 160
 QUOTAS: dict[str, dict[str, int]] = {
     "degrade": {"advbench": 64},
     "mix": {"advbench": 24},
-    "fit": {"advbench": 40, "catqa": 60, "xstest": 20},
+    "fit": {"advbench": 40, "catqa": 60},
+    "reserve": {"xstest": 20},  # the aligned model answers half of these short contrasts, so it cannot teach with them
     "validation": {"advbench": 24, "catqa": 32},
     "align": {"advbench": 140, "catqa": 90, "xstest": 24},
 }
