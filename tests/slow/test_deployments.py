@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from flows.server import await_server
 from safegene.setup import init
 from tests.conftest import run, until
 
@@ -27,7 +29,29 @@ def finished(api: str, deployment: str) -> list[dict]:
 
 
 @pytest.fixture
-def served(tmp_path, prefect_api):
+def full_server(tmp_path):
+    """A Prefect server as people run it, scheduler and triggers included; the private one of a run has neither."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/api"
+    home = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": address, "PREFECT_UI_ENABLED": "0"}
+    log = (tmp_path / "server.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        env={**os.environ, **home},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    await_server(server, address)
+    yield address
+    os.killpg(server.pid, 9)
+    server.wait()
+
+
+@pytest.fixture
+def served(tmp_path, full_server):
     """A workspace whose deployments are served, re-aligning every minute, watching a folder that is still empty."""
     watched = tmp_path / "models"
     watched.mkdir()
@@ -40,12 +64,12 @@ def served(tmp_path, prefect_api):
     server = subprocess.Popen(
         [sys.executable, "-m", "flows.deployments", str(ws)],
         cwd=ws,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PREFECT_API_URL": prefect_api},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PREFECT_API_URL": full_server},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    yield ws, watched, prefect_api
+    yield ws, watched, full_server
     os.killpg(server.pid, 9)
     server.wait()
     print((tmp_path / "served.log").read_text()[-4000:])
