@@ -8,7 +8,7 @@ A finished surrogate is kept in the cache by everything that influenced it, so a
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,6 @@ class Maker:
 
     Attributes:
         params: the stage's.
-        root: folder of the aligned checkpoint.
         model: the aligned model in fp32; its weights are never changed.
         tokenizer: the model's.
         matrices: names of the weights that get factors.
@@ -91,14 +90,17 @@ def degrade(
     aligned: Path,
     prompts: Path,
     out: Path,
+    checkpoints: Sequence[str] = (),
     fetch: FetchParams | None = None,
 ) -> Manifest:
-    """Make every surrogate that ``params`` names.
+    """Make every surrogate that ``params`` names, or none where the user has degraded ``checkpoints``.
 
     Raises:
         EmptySample: a pool or the probe is empty.
         CheckpointError: no surrogate became more harmful than the aligned model, so there is nothing to extract.
     """
+    if checkpoints:
+        return _named(checkpoints, aligned, out)
     family = local_checkpoint(aligned, fetch)
     pools, safety = read_prompts(prompts / "degrade.jsonl"), read_prompts(prompts / "safety.jsonl")
     checkpoint = open_checkpoint(family.root)
@@ -125,6 +127,16 @@ def degrade(
         payload = {"aligned_hrr": before, "judge": maker.judge.identity, "surrogates": records}
         (draft.path / "degraded.json").write_bytes(canonical_json(payload) + b"\n")
         draft.facts.update({f"hrr.{name}": record["hrr"] for name, record in records.items()}, hrr_aligned=before)
+    return draft.done
+
+
+def _named(checkpoints: Sequence[str], aligned: Path, out: Path) -> Manifest:
+    """An artefact without surrogates: ``extract`` reads the user's degraded checkpoints itself."""
+    log.info("no surrogates are made: family.degraded names %d", len(checkpoints))
+    chosen = {"checkpoints": list(checkpoints)}
+    with write_artefact(out, stage="degrade", params=chosen, inputs={"aligned": aligned}) as draft:
+        payload: dict[str, Any] = {"aligned_hrr": None, "judge": None, "surrogates": {}, **chosen}
+        (draft.path / "degraded.json").write_bytes(canonical_json(payload) + b"\n")
     return draft.done
 
 

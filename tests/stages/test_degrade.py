@@ -122,3 +122,9 @@ def test_a_judge_that_cannot_tell_stops_it(tmp_path, monkeypatch):
 def test_a_judge_that_cannot_be_built_stops_it(tmp_path):
     with pytest.raises(JudgeError):
         run(DEGRADE, tmp_path / "out", judge=JudgeParams(kind="chat"))
+
+
+def test_none_are_made_where_the_user_has_degraded_checkpoints(tmp_path):
+    run(DEGRADE, tmp_path / "out", checkpoints=("file:///mine",))
+    assert read_surrogates(tmp_path / "out") == {}
+    assert payload(tmp_path / "out", "degraded.json")["checkpoints"] == ["file:///mine"]

@@ -7,6 +7,7 @@ import torch
 
 from safegene.errors import CheckpointError
 from safegene.linalg import LowRank
+from safegene.manifest import write_artefact
 from safegene.params import SelectParams
 from safegene.stages.select import contributions, keep, select, shifts
 from safegene.tensors.models import load_model
@@ -86,3 +87,12 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path):
     inputs = {"aligned": ws.aligned, "degraded": ws.degraded, "vector": ws.vector, "prompts": DATA / "prompts"}
     select(params, **inputs, out=tmp_path / "s")
     assert files(tmp_path / "s") == files(ws.selection)
+
+
+def test_without_surrogates_the_vector_itself_tells_the_layers_apart(tmp_path):
+    ws = made()
+    with write_artefact(tmp_path / "none", stage="degrade", params={}, inputs={}) as draft:
+        (draft.path / "degraded.json").write_text('{"surrogates":{}}')
+    inputs = {"aligned": ws.aligned, "degraded": tmp_path / "none", "vector": ws.vector, "prompts": DATA / "prompts"}
+    select(SelectParams(prompts=24), **inputs, out=tmp_path / "s")
+    assert payload(tmp_path / "s", "selection.json")["kept"]
