@@ -5,6 +5,7 @@ Nothing heavy is imported until a command needs it: ``safegene --help`` answers 
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -358,11 +359,22 @@ def manual_run(ws: Workspace) -> dict[str, str]:
 def main() -> None:
     """Entry point: one clear sentence per error, a remedy, and the exit code that DESIGN names."""
     die_with_parent()
+    show_progress()
     try:
         app(standalone_mode=True)
     except SafegeneError as error:
         report_error(error)
         raise SystemExit(error.exit_code) from None
+
+
+def show_progress() -> None:
+    """What the stages say of their progress goes to stderr; ``SAFEGENE_LOG`` sets the level (default INFO)."""
+    log = logging.getLogger("safegene")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("       %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(os.environ.get("SAFEGENE_LOG", "INFO").upper())
+    log.propagate = False
 
 
 def die_with_parent() -> None:
