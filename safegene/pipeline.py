@@ -71,8 +71,15 @@ def _degrade(ws: Workspace, target: str) -> Manifest:
     from safegene.stages.degrade import degrade
 
     params = ws.params
-    judge, limits = params.evaluate.judge, params.fetch
-    return degrade(params.degrade, judge=judge, aligned=ws.aligned, prompts=ws.prompts, out=ws.degraded, fetch=limits)
+    return degrade(
+        params.degrade,
+        judge=params.evaluate.judge,
+        aligned=ws.aligned,
+        prompts=ws.prompts,
+        out=ws.degraded,
+        checkpoints=params.family.degraded,
+        fetch=params.fetch,
+    )
 
 
 def _extract(ws: Workspace, target: str) -> Manifest:
@@ -188,14 +195,14 @@ PIPELINE: tuple[Stage, ...] = (
         _degrade,
         (_ALIGNED, "data/prompts/degrade.jsonl", _SAFETY, _RECEIPT),
         "data/family/degraded",
-        ("family.dtype", "degrade", "evaluate.judge"),
+        ("family.degraded", "degrade", "evaluate.judge"),
     ),
     Stage(
         "extract",
         _extract,
         (_ALIGNED, "data/family/degraded", _SAFETY, _RECEIPT),
         "data/family/delta",
-        ("family.degraded", "family.dtype", "fetch", "extract"),
+        ("family.degraded", "fetch", "extract"),
     ),
     Stage("compress", _compress, ("data/family/delta",), "data/family/vector", ("compress",)),
     Stage(
@@ -203,7 +210,7 @@ PIPELINE: tuple[Stage, ...] = (
         _select,
         (_ALIGNED, "data/family/degraded", "data/family/vector", _SAFETY, _RECEIPT),
         "data/family/selection",
-        ("family.dtype", "select"),
+        ("select",),
     ),
     Stage(
         "fetch-target",
@@ -226,7 +233,7 @@ PIPELINE: tuple[Stage, ...] = (
             _RECEIPT,
         ),
         f"{_TARGET}/candidate",
-        ("family.dtype", "calibrate"),
+        ("calibrate",),
         per_target=True,
         plots=(("coefficients.csv", "data/plots/coefficients/{target}.csv"),),
     ),
