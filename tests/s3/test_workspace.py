@@ -65,4 +65,5 @@ def test_promotion_with_the_ledger_on_s3(copy, bucket, prefect_api, tmp_path):
     body[-1] ^= 1
     client.put_object(Bucket=bucket, Key=adapter, Body=bytes(body))
     assert "adapter_model.safetensors" in run(copy, "audit", "verify", code=1).stdout
-    assert "DigestMismatch" in run(copy, "resolve", "sentiment", "production", code=1).stderr
+    elsewhere = {"SAFEGENE_CACHE": str(tmp_path / "cache")}  # here, a copy verified before is still sound
+    assert "DigestMismatch" in run(copy, "resolve", "sentiment", "production", code=1, **elsewhere).stderr
