@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,13 @@ def empty(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "ws"
     run(folder.parent, "init", str(folder))
     return folder
+
+
+@pytest.fixture
+def own(empty, tmp_path) -> Path:
+    """A copy to change: the shared one stays empty, in whatever order the tests run."""
+    shutil.copytree(empty, tmp_path / "ws", symlinks=True)
+    return tmp_path / "ws"
 
 
 def imported_by(*command: str, cwd: Path) -> set[str]:
@@ -82,13 +90,13 @@ def test_debug_shows_the_trace(tmp_path):
     assert "Traceback" in run(tmp_path, "--debug", "status", code=2).stderr
 
 
-def test_targets_are_added_pinned_listed_and_removed(empty):
-    run(empty, "target", "add", "a", "tiny://topic?seed=0", "--task", "topic")
-    assert "fingerprint: " in (empty / "data/targets.yaml").read_text()
-    assert "tiny://topic" in run(empty, "target", "list").stdout
-    run(empty, "target", "remove", "a")
-    assert "tiny://topic" not in run(empty, "target", "list").stdout
-    assert "'a'" in run(empty, "target", "remove", "a", code=2).stderr
+def test_targets_are_added_pinned_listed_and_removed(own):
+    run(own, "target", "add", "a", "tiny://topic?seed=0", "--task", "topic")
+    assert "fingerprint: " in (own / "data/targets.yaml").read_text()
+    assert "tiny://topic" in run(own, "target", "list").stdout
+    run(own, "target", "remove", "a")
+    assert "tiny://topic" not in run(own, "target", "list").stdout
+    assert "'a'" in run(own, "target", "remove", "a", code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -116,11 +124,11 @@ def test_an_audit_of_nothing_does_not_claim_to_have_verified_it(empty):
     assert "nothing on record" in run(empty, "audit", "verify").stdout
 
 
-def test_promote_without_a_verdict_is_an_error_on_record(empty):
-    run(empty, "target", "add", "c", "tiny://topic?seed=0", "--task", "topic")
-    done = run(empty, "promote", "c", code=1)
+def test_promote_without_a_verdict_is_an_error_on_record(own):
+    run(own, "target", "add", "c", "tiny://topic?seed=0", "--task", "topic")
+    done = run(own, "promote", "c", code=1)
     assert "ArtifactError" in done.stderr
-    assert "error" in run(empty, "audit", "history", "c").stdout
+    assert "error" in run(own, "audit", "history", "c").stdout
 
 
 def test_every_error_has_an_exit_code_of_the_design():
