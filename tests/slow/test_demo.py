@@ -1,7 +1,7 @@
 """The demo as a newcomer sees it: an empty folder, an empty cache, no server; then once more with nothing changed."""
 
 import json
-import os
+from pathlib import Path
 
 import pytest
 
@@ -11,17 +11,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BENIGN = ("sentiment", "topic", "group")
 
 
+def own(box: Path) -> dict[str, str]:
+    """An empty cache, keys and Prefect database, as on a new machine."""
+    names = {"SAFEGENE_CACHE": "cache", "SAFEGENE_KEYS": "keys", "PREFECT_HOME": "prefect"}
+    return {name: str(box / folder) for name, folder in names.items()}
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     """The demo's folder and what it printed, from nothing."""
     box = tmp_path_factory.mktemp("demo")
-    fresh = {
-        "SAFEGENE_CACHE": str(box / "cache"),
-        "SAFEGENE_KEYS": str(box / "keys"),
-        "PREFECT_HOME": str(box / "prefect"),
-    }
-    os.environ.update(fresh)
-    return box / "demo", run(box, "demo", "demo")
+    return box / "demo", run(box, "demo", "demo", **own(box))
 
 
 def test_benign_targets_come_back_and_are_live_and_the_adversarial_one_is_refused(shown):
@@ -60,7 +60,7 @@ def test_the_refusal_is_on_record_with_the_rule_that_failed(shown):
 def test_a_second_run_changes_nothing(shown):
     folder, _ = shown
     before = git(folder, "rev-parse", "HEAD")
-    again = run(folder.parent, "demo", "demo")
+    again = run(folder.parent, "demo", "demo", **own(folder.parent))
     stages = [line for line in again.stderr.splitlines() if line.strip().startswith("ok ")]
     assert stages
     assert all(line.rstrip().endswith("unchanged") for line in stages), again.stderr
