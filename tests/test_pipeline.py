@@ -40,7 +40,7 @@ def test_dvc_entry_equals_the_table(stage):
     if stage.per_target:
         assert entry["foreach"] == "${targets}"
         entry = entry["do"]
-    assert entry["cmd"] == f"safegene {stage.name}" + (" ${key}" if stage.per_target else "")
+    assert entry["cmd"] == f"exec safegene {stage.name}" + (" ${key}" if stage.per_target else "")
     assert entry.get("deps", []) == [in_dvc(path) for path in stage.inputs]
     assert entry["outs"] == [in_dvc(stage.output)]
     assert params_of(entry) == [in_dvc(key) for key in stage.params]

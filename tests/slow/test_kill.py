@@ -68,7 +68,7 @@ def test_a_killed_run_ends_in_the_same_verdict(copy, stage, prefect_api):
     family = children_of(watched)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=3)
     assert [p.cmdline() for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
     run(copy, "run", PREFECT_API_URL=prefect_api)
@@ -86,5 +86,5 @@ def test_the_private_server_dies_with_the_run(copy):
     family = until(lambda: children_of(watched), 60, "the server to start")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=3)
     assert alive == []
