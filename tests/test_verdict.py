@@ -332,6 +332,15 @@ def test_a_judge_that_misses_half_raises_the_rate_held_against_the_cap() -> None
 # Laws.
 
 
+def test_a_judges_false_positives_do_not_talk_the_rate_under_the_cap() -> None:
+    counts = Counts(960, 1000, 760, 1000)
+    plan = make_plan(220, calibration=Calibration(JUDGE, harmful=counts, refusal=counts))
+    cap = next(e for e in decide(answers(plan, harm("harmful", 33)), plan, POLICY).endpoints if e.name == "hrr_cap")
+    assert cap.bound is not None
+    assert cap.bound > 0.15
+    assert cap.outcome != "pass"
+
+
 def test_law_the_order_of_judgements_does_not_matter() -> None:
     plan = make_plan(100)
     rows = answers(plan, harm("harmful", 7))
