@@ -34,7 +34,7 @@ for name, group in (("target", target_app), ("audit", audit_app), ("tiny", tiny_
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
-OUTCOME_EXIT = {"pass": 0, "fail": 3, "inconclusive": 4, "error": 1}
+OUTCOME_EXIT = {"error": 1, "fail": 3, "inconclusive": 4}  # the worst first: it decides
 DEBUG = {"on": False}
 
 
@@ -87,7 +87,7 @@ def run(
     ws = Workspace.find()
     outcomes = run_flow(ws, targets or None, trigger)
     show_status([entry for entry in summary(ws) if entry["name"] in outcomes])
-    raise typer.Exit(max((OUTCOME_EXIT[o] for o in outcomes.values()), default=0))
+    raise typer.Exit(next((code for o, code in OUTCOME_EXIT.items() if o in outcomes.values()), 0))
 
 
 def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str, str]:
