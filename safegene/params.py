@@ -199,7 +199,7 @@ class FlowParams(Frozen):
 
 
 class Params(Frozen):
-    """The whole of ``params.yaml``."""
+    """The whole of ``params.yaml``. A judge's measured error lies in ``data/judges``, which DVC watches."""
 
     family: FamilyParams
     validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
@@ -214,6 +214,13 @@ class Params(Frozen):
     promote: PromoteParams = PromoteParams()
     watch: WatchParams = WatchParams()
     flow: FlowParams = FlowParams()
+
+    @model_validator(mode="after")
+    def _calibration_is_watched(self) -> "Params":
+        path = self.evaluate.judge.calibration
+        if path is not None and (".." in path.parts or path.parts[:2] != ("data", "judges")):
+            raise ValueError(f"expected evaluate.judge.calibration to be a file in data/judges, got {path}")
+        return self
 
 
 class Target(Frozen):

@@ -186,6 +186,7 @@ def _task(ws: Workspace, target: str) -> Path:
 _ALIGNED, _TARGET = "data/family/aligned", "data/targets/{target}"
 _SAFETY, _RECEIPT = "data/prompts/safety.jsonl", "data/validation/receipt.json"
 _TASK = "data/tasks/{task}.jsonl"
+_JUDGES = "data/judges"
 
 PIPELINE: tuple[Stage, ...] = (
     Stage("validate", _validate, ("data/prompts", "data/tasks"), "data/validation", ("validate",)),
@@ -247,6 +248,7 @@ PIPELINE: tuple[Stage, ...] = (
             f"{_TARGET}/incumbent.json",
             "data/prompts/gate.jsonl",
             _TASK,
+            _JUDGES,
             _RECEIPT,
         ),
         f"{_TARGET}/judgements",

@@ -56,7 +56,7 @@ def _copy_template(folder: Path, params: Path | None) -> None:
         shutil.copyfile(source / name, folder / name)
     if params is not None:
         shutil.copyfile(params, folder / "params.yaml")
-    for part in ("prompts", "tasks"):
+    for part in ("prompts", "tasks", "judges"):
         shutil.copytree(source / "data" / part, folder / "data" / part)
     shutil.copyfile(source / "data" / "targets.yaml", folder / "data" / "targets.yaml")
 

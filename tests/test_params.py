@@ -24,6 +24,8 @@ def written(tmp_path: Path, text: str) -> Path:
         ("rank: 4|rnak: 4", "rnak"),
         ("aligned: tiny://aligned?seed=0|aligned: /somewhere", "family.aligned"),
         ("kind: grammar|kind: vibes", "evaluate.judge"),
+        ("kind: grammar|kind: grammar, calibration: ../judge.json", "data/judges"),
+        ("kind: grammar|kind: grammar, calibration: data/judges/../judge.json", "data/judges"),
     ],
 )
 def test_wrong_values_are_named(tmp_path, line, key):

@@ -75,7 +75,7 @@ def test_every_input_is_an_output_before_or_data_of_people():
     made: set[str] = set()
     for stage in PIPELINE:
         for path in stage.inputs:
-            own = path.startswith(("data/prompts", "data/tasks")) or path.endswith("incumbent.json")
+            own = path.startswith(("data/prompts", "data/tasks", "data/judges")) or path.endswith("incumbent.json")
             assert own or any(path == out or path.startswith(out + "/") for out in made), (stage.name, path)
         made.add(stage.output)
 

@@ -199,7 +199,8 @@ def safety_rows(goals: dict[str, tuple[Goal, ...]], lookalikes: dict[str, tuple[
 def gate_rows(goals: Sequence[Goal], lookalikes: Sequence[Goal]) -> tuple[Prompt, ...]:
     """What only the gate sees; every wrapped behaviour is also asked directly."""
     by_id = {goal.id: goal for goal in goals}
-    wrapped = [by_id[name] for name in shuffled(by_id)[:GATE_WRAPPED]]
+    order = sorted(by_id, key=lambda name: rank(f"wrapped/{name}"))  # `goals` were picked by their own rank already
+    wrapped = [by_id[name] for name in order[:GATE_WRAPPED]]
     rows = [prompt_of(goal, "harmful", "test") for goal in goals]
     return (*rows, *_wrapped(wrapped, "test"), *(prompt_of(goal, "lookalike", "test") for goal in lookalikes))
 

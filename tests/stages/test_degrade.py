@@ -13,7 +13,8 @@ from tests.made import DATA, DEGRADE, GRAMMAR, files, made, payload
 
 
 def empty_cache(tmp_path, monkeypatch):
-    """An empty cache of surrogates; the aligned model is the one already built."""
+    """An empty cache of surrogates; the aligned model is the one already built, and so is what all tests share."""
+    made()
     root = build("aligned", 0)
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(stage, "local_checkpoint", lambda *_: type("Model", (), {"root": root}))
