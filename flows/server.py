@@ -1,8 +1,6 @@
 """The Prefect server that a run talks to: the one configured, else a private one that dies with the run."""
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +11,7 @@ from contextlib import contextmanager
 import httpx
 
 from safegene.errors import SafegeneError
+from safegene.process import die_with_parent
 
 START_SECONDS = 120
 QUIET = {
@@ -22,12 +21,6 @@ QUIET = {
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_CLI_PROMPT": "false",
 }
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, so that SIGKILL leaves no child behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def quiet_environment() -> None:

@@ -4,16 +4,16 @@
 checkpoint is never announced twice; should the event be lost, the scheduled run re-aligns every target anyway.
 """
 
-import re
 from pathlib import Path
 
 from prefect import flow
 from prefect.events import emit_event
+from rich.markup import escape
 
 from flows.tasks import console, exclusive
-from safegene.errors import ParamsError
+from safegene.errors import ParamsError, SafegeneError
 from safegene.params import Target, Targets, save_targets
-from safegene.sources import discover, fingerprint
+from safegene.sources import fingerprint, survey
 from safegene.workspace import Workspace
 
 DISCOVERED = "safegene.target.discovered"
@@ -36,17 +36,24 @@ def watch(root: str) -> list[str]:
 def look(ws: Workspace) -> Targets:
     """The targets as they would be with everything new or changed in them.
 
+    A target whose source cannot be read keeps its pin, and a folder that is no whole checkpoint is left out; both are
+    said, and neither keeps the others from being seen.
+
     Raises:
         ParamsError: a folder is watched but ``watch.task`` does not say which task its targets are measured on.
     """
     params, targets = ws.params, ws.targets
     found = {} if not params.watch.folders else dict(_found(ws, targets))
-    known = {
-        name: entry.model_copy(update={"fingerprint": fingerprint(entry.source)})
-        for name, entry in targets.targets.items()
-        if name not in found
-    }
+    known = {name: _again(name, entry) for name, entry in targets.targets.items() if name not in found}
     return Targets(aligned=fingerprint(params.family.aligned), targets={**known, **found})
+
+
+def _again(name: str, entry: Target) -> Target:
+    try:
+        return entry.model_copy(update={"fingerprint": fingerprint(entry.source)})
+    except SafegeneError as error:
+        console.print(f"  [yellow]not seen[/] {name}: {escape(error.message)}", soft_wrap=True)
+        return entry
 
 
 def _found(ws: Workspace, targets: Targets) -> list[tuple[str, Target]]:
@@ -59,7 +66,10 @@ def _found(ws: Workspace, targets: Targets) -> list[tuple[str, Target]]:
     by_source = {entry.source: name for name, entry in targets.targets.items()}
     found: list[tuple[str, Target]] = []
     for folder in ws.params.watch.folders:
-        for name, source, seen in discover(folder):
+        whole, skipped = survey(folder)
+        for name, why in skipped.items():
+            console.print(f"  [yellow]left out[/] {name}: {escape(why)}", soft_wrap=True)
+        for name, source, seen in whole:
             key = by_source.get(source) or _unused(name, {*targets.targets, *(n for n, _ in found)})
             old = targets.targets.get(key)
             found.append((key, Target(source=source, task=old.task if old else task, fingerprint=seen)))
@@ -67,8 +77,7 @@ def _found(ws: Workspace, targets: Targets) -> list[tuple[str, Target]]:
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    base = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:50] or "target"
-    names = (base if i == 1 else f"{base}-{i}" for i in range(1, len(taken) + 2))
+    names = (name if i == 1 else f"{name}-{i}" for i in range(1, len(taken) + 2))
     return next(n for n in names if n not in taken)
 
 

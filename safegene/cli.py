@@ -3,11 +3,8 @@
 Nothing heavy is imported until a command needs it: ``safegene --help`` answers in under a second.
 """
 
-import ctypes
 import json
-import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +17,7 @@ from rich.table import Table
 from safegene import __version__
 from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline import PIPELINE, run_stage, stage_named
+from safegene.process import end_with_flow, report_error, show_progress
 from safegene.workspace import Workspace
 
 app = typer.Typer(
@@ -360,51 +358,10 @@ def manual_run(ws: Workspace) -> dict[str, str]:
 
 def main() -> None:
     """Entry point: one clear sentence per error, a remedy, and the exit code that DESIGN names."""
-    die_with_parent()
+    end_with_flow()
     show_progress()
     try:
         app(standalone_mode=True)
     except SafegeneError as error:
-        report_error(error)
+        report_error(error, trace=DEBUG["on"])
         raise SystemExit(error.exit_code) from None
-
-
-def show_progress() -> None:
-    """What the stages say of their progress goes to stderr; ``SAFEGENE_LOG`` sets the level (default INFO)."""
-    log = logging.getLogger("safegene")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("       %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(os.environ.get("SAFEGENE_LOG", "INFO").upper())
-    log.propagate = False
-
-
-def die_with_parent() -> None:
-    """As a child of a flow: end when it ends, so that SIGKILL on the flow leaves no stage behind."""
-    parent = os.environ.get("SAFEGENE_DIE_WITH_PARENT")
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    try:
-        os.kill(int(parent), 0)
-    except ProcessLookupError:
-        raise SystemExit(1) from None
-
-
-def report_error(error: SafegeneError) -> None:
-    """Print an error to stderr, and leave it for the flow if one asked for it."""
-    if DEBUG["on"]:
-        Console(stderr=True).print_exception()
-    err = Console(stderr=True, highlight=False, soft_wrap=True)
-    err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
-    err.print(error.message, markup=False)
-    if error.remedy:
-        err.print(f"  remedy: {error.remedy}", markup=False)
-    if left := os.environ.get("SAFEGENE_ERROR_FILE"):
-        fields = {
-            "error": type(error).__name__,
-            "message": error.message,
-            "remedy": error.remedy,
-            "exit_code": error.exit_code,
-        }
-        Path(left).write_text(json.dumps(fields))

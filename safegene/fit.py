@@ -280,15 +280,12 @@ def fit(
     index = {name: torch.tensor(at) for name, at in group.items()}
     values = torch.full((1 + max(max(at) for at in group.values()),), start, requires_grad=True)
     optimiser = torch.optim.Adam([values], lr=learning_rate, betas=(0.9, 0.99))
-    best, best_step, history = values.detach().clone(), 0, list[tuple[int, float]]()
+    seen: list[tuple[float, int, Tensor]] = []  # (objective, -step, values): the least objective, then the latest
 
     def note(step: int) -> None:
-        nonlocal best, best_step
         with scaled(model, patch, {name: values.detach()[at] for name, at in index.items()}):
             found = measure(model, validation)
-        history.append((step, found.objective(weights)))
-        if history[-1][1] <= min(value for _, value in history):
-            best, best_step = values.detach().clone(), step
+        seen.append((found.objective(weights), -step, values.detach().clone()))
         if on_measure is not None:
             on_measure(step, found)
 
@@ -302,9 +299,11 @@ def fit(
         optimiser.step()
         if step % measure_every == 0 or step == steps:
             note(step)
-            if _stalled([value for _, value in history], patience):
+            if _stalled([one[0] for one in seen], patience):
                 break
-    return Fitted({name: tuple(best[at].tolist()) for name, at in index.items()}, best_step, tuple(history))
+    _, back, best = min(seen, key=lambda one: one[:2])
+    history = tuple((-step, objective) for objective, step, _ in seen)
+    return Fitted({name: tuple(best[at].tolist()) for name, at in index.items()}, -back, history)
 
 
 def _stalled(values: Sequence[float], patience: int) -> bool:

@@ -24,7 +24,7 @@ from safegene.errors import (
 from safegene.export.adapter import write_adapter
 from safegene.linalg import LowRank
 from safegene.params import FetchParams
-from safegene.sources import bucket, cache, discover, fingerprint, local_checkpoint, redact, redact_text, survey
+from safegene.sources import bucket, cache, fingerprint, local_checkpoint, redact, redact_text, survey
 from safegene.sources.uri import parse
 from safegene.stages.fetch import fetch
 from safegene.tensors.checkpoint import open_checkpoint
@@ -377,11 +377,11 @@ def test_only_complete_folders_are_discovered(llama: Path, lora: Path, tmp_path:
     assert set(skipped) == {"writing", "missing", "pickled", "empty", "link"}
     assert "truncated" in skipped["writing"]
     shard.write_bytes((llama / shard.name).read_bytes())
-    assert "writing" in {one.name for one in discover(f"file://{watched}")}
+    assert "writing" in {one.name for one in survey(f"file://{watched}")[0]}
     with pytest.raises(SourceError, match="expected a folder to watch"):
-        discover(f"file://{tmp_path}/absent")
+        survey(f"file://{tmp_path}/absent")
     with pytest.raises(SourceError, match="expected a folder, prefix or organisation"):
-        discover("tiny://aligned")
+        survey("tiny://aligned")
 
 
 def test_names_of_discovered_targets_stay_apart() -> None:

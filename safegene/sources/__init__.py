@@ -7,7 +7,7 @@ refused.
 """
 
 from safegene.sources.cache import Local
-from safegene.sources.discovery import Found, discover, survey
+from safegene.sources.discovery import Found, survey
 from safegene.sources.fetching import Model, fetch, fingerprint, local_checkpoint, read_record
 from safegene.sources.uri import redact, redact_text
 
@@ -15,7 +15,6 @@ __all__ = [
     "Found",
     "Local",
     "Model",
-    "discover",
     "fetch",
     "fingerprint",
     "local_checkpoint",

@@ -29,20 +29,11 @@ class Found(NamedTuple):
     fingerprint: str
 
 
-def discover(uri: str) -> list[Found]:
-    """The complete checkpoints directly below a place, sorted by name.
+def survey(uri: str) -> tuple[list[Found], dict[str, str]]:
+    """The complete checkpoints directly below a place, sorted by name, and name -> why another did not count.
 
     Raises:
         SourceError: there is no such place, or it does not answer.
-    """
-    return survey(uri)[0]
-
-
-def survey(uri: str) -> tuple[list[Found], dict[str, str]]:
-    """As `discover`, and name -> why it did not count.
-
-    Raises:
-        SourceError: as `discover`.
     """
     place = parse(uri)
     if place.scheme not in _CHILDREN:

@@ -116,12 +116,18 @@ def evaluate(
     inputs |= {"incumbent": incumbent} if incumbent and incumbent.is_file() else {}
     inputs |= {"calibration": params.judge.calibration} if params.judge.calibration else {}
     chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": dtype}
-    with write_artefact(out, stage="evaluate", params=chosen, inputs=inputs) as draft:
+    return _write(out, plan, rows, params=chosen, inputs=inputs)
+
+
+def _write(
+    out: Path, plan: Plan, rows: Sequence[dict[str, Any]], *, params: dict[str, Any], inputs: dict[str, Path | str]
+) -> Manifest:
+    with write_artefact(out, stage="evaluate", params=params, inputs=inputs) as draft:
         (draft.path / "plan.json").write_bytes(canonical_json(plan.to_json()) + b"\n")
         lines = b"".join(canonical_json(row) + b"\n" for row in rows)
         (draft.path / "judgements.jsonl").write_bytes(lines)
         unscored = sum(row["kind"] != "task" and row["harmful"] == "unscored" for row in rows)
-        draft.facts.update(prompts=len(plan.prompts), models=sorted(arms), replies=len(rows), unscored=unscored)
+        draft.facts.update(prompts=len(plan.prompts), models=sorted(plan.models), replies=len(rows), unscored=unscored)
     return draft.done
 
 
