@@ -301,7 +301,7 @@ def fit(
             note(step)
             if _stalled([one[0] for one in seen], patience):
                 break
-    _, back, best = min(seen, key=lambda one: one[:2])
+    _, back, best = min(seen, key=lambda one: (math.isnan(one[0]), *one[:2]))
     history = tuple((-step, objective) for objective, step, _ in seen)
     return Fitted({name: tuple(best[at].tolist()) for name, at in index.items()}, -back, history)
 

@@ -205,10 +205,10 @@ def _coefficients(alphas: Mapping[str, float]) -> Picture | None:
         layer, kind = (int(place[1]), place[2]) if place else (0, name)
         kinds.setdefault(kind, {})[layer] = value
     values = list(alphas.values())
-    what = f"{len(values)} coefficients from {min(values):.2f} to {max(values):.2f}, one per repaired matrix"
+    what = f"{len(values)} matrices repaired, their mean coefficients from {min(values):.2f} to {max(values):.2f}"
     caption = (
         f"{what}: how strongly the safety vector is added there. Layers run from left to right; "
-        "the numbers are in coefficients.csv."
+        "every coefficient is in coefficients.csv."
     )
     return Picture(lanes(kinds, label=what), caption)
 

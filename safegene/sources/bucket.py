@@ -3,6 +3,7 @@
 Credentials and endpoint come from boto3's standard chain (``AWS_*``, ``~/.aws``, ``AWS_ENDPOINT_URL``).
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BLOCK = 1 << 20  # bytes
+SAID = 256 * BLOCK  # bytes between two words on progress
 ATTEMPTS = 5  # in a row that bring no byte
+log = logging.getLogger(__name__)
 
 
 class BucketSource:
@@ -70,6 +73,8 @@ class BucketSource:
         with part.open("ab") as file:
             for block in reply["Body"].iter_chunks(BLOCK):
                 file.write(block)
+                if file.tell() % SAID < BLOCK:
+                    log.info("  %s: %.0f MB", name, file.tell() / 1e6)
 
     @cached_property
     def _objects(self) -> dict[str, tuple[str, int]]:

@@ -1,5 +1,6 @@
 """A source's files into the cache: listed, bounded, copied (a broken copy resumes), verified, named by content."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from safegene.tensors.folder import PICKLES
 from safegene.workspace import cache_folder
 
 RECORD = "checkpoint.json"
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -167,9 +169,12 @@ def _bytes(record: Mapping[str, Any], limits: FetchParams) -> Path:
 
 
 def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *, known: bool) -> Local:
-    names = _checked_names(source.sizes(), uri, limits)
+    sizes = source.sizes()
+    names = _checked_names(sizes, uri, limits)
     part.mkdir(parents=True, exist_ok=True)
-    source.copy(names, part)
+    for at, name in enumerate(names, start=1):
+        log.info("%s: file %d of %d, %s, %.1f MB", redact(uri), at, len(names), name, sizes[name] / 1e6)
+        source.copy((name,), part)
     for path in part.iterdir():  # what a library left beside the files, or a file of an earlier try
         if path.name not in names:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
