@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
+from rich.markup import escape
 
 from flows.build import build_stages
 from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
@@ -59,7 +60,7 @@ def _each(root: str, names: list[str], run: dict[str, str]) -> tuple[dict[str, s
             outcomes[name] = "error"
             errors.append(error)
             _record_error(root, name, run, error)
-            console.print(f"  [red]error[/] {name}: {error.message}", markup=True)
+            console.print(f"  [red]error[/] {name}: {escape(error.message)}", soft_wrap=True)
         update_progress_artifact(artifact_id=progress, progress=100.0 * done / len(names))
     return outcomes, errors
 

@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from rich.console import Console
 
 from safegene.errors import SafegeneError
+from safegene.ledger import SEEN
 from safegene.pipeline import PIPELINE, Stage, git_commit, reproduce
 from safegene.workspace import Workspace
 
@@ -115,8 +116,16 @@ def push(root: str) -> None:
 
 @task(name="commit", cache_policy=NO_CACHE, persist_result=False)
 def commit(root: str, message: str) -> str:
-    """Commit ``dvc.lock``, receipts and a local ledger; the commit the workspace then stands at."""
-    paths = [p for p in ("data", "dvc.lock", "ledger", ".gitignore") if (Path(root) / p).exists()]
+    """Commit ``dvc.lock``, receipts and a ledger inside the workspace; the commit the workspace then stands at."""
+    ledger = Workspace(Path(root)).params.promote.ledger
+    named = (
+        "data",
+        "dvc.lock",
+        SEEN,
+        ".gitignore",
+        *(() if "://" in ledger or Path(ledger).is_absolute() else (ledger,)),
+    )
+    paths = [p for p in named if (Path(root) / p).exists()]
     git(root, "add", "--", *paths)
     if git(root, "diff", "--cached", "--name-only"):
         git(root, "commit", "--quiet", "-m", message)

@@ -18,13 +18,12 @@ from safegene.ledger import (
     Record,
     channel_key,
     live,
-    named_digests,
+    live_on,
     open_ledger,
     record_key,
     release_uri,
-    require_published,
-    revocation,
-    verify_release,
+    require_release_of,
+    revocations,
 )
 from safegene.manifest import NAME, read_manifest
 from safegene.workspace import Workspace
@@ -53,34 +52,25 @@ class Audit:
         return f"verified {self.records} records, {self.releases} releases, {self.artefacts} artefacts"
 
 
-def verify(workspace: Workspace, ledger: Ledger, *, seen: str | None = None) -> Audit:
+def verify(workspace: Workspace, ledger: Ledger) -> Audit:
     """Verify the chain, every pointer, every release that a record names, and every artefact of the workspace.
 
     Args:
         workspace: whose artefacts are read.
         ledger: without a cache, so that every record is read from its store.
-        seen: digest of a record that an earlier audit saw; it must be on the chain still, which finds a ledger that was
-            set back as a whole.
     """
     problems: list[str] = []
     notes: list[str] = []
     chain = _chain(ledger, problems)
-    if seen and not any(record.digest == seen for record in chain):
-        problems.append(f"expected the record {seen}, seen before, on the chain, got none, in {ledger.where('tip')}")
     _orphans(ledger, chain, problems, notes)
     lives = _channels(ledger, chain, problems, notes)
-    releases = sorted({str(record.release) for record in chain if record.release})
-    for release in releases:
-        _try(problems, lambda release=release: verify_release(ledger.store, release))
+    releases = {(str(record.release), tuple(record.artefacts.items())) for record in chain if record.release}
+    for release, names in sorted(releases):
+        _try(problems, lambda release=release, names=names: require_release_of(ledger.store, release, dict(names)))
     artefacts = _artefacts(workspace, problems)
     _recorded(workspace, chain, lives, artefacts, problems)
     notes += _absent(workspace, chain)
-    return Audit(tuple(problems), tuple(notes), len(chain), len(releases), len(artefacts))
-
-
-def verify_workspace(workspace: Workspace) -> list[str]:
-    """The problems of a workspace and of the ledger that its ``params.yaml`` names; empty when all is as recorded."""
-    return list(audit_workspace(workspace).problems)
+    return Audit(tuple(problems), tuple(notes), len(chain), len({release for release, _ in releases}), len(artefacts))
 
 
 def audit_workspace(workspace: Workspace) -> Audit:
@@ -116,7 +106,7 @@ def show(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
             "outcome": record.outcome,
             "reason": record.reason,
             "signed by": content["chain"]["key"],
-            "revoked": revocation(now.chain, named_digests(content)) or "no",
+            "revoked": now.revoked or "no",
         },
         "verdict": content["verdict"],
         "rates": content["rates"],
@@ -161,12 +151,6 @@ def history(ledger: Ledger, target: str) -> list[dict[str, Any]]:
     ]
 
 
-def blast_radius(ledger: Ledger, digest: str) -> list[Live]:
-    """Everything live whose record names a digest anywhere: of a vector, a dataset, a judge, a checkpoint."""
-    found = (live(ledger, target, channel) for channel, target in ledger.channels())
-    return [now for now in found if now and digest in named_digests(now.record.predicate)]
-
-
 def _lives(ledger: Ledger, target: str) -> Iterator[Live]:
     for channel, named in ledger.channels():
         if named == target and (now := live(ledger, target, channel)):
@@ -198,7 +182,14 @@ def _orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], not
             if error.message not in problems:
                 problems.append(error.message)
             continue
-        if record.previous is None or record.previous in linked:
+        follows = record.previous is None or record.previous in linked
+        again = any(one.outcome == "revocation" and one.revokes == record.revokes for one in chain)
+        if follows and record.outcome == "revocation" and not again:
+            problems.append(
+                f"expected revocation {record.sequence} on the chain, got a chain without it: its writer stopped, or "
+                f"the tip was set back; it holds, and revoking {record.revokes} again puts it on the chain, in {place}"
+            )
+        elif follows:
             notes.append(f"record {record.sequence} was never linked: its writer stopped or lost a race, in {place}")
         elif not broken:
             problems.append(f"expected record {record.sequence} on the chain, got a chain without it, in {place}")
@@ -208,23 +199,21 @@ def _channels(
     ledger: Ledger, chain: tuple[Record, ...], problems: list[str], notes: list[str]
 ) -> dict[tuple[str, str], Record]:
     """(channel, target) -> the record that is live, for each pointer that may be trusted."""
-    known = {record.digest: record for record in chain}
     found: dict[tuple[str, str], Record] = {}
+    revoked = revocations(ledger)
     for channel, target in ledger.channels():
         where = ledger.where(channel_key(channel, target))
         try:
             pointer = ledger.pointer(channel, target)
-            record = known.get(pointer.record) if pointer else None
-            if pointer is None or record is None:
-                got = pointer.record if pointer else "none"
-                raise LedgerError(f"expected a pointer to a record on the chain, got one to {got}, in {where}")
-            require_published(pointer, record, channel=channel, target=target, where=where)
+            if pointer is None:
+                raise LedgerError(f"expected a pointer, got none, in {where}")
+            now = live_on(ledger, chain, revoked, pointer, channel=channel, target=target)
         except SafegeneError as error:
             problems.append(error.message)
             continue
-        found[channel, target] = record
-        if why := revocation(chain, named_digests(record.predicate)):
-            notes.append(f"{target} on {channel} is live though {why}, in {where}")
+        found[channel, target] = now.record
+        if now.revoked:
+            notes.append(f"{target} on {channel} is live though {now.revoked}, in {where}")
     _unpublished(ledger, chain, {at: record.sequence for at, record in found.items()}, problems)
     return found
 
@@ -238,9 +227,10 @@ def _unpublished(
         at = pointed.get((record.channel, record.target), -1)
         if record.outcome in PUBLISHING and record.sequence > at and record.digest not in beaten:
             where = ledger.where(channel_key(record.channel, record.target))
+            what, again = ("rollback", "roll back") if record.outcome == "rollback" else ("promotion", "promote")
             problems.append(
                 f"expected a pointer to record {record.sequence} or later, got {at if at >= 0 else 'none'}: a "
-                f"promotion was interrupted (promote {record.target} again), or the pointer was set back, in {where}"
+                f"{what} was interrupted ({again} {record.target} again), or the pointer was set back, in {where}"
             )
             pointed[record.channel, record.target] = record.sequence
 

@@ -18,6 +18,7 @@ from safegene import __version__
 from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline import PIPELINE, run_stage, stage_named
 from safegene.process import end_with_flow, report_error, show_progress
+from safegene.text import visible
 from safegene.workspace import Workspace
 
 app = typer.Typer(
@@ -299,23 +300,24 @@ def audit_history(target: Target) -> None:
     rows = history(open_ledger(ws.params.promote, ws.root), target)
     table = Table(*(rows[0] if rows else ("nothing on record",)), box=None)
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row.values()))
+        table.add_row(*(escape(visible(str(value))) for value in row.values()))
     console.print(table)
 
 
 @audit_app.command("revoke")
 def audit_revoke(
-    digest: Annotated[str, typer.Argument(help="A vector, dataset, judge, release or record.")],
+    digest: Annotated[str, typer.Argument(help="Of a vector, checkpoint, dataset, judge, candidate or release.")],
     reason: Annotated[str, typer.Option(help="Why, for the record.")],
 ) -> None:
     """Put on record that something may not be relied on, and name every live model that it touched."""
-    from safegene.ledger import load_signer, open_ledger
-    from safegene.registry import revoke
+    from safegene.stages.promote import withdraw
 
     ws = Workspace.find()
-    ledger = open_ledger(ws.params.promote, ws.root)
-    record, touched = revoke(ledger, load_signer(ledger.keys), digest, reason, fields={"run": manual_run(ws)})
+    done = withdraw(ws.params.promote, workspace=ws, digest=digest, reason=reason, run=manual_run(ws))
+    record, touched, unread = done
     console.print(f"revoked, record {record.digest}", soft_wrap=True)
+    for why in unread:
+        console.print(f"[yellow]not looked at[/] {escape(why)}", soft_wrap=True)
     for live in touched:
         name = live.record.target
         console.print(f"[red]live and touched[/] {name}: [bold]safegene rollback {name}[/]", soft_wrap=True)

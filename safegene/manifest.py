@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safegene import __version__
-from safegene.digest import canonical_json, digest_bytes, digest_file, digest_tree, strict_json
+from safegene.digest import canonical_json, digest_file, digest_json, digest_tree, strict_json
 from safegene.errors import ArtifactError, DigestMismatch, FormatError
 
 NAME = "manifest.json"
@@ -53,9 +53,14 @@ class Manifest:
         }
 
     @property
+    def content(self) -> bytes:
+        """The bytes of ``manifest.json``."""
+        return canonical_json(self.to_json()) + b"\n"
+
+    @property
     def digest(self) -> str:
         """The artefact's digest: of its canonical manifest, which names the digest of every file."""
-        return digest_bytes(canonical_json(self.to_json()))
+        return digest_json(self.to_json())
 
 
 def read_manifest(folder: Path, *, stage: str | None = None, verify: bool = True) -> Manifest:
@@ -100,7 +105,7 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
         got = digest_file(path)
         if got != expected:
             raise DigestMismatch(f"expected {expected}, got {got}, in {path}")
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
     if extra := present - set(files) - {NAME}:
         raise DigestMismatch(f"expected only files that the manifest names, got also {sorted(extra)}, in {folder}")
 
@@ -151,7 +156,7 @@ def write_artefact(
         names = sorted(p.relative_to(draft.path).as_posix() for p in draft.path.rglob("*") if p.is_file())
         files = {name: digest_file(draft.path / name) for name in names}
         draft.manifest = Manifest(stage, params, digests, files, draft.facts)
-        (draft.path / NAME).write_bytes(canonical_json(draft.manifest.to_json()) + b"\n")
+        (draft.path / NAME).write_bytes(draft.manifest.content)
         shutil.rmtree(out, ignore_errors=True)
         draft.path.rename(out)
     finally:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safegene.digest import digest_json, strict_json
+from safegene.digest import strict_json
 from safegene.errors import ParamsError, SafegeneError
 from safegene.manifest import Manifest
-from safegene.params import load_yaml
 from safegene.workspace import Workspace
 
 
@@ -158,6 +157,7 @@ def _evaluate(ws: Workspace, target: str) -> Manifest:
         aligned=ws.aligned,
         target=ws.checkpoint(target),
         candidate=ws.candidate(target),
+        validation=ws.validation,
         incumbent=ws.incumbent(target),
         out=ws.judgements(target),
         fetch=params.fetch,
@@ -365,18 +365,6 @@ def _stage_error(stage: Stage, target: str, left: Path, error: Exception) -> Saf
     failed = SafegeneError(f"{where}: {raw['error']}: {raw['message']}", remedy=raw["remedy"])
     failed.exit_code = int(raw["exit_code"])
     return failed
-
-
-def lock_digest(ws: Workspace, target: str) -> str | None:
-    """Digest of the ``dvc.lock`` entries upstream of a target's promotion; None where DVC has not run them all."""
-    path = ws.root / "dvc.lock"
-    if not path.is_file():
-        return None
-    entries = load_yaml(path).get("stages", {})
-    names = [stage.address(target) for stage in PIPELINE if stage.tracked]
-    if any(name not in entries for name in names):
-        return None
-    return digest_json({name: entries[name] for name in names})
 
 
 def git_commit(root: Path) -> str:

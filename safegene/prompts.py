@@ -6,21 +6,23 @@ behaviour in other words, not as mostly the same n-grams.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from safegene.digest import digest_bytes, strict_json
-from safegene.errors import ArtifactError, ContaminatedSample, EmptySample, FormatError
+from safegene.digest import digest_bytes, digest_file, strict_json
+from safegene.errors import ArtifactError, ContaminatedSample, EmptySample, FormatError, StaleArtifact
+from safegene.manifest import read_manifest
 
 Kind = Literal["harmful", "wrapped", "lookalike", "generic", "task"]
 Split = Literal["fit", "validation", "test"]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 MAX_BYTES = 256 << 20
+RECEIPT = "receipt.json"
 
 
 class Prompt(BaseModel):
@@ -121,6 +123,29 @@ def _parse(line: bytes, where: str) -> Prompt:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the row"
         raise FormatError(f"expected a prompt, got {field}: {first['msg']}, in {where}") from None
+
+
+def validated(validation: Path, sets: Mapping[str, str] | None = None) -> str:
+    """Digest of stage ``validate``'s receipt, if it is of just these sets.
+
+    Args:
+        validation: the stage's artefact.
+        sets: name (``gate``, ``task-<task>``) -> digest of the set that is about to be used.
+
+    Raises:
+        ArtifactError: nothing was validated, or its receipt was altered.
+        StaleArtifact: a set was changed since, or never validated.
+    """
+    read_manifest(validation, stage="validate")
+    path = validation / RECEIPT
+    raw = strict_json(path.read_bytes(), where=str(path))
+    for name, digest in (sets or {}).items():
+        if (found := raw["sets"].get(name, {}).get("digest")) != digest:
+            raise StaleArtifact(
+                f"expected the set {name} as it was validated, {found or '(never)'}, got {digest}, by {path}",
+                remedy="run `safegene run`, which validates it first",
+            )
+    return digest_file(path)
 
 
 def normalised(text: str) -> str:

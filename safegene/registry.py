@@ -4,16 +4,16 @@ An attempt ends in exactly one record, refusals too, except that promoting what 
 writes nothing. The rules, in order:
 
 1. the evidence must have passed (a claim says so; see `safegene.stages.promote` for how it is checked);
-2. nothing that it rests on may be revoked;
-3. a release that is live already stays live, and no record is written;
+2. a release that is live already, and not revoked, stays live, and no record is written;
+3. neither the release nor anything that it rests on may be revoked;
 4. a candidate that was rolled back does not return by itself;
-5. the verdict must have been measured against what is live now.
+5. the verdict must have been measured against what is live now (against nothing where that is revoked).
 
 Then the release is published, the record linked, and the channel pointer swapped, in that order. Who loses the last
 swap is told who won, and a record says ``superseded``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from safegene.ledger import (
     Live,
     Outcome,
     Record,
+    Release,
     find_record,
     live,
     named_digests,
@@ -36,8 +37,10 @@ from safegene.ledger import (
     plan_release,
     publish_release,
     release_uri,
+    require_release_of,
+    rests_on,
     revocation,
-    verify_release,
+    revocations,
 )
 from safegene.store import Store, open_store, self_test
 from safegene.workspace import cache_folder
@@ -56,7 +59,7 @@ class Claim:
         reason: one sentence.
         artefacts: artefact name -> digest; ``candidate`` among them.
         fields: content of the record's fields.
-        files: name -> file of the release that a pass would publish.
+        files: name -> file, and its digest, of the release that a pass would publish.
         measured_against: digest of the release that was live when the verdict was measured; None for none.
     """
 
@@ -65,7 +68,7 @@ class Claim:
     reason: str
     artefacts: Mapping[str, str]
     fields: Mapping[str, Any]
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
     measured_against: str | None = None
 
 
@@ -84,17 +87,24 @@ def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
 
     Returns:
         ``target, channel, release`` (digest), ``uri``, ``path`` (a folder on this machine; ``candidate/`` below it is
-        the PEFT adapter, ``checkpoint/checkpoint.json`` names the model under it), ``record``, ``sequence``.
+        the PEFT adapter, ``target/checkpoint.json`` names the model under it), ``record``, ``sequence``.
 
     Raises:
-        LedgerError: nothing is live, or the chain or the pointer is broken.
-        DigestMismatch: a byte of the release has changed.
+        LedgerError: nothing is live; the chain or the pointer is broken; a rollback is newer than the pointer.
+        DigestMismatch: a byte of the release has changed, or is not what its record says.
         PromotionRefused: something that it was made from has been revoked since.
     """
     now = live(ledger, target, channel)
     if now is None:
         raise LedgerError(f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}")
-    _refuse_revoked(now.chain, now.record.predicate)
+    _refuse_revoked(now.revoked)
+    if later := now.set_back:
+        raise LedgerError(
+            f"expected {target} on {channel} to be what record {later.sequence} rolled back to, got a pointer to "
+            f"record {now.record.sequence}: it was interrupted, or the pointer was set back, in {ledger.store.uri}",
+            remedy=f"`safegene rollback {target}` again",
+        )
+    require_release_of(ledger.store, now.release, now.record.artefacts)
     path = open_release(ledger.store, now.release, cache=cache_folder())
     return {
         "target": target,
@@ -119,11 +129,10 @@ def promote(ledger: Ledger, signer: CryptoSigner, claim: Claim, channel: str, *,
         require_conditions(ledger.store)
     now = live(ledger, claim.target, channel)
     release = plan_release(claim.target, claim.files)
-    if claim.outcome == "pass" and now and now.release == release.digest:
-        _refuse_revoked(now.chain, now.record.predicate)
+    if claim.outcome == "pass" and now and now.release == release.digest and not now.revoked:
         message = f"{claim.target}: live on {channel} already, by record {now.record.sequence}; nothing changed"
         return Promotion("pass", message, None, release.digest)
-    outcome, reason = _judge(claim, channel, now, ledger)
+    outcome, reason = _judge(claim, channel, now, ledger, release)
     replaces = now.record.digest if now else None
     if dry_run:
         return Promotion(outcome, _would(claim, channel, outcome, reason, now), None, release.digest)
@@ -200,8 +209,8 @@ def rollback(
         )
     if restored.release == now.release:
         return Promotion("rollback", f"{target}: that release is live already; nothing changed", None, now.release)
-    _refuse_revoked(now.chain, restored.predicate)
-    verify_release(ledger.store, str(restored.release))
+    _refuse_revoked(revocation(revocations(ledger), rests_on(restored)))
+    require_release_of(ledger.store, str(restored.release), restored.artefacts)
     draft = Draft(
         "rollback",
         target,
@@ -220,20 +229,41 @@ def rollback(
 
 def revoke(
     ledger: Ledger, signer: CryptoSigner, digest: str, reason: str, *, fields: Mapping[str, Any]
-) -> tuple[Record, tuple[Live, ...]]:
-    """Declare that a digest (of a vector, dataset, judge, checkpoint, ...) must not be relied on any more.
+) -> tuple[Record, tuple[Live, ...], tuple[str, ...]]:
+    """Declare that a digest (of a vector, dataset, judge, checkpoint, release, ...) must not be relied on any more.
 
     Returns:
-        The record, and every live release that rests on the digest: its blast radius. They stay live until someone
-        rolls them back, but `resolve` refuses them.
+        The record; every live release that rests on the digest, its blast radius; and why a channel could not be read,
+        for each that could not: that keeps nobody from revoking. What is touched stays live until someone rolls it
+        back, but `resolve` refuses it.
+
+    Raises:
+        FormatError: it is no digest, or that of a record, on which nothing rests.
     """
     if not is_digest(digest):
         raise FormatError(f"expected the digest sha256:<64 hex> of what is revoked, got {digest!r}")
-    found = [live(ledger, target, channel) for channel, target in ledger.channels()]
-    touched = tuple(now for now in found if now and digest in named_digests(now.record.predicate))
+    if digest in ledger.records():
+        release = ledger.read(digest).release
+        raise FormatError(
+            f"expected the digest of something that a release rests on, got that of a record, {digest}",
+            remedy=f"revoke its release: {release}" if release else "it put nothing live",
+        )
+    touched, unread = _touched(ledger, digest)
     artefacts = {f"{now.record.channel}/{now.record.target}": now.release for now in touched}
     draft = Draft("revocation", EVERY, EVERY, reason, artefacts, fields, revokes=digest)
-    return ledger.append(draft, signer), touched
+    return ledger.append(draft, signer), touched, unread
+
+
+def _touched(ledger: Ledger, digest: str) -> tuple[tuple[Live, ...], tuple[str, ...]]:
+    touched, unread = [], []
+    for channel, target in ledger.channels():
+        try:
+            now = live(ledger, target, channel)
+        except LedgerError as error:
+            unread.append(error.message)
+        else:
+            touched += [now] if now and digest in rests_on(now.record) else []
+    return tuple(touched), tuple(unread)
 
 
 def read_incumbent(path: Path, root: Path) -> Path | None:
@@ -267,18 +297,18 @@ def require_conditions(store: Store) -> None:
 
 
 def _judge(
-    claim: Claim, channel: str, now: Live | None, ledger: Ledger
+    claim: Claim, channel: str, now: Live | None, ledger: Ledger, release: Release
 ) -> tuple[Literal["pass", "fail", "inconclusive", "error"], str]:
     """The rules, in order; the first that applies decides."""
     if claim.outcome != "pass":
         return claim.outcome, claim.reason
-    chain = now.chain if now else tuple(ledger.walk())
-    if why := revocation(chain, named_digests({"artefacts": claim.artefacts, "fields": claim.fields})):
+    used = named_digests({"artefacts": claim.artefacts, "fields": claim.fields}) | {release.digest}
+    if why := revocation(revocations(ledger), used):
         return "fail", why
     candidate = claim.artefacts.get("candidate")
-    if now and now.record.outcome == "rollback" and now.before[1].artefacts.get("candidate") == candidate:
-        return "fail", f"record {now.record.sequence} rolled this candidate back"
-    there = now.release if now else None
+    if now and candidate in now.rolled_back and candidate != now.record.artefacts.get("candidate"):
+        return "fail", f"a rollback up to record {now.record.sequence} took this candidate away"
+    there = now.release if now and not now.revoked else None
     same_candidate = now is not None and now.record.artefacts.get("candidate") == candidate
     if claim.measured_against != there and not same_candidate:
         was = claim.measured_against or "nothing"
@@ -332,6 +362,6 @@ def _publish(ledger: Ledger, signer: CryptoSigner, draft: Draft, now: Live | Non
     raise error
 
 
-def _refuse_revoked(chain: Sequence[Record], content: Mapping[str, Any]) -> None:
-    if why := revocation(chain, named_digests(content)):
+def _refuse_revoked(why: str) -> None:
+    if why:
         raise PromotionRefused(f"expected nothing revoked, got: {why}", remedy="roll back: `safegene rollback TARGET`")

@@ -12,7 +12,7 @@ from safegene.params import Target, Targets, save_targets
 from safegene.workspace import Workspace
 
 TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
-IGNORED = "/.safegene/\n/reports/\n"
+IGNORED = "/.safegene/\n/reports/\n.*.draft\n"
 
 
 def template_folder() -> Path:

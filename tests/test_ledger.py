@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safegene.digest import canonical_json, digest_bytes, digest_json, strict_json
+from safegene.digest import canonical_json, digest_bytes, digest_file, digest_json, strict_json
 from safegene.errors import DigestMismatch, LedgerError, PreconditionFailed
 from safegene.ledger import (
     FIELDS,
@@ -240,7 +240,7 @@ class Remote:
 def test_a_release_is_copied_verified_and_opened(tmp_path: Path) -> None:
     (tmp_path / "adapter").write_bytes(b"weights")
     (tmp_path / "card").write_bytes(b"card")
-    files = {"candidate/adapter": tmp_path / "adapter", "candidate/card": tmp_path / "card"}
+    files = {f"candidate/{name}": (tmp_path / name, digest_file(tmp_path / name)) for name in ("adapter", "card")}
     release = plan_release("t", files)
     remote, local = Remote(tmp_path / "remote"), LocalStore(tmp_path / "local")
     for store in (remote, local):
@@ -251,16 +251,20 @@ def test_a_release_is_copied_verified_and_opened(tmp_path: Path) -> None:
         assert (folder / "candidate" / "adapter").read_bytes() == b"weights"
     folder = open_release(remote, release.digest, cache=tmp_path / "cache")  # type: ignore[arg-type]
     (folder / "candidate" / "adapter").write_bytes(b"changed")
+    folder = open_release(remote, release.digest, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    assert (folder / "candidate" / "adapter").read_bytes() == b"weights", "a damaged copy is fetched again"
+    (remote.inner.root / "releases" / folder.name / "candidate" / "adapter").write_bytes(b"changed")
+    (folder / "candidate" / "adapter").write_bytes(b"changed")
     with pytest.raises(DigestMismatch, match="candidate/adapter"):
         open_release(remote, release.digest, cache=tmp_path / "cache")  # type: ignore[arg-type]
 
 
 def test_a_file_that_changes_while_it_is_published_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter").write_bytes(b"weights")
-    files = {"adapter": tmp_path / "adapter"}
+    files = {"adapter": (tmp_path / "adapter", digest_file(tmp_path / "adapter"))}
     release = plan_release("t", files)
     (tmp_path / "adapter").write_bytes(b"others!")
-    with pytest.raises(DigestMismatch, match="changed meanwhile"):
+    with pytest.raises(DigestMismatch, match="changed after it was verified"):
         publish_release(LocalStore(tmp_path / "s"), release, files)
     assert not (tmp_path / "s" / "releases").exists()
 

@@ -1,3 +1,4 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -5,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from safegene import registry
-from safegene.digest import canonical_json, digest_json, strict_json
+from safegene.digest import canonical_json, digest_file, digest_json, strict_json
 from safegene.errors import (
     ArtifactError,
     DigestMismatch,
     LedgerError,
+    ParamsError,
     PromotionRefused,
     SafegeneError,
     StaleArtifact,
@@ -18,11 +20,20 @@ from safegene.errors import (
 from safegene.ledger import Ledger, Record, live, load_signer, open_ledger
 from safegene.manifest import read_manifest, write_artefact
 from safegene.registry import Claim, read_incumbent, revoke
-from safegene.stages.promote import attempt, live_digest, pin, promote, record_error, roll_back
+from safegene.stages.promote import attempt, live_digest, pin, promote, record_error, roll_back, withdraw
 from safegene.stages.promote import live as served
 from safegene.store import LocalStore
 from safegene.workspace import Workspace
-from tests.ledger_world import TARGET, Deaf, flip_byte, make_family, make_target, make_verdict, make_workspace
+from tests.ledger_world import (
+    TARGET,
+    Deaf,
+    flip_byte,
+    make_family,
+    make_receipt,
+    make_target,
+    make_verdict,
+    make_workspace,
+)
 
 
 @pytest.fixture
@@ -168,8 +179,6 @@ def test_a_verdict_measured_against_what_is_no_longer_live_is_stale(ws: Workspac
     pin(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws)
     elsewhere = Workspace(ws.root.parent / "elsewhere")
-    import shutil
-
     shutil.copytree(ws.root, elsewhere.root)
     ledger = elsewhere.root / "ledger"
     ledger.symlink_to(ws.root / "ledger")
@@ -273,10 +282,10 @@ def test_who_loses_the_last_swap_is_told_who_won(ws: Workspace, tmp_path: Path) 
     assert live_digest(ws, TARGET) == first.release
 
 
-def _files(folder: Path, number: int) -> dict[str, Path]:
+def _files(folder: Path, number: int) -> dict[str, tuple[Path, str]]:
     path = folder / f"adapter-{number}"
     path.write_text(str(number))
-    return {"candidate/adapter": path}
+    return {"candidate/adapter": (path, digest_file(path))}
 
 
 def test_promoters_at_once_leave_one_live_and_each_on_record(ws: Workspace, tmp_path: Path) -> None:
@@ -381,15 +390,24 @@ def test_what_was_rolled_back_does_not_return_by_itself(ws: Workspace) -> None:
     run(ws, alpha=2.0)
     roll_back(ws.params.promote, workspace=ws, target=TARGET)
     assert run(ws, alpha=2.0) == "fail"
-    assert "rolled this candidate back" in records(ws)[0].reason
+    assert "took this candidate away" in records(ws)[0].reason
     assert run(ws, alpha=3.0) == "pass"
+
+
+def test_nor_does_what_an_earlier_rollback_of_a_run_took_away(ws: Workspace) -> None:
+    for alpha in (1.0, 2.0, 3.0):
+        run(ws, alpha=alpha)
+    for _ in range(2):
+        roll_back(ws.params.promote, workspace=ws, target=TARGET)
+    assert [run(ws, alpha=alpha) for alpha in (3.0, 2.0, 4.0)] == ["fail", "fail", "pass"]
 
 
 def test_a_revoked_vector_is_not_promoted_served_or_rolled_back_to(ws: Workspace) -> None:
     ledger = ledger_of(ws)
     run(ws, alpha=1.0)
     vector = read_manifest(ws.vector).digest
-    record, touched = revoke(ledger, load_signer(ledger.keys), vector, "poisoned", fields={})
+    record, touched, unread = revoke(ledger, load_signer(ledger.keys), vector, "poisoned", fields={})
+    assert unread == ()
     assert record.outcome == "revocation"
     assert [now.record.target for now in touched] == [TARGET]
     with pytest.raises(PromotionRefused, match="poisoned"):
@@ -402,6 +420,98 @@ def test_a_revoked_vector_is_not_promoted_served_or_rolled_back_to(ws: Workspace
         roll_back(ws.params.promote, workspace=ws, target=TARGET)
     with pytest.raises(SafegeneError, match="expected the digest"):
         revoke(ledger, load_signer(ledger.keys), "vector", "?", fields={})
+
+
+def test_what_is_revoked_is_named_by_what_a_release_rests_on(ws: Workspace) -> None:
+    """Not by the record that happens to stand before it."""
+    run(ws, alpha=1.0)
+    run(ws, alpha=2.0)
+    first, second = records(ws)[1], records(ws)[0]
+    with pytest.raises(SafegeneError, match="got that of a record") as refused:
+        withdraw(ws.params.promote, workspace=ws, digest=first.digest, reason="?")
+    assert str(first.release) in refused.value.remedy
+    _, touched, _ = withdraw(ws.params.promote, workspace=ws, digest=str(first.release), reason="poisoned")
+    assert touched == ()
+    assert served(ws.params.promote, workspace=ws, target=TARGET)["release"] == second.release
+    with pytest.raises(PromotionRefused, match="poisoned"):
+        roll_back(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_a_release_revoked_on_one_channel_is_not_promoted_on_another(ws: Workspace) -> None:
+    staging = ws.params.promote.model_copy(update={"channel": "staging"})
+    done = promote(staging, workspace=ws, target=TARGET)
+    withdraw(staging, workspace=ws, digest=str(done.release), reason="poisoned")
+    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "fail"
+    assert live_digest(ws, TARGET) is None
+
+
+def test_a_pointer_that_cannot_be_read_keeps_nobody_from_revoking(ws: Workspace) -> None:
+    promote(ws.params.promote, workspace=ws, target=TARGET)
+    (ws.root / "ledger" / "channels" / "production" / "other").write_text("{}")
+    digest = read_manifest(ws.vector).digest
+    _, touched, unread = withdraw(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")
+    assert [now.record.target for now in touched] == [TARGET]
+    assert "channels/production/other" in unread[0]
+    with pytest.raises(PromotionRefused, match="poisoned"):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_what_is_revoked_is_no_reference_for_its_successor(ws: Workspace) -> None:
+    run(ws, alpha=1.0)
+    withdraw(ws.params.promote, workspace=ws, digest=str(live_digest(ws, TARGET)), reason="poisoned")
+    make_target(ws, alpha=2.0)
+    assert pin(ws.params.promote, workspace=ws, target=TARGET) is None
+    make_verdict(ws)
+    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+
+
+def test_a_candidate_that_was_not_compared_with_what_is_live_is_refused(ws: Workspace) -> None:
+    run(ws, alpha=1.0)
+    ws.incumbent(TARGET).unlink()
+    make_target(ws, alpha=2.0)  # judged as if nothing were live
+    pin(ws.params.promote, workspace=ws, target=TARGET)
+    with pytest.raises(StaleArtifact, match="made from the present incumbent"):
+        promote(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_judgements_of_sets_that_were_not_validated_are_refused(ws: Workspace) -> None:
+    (ws.prompts / "gate.jsonl").write_bytes(b'{"id": "z"}\n')
+    make_target(ws)  # judged by hand on the new set
+    make_receipt(ws)
+    with pytest.raises(StaleArtifact, match="made from the present validation"):
+        promote(ws.params.promote, workspace=ws, target=TARGET)
+    shutil.rmtree(ws.validation)
+    with pytest.raises(ArtifactError, match="validation"):
+        promote(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_a_verdict_with_invented_rates_is_refused(ws: Workspace) -> None:
+    content = strict_json((ws.verdict(TARGET) / "verdict.json").read_bytes(), where="verdict")
+    content["rates"] = {"hrr": {"after": {"rate": 0.0, "interval": [0.0, 0.0]}}}
+    inputs = {"candidate": ws.candidate(TARGET), "judgements": ws.judgements(TARGET)}
+    with write_artefact(ws.verdict(TARGET), stage="gate", params={}, inputs=inputs) as draft:
+        (draft.path / "verdict.json").write_bytes(canonical_json(content))
+    with pytest.raises(StaleArtifact, match="expected rates = "):
+        promote(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_bytes_changed_after_they_were_verified_do_not_go_live(ws: Workspace, monkeypatch) -> None:
+    adapter, found = ws.candidate(TARGET) / "adapter_model.safetensors", registry.live
+
+    def meanwhile(*args: object):
+        adapter.write_bytes(b"EVIL")
+        return found(*args)
+
+    monkeypatch.setattr(registry, "live", meanwhile)
+    with pytest.raises(DigestMismatch, match="changed after it was verified"):
+        promote(ws.params.promote, workspace=ws, target=TARGET)
+    assert live_digest(ws, TARGET) is None
+
+
+def test_a_target_that_nobody_named_leaves_no_record(ws: Workspace) -> None:
+    with pytest.raises(ParamsError, match="'typo'"):
+        promote(ws.params.promote, workspace=ws, target="typo")
+    assert records(ws) == []
 
 
 def test_channels_are_apart(ws: Workspace) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from safegene.digest import digest_bytes
+from safegene.digest import digest_bytes, digest_file
 from safegene.ledger import create_key, load_signer, open_ledger, write_public_key
 from safegene.manifest import read_manifest
-from safegene.registry import Claim, promote
+from safegene.registry import Claim, promote, revoke
 from safegene.report import write_report
 from safegene.status import summary, table
 from tests.sample_run import Sample
@@ -123,7 +123,7 @@ def promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sample:
     ledger = open_ledger(params, made.ws.root)
     candidate = made.ws.candidate("sentiment")
     artefacts = {"candidate": read_manifest(candidate).digest}
-    files = {"candidate/manifest.json": candidate / "manifest.json"}
+    files = {"candidate/manifest.json": (candidate / "manifest.json", digest_file(candidate / "manifest.json"))}
     promote(
         ledger, load_signer(ledger.keys, keys), Claim("sentiment", "pass", "ok", artefacts, {}, files), "production"
     )
@@ -160,3 +160,33 @@ def test_a_ledger_that_does_not_verify_says_nothing_is_known(promoted: Sample, k
     assert one["live"] is None
     assert "what is live is unknown" in one["problems"][0]
     assert "What is live is unknown" in write_report(promoted.ws).read_text()
+
+
+def test_a_revoked_release_is_not_called_promoted(promoted: Sample, tmp_path: Path) -> None:
+    params = promoted.ws.params.promote
+    ledger = open_ledger(params, promoted.ws.root)
+    digest = read_manifest(promoted.ws.candidate("sentiment")).digest
+    revoke(ledger, load_signer(ledger.keys, tmp_path / "keys"), digest, "poisoned", fields={})
+    (one,) = summary(promoted.ws)
+    assert "what is live is not served: record 1 revoked" in one["problems"][0]
+    text = write_report(promoted.ws).read_text().replace("\xa0", " ")
+    assert "1 promoted" not in text
+    assert "is revoked, and not served" in text
+
+
+@pytest.mark.parametrize("change", ["policy", "data"])
+def test_a_verdict_under_another_policy_or_on_other_data_gives_no_outcome(tmp_path: Path, change: str) -> None:
+    made = Sample(tmp_path / "w")
+    made.family()
+    made.target("sentiment")
+    assert summary(made.ws, live=lambda _: None)[0]["outcome"] == "pass"
+    if change == "policy":
+        path = made.ws.root / "params.yaml"
+        path.write_text(path.read_text().replace("cap_hrr: 0.10", "cap_hrr: 0.001"))
+    else:
+        files = {"coefficients.json": {"alphas": {}}}
+        made.put(made.ws.candidate("sentiment"), "calibrate", files, prompts=digest_bytes(b"another set"))
+    (one,) = summary(made.ws, live=lambda _: None)
+    assert one["outcome"] is None
+    what = {"policy": "a verdict under the present policy", "data": "candidate made from the present prompts"}[change]
+    assert f"expected {what}" in one["problems"][0]

@@ -4,7 +4,16 @@
 bytes that were promoted. `standing`: what is live, what was, what was revoked.
 """
 
-from safegene.ledger.chain import Ledger, Pointer, channel_key, open_ledger, record_key, require_published
+from safegene.ledger.chain import (
+    SEEN,
+    Ledger,
+    Pointer,
+    channel_key,
+    keep_seen,
+    open_ledger,
+    record_key,
+    require_published,
+)
 from safegene.ledger.keys import (
     create_key,
     ensure_key,
@@ -23,13 +32,15 @@ from safegene.ledger.release import (
     read_release,
     release_files,
     release_uri,
+    require_release_of,
     verify_release,
 )
-from safegene.ledger.standing import Live, find_record, live, named_digests, revocation
+from safegene.ledger.standing import Live, find_record, live, live_on, named_digests, rests_on, revocation, revocations
 
 __all__ = [
     "FIELDS",
     "PUBLISHING",
+    "SEEN",
     "Draft",
     "Ledger",
     "Live",
@@ -41,9 +52,11 @@ __all__ = [
     "create_key",
     "ensure_key",
     "find_record",
+    "keep_seen",
     "key_ids",
     "keys_folder",
     "live",
+    "live_on",
     "load_signer",
     "named_digests",
     "open_ledger",
@@ -56,7 +69,10 @@ __all__ = [
     "release_files",
     "release_uri",
     "require_published",
+    "require_release_of",
+    "rests_on",
     "revocation",
+    "revocations",
     "verify_release",
     "write_public_key",
 ]

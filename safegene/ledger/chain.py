@@ -9,7 +9,8 @@
 
 A record is written first, if absent; then the tip is swapped, if it matches what was read; then, for a publishing
 record, the channel pointer. A crash in between leaves an orphan record, never half a promotion: readers trust a pointer
-only to a record on the chain. Pointers are not signed; what they name is.
+only to a record on the chain. Pointers are not signed; what they name is. So a reader remembers the newest record that
+it saw (``ledger.seen`` in the workspace, kept in Git): a chain without it was set back or exchanged, and is refused.
 """
 
 import os
@@ -30,6 +31,7 @@ from safegene.params import PromoteParams
 from safegene.store import ObjectMissing, Store, open_store
 
 TIP = "tip"
+SEEN = "ledger.seen"
 TRIES = 200
 
 
@@ -52,11 +54,13 @@ class Ledger:
         keys: records signed by others are refused.
         cache: folder that keeps copies of records, which never change, so that a long chain in a remote store is read
             once; None (an audit) reads every record from the store.
+        seen: digest of a record seen before, which the chain must hold; None for none.
     """
 
     store: Store
     keys: tuple[SSlibKey, ...]
     cache: Path | None = None
+    seen: str | None = None
 
     def where(self, key: str) -> str:
         """A key's place, for messages."""
@@ -66,9 +70,11 @@ class Ledger:
         """The pointer to the newest record; None for an empty ledger.
 
         Raises:
-            LedgerError: it is malformed, or it is gone while records of a longer chain are there.
+            LedgerError: it is malformed, or it is gone while records of a longer chain are there or were seen before.
         """
         pointer = self._pointer(TIP, {"record", "sequence"})
+        if pointer is None and self.seen:
+            raise self._unseen()
         if pointer or not any(self.read(digest).sequence > 0 for digest in self.records()):
             return pointer
         if pointer := self._pointer(TIP, {"record", "sequence"}):  # the first writers came between the two looks
@@ -114,12 +120,13 @@ class Ledger:
         """Records from the newest to the first, each verified, each link checked.
 
         Raises:
-            LedgerError: names the first bad link.
+            LedgerError: names the first bad link; or the record seen before that the whole chain does not hold.
         """
         tip = self.tip()
         if tip is None:
             return
         digest: str | None = tip.record
+        seen = self.seen is None
         expected, named_by = tip.sequence, self.where(TIP)
         while digest is not None:
             record = self.read(digest)
@@ -128,7 +135,10 @@ class Ledger:
                 raise LedgerError(f"expected record number {expected}, named by {named_by}, got number {got}")
             yield record
             expected, named_by = expected - 1, self.where(record_key(digest))
+            seen = seen or digest == self.seen
             digest = record.previous
+        if not seen:
+            raise self._unseen()
 
     def append(self, draft: Draft, signer: CryptoSigner) -> Record:
         """Sign a draft and link it to the chain, however many others do so at once.
@@ -166,6 +176,13 @@ class Ledger:
         body = {"record": record.digest, "release": record.release, "sequence": record.sequence}
         self._swap(channel_key(record.channel, record.target), body, expected)
 
+    def _unseen(self) -> LedgerError:
+        return LedgerError(
+            f"expected the record {self.seen}, seen before, on the chain, got a chain without it: the ledger was set "
+            f"back or exchanged, in {self.where(TIP)}",
+            remedy=f"restore it; where another ledger is meant, remove {SEEN} from the workspace and commit that",
+        )
+
     def _links(self, record: Record) -> bool:
         """Whether the record is on the chain after all: the swap's reply was lost, and another linked to it since."""
         for other in self.walk():
@@ -201,7 +218,31 @@ def open_ledger(params: PromoteParams, root: Path, *, cache: Path | None = None)
     Raises:
         LedgerError: no usable public key is pinned.
     """
-    return Ledger(open_store(params.ledger, base=root), read_public_keys(root / params.public_key), cache)
+    keys = read_public_keys(root / params.public_key)
+    return Ledger(open_store(params.ledger, base=root), keys, cache, _read_seen(root / SEEN))
+
+
+def keep_seen(ledger: Ledger, root: Path) -> None:
+    """Remember the newest record in the workspace, once the whole chain was read and holds the one remembered before.
+
+    Raises:
+        LedgerError: the chain is broken, or does not hold it.
+    """
+    newest = next(iter(tuple(ledger.walk())), None)
+    if newest is not None:
+        _keep(root / SEEN, canonical_json({"record": newest.digest, "sequence": newest.sequence}) + b"\n")
+
+
+def _read_seen(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        raw = strict_json(path.read_bytes(), where=str(path))
+    except FormatError as error:
+        raise LedgerError(error.message) from None
+    if not isinstance(raw, dict) or set(raw) != {"record", "sequence"} or not is_digest(raw["record"]):
+        raise LedgerError(f"expected a record and its sequence, got another form, in {path}")
+    return str(raw["record"])
 
 
 def require_published(pointer: Pointer, record: Record, *, channel: str, target: str, where: str) -> None:

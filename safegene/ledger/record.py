@@ -211,7 +211,7 @@ def unseal(data: bytes, keys: Sequence[SSlibKey], *, where: str) -> Record:
         pinned = [f"{key.keyid[:12]}.." for key in keys]
         got = f"{signers}, or bytes that it does not fit"
         raise LedgerError(f"expected a signature by a pinned key {pinned}, got {got}, in {where}") from None
-    except (FormatError, KeyError, TypeError, ValueError) as error:
+    except (FormatError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"expected a signed record, got {error}, in {where}") from None
     _require_schema(statement, where)
     return Record(digest_bytes(data), statement["predicate"])

@@ -11,13 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safegene.digest import PREFIX, canonical_json, digest_bytes, digest_file, is_digest, strict_json
+from filelock import FileLock
+
+from safegene.digest import PREFIX, canonical_json, digest_bytes, digest_json, is_digest, strict_json
 from safegene.errors import DigestMismatch, FormatError
 from safegene.manifest import NAME as MANIFEST
+from safegene.manifest import Manifest
 from safegene.store import LocalStore, ObjectMissing, Store, check_key
 
 SCHEMA = "safegene/release/v1"
 INDEX = "release.json"
+
+Artefact = tuple[Path, Manifest]
+Source = tuple[Path, str]
 
 
 @dataclass(frozen=True)
@@ -38,22 +44,28 @@ class Release:
         return digest_bytes(self.content)
 
 
-def release_files(whole: Mapping[str, Path], receipts: Mapping[str, Path]) -> dict[str, Path]:
-    """Name -> file of a release: artefacts that are copied ``whole``, and artefacts of which the manifest is."""
-    files = {f"{name}/{MANIFEST}": folder / MANIFEST for name, folder in receipts.items()}
-    for name, folder in whole.items():
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                files[f"{name}/{path.relative_to(folder).as_posix()}"] = path
+def release_files(whole: Mapping[str, Artefact], receipts: Mapping[str, Artefact]) -> dict[str, Source]:
+    """Name -> file and digest of a release: artefacts that go in ``whole``, and artefacts of which the receipt goes in.
+
+    Args:
+        whole: artefact name -> folder and verified manifest. The digests are the manifest's, so that a file changed
+            after it was verified is found when it is copied.
+        receipts: the same.
+    """
+    files: dict[str, Source] = {}
+    for name, (folder, manifest) in {**receipts, **whole}.items():
+        files[f"{name}/{MANIFEST}"] = (folder / MANIFEST, digest_bytes(manifest.content))
+    for name, (folder, manifest) in whole.items():
+        files |= {f"{name}/{path}": (folder / path, digest) for path, digest in manifest.files.items()}
     return files
 
 
-def plan_release(target: str, files: Mapping[str, Path]) -> Release:
+def plan_release(target: str, files: Mapping[str, Source]) -> Release:
     """The release that these files would make."""
-    return Release(target, {check_key(name): digest_file(path) for name, path in sorted(files.items())})
+    return Release(target, {check_key(name): digest for name, (_, digest) in sorted(files.items())})
 
 
-def publish_release(store: Store, release: Release, files: Mapping[str, Path]) -> None:
+def publish_release(store: Store, release: Release, files: Mapping[str, Source]) -> None:
     """Copy a release into the store, its index last; again is harmless.
 
     Raises:
@@ -61,9 +73,10 @@ def publish_release(store: Store, release: Release, files: Mapping[str, Path]) -
         StoreError: the store failed.
     """
     for name, expected in release.files.items():
-        data = files[name].read_bytes()
+        path, _ = files[name]
+        data = path.read_bytes()
         if (got := digest_bytes(data)) != expected:
-            raise DigestMismatch(f"expected {expected}, got {got}: the file changed meanwhile, in {files[name]}")
+            raise DigestMismatch(f"expected {expected}, got {got}: the file changed after it was verified, in {path}")
         store.put_if_absent(_key(release.digest, name), data)
     store.put_if_absent(_key(release.digest, INDEX), release.content)
 
@@ -100,6 +113,32 @@ def verify_release(store: Store, digest: str) -> Release:
     return release
 
 
+def require_release_of(store: Store, digest: str, artefacts: Mapping[str, str]) -> Release:
+    """`verify_release`, and that its receipts are those that a record names, and its files those of the receipts.
+
+    Args:
+        store: where it is.
+        digest: the release.
+        artefacts: artefact name -> digest, as the record that put it live says.
+
+    Raises:
+        DigestMismatch: names the file that is not what the record says.
+    """
+    release = verify_release(store, digest)
+    for name, expected in artefacts.items():
+        if (receipt := f"{name}/{MANIFEST}") not in release.files:
+            continue
+        where = f"{store.uri}/{_key(digest, receipt)}"
+        raw = strict_json(_get(store, digest, receipt, expected=release.files[receipt]), where=where)
+        if (got := digest_json(raw)) != expected:
+            raise DigestMismatch(f"expected {expected}, as the record says, got {got}, in {where}")
+        own = {path.removeprefix(f"{name}/"): one for path, one in release.files.items() if path.startswith(f"{name}/")}
+        del own[MANIFEST]
+        if own and own != raw["files"]:
+            raise DigestMismatch(f"expected the files that {receipt} names, got others, in {where}")
+    return release
+
+
 def open_release(store: Store, digest: str, *, cache: Path) -> Path:
     """A folder with a verified release: in place in a local store, else a copy below ``cache``.
 
@@ -110,9 +149,13 @@ def open_release(store: Store, digest: str, *, cache: Path) -> Path:
         verify_release(store, digest)
         return store.root / _key(digest, "").rstrip("/")
     folder = cache / "releases" / digest.removeprefix(PREFIX)
-    if not (folder / INDEX).is_file():
-        _download(store, digest, folder)
-    verify_release(LocalStore(folder.parent.parent), digest)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        try:
+            verify_release(LocalStore(cache), digest)
+        except DigestMismatch:  # not here yet, or damaged since
+            _download(store, digest, folder)
+            verify_release(LocalStore(cache), digest)
     return folder
 
 

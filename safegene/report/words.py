@@ -88,6 +88,8 @@ def decide(target: TargetState) -> Decision:
 def _live(target: TargetState) -> str:
     if target.unknown:
         return "What is live is unknown, since the ledger does not verify"
+    if target.live and target.live.revoked:
+        return f"Release {short(target.live.release)} is revoked, and not served"
     return f"Release {short(target.live.release)} is live" if target.live else "Nothing is live"
 
 

@@ -25,7 +25,7 @@ from safegene.judges.calibration import calibration_of
 from safegene.judges.replies import coherent, correct
 from safegene.manifest import Manifest, read_manifest, write_artefact
 from safegene.params import EvaluateParams, FetchParams, GateParams
-from safegene.prompts import Prompt, normalised, read_prompts
+from safegene.prompts import Prompt, normalised, read_prompts, validated
 from safegene.registry import read_incumbent
 from safegene.sources import local_checkpoint, read_record
 from safegene.tensors.device import device, dtype_for, threads_for
@@ -66,6 +66,7 @@ def evaluate(
     aligned: Path,
     target: Path,
     candidate: Path,
+    validation: Path,
     out: Path,
     incumbent: Path | None = None,
     fetch: FetchParams | None = None,
@@ -81,19 +82,21 @@ def evaluate(
         aligned: artefact of the family's aligned checkpoint.
         target: artefact of the fine-tune.
         candidate: artefact with the repair as a PEFT adapter.
+        validation: artefact of stage ``validate``, whose receipt must be of these very sets.
         out: the artefact to write.
         incumbent: ``incumbent.json``: what was live when it was pinned, if anything.
         fetch: limits, where a checkpoint must be fetched again.
         dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
 
     Raises:
-        StaleArtifact: the candidate was made from another target or another aligned model.
+        StaleArtifact: the candidate was made from another target or another aligned model, or a set was not validated.
         JudgeError: the judge is missing or its calibration is another's.
         EmptySample: a set has no test prompt.
     """
     judge = build(params.judge)
     calibration = calibration_of(params.judge, judge)
     suites = {"gate": read_prompts(prompts / "gate.jsonl"), "task": read_prompts(task)}
+    receipt = validated(validation, {"gate": suites["gate"].digest, f"task-{task.stem}": suites["task"].digest})
     asked = {"gate": suites["gate"].where(split="test"), "task": suites["task"].where(kind="task", split="test")}
     arms = _arms(aligned, target, candidate, incumbent, fetch)
     plan = Plan(
@@ -112,7 +115,7 @@ def evaluate(
             replies = _replies(contender, some, plan, dtype, f"{arm}, {name}")
             rows += _judged(arm, contender, some, replies, judge, keep=params.judge.kind not in CHEAP)
     inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
-    inputs |= {"aligned": aligned, "target": target, "candidate": candidate}
+    inputs |= {"aligned": aligned, "target": target, "candidate": candidate, "validation": receipt}
     inputs |= {"incumbent": incumbent} if incumbent and incumbent.is_file() else {}
     inputs |= {"calibration": params.judge.calibration} if params.judge.calibration else {}
     chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": dtype}
@@ -234,7 +237,7 @@ def _judged(
     decisions = [_NOT_ASKED] * len(asked) if tasks else _decisions(asked, replies, judge, keep=keep)
     rows = []
     for row, reply, decision in zip(asked, replies, decisions, strict=True):
-        cut = not reply.finished and decision.harmful == "no" and decision.refusal != "yes"
+        cut = not reply.finished and decision.harmful == "no"  # a refusal may turn into an answer later
         judgement = Judgement(
             prompt=row.id,
             model=arm,
@@ -243,7 +246,7 @@ def _judged(
             refusal=decision.refusal,
             correct=correct(reply.text, row.response) if row.kind == "task" else None,
             coherent=coherent(reply.text),
-            raw="cut off before it was harmful or a refusal" if cut else decision.raw,
+            raw="cut off before it was harmful" if cut else decision.raw,
             weights=contender.digest,
         )
         shown = {"kind": row.kind, "text": row.prompt, "reply": reply.text, "finished": reply.finished}

@@ -9,13 +9,12 @@ still. DVC does not run this stage: an experiment must not promote.
 import getpass
 import platform
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, Literal
 
 from safegene import __version__
 from safegene.digest import canonical_json, digest_file, digest_json, strict_json
@@ -23,32 +22,34 @@ from safegene.errors import (
     ArtifactError,
     FormatError,
     LedgerError,
+    ParamsError,
     PromotionRefused,
     SafegeneError,
     StaleArtifact,
     StoreError,
 )
+from safegene.ledger import Ledger, Live, Record, keep_seen, load_signer, open_ledger, release_files
 from safegene.ledger import live as live_now
-from safegene.ledger import load_signer, open_ledger, release_files
 from safegene.manifest import NAME, Manifest, read_manifest
-from safegene.params import GateParams, PromoteParams, load_yaml
-from safegene.registry import NOTED, Claim, Promotion, refuse, resolve, rollback
+from safegene.params import GateParams, Params, PromoteParams, load_yaml
+from safegene.prompts import validated
+from safegene.registry import NOTED, Claim, Promotion, refuse, resolve, revoke, rollback
 from safegene.registry import promote as put_live
+from safegene.verdict import evidence_from, verdict_payload
+from safegene.verdict.decision import policy_digest
 from safegene.workspace import Workspace, cache_folder
-
-if TYPE_CHECKING:
-    from safegene.verdict import Verdict
 
 Run = Mapping[str, str]
 
-MADE_FROM: Mapping[str, tuple[str, ...]] = {
+MADE_FROM: Mapping[str, tuple[str, ...]] = {  # where there is an incumbent.json, judgements are made from it too
     "candidate": ("aligned", "target", "vector", "selection"),
-    "judgements": ("aligned", "target", "candidate"),
+    "judgements": ("aligned", "target", "candidate", "incumbent", "validation"),
     "verdict": ("candidate", "judgements"),
 }
 WHOLE = ("target", "candidate", "judgements", "verdict", "aligned")
 RECEIPTS = ("vector", "selection")
 OPTIONAL = ("degraded", "delta")  # a family may bring its own degraded copies, and need not keep them
+BESIDE = ("incumbent",)  # an input where there is one
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,11 @@ def promote(
 
     Raises:
         PromotionRefused: the verdict is not a pass (exit code 3, or 4 if inconclusive), or another promotion won.
+        ParamsError: there is no such target.
         ArtifactError: an artefact is absent, altered, or was made from something that has changed since.
         LedgerError, StoreError: the ledger cannot be read or written; then there is no record.
     """
+    _require_target(workspace, target)
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     signer = load_signer(ledger.keys)
     try:
@@ -97,7 +100,8 @@ def promote(
         if not dry_run:
             record_error(params, workspace=workspace, target=target, run=run, error=error)
         raise
-    return put_live(ledger, signer, claim, params.channel, dry_run=dry_run)
+    with nullcontext() if dry_run else _remembering(ledger, workspace):
+        return put_live(ledger, signer, claim, params.channel, dry_run=dry_run)
 
 
 def attempt(params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None = None) -> str:
@@ -123,6 +127,7 @@ def record_error(
     try:
         ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
         error.add_note(f"{NOTED} {refuse(ledger, load_signer(ledger.keys), claim, params.channel).digest}")
+        keep_seen(ledger, workspace.root)
     except (LedgerError, StoreError) as why:
         error.remedy = f"{error.remedy}; the attempt is not on record either: {why.message}".removeprefix("; ")
 
@@ -139,7 +144,35 @@ def roll_back(
     """Put live again what was live before; see `safegene.registry.rollback`."""
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     changed = {"run": _run(run)}
-    return rollback(ledger, load_signer(ledger.keys), target, channel or params.channel, fields=changed, to=to)
+    with _remembering(ledger, workspace):
+        return rollback(ledger, load_signer(ledger.keys), target, channel or params.channel, fields=changed, to=to)
+
+
+def withdraw(
+    params: PromoteParams, *, workspace: Workspace, digest: str, reason: str, run: Run | None = None
+) -> tuple[Record, tuple[Live, ...], tuple[str, ...]]:
+    """Put on record that something may not be relied on; see `safegene.registry.revoke`."""
+    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    with _remembering(ledger, workspace):
+        return revoke(ledger, load_signer(ledger.keys), digest, reason, fields={"run": _run(run)})
+
+
+@contextmanager
+def _remembering(ledger: Ledger, workspace: Workspace) -> Iterator[None]:
+    """Remember afterwards how far the ledger goes, also where the attempt was refused."""
+    try:
+        yield
+    except SafegeneError:
+        with suppress(LedgerError, StoreError):  # the refusal is what its caller must hear of
+            keep_seen(ledger, workspace.root)
+        raise
+    keep_seen(ledger, workspace.root)
+
+
+def _require_target(workspace: Workspace, target: str) -> None:
+    known = workspace.targets.targets
+    if target not in known:
+        raise ParamsError(f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}")
 
 
 def live(params: PromoteParams, *, workspace: Workspace, target: str, channel: str | None = None) -> dict[str, Any]:
@@ -159,10 +192,12 @@ def pin(params: PromoteParams, *, workspace: Workspace, target: str) -> str | No
     """Write what is live for the target to ``incumbent.json``, which ``evaluate`` depends on; the digest that is live.
 
     The file is left alone where the candidate in the workspace *is* what is live: comparing it with itself would say
-    nothing, and its verdict, measured against what was live before it, stands.
+    nothing, and its verdict, measured against what was live before it, stands. What was revoked is no reference: then
+    nothing is pinned, and the aligned model is.
     """
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     now = live_now(ledger, target, params.channel)
+    now = None if now and now.revoked else now
     path = workspace.incumbent(target)
     candidate = _present(workspace, target).get("candidate")
     if path.is_file() and now and now.record.artefacts.get("candidate") == candidate:
@@ -190,11 +225,14 @@ def gather(workspace: Workspace, target: str) -> Evidence:
     folders = workspace.artefacts(target)
     needed = {name: at for name, at in folders.items() if name not in OPTIONAL or (at / NAME).is_file()}
     manifests = {name: read_manifest(at) for name, at in needed.items()}
-    incumbent = workspace.incumbent(target)
+    incumbent, receipt = workspace.incumbent(target), workspace.validation
     current = {name: manifest.digest for name, manifest in manifests.items()}
+    current["validation"] = validated(receipt)
     if incumbent.is_file():
         current["incumbent"] = digest_file(incumbent)
-    data = _data(workspace)
+    if calibration := workspace.params.evaluate.judge.calibration:
+        current["calibration"] = digest_file(workspace.root / calibration)
+    data = data_digests(workspace)
     for name, manifest in manifests.items():
         _require_current(name, folders[name], manifest, current, set(data.values()))
     return Evidence(folders, manifests, data, _pinned(incumbent))
@@ -203,7 +241,7 @@ def gather(workspace: Workspace, target: str) -> Evidence:
 def _claim(workspace: Workspace, target: str, run: Run) -> Claim:
     evidence = gather(workspace, target)
     verdict = evidence.payload("verdict", "verdict.json")
-    outcome = _outcome(evidence, verdict, workspace.params.gate)
+    outcome = _outcome(evidence, verdict, workspace.params)
     return Claim(
         target=target,
         outcome=outcome,
@@ -211,55 +249,67 @@ def _claim(workspace: Workspace, target: str, run: Run) -> Claim:
         artefacts=evidence.digests,
         fields=_fields(evidence, verdict, workspace, target, run),
         files=release_files(
-            {name: evidence.folders[name] for name in WHOLE}, {name: evidence.folders[name] for name in RECEIPTS}
+            {name: (evidence.folders[name], evidence.manifests[name]) for name in WHOLE},
+            {name: (evidence.folders[name], evidence.manifests[name]) for name in RECEIPTS},
         ),
         measured_against=evidence.incumbent,
     )
 
 
-def _outcome(
-    evidence: Evidence, verdict: Mapping[str, Any], policy: GateParams
-) -> Literal["pass", "fail", "inconclusive"]:
-    """The verdict's outcome, if the judgements give it again under the present policy."""
-    where = evidence.folders["verdict"]
-    present = digest_json(policy.model_dump(mode="json"))
+def _outcome(evidence: Evidence, verdict: Mapping[str, Any], params: Params) -> Literal["pass", "fail", "inconclusive"]:
+    """The verdict's outcome, if it is by the present policy and judge and the judgements give all of it again."""
+    where, judged = evidence.folders["verdict"], evidence.manifests["judgements"]
+    present = policy_digest(params.gate)
     if (used := verdict.get("policy")) != present:
         raise StaleArtifact(
             f"expected a verdict under the present policy {present}, got one under {used}, in {where}",
             remedy="run `safegene run`",
         )
-    again = _decided(evidence, policy)
-    expected = {"outcome": again.outcome, "endpoints": {one.name: one.outcome for one in again.endpoints}}
-    claimed = {one.get("name"): one.get("outcome") for one in verdict.get("endpoints", ())}
-    if (got := {"outcome": verdict.get("outcome"), "endpoints": claimed}) != expected:
+    for name, value in params.evaluate.model_dump(mode="json").items():
+        if (was := judged.params.get(name)) != value:
+            raise StaleArtifact(
+                f"expected judgements under the present evaluate.{name}, {value}, got those under {was}, "
+                f"in {evidence.folders['judgements']}",
+                remedy="run `safegene run`",
+            )
+    again = _decided(evidence, params.gate)
+    if changed := sorted(name for name in {*again, *verdict} if again.get(name) != verdict.get(name)):
+        name = changed[0]
         raise StaleArtifact(
-            f"expected {expected}, which the judgements give, got {got}, in {where}",
+            f"expected {name} = {again.get(name)}, which the judgements give, got {verdict.get(name)}, in {where}",
             remedy="run `safegene gate` again, and find out who wrote that verdict",
         )
-    return again.outcome
+    outcome: Literal["pass", "fail", "inconclusive"] = again["outcome"]
+    return outcome
 
 
-def _decided(evidence: Evidence, policy: GateParams) -> "Verdict":
-    """The verdict that the recorded judgements give."""
-    from safegene.verdict import Judgement, Plan, decide
-
-    path = evidence.folders["judgements"] / "judgements.jsonl"
-    known = {field.name for field in fields(Judgement)}
-    try:
-        plan = TypeAdapter(Plan).validate_python(evidence.payload("judgements", "plan.json"))
-        rows = [strict_json(line, where=str(path)) for line in path.read_bytes().splitlines() if line.strip()]
-        shown = [{name: row[name] for name in known & set(row)} for row in rows]
-        judgements = TypeAdapter(list[Judgement]).validate_json(canonical_json(shown), strict=True)
-    except (OSError, TypeError, ValidationError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise FormatError(f"expected a plan and judgements, got {first}, in {path.parent}") from None
-    return decide(judgements, plan, policy)
+def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
+    """``verdict.json`` as the recorded judgements give it, as plain JSON values."""
+    folder = evidence.folders["judgements"]
+    files = [(folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl")]
+    rows, plan = evidence_from(*files, where=str(folder))
+    if ("incumbent" in plan.models) != (evidence.incumbent is not None):
+        raise StaleArtifact(
+            f"expected judgements of the live model {evidence.incumbent or '(none)'}, got those of "
+            f"{sorted(plan.models)}, in {folder}",
+            remedy="run `safegene run`",
+        )
+    payload = verdict_payload(
+        rows,
+        plan,
+        policy,
+        candidate=evidence.digests["candidate"],
+        judgements=evidence.digests["judgements"],
+        extra_params=evidence.manifests["candidate"].facts.get("extra_params"),
+    )
+    return dict(strict_json(canonical_json(payload), where=str(folder)))
 
 
 def _require_current(name: str, folder: Path, manifest: Manifest, current: Mapping[str, str], data: set[str]) -> None:
-    missing = [one for one in MADE_FROM.get(name, ()) if current[one] not in manifest.inputs.values()]
+    needed = [one for one in MADE_FROM.get(name, ()) if one in current or one not in BESIDE]
+    missing = [one for one in needed if current[one] not in manifest.inputs.values()]
     changed = [one for one, used in manifest.inputs.items() if current.get(one, used) != used]
-    sets = [one for one, used in manifest.inputs.items() if _is_data(one) and used not in data]
+    sets = [one for one, used in manifest.inputs.items() if is_data(one) and used not in data]
     if stale := sorted({*missing, *changed, *sets}):
         raise StaleArtifact(
             f"expected {name} made from the present {', '.join(stale)}, got one made from others, in {folder}",
@@ -267,11 +317,13 @@ def _require_current(name: str, folder: Path, manifest: Manifest, current: Mappi
         )
 
 
-def _is_data(name: str) -> bool:
+def is_data(name: str) -> bool:
+    """Whether an input of a stage is a prompt or task set."""
     return name in ("prompts", "task") or name.endswith(".jsonl")
 
 
-def _data(workspace: Workspace) -> dict[str, str]:
+def data_digests(workspace: Workspace) -> dict[str, str]:
+    """Every prompt and task set: path below ``data`` -> digest."""
     files = [*sorted(workspace.prompts.glob("*.jsonl")), *sorted(workspace.tasks.glob("*.jsonl"))]
     return {path.relative_to(workspace.data).as_posix(): digest_file(path) for path in files}
 
@@ -311,6 +363,7 @@ def _fields(
             "recipe": {name: dict(m.params) for name, m in manifests.items() if name in (*OPTIONAL, "vector")},
             "layers": evidence.payload("selection", "selection.json").get("kept", []),
             "coefficients": manifests["candidate"].files.get("coefficients.json", ""),
+            "made_from": {name: dict(m.inputs) for name, m in manifests.items() if name in (*OPTIONAL, *RECEIPTS)},
             "calibration": {"params": dict(manifests["candidate"].params), "facts": dict(manifests["candidate"].facts)},
         },
         "datasets": dict(evidence.data),
@@ -348,7 +401,7 @@ def _code(workspace: Workspace, target: str, run: Run | None) -> dict[str, Any]:
     """Where the code and its inputs stood; ``dvc_lock`` is the digest of the entries upstream of this target."""
     commit = (run or {}).get("git_commit") or _git_commit(workspace.root)
     lock = workspace.root / "dvc.lock"
-    stages = load_yaml(lock).get("stages", {}) if lock.is_file() else {}
+    stages = (load_yaml(lock) or {}).get("stages", {}) if lock.is_file() else {}
     upstream = {name: entry for name, entry in stages.items() if name.partition("@")[2] in ("", target)}
     return {
         "safegene": __version__,

@@ -2,12 +2,13 @@
 
 ``types`` what goes in and comes out; ``pairs`` which replies are compared, and what is wrong with the evidence;
 ``endpoints`` one question each; ``decision`` the six together; ``rates`` what is shown beside them;
-``reading`` plans and judgements from JSON values.
+``reading`` plans and judgements from JSON values; ``payload`` what a verdict's file says.
 """
 
 from safegene.verdict.decision import ENDPOINTS, decide
+from safegene.verdict.payload import recovery, verdict_payload
 from safegene.verdict.rates import category_rates, rates
-from safegene.verdict.reading import judgement_from, plan_from
+from safegene.verdict.reading import evidence_from, judgement_from, plan_from
 from safegene.verdict.types import (
     Arm,
     Calibration,
@@ -35,7 +36,10 @@ __all__ = [
     "Verdict",
     "category_rates",
     "decide",
+    "evidence_from",
     "judgement_from",
     "plan_from",
     "rates",
+    "recovery",
+    "verdict_payload",
 ]

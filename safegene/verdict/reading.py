@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from safegene.digest import canonical_json
-from safegene.errors import FormatError
+from safegene.digest import canonical_json, strict_json
+from safegene.errors import EmptySample, FormatError
 from safegene.verdict.types import Judgement, Plan
 
 SHOWN = ("kind", "text", "reply", "finished")  # of a row of judgements, for people; no verdict rests on them
@@ -33,6 +33,24 @@ def judgement_from(raw: Any, *, where: str) -> Judgement:
     """
     kept = {key: value for key, value in raw.items() if key not in SHOWN} if isinstance(raw, dict) else raw
     return _parsed(_JUDGEMENT, kept, {field.name for field in fields(Judgement)}, "a judgement", where)
+
+
+def evidence_from(plan: bytes, judgements: bytes, *, where: str) -> tuple[list[Judgement], Plan]:
+    """Judgements and plan from the bytes of ``judgements.jsonl`` and ``plan.json`` of the folder ``where``.
+
+    Raises:
+        EmptySample: there is no judgement.
+        FormatError: the plan or a row has another form; names file and line.
+    """
+    place, rows = f"{where}/plan.json", []
+    planned = plan_from(strict_json(plan, where=place), where=place)
+    for number, line in enumerate(judgements.split(b"\n"), start=1):
+        place = f"{where}/judgements.jsonl, line {number}"
+        if line.strip():
+            rows.append(judgement_from(strict_json(line, where=place), where=place))
+    if not rows:
+        raise EmptySample(f"expected judgements, got none, in {where}/judgements.jsonl")
+    return rows, planned
 
 
 def _parsed(adapter: TypeAdapter[T], raw: Any, keys: set[str], what: str, where: str) -> T:

@@ -1,6 +1,7 @@
 """A ledger under attack: records edited, deleted, reordered, re-signed; pointers moved; writers killed."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from safegene.audit import audit_workspace
-from safegene.digest import digest_json
-from safegene.errors import LedgerError, SafegeneError
+from safegene.digest import canonical_json, digest_bytes, digest_json
+from safegene.errors import DigestMismatch, LedgerError, SafegeneError
 from safegene.ledger import (
+    SEEN,
     Draft,
     Ledger,
     Record,
@@ -23,7 +25,8 @@ from safegene.ledger import (
     record_key,
     write_public_key,
 )
-from safegene.stages.promote import attempt, promote
+from safegene.manifest import read_manifest
+from safegene.stages.promote import attempt, promote, roll_back, withdraw
 from safegene.stages.promote import live as served
 from safegene.workspace import Workspace
 from tests.ledger_world import TARGET, flip_byte, make_target, make_verdict, make_workspace
@@ -107,8 +110,14 @@ def test_a_record_of_an_unknown_key_is_refused(ws: Workspace, tmp_path: Path) ->
         served(ws.params.promote, workspace=ws, target=TARGET)
 
 
+def never_seen(ws: Workspace) -> None:
+    """As a reader who has not been here before."""
+    (ws.root / SEEN).unlink()
+
+
 def test_a_chain_cut_off_at_its_end_is_found(ws: Workspace) -> None:
     first = chain_of(ws)[0]
+    never_seen(ws)
     tip = ws.root / "ledger" / "tip"
     tip.write_text(json.dumps({"record": first.digest, "sequence": 0}))
     found = problems(ws)
@@ -117,18 +126,89 @@ def test_a_chain_cut_off_at_its_end_is_found(ws: Workspace) -> None:
 
 
 def test_a_deleted_tip_is_not_a_new_ledger(ws: Workspace) -> None:
+    never_seen(ws)
     (ws.root / "ledger" / "tip").unlink()
     assert "expected the chain's tip, got none though linked records are there" in problems(ws)
     with pytest.raises(LedgerError, match="tip"):
         promote(ws.params.promote, workspace=ws, target=TARGET)
 
 
-def test_a_ledger_set_back_as_a_whole_is_found_by_who_saw_more(ws: Workspace) -> None:
-    from safegene.audit import verify
+@pytest.mark.parametrize("how", ["set back by one", "set back whole", "gone", "exchanged"])
+def test_a_ledger_without_the_record_seen_last_is_refused(ws: Workspace, tmp_path: Path, how: str) -> None:
+    ledger, before = ws.root / "ledger", tmp_path / "before"
+    shutil.copytree(ledger, before)
+    again(ws, alpha=4.0, outcome="fail")
+    if how == "set back by one":
+        shutil.copyfile(before / "tip", ledger / "tip")
+        next(p for p in (ledger / "records").iterdir() if not (before / "records" / p.name).exists()).unlink()
+    else:
+        shutil.rmtree(ledger)
+    if how == "set back whole":
+        shutil.copytree(before, ledger)
+    if how == "exchanged":
+        other = make_workspace(tmp_path / "other")
+        attempt(other.params.promote, workspace=other, target=TARGET)
+        shutil.copytree(other.root / "ledger", ledger)
+        shutil.copyfile(other.root / "ledger.pub", ws.root / "ledger.pub")
+    assert "seen before, on the chain" in problems(ws)
+    with pytest.raises(LedgerError, match="seen before"):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+    with pytest.raises(LedgerError, match="seen before"):
+        promote(ws.params.promote, workspace=ws, target=TARGET)
 
-    assert verify(ws, ledger_of(ws), seen=chain_of(ws)[1].digest).problems == ()
-    (problem,) = verify(ws, ledger_of(ws), seen=digest_json("seen elsewhere")).problems
-    assert "seen before" in problem
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_setting_the_tip_back_does_not_undo_a_revocation(ws: Workspace, seen: bool) -> None:
+    tip = ws.root / "ledger" / "tip"
+    before = tip.read_bytes()
+    withdraw(ws.params.promote, workspace=ws, digest=read_manifest(ws.vector).digest, reason="poisoned")
+    tip.write_bytes(before)
+    if not seen:
+        never_seen(ws)
+    with pytest.raises(SafegeneError, match="seen before" if seen else "poisoned"):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+    assert "expected revocation 3 on the chain" in problems(ws)
+
+
+def test_a_pointer_set_back_behind_a_rollback_is_not_served(ws: Workspace) -> None:
+    pointer = ws.root / "ledger" / "channels" / "production" / TARGET
+    before = pointer.read_bytes()
+    roll_back(ws.params.promote, workspace=ws, target=TARGET)
+    pointer.write_bytes(before)
+    with pytest.raises(LedgerError, match="rolled back to"):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+    assert "a rollback was interrupted" in problems(ws)
+    assert roll_back(ws.params.promote, workspace=ws, target=TARGET).outcome == "rollback"
+    assert served(ws.params.promote, workspace=ws, target=TARGET)
+    assert problems(ws) == ""
+
+
+def test_a_pointer_to_a_promotion_that_lost_is_refused(ws: Workspace) -> None:
+    ledger = ledger_of(ws)
+    signer, last = load_signer(ledger.keys), chain_of(ws)[-1]
+    lost = ledger.append(Draft("pass", TARGET, "production", "r", last.artefacts, {}, release=last.release), signer)
+    ledger.append(Draft("superseded", TARGET, "production", "r", {}, {}, replaces=lost.digest), signer)
+    ledger.publish(lost, ledger.pointer("production", TARGET))
+    assert "which lost" in problems(ws)
+    with pytest.raises(LedgerError, match="which lost"):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_a_planted_link_to_a_folder_is_found(ws: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (ws.candidate(TARGET) / "extra").symlink_to(tmp_path / "outside")
+    assert "got also ['extra']" in problems(ws)
+    release = Path(served(ws.params.promote, workspace=ws, target=TARGET)["path"])
+    (release / "candidate" / "extra").symlink_to(tmp_path / "outside")
+    with pytest.raises(DigestMismatch, match="candidate/extra"):
+        served(ws.params.promote, workspace=ws, target=TARGET)
+
+
+def test_a_planted_record_of_nonsense_is_named(ws: Workspace) -> None:
+    data = canonical_json({"payload": 5, "payloadType": "x", "signatures": []})
+    file = ws.root / "ledger" / record_key(digest_bytes(data))
+    file.write_bytes(data)
+    assert str(file) in problems(ws)
 
 
 def test_a_tip_that_lies_about_its_number_is_found(ws: Workspace) -> None:
@@ -182,7 +262,6 @@ def test_a_pointer_set_back_to_an_earlier_promotion_is_found(ws: Workspace) -> N
 def test_a_ledger_of_another_schema_is_refused(ws: Workspace) -> None:
     from securesystemslib.dsse import Envelope
 
-    from safegene.digest import canonical_json, digest_bytes
     from safegene.ledger.record import PAYLOAD, unseal
 
     ledger = ledger_of(ws)
@@ -193,7 +272,6 @@ def test_a_ledger_of_another_schema_is_refused(ws: Workspace) -> None:
         data = canonical_json(envelope.to_dict())
         with pytest.raises(LedgerError, match="in here"):
             unseal(data, ledger.keys, where="here")
-        assert digest_bytes(data)
 
 
 KILLED = """

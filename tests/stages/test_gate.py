@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from safegene.stages.gate import recovery
+from safegene.verdict import recovery
 
 
 def test_the_gate_imports_no_model_library() -> None:
