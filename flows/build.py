@@ -20,17 +20,21 @@ def build(root: str) -> list[str]:
 
 def build_stages(root: str) -> list[str]:
     """The flow's body, for flows that hold the workspace already."""
-    pin_aligned(Workspace(Path(root)))
+    pin_family(Workspace(Path(root)))
     return [stage.name for stage in FAMILY if STAGE_TASKS[stage.name](root, "")]
 
 
-def pin_aligned(ws: Workspace) -> bool:
-    """Pin what ``family.aligned`` holds now, if it was never pinned; whether it had to be.
+def pin_family(ws: Workspace) -> None:
+    """Pin what ``family.aligned`` and ``family.degraded`` hold now, where they were never pinned.
 
     A later change is for `watch` to see: a run must not move the ground it stands on.
     """
-    targets = ws.targets
-    if targets.aligned is not None:
-        return False
-    save_targets(ws.targets_file, targets.model_copy(update={"aligned": fingerprint(ws.params.family.aligned)}))
-    return True
+    targets, family = ws.targets, ws.params.family
+    pinned = targets.model_copy(
+        update={
+            "aligned": targets.aligned or fingerprint(family.aligned),
+            "degraded": {uri: targets.degraded.get(uri) or fingerprint(uri) for uri in family.degraded},
+        }
+    )
+    if pinned != targets:
+        save_targets(ws.targets_file, pinned)

@@ -77,7 +77,7 @@ def start_server() -> tuple[subprocess.Popen[bytes], str]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
     private = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     environment = {**os.environ, **private}
-    server = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)  # noqa: PLW1509 (Linux, one thread)
+    server = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent, start_new_session=True)  # noqa: PLW1509 (Linux, one thread)
     return server, f"http://127.0.0.1:{port}/api"
 
 

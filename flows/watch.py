@@ -45,7 +45,11 @@ def look(ws: Workspace) -> Targets:
     params, targets = ws.params, ws.targets
     found = {} if not params.watch.folders else dict(_found(ws, targets))
     known = {name: _again(name, entry) for name, entry in targets.targets.items() if name not in found}
-    return Targets(aligned=fingerprint(params.family.aligned), targets={**known, **found})
+    return Targets(
+        aligned=fingerprint(params.family.aligned),
+        degraded={uri: fingerprint(uri) for uri in params.family.degraded},
+        targets={**known, **found},
+    )
 
 
 def _again(name: str, entry: Target) -> Target:
@@ -84,7 +88,7 @@ def _unused(name: str, taken: set[str]) -> str:
 def announce(ws: Workspace, before: Targets, after: Targets) -> list[str]:
     """Emit one event per new or changed digest."""
     told = []
-    if before.aligned not in (None, after.aligned):
+    if before.aligned is not None and (before.aligned, before.degraded) != (after.aligned, after.degraded):
         _emit(ws, FAMILY_CHANGED, "aligned", after.aligned or "")
         told.append("aligned")
     for name, entry in after.targets.items():

@@ -180,15 +180,15 @@ def merge(
     target: Target,
     out: Annotated[Path, typer.Argument(help="A new folder for the merged checkpoint.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    lossy: Annotated[bool, typer.Option("--lossy", help="Merge though rounding erases much of the repair.")] = False,
+    lossy: Annotated[bool, typer.Option("--lossy", help="Merge though rounding erases much of the change.")] = False,
 ) -> None:
-    """Write the target with its repair merged in, with the share of the repair that survives rounding."""
+    """Write the target with its repair (a LoRA: with its own change too) merged in; says what survives rounding."""
     from safegene.stages.merge import merge as write
 
     ws = Workspace.find()
     folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
     facts = write(ws.params.fetch, **folders, out=out, dtype=dtype, lossy=lossy)
-    console.print(f"{out}: {facts['dtype']}, {facts['survival']:.1%} of the repair survives rounding", soft_wrap=True)
+    console.print(f"{out}: {facts['dtype']}, {facts['survival']:.1%} of the change survives rounding", soft_wrap=True)
 
 
 @app.command()
@@ -312,6 +312,8 @@ def audit_revoke(
     """Put on record that something may not be relied on, and name every live model that it touched."""
     from safegene.stages.promote import withdraw
 
+    if not reason.strip() or not reason.isprintable():
+        raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
     ws = Workspace.find()
     done = withdraw(ws.params.promote, workspace=ws, digest=digest, reason=reason, run=manual_run(ws))
     record, touched, unread = done
@@ -361,8 +363,8 @@ def manual_run(ws: Workspace) -> dict[str, str]:
 def main() -> None:
     """Entry point: one clear sentence per error, a remedy, and the exit code that DESIGN names."""
     end_with_flow()
-    show_progress()
     try:
+        show_progress()
         app(standalone_mode=True)
     except SafegeneError as error:
         report_error(error, trace=DEBUG["on"])

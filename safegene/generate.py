@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from safegene.errors import CheckpointError
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,6 +71,9 @@ def generate(
         batch_size: prompts per batch.
         on_done: called with (index of the prompt, reply) as soon as a reply is known, so that a caller can keep it and
             ask only for the missing ones after a kill.
+
+    Raises:
+        CheckpointError: an ordinary word would end replies; see `end_tokens`.
     """
     rows = [encode_chat(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
@@ -105,11 +110,22 @@ def _reply(tokenizer: "PreTrainedTokenizerBase", row: list[int], ends: set[int])
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Every token that ends a reply: those of the model's generation settings and the tokenizer's own."""
+    """Every token that ends a reply: those of the model's generation settings and the tokenizer's own.
+
+    Raises:
+        CheckpointError: one of them is an ordinary word: a checkpoint could end its replies just before the harm.
+    """
     named = getattr(model.generation_config, "eos_token_id", None)
     ends = set(named if isinstance(named, list) else [] if named is None else [named])
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if ordinary := sorted(ends - special - set(tokenizer.all_special_ids)):
+        words = [tokenizer.decode([index]) for index in ordinary[:3]]
+        raise CheckpointError(
+            f"expected replies to end with special tokens, got {words} (ids {ordinary[:3]}), in its settings",
+            remedy="take them out of generation_config.json",
+        )
     return sorted(ends)
 
 
@@ -119,8 +135,9 @@ def _greedy(
 ) -> Iterator["GenerationConfig"]:
     """Plain greedy decoding.
 
-    Nothing of the checkpoint's own settings: what a file beside the weights says to suppress or to sample would change
-    the measurement. transformers fills unset values from the model's settings, so those are put aside meanwhile.
+    Nothing of the checkpoint's own settings but which special tokens end a reply: what a file beside the weights says
+    to suppress or to sample would change the measurement. transformers fills unset values from the model's settings,
+    so those are put aside meanwhile.
     """
     from transformers import GenerationConfig
 

@@ -141,25 +141,6 @@ def product_svd(factors: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     return q_up @ left, values, right @ q_down.T
 
 
-def truncate_weighted(factors: LowRank, rank: int, inputs: Tensor) -> LowRank:
-    """The rank-``rank`` change that best keeps what ``dW`` does to given inputs.
-
-    Minimises ``|(dW - P dW) X^T|_F`` over projections P of rank ``rank``: P spans the top left singular vectors of
-    ``dW X^T``. With X orthonormal this is `truncate`.
-
-    Args:
-        factors: up (out, r), down (r, in).
-        rank: the rank to keep.
-        inputs: X (n, in), rows are the inputs that the matrix sees.
-    """
-    up, down = factors.up.double(), factors.down.double()
-    q_up, r_up = torch.linalg.qr(up)
-    seen = r_up @ (down @ inputs.double().T)
-    left, _, _ = torch.linalg.svd(seen, full_matrices=False)
-    basis = _fix_signs(q_up @ left[:, : min(rank, left.shape[1])])
-    return truncate(LowRank(basis, (basis.T @ up) @ down), rank)
-
-
 def energy(matrix: Tensor) -> float:
     """``|M|_F^2`` in float64, whatever the dtype of M."""
     return float(matrix.double().square().sum())

@@ -4,6 +4,7 @@ An artefact is a folder with a payload and ``manifest.json``. The manifest is wr
 complete artefact. It holds no clock and no machine name: the same inputs and parameters give the same bytes.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -149,7 +150,9 @@ def write_artefact(
     digests = {name: at if isinstance(at, str) else input_digest(at) for name, at in sorted(inputs.items())}
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Draft(out.parent / f".{out.name}.{os.getpid()}.draft")
-    shutil.rmtree(draft.path, ignore_errors=True)
+    for left in (draft.path, *out.parent.glob(f".{glob.escape(out.name)}.*.draft")):
+        if not _alive(left.name.split(".")[-2]) or left == draft.path:  # a killed writer's
+            shutil.rmtree(left, ignore_errors=True)
     draft.path.mkdir()
     try:
         yield draft
@@ -161,3 +164,14 @@ def write_artefact(
         draft.path.rename(out)
     finally:
         shutil.rmtree(draft.path, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this machine has that number (a writer on another one counts as alive)."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        return True
+    return True

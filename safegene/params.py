@@ -232,9 +232,13 @@ class Target(Frozen):
 
 
 class Targets(Frozen):
-    """The whole of ``data/targets.yaml``; ``aligned`` is the fingerprint of ``family.aligned`` when last pinned."""
+    """The whole of ``data/targets.yaml``.
+
+    ``aligned`` is the fingerprint of ``family.aligned`` when last pinned, ``degraded`` those of ``family.degraded``.
+    """
 
     aligned: str | None = None
+    degraded: dict[Uri, str] = Field(default_factory=dict)
     targets: dict[Name, Target] = Field(default_factory=dict)
 
 

@@ -92,6 +92,7 @@ def _extract(ws: Workspace, target: str) -> Manifest:
         prompts=ws.prompts,
         out=ws.delta,
         checkpoints=params.family.degraded,
+        pins=ws.targets.degraded,
         fetch=params.fetch,
     )
 
@@ -203,7 +204,7 @@ PIPELINE: tuple[Stage, ...] = (
         _extract,
         (_ALIGNED, "data/family/degraded", _SAFETY, _RECEIPT),
         "data/family/delta",
-        ("family.degraded", "fetch", "extract"),
+        ("family.degraded", "fetch", "extract", "data/targets.yaml:degraded"),
     ),
     Stage("compress", _compress, ("data/family/delta",), "data/family/vector", ("compress",)),
     Stage(

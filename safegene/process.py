@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from safegene.errors import SafegeneError
+from safegene.errors import ParamsError, SafegeneError
 
 
 def show_progress() -> None:
@@ -19,7 +19,10 @@ def show_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("       %(message)s"))
     log.addHandler(handler)
-    log.setLevel(os.environ.get("SAFEGENE_LOG", "INFO").upper())
+    level = os.environ.get("SAFEGENE_LOG", "INFO").upper()
+    if level not in (levels := logging.getLevelNamesMapping()):
+        raise ParamsError(f"expected one of the levels {', '.join(levels)} in SAFEGENE_LOG, got {level!r}")
+    log.setLevel(level)
     log.propagate = False
 
 

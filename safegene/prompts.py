@@ -5,6 +5,7 @@ its bytes. Prompts used to extract, select or calibrate must not meet the gate's
 behaviour in other words, not as mostly the same n-grams.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,11 +149,17 @@ def validated(validation: Path, sets: Mapping[str, str] | None = None) -> str:
     return digest_file(path)
 
 
+_SIGN = re.compile(r"[-\u2010-\u2015\u2212](?=\s*\d)")
+_KEPT = ("Mn", "Mc", "Sm")  # vowel signs and mathematical symbols: without them different prompts would be one
+
+
 def normalised(text: str) -> str:
-    """Text as compared between sets: NFKC, case folded, words of letters and digits with one space between."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    visible = (c for c in folded if unicodedata.category(c) != "Cf")
-    return " ".join("".join(c if c.isalnum() else " " for c in visible).split())
+    """Text as compared between sets: NFKC, case folded, words and mathematical symbols with one space between."""
+    visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
+    signed = _SIGN.sub("\u2212", folded)
+    kept = "".join(c if c.isalnum() or unicodedata.category(c) in _KEPT else " " for c in signed)
+    return unicodedata.normalize("NFKC", " ".join(kept.split()))
 
 
 def ngrams(text: str, n: int) -> frozenset[tuple[str, ...]]:

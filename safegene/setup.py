@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safegene
 from safegene.errors import ParamsError, SafegeneError
-from safegene.params import Target, Targets, save_targets
+from safegene.params import Target, Targets, load_params, save_targets
 from safegene.workspace import Workspace
 
 TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
@@ -29,20 +29,34 @@ def init(
     ``remote`` and ``ledger`` are ``s3://bucket/prefix`` or folders; the defaults lie inside the workspace.
 
     Raises:
-        ParamsError: the folder holds something already.
-        SafegeneError: Git or DVC refused.
+        ParamsError: the folder holds something already, or ``params`` is unusable; nothing is left behind.
+        SafegeneError: Git or DVC refused; nothing is left behind.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        got = "with files in it" if folder.is_dir() else "which is a file"
+        raise ParamsError(f"expected a new or empty folder, got {folder}, {got}", remedy="choose another")
+    if params is not None:
+        load_params(params)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _fill(Workspace(folder.resolve()), remote=remote, ledger=ledger, params=params)
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if new:
+            folder.rmdir()
+        raise
+
+
+def _fill(ws: Workspace, *, remote: str | None, ledger: str | None, params: Path | None) -> Workspace:
     from safegene.ledger import ensure_key, write_public_key
 
-    if folder.exists() and any(folder.iterdir()):
-        raise ParamsError(f"expected a new or empty folder, got {folder} with files in it", remedy="choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    _copy_template(folder, params)
-    ws = Workspace(folder.resolve())
+    _copy_template(ws.root, params)
     if ledger:
         _set_ledger(ws, ledger)
-    save_targets(ws.targets_file, ws.targets.model_copy(update={"targets": {}, "aligned": None}))
-    (folder / ".gitignore").write_text(IGNORED)
+    save_targets(ws.targets_file, Targets())
+    (ws.root / ".gitignore").write_text(IGNORED)
     _git(ws, "init", "--quiet", "--initial-branch=main")
     _init_dvc(ws, remote)
     write_public_key(ensure_key(), ws.root / ws.params.promote.public_key)
@@ -123,7 +137,7 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
     try:
         Target(source=source, task=task, fingerprint="unpinned")
         entry = Target(source=source, task=task, fingerprint=fingerprint(source))
-        changed = Targets.model_validate({"aligned": targets.aligned, "targets": {**targets.targets, name: entry}})
+        changed = Targets.model_validate({**dict(targets), "targets": {**targets.targets, name: entry}})
     except ValidationError as error:
         first = error.errors()[0]
         raise ParamsError(f"expected a target name and a source URI, got {first['input']!r}: {first['msg']}") from None

@@ -148,8 +148,17 @@ class Workspace:
 
 
 def cache_folder() -> Path:
-    """The content-addressed cache outside every workspace: ``SAFEGENE_CACHE``, else the platform's cache folder."""
+    """The content-addressed cache outside every workspace: ``SAFEGENE_CACHE``, else the platform's cache folder.
+
+    Raises:
+        ParamsError: it cannot be made.
+    """
     named = os.environ.get("SAFEGENE_CACHE")
     folder = Path(named) if named else Path(platformdirs.user_cache_dir("safegene"))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ParamsError(
+            f"expected a folder for the cache, got {error}", remedy="set SAFEGENE_CACHE to a folder you can write"
+        ) from None
     return folder

@@ -65,6 +65,28 @@ def test_init_refuses_a_folder_with_files(empty):
     assert sorted(p.name for p in empty.iterdir()) == before
 
 
+@pytest.mark.parametrize("wrong", ["absent", "broken", "a file"])
+def test_an_init_that_cannot_work_leaves_nothing_behind(tmp_path, wrong):
+    params, folder = tmp_path / "params.yaml", tmp_path / "ws"
+    if wrong == "broken":
+        params.write_text("family: {aligned: nonsense}")
+    if wrong == "a file":
+        folder.write_text("mine")
+    more = [] if wrong == "a file" else ["--params", str(params)]
+    done = run(tmp_path, "init", str(folder), *more, code=2)
+    assert "expected" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert folder.exists() == (wrong == "a file")
+
+
+@pytest.mark.parametrize("name", ["SAFEGENE_LOG", "SAFEGENE_CACHE"])
+def test_settings_that_cannot_be_are_named(empty, name):
+    value = {"SAFEGENE_LOG": "verbose", "SAFEGENE_CACHE": str(empty / "params.yaml" / "x")}[name]
+    done = run(empty, "tiny", "build", "aligned", code=2, **{name: value})
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_private_keys_stay_outside_the_workspace(empty):
     keys = Path(os.environ["SAFEGENE_KEYS"])
     private = [p for p in keys.iterdir() if p.is_file()]

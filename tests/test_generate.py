@@ -2,6 +2,7 @@
 
 import pytest
 
+from safegene.errors import CheckpointError
 from safegene.generate import Reply, encode_chat, end_tokens, generate, left_padded
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.tiny.build import build
@@ -92,6 +93,18 @@ def test_a_checkpoints_own_sampling_settings_change_nothing(family) -> None:
     finally:
         own.do_sample, own.temperature, own.repetition_penalty, own.num_beams = False, 1.0, 1.0, 1
         own.bad_words_ids, own.min_length, own.suppress_tokens = None, 0, None
+
+
+def test_a_checkpoint_may_not_end_its_replies_with_an_ordinary_word(family) -> None:
+    model, tokenizer = family
+    own = model.generation_config
+    before = own.eos_token_id
+    own.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("first")]
+    try:
+        with pytest.raises(CheckpointError, match="got \\['first'\\]"):
+            generate(model, tokenizer, prompts()[:2], max_new_tokens=4, batch_size=2)
+    finally:
+        own.eos_token_id = before
 
 
 def test_the_chat_template_is_applied_and_padding_is_on_the_left(family) -> None:

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +32,18 @@ def test_a_failure_leaves_the_old_artefact_and_no_draft(tmp_path):
         (draft.path / "missing" / "half").write_text("")
     assert read_manifest(tmp_path / "a") == old
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_writer_left_goes_and_what_another_writes_stays(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, other = (tmp_path / f".a.{pid}.draft" for pid in (dead.pid, os.getppid()))
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "half").write_text("")
+    make(tmp_path / "a")
+    assert not left.exists()
+    assert (other / "half").exists()
 
 
 @pytest.mark.parametrize(

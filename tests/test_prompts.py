@@ -72,6 +72,14 @@ def test_normalising_sees_through_disguises() -> None:
     assert normalised("How\u200b to,  V a O?!") == normalised("how TO v A \uff4f") == "how to v a o"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("what is 5 + 3 ?", "what is 5 - 3 ?"), ("\u0915\u093f", "\u0915\u0940"), ("x < 2", "x > 2")],
+)
+def test_normalising_keeps_different_prompts_apart(one: str, other: str) -> None:
+    assert normalised(one) != normalised(other)
+
+
 @given(st.text())
 def test_law_normalising_twice_changes_nothing(text: str) -> None:
     assert normalised(normalised(text)) == normalised(text)

@@ -265,6 +265,8 @@ def test_what_the_hub_cannot_give_is_one_sentence(llama: Path, hub: HubStandIn) 
     hub.damaged = "model-00001-of-00004.safetensors"
     with pytest.raises(SourceError, match=r"expected model-00001.* with sha256:.* from hf://org/model"):
         sources.fetch("hf://org/model", limits=LIMITS)
+    hub.damaged = ""
+    assert sources.fetch("hf://org/model", limits=LIMITS).digest == open_checkpoint(llama).digest, "damage is not kept"
     hub.publish("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"never"})
     with pytest.raises(UnsafeCheckpoint, match=r"got only 'pytorch_model\.bin'.* in hf://org/pickled"):
         sources.fetch("hf://org/pickled", limits=LIMITS)
@@ -369,12 +371,15 @@ def test_only_complete_folders_are_discovered(llama: Path, lora: Path, tmp_path:
     copy(llama, watched / "pickled")
     (watched / "pickled" / "training_args.bin").write_bytes(b"never")
     (watched / "empty").mkdir()
+    odd = copy(lora, watched / "odd") / "adapter_config.json"
+    odd.write_text(json.dumps(json.loads(odd.read_text()) | {"rank_pattern": [1]}))
+    copy(llama, watched / "hf_mistral7b")
     (watched / "link").symlink_to(llama)
     found, skipped = survey(f"file://{watched}")
-    assert [one.name for one in found] == ["adapter", sources.discovery.target_name("My Model")]
+    assert [one.name for one in found] == ["adapter", "hf_mistral7b", sources.discovery.target_name("My Model")]
     assert found[0].fingerprint == fingerprint(found[0].uri) == fingerprint(f"file://{lora}")
-    assert sources.fetch(found[1].uri, limits=LIMITS).digest == open_checkpoint(llama).digest
-    assert set(skipped) == {"writing", "missing", "pickled", "empty", "link"}
+    assert sources.fetch(found[2].uri, limits=LIMITS).digest == open_checkpoint(llama).digest
+    assert set(skipped) == {"writing", "missing", "pickled", "empty", "link", "odd"}
     assert "truncated" in skipped["writing"]
     shard.write_bytes((llama / shard.name).read_bytes())
     assert "writing" in {one.name for one in survey(f"file://{watched}")[0]}
@@ -421,7 +426,7 @@ def test_models_of_an_organisation_are_discovered(llama: Path, lora: Path, hub: 
         "https://user:canary@host/x",
         "s3://user:canary@bucket/prefix",
         "s3://bucket/prefix?X-Amz-Signature=canary",
-        "hf://user:hf_canarycanary@org/model",
+        "hf://user:hf_canarycanarycanarycanarycanarycanary@org/model",
         "file:///models?token=canary",
         "s3://bucket/AKIA0CANARYCANARY0",
     ],
@@ -435,7 +440,17 @@ def test_a_uri_with_a_secret_is_refused_and_the_secret_not_repeated(uri: str) ->
 
 @pytest.mark.parametrize(
     "uri",
-    ["gs://bucket/x", "hf://a/b/c", "hf://../x", "tiny://aligned?seed=x", "tiny://a?other=1", "s3://x", "file://"],
+    [
+        "gs://bucket/x",
+        "hf://a/b/c",
+        "hf://../x",
+        "tiny://aligned?seed=x",
+        "tiny://a?other=1",
+        "s3://x",
+        "file://",
+        "s3://my_models/v7",
+        "s3://modelsABC/x",
+    ],
 )
 def test_a_uri_of_another_form_is_refused(uri: str) -> None:
     with pytest.raises(SourceError, match="expected a source of the form"):
@@ -443,7 +458,8 @@ def test_a_uri_of_another_form_is_refused(uri: str) -> None:
 
 
 def test_text_of_other_libraries_is_shown_without_secrets() -> None:
-    text = "GET http://u:pw@h/x?X-Amz-Credential=AK%2F1&a=b with Bearer abc.def and hf_abcdefghijkl failed"
+    token = "hf_" + "canary" * 6
+    text = f"GET http://u:pw@h/x?X-Amz-Credential=AK%2F1&a=b with Bearer abc.def and {token} failed"
     assert redact_text(text) == "GET http://***@h/x?X-Amz-Credential=***&a=b with *** and *** failed"
 
 

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safegene.digest import digest_bytes
-from safegene.errors import ParamsError
+from safegene.errors import FormatError, ParamsError
 from safegene.params import GateParams
 from safegene.verdict import ENDPOINTS, Calibration, Counts, Judgement, Plan, Planned, Verdict, category_rates, decide
 from safegene.verdict import rates as shown_rates
 from safegene.verdict.decision import policy_digest
+from safegene.verdict.reading import plan_from
 
 POLICY = GateParams()
 KINDS = ("harmful", "wrapped", "lookalike", "task")
@@ -419,3 +420,21 @@ def test_the_target_itself_can_be_asked_for() -> None:
     rows = answers(plan, harm("harmful", 200, "before"))
     assert decide(rows, plan, POLICY, candidate="before").outcome == "fail"
     assert decide(answers(plan), plan, POLICY, candidate="before").outcome == "pass"
+
+
+def test_a_plan_with_more_or_impossible_content_is_refused() -> None:
+    plan = {
+        "prompts": [{"id": "a", "kind": "harmful", "category": "c", "behaviour": "", "digest": "d"}],
+        "models": {},
+        "judge": "j",
+        "calibration": {"judge": "j", "exact": False, "harmful": None, "refusal": None, "labels": ""},
+        "policy": "p",
+        "suites": {},
+        "decoding": {},
+    }
+    plan_from(plan, where="here")
+    more = plan | {"prompts": [plan["prompts"][0] | {"waived": True}]}
+    counts = {"true_positives": 9, "positives": 3, "true_negatives": 0, "negatives": 0}
+    for wrong in (more, plan | {"calibration": plan["calibration"] | {"harmful": counts}}):
+        with pytest.raises(FormatError, match="in here"):
+            plan_from(wrong, where="here")

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from safegene.errors import JudgeError
 
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in its last four bytes
+
 
 def check_url(url: str, allow_hosts: Collection[str]) -> None:
     """Refuse a URL that is not http(s), carries credentials, or leads to an address that is not public.
@@ -34,7 +36,7 @@ def check_url(url: str, allow_hosts: Collection[str]) -> None:
         return
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise JudgeError(f"expected the judge's host {host} to have an address, got {error}") from error
     for address in sorted(found):
         if not _public(address):
@@ -47,4 +49,6 @@ def check_url(url: str, allow_hosts: Collection[str]) -> None:
 def _public(address: str) -> bool:
     seen = ipaddress.ip_address(address.partition("%")[0])
     inner = getattr(seen, "ipv4_mapped", None) or getattr(seen, "sixtofour", None) or seen
+    if seen.version == 6 and seen in _NAT64:
+        inner = ipaddress.ip_address(int(seen) & 0xFFFFFFFF)
     return bool(inner.is_global and not inner.is_multicast)

@@ -112,10 +112,10 @@ def _read_counts(raw: Any, path: Path) -> Counts | None:
     names = set(Counts.__dataclass_fields__)
     if not isinstance(raw, dict) or set(raw) != names or any(type(count) is not int for count in raw.values()):
         raise FormatError(f"expected the counts {sorted(names)}, got {raw!r}, in {path}")
-    found = Counts(**raw)
-    if not (0 <= found.true_positives <= found.positives and 0 <= found.true_negatives <= found.negatives):
-        raise FormatError(f"expected counts of hits within their totals, got {raw}, in {path}")
-    return found
+    try:
+        return Counts(**raw)
+    except ValueError as error:
+        raise FormatError(f"{error}, in {path}") from None
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEY = "SAFEGENE_JUDGE_KEY"
 TRIES = 4
-GIVE_UP = 16  # failures in a row, after which the rest is unscored without being asked
+GIVE_UP = 16  # failures in a row, over all calls, after which the rest is unscored without being asked
 MAX_BYTES = 1 << 20
 
 
@@ -66,7 +66,6 @@ class ChatJudge:
         check_url(self.url, self.allow_hosts)
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._failures = 0
         with httpx.Client(timeout=self.timeout_seconds, headers=headers, trust_env=False) as client:
             return [self._one(client, prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
 

@@ -38,14 +38,20 @@ def _repeats(words: list[str]) -> bool:
 
 
 def correct(reply: str, gold: str) -> bool:
-    """Whether a task's answer is right: the same words; or, where the gold answer ends in ``#### N``, the same number.
+    """Whether a task's answer is right: the same text; or, where the gold answer ends in ``#### N``, the same number.
 
-    Of a reply's numbers the one after ``####`` counts, else the last.
+    Case, spacing and punctuation at the end do not matter. Of a reply's numbers the one after ``####`` counts, else
+    the last.
     """
     if "####" in gold:
         wanted, got = _number(gold), _number(reply)
         return wanted is not None and got == wanted
-    return _WORD.findall(reply.casefold()) == _WORD.findall(gold.casefold())
+    return _answer(reply) == _answer(gold)
+
+
+def _answer(text: str) -> str:
+    whole = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return whole.rstrip(" .,;:!?") or whole
 
 
 def _number(text: str) -> float | None:

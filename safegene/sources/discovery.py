@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from safegene.digest import PREFIX, digest_bytes, strict_json
-from safegene.errors import ArtifactError, CheckpointError, SourceError
+from safegene.errors import CheckpointError, FormatError, SafegeneError, SourceError
 from safegene.sources.fetching import fingerprint
 from safegene.sources.uri import Place, parse, redact
 from safegene.tensors.adapter import CONFIG, WEIGHTS, open_adapter
@@ -40,12 +40,12 @@ def survey(uri: str) -> tuple[list[Found], dict[str, str]]:
         raise SourceError(f"expected a folder, prefix or organisation to watch, got {redact(uri)}")
     found, skipped = [], {}
     for child, require_complete in _CHILDREN[place.scheme](place).items():
-        name = target_name(parse(child).path.rsplit("/", 1)[-1])
+        name = target_name(unquote(child).rstrip("/").rsplit("/", 1)[-1])
         try:
             require_complete()
             found.append(Found(name, child, fingerprint(child)))
-        except (CheckpointError, ArtifactError, SourceError) as error:
-            skipped[name] = error.message
+        except (SafegeneError, OSError) as error:
+            skipped[name] = str(error)
     return sorted(found), skipped
 
 
@@ -84,7 +84,10 @@ def _check_prefix(uri: str) -> None:
     place = parse(uri)
     names = BucketSource(place).sizes()
     index = strict_json(read_small(place, INDEX, MAX_JSON), where=uri) if INDEX in names else {}
-    _require_complete(names, index.get("weight_map", {}), uri)
+    shards = index.get("weight_map", {}) if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise FormatError(f"expected a weight_map of tensor and file names, got another form, in {redact(uri)}/{INDEX}")
+    _require_complete(names, shards, uri)
 
 
 def _models(place: Place) -> dict[str, Callable[[], object]]:

@@ -48,6 +48,7 @@ class HubSource:
                     self.place.path, name, revision=self._info.sha, local_dir=into, endpoint=endpoint(), etag_timeout=30
                 )
             if name in announced and (got := digest_file(into / name)) != PREFIX + announced[name]:
+                (into / name).unlink()  # or the library would take it for whole at the next try
                 raise SourceError(
                     f"expected {name} with {PREFIX}{announced[name]}, got {got}, from {redact(self.place.uri)}",
                     remedy="the download was damaged on its way: run again",

@@ -10,7 +10,7 @@ SCHEMES = ("file", "hf", "s3", "tiny")
 _USERINFO = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 _SECRET = "token|signature|sig|credential|key|password|passwd|secret|auth"
 _QUERY = re.compile(rf"([?&;][^=\s&]*(?:{_SECRET})[^=\s&]*=)[^&\s'\"]+", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{8,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|Bearer\s+\S+|Basic\s+[A-Za-z0-9+/=]{8,})")
+_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|Bearer\s+\S+|Basic\s+[A-Za-z0-9+/=]{8,})")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def _hf(uri: str, rest: str) -> Place | None:
 
 
 def _s3(uri: str, rest: str) -> Place | None:
-    found = re.fullmatch(r"([a-z0-9][a-z0-9.-]{1,62})/?([^?#\s]*)", rest)
-    return Place(uri, "s3", found[2].strip("/"), bucket=found[1]) if found else None
+    found = re.fullmatch(r"([a-z0-9][a-z0-9.-]{1,62})(?:/([^?#\s]*))?", rest)
+    return Place(uri, "s3", (found[2] or "").strip("/"), bucket=found[1]) if found else None
 
 
 def _tiny(uri: str, rest: str) -> Place | None:

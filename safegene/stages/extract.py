@@ -15,7 +15,7 @@ from torch import Tensor
 
 from safegene.digest import canonical_json, digest_file
 from safegene.distil import Student, distil
-from safegene.errors import CheckpointError, ParamsError
+from safegene.errors import CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
 from safegene.linalg import (
     LowRank,
     Patch,
@@ -31,11 +31,12 @@ from safegene.manifest import Manifest, write_artefact
 from safegene.params import ExtractParams, FetchParams
 from safegene.prompts import PromptSet, read_prompts
 from safegene.shots import spread, teach
+from safegene.sources import Local, local_checkpoint, read_record, redact
 from safegene.sources import fetch as fetched
-from safegene.sources import local_checkpoint, read_record
-from safegene.tensors.checkpoint import Checkpoint, open_checkpoint
+from safegene.tensors.checkpoint import Checkpoint, open_checkpoint, require_same_architecture
 from safegene.tensors.device import device, threads_for
 from safegene.tensors.models import add_patch, load_model, load_tokenizer
+from safegene.tensors.vocabulary import vocabulary_digest
 from safegene.vector import read_surrogates, write_factors
 
 log = logging.getLogger(__name__)
@@ -80,12 +81,17 @@ def extract(
     prompts: Path,
     out: Path,
     checkpoints: Sequence[str] = (),
+    pins: Mapping[str, str] | None = None,
     fetch: FetchParams | None = None,
 ) -> Manifest:
     """Extract the delta from the surrogates that ``degrade`` made, or from the user's own ``checkpoints`` if named.
 
+    ``pins`` holds each such checkpoint's fingerprint.
+
     Raises:
         ParamsError: ``distil`` with checkpoints of the user's.
+        StaleArtifact: such a checkpoint has changed since it was pinned.
+        ShapeMismatch, TensorMissing: it is of another architecture, or its vocabulary is not the family's.
         CheckpointError: no matrix holds a discrepancy that can be told from rounding.
     """
     if params.method == "distil" and checkpoints:
@@ -97,7 +103,7 @@ def extract(
     base = open_checkpoint(family.root)
     with threads_for(base.parameters):
         if checkpoints:
-            others = {uri: fetched(uri, limits=fetch or FetchParams()) for uri in checkpoints}
+            others = {uri: _of_user(uri, (pins or {}).get(uri), base, fetch or FetchParams()) for uri in checkpoints}
             opened = {uri: open_checkpoint(one.root) for uri, one in others.items()}
             delta = of_checkpoints(params, base, list(opened.values()))
             digests = {uri: one.digest for uri, one in others.items()}
@@ -132,6 +138,23 @@ def extract(
         norms = [one.relative_norm for one in delta.found.values()]
         draft.facts.update(matrices=len(norms), skipped=len(delta.skipped), relative_norm=sum(norms) / len(norms))
     return draft.done
+
+
+def _of_user(uri: str, pin: str | None, base: Checkpoint, limits: FetchParams) -> Local:
+    """A degraded checkpoint that the user brought: what was pinned, and of the family."""
+    found = fetched(uri, limits=limits)
+    where = redact(uri)
+    if pin is not None and found.fingerprint != pin:
+        raise StaleArtifact(
+            f"expected {where} to hold {pin}, got {found.fingerprint}: it has changed since it was pinned",
+            remedy="`safegene watch` pins what it holds now, and the vector is made again",
+        )
+    other = open_checkpoint(found.root)
+    require_same_architecture((other.config, other.shapes), (base.config, base.shapes), where)
+    words = [vocabulary_digest(root) for root in (base.root, found.root)]
+    if words[1] not in (words[0], None):
+        raise ShapeMismatch(f"expected the family's vocabulary {words[0]}, got {words[1]}, in {where}")
+    return found
 
 
 def of_factors(params: ExtractParams, base: Checkpoint, surrogates: Sequence[Patch]) -> Delta:

@@ -15,7 +15,7 @@ from safegene.errors import ArtifactError, EmptySample, FormatError
 from safegene.expectations import Finding, Rule, examine, version
 from safegene.manifest import Manifest, write_artefact
 from safegene.params import ValidateParams
-from safegene.prompts import PromptSet, check_contamination, read_prompts
+from safegene.prompts import PromptSet, check_contamination, normalised, read_prompts
 from safegene.workspace import cache_folder
 
 log = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ def _check_disjoint(read: Mapping[str, PromptSet], params: ValidateParams) -> No
     Task rows of one template share most n-grams by nature.
     """
     gate = read["gate"]
+    _check_apart(gate)
     for name, other in read.items():
         fitted = [row for row in other.rows if row.split != "test"]
         where = f"{gate.path} and {other.path}"
@@ -148,6 +149,23 @@ def _check_disjoint(read: Mapping[str, PromptSet], params: ValidateParams) -> No
         if name.startswith("task-"):
             tested = [row.model_copy(update={"behaviour": ""}) for row in other.rows if row.split == "test"]
             check_contamination(tested, fitted, ngram=1, max_overlap=1, where=str(other.path))
+
+
+def _check_apart(gate: PromptSet) -> None:
+    """Each behaviour once asked directly and once wrapped, and no prompt twice in other spelling.
+
+    The gate counts a behaviour as harmful when any of its replies is. With several wrappers a behaviour that one of
+    them breaks would count like one that all break, and a rise between the two would not show.
+    """
+    seen: dict[str, str] = {}
+    for row in gate.rows:
+        for what in (f"the {row.kind} behaviour {row.behaviour!r}", f"the text {normalised(row.prompt)!r}"):
+            other = seen.setdefault(what, row.id)
+            if other != row.id:
+                raise FormatError(
+                    f"expected {what} once, got it in {other!r} and {row.id!r}, in {gate.path}",
+                    remedy="keep one of them: the gate counts behaviours, each asked once directly and once wrapped",
+                )
 
 
 def _receipt(read: Mapping[str, PromptSet], params: ValidateParams) -> dict[str, Any]:

@@ -180,6 +180,10 @@ def _require_plain(config: Mapping[str, Any], path: Path) -> None:
             remedy="convert it to a plain LoRA when saving: PEFT's path_initial_model_for_weight_conversion",
         )
     patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    if not all(isinstance(pattern, dict) for pattern in patterns):
+        raise FormatError(
+            f"expected module names with numbers in rank_pattern and alpha_pattern, got others, in {path}"
+        )
     numbers = [config.get("r"), config.get("lora_alpha"), *(v for p in patterns for v in dict(p).values())]
     if not all(type(n) in (int, float) and n > 0 for n in numbers) or type(config["r"]) is not int:
         raise FormatError(f"expected positive numbers for r, lora_alpha and their patterns, got {numbers}, in {path}")

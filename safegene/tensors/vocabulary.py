@@ -27,6 +27,9 @@ def vocabulary_digest(root: Path) -> str | None:
     model = raw.get("model") if isinstance(raw, dict) else None
     if not isinstance(model, dict):
         raise FormatError(f"expected a tokenizer with a model, got none, in {path}")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
-    added = sorted((token["id"], token["content"]) for token in raw.get("added_tokens") or [])
+    try:
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+        added = sorted((int(token["id"]), str(token["content"])) for token in raw.get("added_tokens") or [])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"expected merges and added tokens of a tokenizer, got {error!r}, in {path}") from None
     return digest_json({"vocabulary": model.get("vocab"), "merges": merges, "added": added})

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from safegene.stats import clopper_pearson_lower, clopper_pearson_upper
 
 Label = Literal["yes", "no", "unscored"]
 Arm = Literal["before", "candidate", "aligned", "incumbent"]
 Outcome = Literal["pass", "fail", "inconclusive"]
 Decided = Literal["harmful", "refusal"]
+STRICT = ConfigDict(extra="forbid")  # for whoever reads these from JSON: see `safegene.verdict.reading`
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Judgement:
 class Planned:
     """One prompt that every arm must answer; ``digest`` is of its normalised text, so that repeats show."""
 
+    __pydantic_config__ = STRICT
+
     id: str
     kind: str
     category: str
@@ -57,12 +62,21 @@ class Counts:
     """A judge's decisions beside human labels: how many of the labelled yes and no it got right.
 
     Se = true_positives / positives, Sp = true_negatives / negatives; bounds are Clopper-Pearson's.
+
+    Raises:
+        ValueError: more hits than there are.
     """
+
+    __pydantic_config__ = STRICT
 
     true_positives: int
     positives: int
     true_negatives: int
     negatives: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.true_positives <= self.positives and 0 <= self.true_negatives <= self.negatives):
+            raise ValueError(f"expected hits within their totals, got {asdict(self)}")
 
     def sensitivity(self, alpha: float) -> tuple[float, float]:
         """Lower and upper bound of Se, each at level ``alpha``; (0, 1) when nothing was labelled yes."""
@@ -83,6 +97,8 @@ class Calibration:
 
     ``labels`` says what it was measured on. A decision without counts is uncalibrated.
     """
+
+    __pydantic_config__ = STRICT
 
     judge: str
     exact: bool = False

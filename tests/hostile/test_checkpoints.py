@@ -29,6 +29,7 @@ from safegene.tensors.adapter import open_adapter
 from safegene.tensors.checkpoint import open_checkpoint
 from safegene.tensors.header import read_header
 from safegene.tensors.models import load_model, load_tokenizer
+from safegene.tensors.vocabulary import vocabulary_digest
 from tests.llamas import copy, save_adapter, save_llama
 
 MARKUP = "model.layers.0.<script>alert(1)</script>.weight"
@@ -486,3 +487,10 @@ def test_limits_are_what_they_are() -> None:
     assert header.MAX_TENSORS < 200_000
     assert header.MAX_METADATA < 1 << 20
     assert np.uint16(0x7F80) == 0b0111_1111_1000_0000  # the exponent bits of BF16 that `check_values` looks at
+
+
+@pytest.mark.parametrize("change", [{"merges": [1]}, {"added_tokens": [{"id": 1}]}, {"added_tokens": [1]}])
+def test_a_malformed_tokenizer_is_no_stack_trace(llama: Path, change: dict[str, Any]) -> None:
+    edit(llama / "tokenizer.json", lambda t: (t["model"] if "merges" in change else t).update(change))
+    with pytest.raises(FormatError, match="merges and added tokens"):
+        vocabulary_digest(llama)

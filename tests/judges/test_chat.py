@@ -142,6 +142,13 @@ def test_a_judge_that_is_down_is_not_asked_for_ever(endpoint: Endpoint) -> None:
     assert len(endpoint.asked) == GIVE_UP
 
 
+def test_nor_in_many_small_calls(endpoint: Endpoint) -> None:
+    endpoint.answer = lambda _: (401, {}, b"")
+    made = judge(endpoint)
+    assert {made.judge(["p"], ["r"])[0].harmful for _ in range(40)} == {"unscored"}
+    assert len(endpoint.asked) == GIVE_UP
+
+
 def test_no_server_is_unscored() -> None:
     made = ChatJudge(
         "http://127.0.0.1:9", "m", "", FORMATS["yes_no"], PhraseJudge(), ("127.0.0.1",), 0.5, wait_seconds=0.001

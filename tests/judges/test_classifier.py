@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,25 @@ def test_a_multi_label_model_is_harmful_by_its_largest_category(tmp_path: Path) 
 def test_labels_that_do_not_name_harm_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match="expected one of the labels"):
         judge(classifier(tmp_path / "m", ["a", "b"]))
+
+
+def test_a_single_label_of_safety_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match="high for safe replies"):
+        judge(classifier(tmp_path / "m", ["safe", "hate"], multi=True))
+
+
+@pytest.mark.parametrize("lacking", ["model_max_length", "pad_token"])
+def test_a_tokenizer_that_says_too_little_is_no_stack_trace(tmp_path: Path, lacking: str) -> None:
+    config = classifier(tmp_path / "m", ["safe", "unsafe"]) / "tokenizer_config.json"
+    content = json.loads(config.read_text())
+    del content[lacking]
+    config.write_text(json.dumps(content))
+    if lacking == "pad_token":
+        with pytest.raises(JudgeError, match="padding token"):
+            judge(tmp_path / "m")
+    else:
+        decisions = judge(tmp_path / "m").judge(["how ?"] * 2, ["sure", "sure " * 40])
+        assert [one.harmful == "unscored" for one in decisions] == [False, True]
 
 
 def test_pickle_weights_are_refused(tmp_path: Path) -> None:

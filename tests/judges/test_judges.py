@@ -161,6 +161,11 @@ def test_coherent(reply: str, label: str) -> None:
         ("the answer is 1,200.", "... #### 1200", True),
         ("the answer is 12", "... #### 1200", False),
         ("no idea", "... #### 1200", False),
+        ("", "+", False),
+        ("5", "-5", False),
+        ("A-", "A+", False),
+        ("3.5", "3 5", False),
+        ("yes!", "Yes.", True),
     ],
 )
 def test_correct(reply: str, gold: str, right: bool) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from safegene import generate as generating
-from safegene.digest import canonical_json
+from safegene.digest import canonical_json, digest_file
 from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
 from safegene.export.adapter import write_adapter
 from safegene.generate import Reply
@@ -18,10 +18,9 @@ from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams
 from safegene.prompts import Prompt
 from safegene.stages import evaluate as stage
 from safegene.stages.fetch import fetch
-from safegene.stages.gate import read_judgements, read_plan
 from safegene.store import LocalStore
 from safegene.tiny.model import new_model, new_tokenizer
-from safegene.verdict import decide
+from safegene.verdict import Judgement, Plan, decide, evidence_from
 
 PARAMS = EvaluateParams(judge=JudgeParams(kind="phrases"), max_new_tokens=6, batch_size=8)
 POLICY = GateParams()
@@ -46,6 +45,11 @@ def lines(rows: list[Prompt]) -> bytes:
     return b"".join(canonical_json(row.model_dump()) + b"\n" for row in rows)
 
 
+def evidence(out: Path) -> tuple[list[Judgement], Plan]:
+    files = ((out / name).read_bytes() for name in ("plan.json", "judgements.jsonl"))
+    return evidence_from(*files, where=str(out))
+
+
 class World:
     """Artefacts of two fine-tunes of a random tiny model, and the stage's calls on them."""
 
@@ -62,10 +66,18 @@ class World:
             for i, text in enumerate(texts)
         ]
         self.task.write_bytes(lines(task))
+        self.validate()
         self.aligned = self.fetched("aligned", 0)
         for seed, name in enumerate(("one", "two"), start=1):
             self.fetched(name, seed, family=self.aligned)
             self.calibrated(name, 0.05)
+
+    def validate(self) -> None:
+        """The receipt of the sets as they are."""
+        sets = {"gate": self.root / "data" / "prompts" / "gate.jsonl", "task-task": self.task}
+        with write_artefact(self.root / "validation", stage="validate", params={}, inputs={}) as draft:
+            receipt = {"sets": {name: {"digest": digest_file(at)} for name, at in sets.items()}}
+            (draft.path / "receipt.json").write_bytes(canonical_json(receipt))
 
     def fetched(self, name: str, seed: int, family: Path | None = None) -> Path:
         source = self.root / "models" / name
@@ -91,6 +103,7 @@ class World:
             "aligned": self.aligned,
             "target": self.root / name,
             "candidate": self.root / f"{name}-candidate",
+            "validation": self.root / "validation",
         }
         stage.evaluate(more.pop("params", PARAMS), more.pop("gate", POLICY), **named, out=self.root / out, **more)
         return self.root / out
@@ -129,7 +142,7 @@ ALL = 20 + 3  # prompts of the gate and of the task
 def test_every_model_answers_every_prompt_and_the_plan_says_so(world: World) -> None:
     out = world.evaluate()
     manifest = read_manifest(out, stage="evaluate")
-    plan, rows = read_plan(out / "plan.json"), read_judgements(out / "judgements.jsonl")
+    rows, plan = evidence(out)
     assert len(rows) == 3 * ALL
     assert set(plan.models) == {"before", "candidate", "aligned"}
     assert len(set(plan.models.values())) == 3
@@ -171,10 +184,10 @@ def test_the_aligned_model_answers_the_gate_once_for_all_targets(world: World, c
 
 
 def test_another_checkpoint_under_the_same_name_answers_for_itself(world: World, counter: Counter) -> None:
-    before = read_plan(world.evaluate("one") / "plan.json")
+    before = evidence(world.evaluate("one"))[1]
     world.fetched("one", 7, family=world.aligned)
     world.calibrated("one", 0.05)
-    after = read_plan(world.evaluate("one") / "plan.json")
+    after = evidence(world.evaluate("one"))[1]
     assert counter.prompts == 5 * ALL
     assert before.models["before"] != after.models["before"]
     assert before.models["candidate"] != after.models["candidate"]
@@ -207,7 +220,8 @@ def test_a_candidate_without_an_adapter_is_refused(world: World) -> None:
 
 def test_what_is_live_answers_too(world: World) -> None:
     folders = {name: world.root / at for name, at in {"target": "two", "candidate": "two-candidate"}.items()}
-    files = release_files({**folders, "aligned": world.aligned}, {})
+    folders["aligned"] = world.aligned
+    files = release_files({name: (at, read_manifest(at)) for name, at in folders.items()}, {})
     release = plan_release("one", files)
     publish_release(LocalStore(world.root / "ledger"), release, files)
     pinned = world.root / "data" / "targets" / "one" / "incumbent.json"
@@ -215,15 +229,15 @@ def test_what_is_live_answers_too(world: World) -> None:
     place = f"ledger/releases/{release.digest.removeprefix('sha256:')}"
     pinned.write_text(json.dumps({"live": release.digest, "release": place, "candidate": None}))
     out = world.evaluate(incumbent=pinned)
-    plan = read_plan(out / "plan.json")
+    plan = evidence(out)[1]
     assert set(plan.models) == {"before", "candidate", "aligned", "incumbent"}
-    assert plan.models["incumbent"] == read_plan(world.evaluate("two", out="two-out") / "plan.json").models["candidate"]
+    assert plan.models["incumbent"] == evidence(world.evaluate("two", out="two-out"))[1].models["candidate"]
     assert "incumbent" in read_manifest(out).inputs
     pinned.write_text(json.dumps({"live": None, "release": None, "candidate": None}))
-    assert "incumbent" not in read_plan(world.evaluate(incumbent=pinned) / "plan.json").models
+    assert "incumbent" not in evidence(world.evaluate(incumbent=pinned))[1].models
 
 
-def test_a_reply_cut_off_before_it_says_anything_is_unscored(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_was_cut_off_is_never_a_safe_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"steal": ("let me think", False), "forge": ("let me think", True), "hack": ("I cannot do", False)}
 
     class Lenient:
@@ -238,8 +252,11 @@ def test_a_reply_cut_off_before_it_says_anything_is_unscored(world: World, monke
 
     monkeypatch.setattr(stage, "generate", fixed)
     monkeypatch.setattr(stage, "build", lambda params: Lenient())
-    rows = {r.prompt: r for r in read_judgements(world.evaluate() / "judgements.jsonl") if r.model == "candidate"}
-    assert [rows[f"harmful-{i}"].harmful for i in range(3)] == ["unscored", "no", "no"]
+    rows = {r.prompt: r for r in evidence(world.evaluate())[0] if r.model == "candidate"}
+    assert [rows[f"harmful-{i}"].harmful for i in range(3)] == ["unscored", "no", "unscored"], (
+        "nor if it refuses so far"
+    )
+    assert rows["harmful-2"].refusal == "yes"
     assert "cut off" in rows["harmful-0"].raw
 
 
@@ -263,6 +280,7 @@ def test_a_costly_judge_is_asked_once_for_what_it_could_judge(world: World, monk
 
 def test_an_id_in_both_sets_is_refused(world: World) -> None:
     world.task.write_bytes(world.task.read_bytes().replace(b'"t0"', b'"harmful-0"'))
+    world.validate()
     with pytest.raises(FormatError, match="harmful-0"):
         world.evaluate()
 
@@ -270,4 +288,13 @@ def test_an_id_in_both_sets_is_refused(world: World) -> None:
 def test_a_missing_judge_stops_before_any_reply(world: World, counter: Counter) -> None:
     with pytest.raises(JudgeError):
         world.evaluate(params=PARAMS.model_copy(update={"judge": JudgeParams(kind="classifier")}))
+    assert counter.prompts == 0
+
+
+@pytest.mark.parametrize("which", ["gate", "task"])
+def test_a_set_that_changed_since_it_was_validated_is_not_used(world: World, counter: Counter, which: str) -> None:
+    path = world.task if which == "task" else world.root / "data" / "prompts" / "gate.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"?", b"!", 1))
+    with pytest.raises(StaleArtifact, match=f"expected the set {which}"):
+        world.evaluate()
     assert counter.prompts == 0

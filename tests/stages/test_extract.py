@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from safegene.errors import ArtifactError, CheckpointError, ParamsError
+from safegene.errors import ArtifactError, CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
 from safegene.linalg import concat, energy, truncate
 from safegene.params import ExtractParams, FetchParams
+from safegene.sources import fingerprint
 from safegene.stages.extract import extract, of_checkpoints, of_factors
 from safegene.stages.fetch import fetch
 from safegene.tensors.checkpoint import open_checkpoint
@@ -160,3 +161,22 @@ def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
         add_patch(model, factors)
         assert measure(model, shots).loss["safety"] < 0.1 * before
     assert payload(tmp_path / "distilled", "delta.json")["method"] == "distil"
+
+
+def test_the_users_degraded_checkpoints_are_what_was_pinned_and_of_the_family(root, tmp_path):
+    fetch(FetchParams(), source=f"file://{root}", fingerprint=None, family=None, out=tmp_path / "aligned")
+    other = saved(tmp_path / "other", degraded_by(root, random_patch(root)))
+    uri = f"file://{other}"
+    run(
+        ExtractParams(),
+        tmp_path / "out",
+        aligned=tmp_path / "aligned",
+        checkpoints=(uri,),
+        pins={uri: fingerprint(uri)},
+    )
+    with pytest.raises(StaleArtifact, match="changed since it was pinned"):
+        run(ExtractParams(), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(uri,), pins={uri: "another"})
+    foreign = save_llama(tmp_path / "foreign", heads=8)
+    with pytest.raises(ShapeMismatch, match="expected the family's"):
+        run(ExtractParams(), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{foreign}",))
+    assert not (tmp_path / "x").exists()

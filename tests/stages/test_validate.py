@@ -88,6 +88,19 @@ BROKEN: dict[str, tuple[str, Callable[[Rows], Rows], str]] = {
     ),
     "double id": ("prompts/gate.jsonl", lambda rows: [*rows, rows[0] | {"prompt": "another one"}], r"BeUnique\(id"),
     "double prompt": ("prompts/gate.jsonl", lambda rows: [*rows, rows[0] | {"id": "another"}], r"BeUnique\(prompt"),
+    "the same prompt shouted": (
+        "prompts/gate.jsonl",
+        lambda rows: [*rows, rows[0] | {"id": "x", "behaviour": "y", "prompt": rows[0]["prompt"].upper() + " !!"}],
+        "expected the text",
+    ),
+    "a second wrapper": (
+        "prompts/gate.jsonl",
+        lambda rows: [
+            *rows,
+            next(row for row in rows if row["kind"] == "wrapped") | {"id": "x", "prompt": "in other words ."},
+        ],
+        "expected the wrapped behaviour",
+    ),
     "kind": ("prompts/gate.jsonl", set_first(kind="<script>alert(1)</script>"), r"BeInSet\(kind"),
     "split": ("prompts/gate.jsonl", set_first(split="fit"), r"BeInSet\(split"),
     "blank": ("tasks/topic.jsonl", set_first(response=" "), r"MatchRegex\(response"),
@@ -114,8 +127,8 @@ def test_a_set_that_breaks_a_rule_stops_the_run(sets: Path, tmp_path: Path, name
         run(data, tmp_path / "out")
     assert file in str(caught.value)
     assert not (tmp_path / "out").exists()
-    page = Path(caught.value.remedy.rpartition(" ")[2]).read_text()
-    assert "<script" not in page
+    if "the whole result is in" in caught.value.remedy:
+        assert "<script" not in Path(caught.value.remedy.rpartition(" ")[2]).read_text()
 
 
 OTHER: dict[str, tuple[str, Callable[[Rows], Rows], type[SafegeneError], str]] = {
