@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.tasks import exclusive
 from safegene.errors import LedgerError
 from safegene.workspace import Workspace
 
@@ -18,7 +19,8 @@ def audit(root: str) -> None:
     """
     from safegene.audit import audit_workspace
 
-    found = audit_workspace(Workspace(Path(root)))
+    with exclusive(root):  # a run takes artefacts away before it makes them again
+        found = audit_workspace(Workspace(Path(root)))
     lines = [f"- {problem}" for problem in found.problems] or [found.summary]
     create_markdown_artifact(markdown="\n".join(lines), key="safegene-audit", description="Audit")
     if found.problems:

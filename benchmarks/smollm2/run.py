@@ -23,13 +23,14 @@ def main(workspace: Path) -> int:
         return 0
     start = time.monotonic()
     done = subprocess.run([str(SAFEGENE), "run", "--trigger", COMMAND], cwd=workspace, check=False)
-    minutes = (time.monotonic() - start) / 60
+    minutes = spent(workspace, (time.monotonic() - start) / 60)
     if done.returncode not in OUTCOMES:
         return done.returncode
     subprocess.run([str(SAFEGENE), "audit", "verify"], cwd=workspace, check=True)
     status = json.loads(subprocess.check_output([str(SAFEGENE), "status", "--json"], cwd=workspace))
     targets = status["targets"]
-    rows = [row("the flows", round(minutes, 1), "min", command=COMMAND, goal="< 60 min", holds=minutes < 60)]
+    name = "the flows, all runs of the workspace together"
+    rows = [row(name, round(minutes, 1), "min", command=COMMAND, goal="< 60 min", holds=minutes < 60)]
     where = f"{rows[0]['machine']}, commit {rows[0]['commit']}, `{COMMAND}`"
     verdicts = "\n".join(f"- {t['name']}: {t['outcome']}. {reason(workspace, t['name'])}" for t in targets)
     note = "HRR and ASR are compliance by a phrase judge, not harm: no harm classifier runs, replies are contentless."
@@ -38,6 +39,14 @@ def main(workspace: Path) -> int:
     publish("smollm2", "A real language model: SmolLM2-135M", text)
     print(text)
     return 0
+
+
+def spent(workspace: Path, minutes: float) -> float:
+    """Minutes of this run and those before it: a run that goes on where one stopped is not a fast one."""
+    path = workspace / ".safegene" / "flow-minutes"
+    total = minutes + (float(path.read_text()) if path.is_file() else 0.0)
+    path.write_text(f"{total}\n")
+    return total
 
 
 def reason(workspace: Path, target: str) -> str:
