@@ -23,7 +23,6 @@ from safegene.ledger import (
     record_key,
     release_uri,
     require_release_of,
-    revocations,
 )
 from safegene.manifest import NAME, read_manifest
 from safegene.workspace import Workspace
@@ -62,8 +61,8 @@ def verify(workspace: Workspace, ledger: Ledger) -> Audit:
     problems: list[str] = []
     notes: list[str] = []
     chain = _chain(ledger, problems)
-    _orphans(ledger, chain, problems, notes)
-    lives = _channels(ledger, chain, problems, notes)
+    orphans = _orphans(ledger, chain, problems, notes)
+    lives = _channels(ledger, chain, (*chain, *orphans), problems, notes)
     releases = {(str(record.release), tuple(record.artefacts.items())) for record in chain if record.release}
     for release, names in sorted(releases):
         _try(problems, lambda release=release, names=names: require_release_of(ledger.store, release, dict(names)))
@@ -168,9 +167,9 @@ def _chain(ledger: Ledger, problems: list[str]) -> tuple[Record, ...]:
     return tuple(found)
 
 
-def _orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], notes: list[str]) -> None:
+def _orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], notes: list[str]) -> list[Record]:
     """Records off the chain: one that follows it is a crash's or a lost race's, one that does not was cut off."""
-    linked = {record.digest for record in chain}
+    linked, found = {record.digest for record in chain}, list[Record]()
     broken = bool(problems)
     for digest in ledger.records():
         if digest in linked:
@@ -182,6 +181,7 @@ def _orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], not
             if error.message not in problems:
                 problems.append(error.message)
             continue
+        found.append(record)
         follows = record.previous is None or record.previous in linked
         again = any(one.outcome == "revocation" and one.revokes == record.revokes for one in chain)
         if follows and record.outcome == "revocation" and not again:
@@ -193,14 +193,18 @@ def _orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], not
             notes.append(f"record {record.sequence} was never linked: its writer stopped or lost a race, in {place}")
         elif not broken:
             problems.append(f"expected record {record.sequence} on the chain, got a chain without it, in {place}")
+    return found
 
 
 def _channels(
-    ledger: Ledger, chain: tuple[Record, ...], problems: list[str], notes: list[str]
+    ledger: Ledger,
+    chain: tuple[Record, ...],
+    revoked: tuple[Record, ...],
+    problems: list[str],
+    notes: list[str],
 ) -> dict[tuple[str, str], Record]:
     """(channel, target) -> the record that is live, for each pointer that may be trusted."""
     found: dict[tuple[str, str], Record] = {}
-    revoked = revocations(ledger)
     for channel, target in ledger.channels():
         where = ledger.where(channel_key(channel, target))
         try:
