@@ -194,12 +194,8 @@ def _orth(matrix: Tensor) -> Tensor:
     return basis
 
 
-def _fix_signs(left: Tensor) -> Tensor:
-    """Columns with their largest element positive, so that equal inputs give equal factors."""
-    return left * _signs(left)
-
-
 def _signs(left: Tensor) -> Tensor:
+    """What makes each column's largest element positive, so that equal inputs give equal factors."""
     top = left.abs().argmax(dim=0)
     signs = left[top, torch.arange(left.shape[1], device=left.device)].sign()
     return torch.where(signs == 0, torch.ones_like(signs), signs)

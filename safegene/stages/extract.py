@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from safegene.digest import canonical_json, digest_file
 from safegene.distil import Student, distil
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
+from safegene.fit import scaled
 from safegene.linalg import (
     LowRank,
     Patch,
@@ -35,7 +37,7 @@ from safegene.sources import Local, local_checkpoint, read_record, redact
 from safegene.sources import fetch as fetched
 from safegene.tensors.checkpoint import Checkpoint, open_checkpoint, require_same_architecture
 from safegene.tensors.device import device, threads_for
-from safegene.tensors.models import add_patch, load_model, load_tokenizer
+from safegene.tensors.models import load_model, load_tokenizer
 from safegene.tensors.vocabulary import vocabulary_digest
 from safegene.vector import read_surrogates, write_factors
 
@@ -244,12 +246,11 @@ def distilled(
     lessons = teach(model, tokenizer, spread(asked, params.shots), kind="safety", response_tokens=tokens)
     students = {}
     for name, change in surrogates.items():
-        add_patch(model, change)
-        own = teach(model, tokenizer, spread(benign, params.shots), kind="benign", response_tokens=tokens)
-        add_patch(model, change, scale=-1.0)
+        with scaled(model, change, dict.fromkeys(change, torch.ones(()))):
+            own = teach(model, tokenizer, spread(benign, params.shots), kind="benign", response_tokens=tokens)
         students[name] = Student(change, own)
     factors = distil(
-        load_model(base.root, device=device()),
+        model,
         students,
         lessons,
         start=delta.factors,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from safegene.digest import canonical_json
 from safegene.errors import CheckpointError
+from safegene.fit import scaled
 from safegene.generate import encode_chat, left_padded
 from safegene.linalg import Patch
 from safegene.manifest import Manifest, write_artefact
@@ -26,7 +27,7 @@ from safegene.shots import spread
 from safegene.sources import local_checkpoint
 from safegene.tensors.checkpoint import layer_of, open_checkpoint
 from safegene.tensors.device import device, threads_for
-from safegene.tensors.models import add_patch, load_model, load_tokenizer
+from safegene.tensors.models import load_model, load_tokenizer
 from safegene.vector import read_surrogates, read_vector
 
 if TYPE_CHECKING:
@@ -104,16 +105,15 @@ def shifts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], changes: Map
     """Per layer, the mean of ``|c_a - c_d| / |c_a|`` over prompts and degraded models.
 
     Args:
-        model: the aligned model; each change is added to it and taken back.
+        model: the aligned model; each change is added beside its weights, which bf16 would round away in them.
         rows: token ids of the prompts, up to the assistant's turn.
         changes: name -> factors of ``W_degraded - W_aligned``.
     """
     before = contributions(model, rows)
     total = torch.zeros(before.shape[0], dtype=torch.float64)
     for change in changes.values():
-        add_patch(model, change)
-        after = contributions(model, rows)
-        add_patch(model, change, scale=-1.0)
+        with scaled(model, change, dict.fromkeys(change, torch.ones(()))):
+            after = contributions(model, rows)
         total += ((before - after).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)).double().mean(dim=1)
     return [float(value) / len(changes) for value in total]
 
