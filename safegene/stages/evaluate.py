@@ -9,15 +9,18 @@ checkpoint under the same name never answers for this one.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from safegene.digest import canonical_json, digest_bytes, digest_files, digest_json
 from safegene.errors import ArtifactError, FormatError, StaleArtifact
+from safegene.fit import scaled
 from safegene.generate import Reply, generate
 from safegene.journal import Journal
 from safegene.judges import Decision, Judge, build
@@ -28,6 +31,7 @@ from safegene.params import EvaluateParams, FetchParams, GateParams
 from safegene.prompts import Prompt, normalised, read_prompts, validated
 from safegene.registry import read_incumbent
 from safegene.sources import local_checkpoint, read_record
+from safegene.tensors.adapter import open_adapter
 from safegene.tensors.device import device, dtype_for, threads_for
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.verdict import Arm, Judgement, Plan, Planned
@@ -178,6 +182,7 @@ def _decoding(params: EvaluateParams, dtype: str) -> dict[str, Any]:
     where = device()
     engine = {"torch": version("torch"), "transformers": version("transformers"), "device": where.partition(":")[0]}
     engine["dtype"] = str(dtype_for(dtype, where)).removeprefix("torch.")
+    engine["adapters"] = "merged" if _exact(dtype) else "beside"
     return {"greedy": True, "max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size, "engine": engine}
 
 
@@ -208,7 +213,7 @@ def _replies(contender: Contender, asked: Sequence[Prompt], plan: Plan, dtype: s
     log.info("%s: %d replies, %d of %d batches known", what, len(asked), len(batches) - len(missing), len(batches))
     if missing:
         model, tokenizer = _load(contender, dtype)
-        with _suited(model):
+        with _suited(model), _beside(model, () if _exact(dtype) else contender.adapters):
             for number, batch in enumerate(missing, start=1):
                 texts = [row.prompt for row in batch]
                 limits = {"max_new_tokens": plan.decoding["max_new_tokens"], "batch_size": size}
@@ -221,8 +226,24 @@ def _replies(contender: Contender, asked: Sequence[Prompt], plan: Plan, dtype: s
 
 
 def _load(contender: Contender, dtype: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    model = load_model(contender.root, adapters=contender.adapters, dtype=dtype, device=device())
+    merged = contender.adapters if _exact(dtype) else ()
+    model = load_model(contender.root, adapters=merged, dtype=dtype, device=device())
     return model, load_tokenizer(contender.root)
+
+
+def _exact(dtype: str) -> bool:
+    """Whether weights hold an adapter's change as well as it is served; bf16 would round most of a small one away."""
+    return dtype_for(dtype, device()) == torch.float32
+
+
+@contextmanager
+def _beside(model: "PreTrainedModel", adapters: Sequence[Path]) -> Iterator[None]:
+    """Adapters that answer beside the weights, in fp32, as PEFT serves them."""
+    with ExitStack() as stack:
+        for folder in adapters:
+            patch = open_adapter(folder).patch()
+            stack.enter_context(scaled(model, patch, dict.fromkeys(patch, torch.ones(()))))
+        yield
 
 
 def _suited(model: "PreTrainedModel") -> AbstractContextManager[object]:

@@ -298,3 +298,20 @@ def test_a_set_that_changed_since_it_was_validated_is_not_used(world: World, cou
     with pytest.raises(StaleArtifact, match=f"expected the set {which}"):
         world.evaluate()
     assert counter.prompts == 0
+
+
+def test_in_bf16_a_repair_answers_beside_the_weights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def spy(model: Any, tokenizer: Any, prompts: list[str], **limits: int) -> list[Reply]:
+        with torch.no_grad():
+            logits = model(torch.tensor([[5, 6, 7]])).logits
+        seen.append((model.get_parameter("model.layers.0.self_attn.q_proj.weight").clone(), logits))
+        return [Reply("no", 1, True)] * len(prompts)
+
+    monkeypatch.setattr(stage, "generate", spy)
+    world.evaluate(dtype="bfloat16")
+    before, candidate = seen[0], seen[4]
+    assert before[0].dtype == torch.bfloat16
+    assert torch.equal(before[0], candidate[0])
+    assert not torch.equal(before[1], candidate[1])
