@@ -104,8 +104,7 @@ def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
             f"record {now.record.sequence}: it was interrupted, or the pointer was set back, in {ledger.store.uri}",
             remedy=f"`safegene rollback {target}` again",
         )
-    require_release_of(ledger.store, now.release, now.record.artefacts)
-    path = open_release(ledger.store, now.release, cache=cache_folder())
+    path = open_release(ledger.store, now.release, cache=cache_folder(), artefacts=now.record.artefacts)
     return {
         "target": target,
         "channel": channel,

@@ -139,23 +139,30 @@ def require_release_of(store: Store, digest: str, artefacts: Mapping[str, str]) 
     return release
 
 
-def open_release(store: Store, digest: str, *, cache: Path) -> Path:
+def open_release(store: Store, digest: str, *, cache: Path, artefacts: Mapping[str, str] | None = None) -> Path:
     """A folder with a verified release: in place in a local store, else a copy below ``cache``.
+
+    Args:
+        store: where it is.
+        digest: the release.
+        cache: for copies.
+        artefacts: what its record says of it; see `require_release_of`.
 
     Raises:
         DigestMismatch: a byte differs from the release's digest; names the file.
     """
+    said, key = artefacts or {}, _key(digest, "").rstrip("/")
     if isinstance(store, LocalStore):
-        verify_release(store, digest)
-        return store.root / _key(digest, "").rstrip("/")
-    folder = cache / "releases" / digest.removeprefix(PREFIX)
+        require_release_of(store, digest, said)
+        return store.root / key
+    folder, copies = cache / key, LocalStore(cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         try:
-            verify_release(LocalStore(cache), digest)
+            verify_release(copies, digest)
         except DigestMismatch:  # not here yet, or damaged since
             _download(store, digest, folder)
-            verify_release(LocalStore(cache), digest)
+        require_release_of(copies, digest, said)
     return folder
 
 

@@ -53,6 +53,10 @@ def test_a_byte_changed_in_s3_is_refused_by_pull(copy, bucket, tmp_path):
 def test_promotion_with_the_ledger_on_s3(copy, bucket, prefect_api, tmp_path):
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("ledger: ledger ", f"ledger: s3://{bucket}/ledger "))
+    assert "seen before" in run(copy, "resolve", "sentiment", "production", code=1).stderr, (
+        "no ledger is exchanged unseen"
+    )
+    (copy / "ledger.seen").unlink()
     done = run(copy, "run", PREFECT_API_URL=prefect_api)
     assert "pass" in done.stderr
     answer = json.loads(run(copy, "resolve", "sentiment", "production").stdout)
