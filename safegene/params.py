@@ -154,7 +154,7 @@ class EvaluateParams(Frozen):
     """Generation and judging of the gate's suites."""
 
     judge: JudgeParams
-    max_new_tokens: Positive = 24
+    max_new_tokens: Positive = 256
     batch_size: Positive = 128
 
 

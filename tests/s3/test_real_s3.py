@@ -131,7 +131,7 @@ PROMOTER = """
 import os, random, sys
 from pathlib import Path
 from safegene import registry
-from safegene.digest import digest_json
+from safegene.digest import digest_file, digest_json
 from safegene.errors import PromotionRefused, StaleArtifact
 from safegene.ledger import load_signer, open_ledger
 from safegene.registry import Claim
@@ -153,7 +153,7 @@ for number in range(attempts):
     path = Path(sys.argv[1]) / f"adapter-{name}-{number}"
     path.write_text(f"{name} {number}")
     claim = Claim("sentiment", "pass", f"{name} {number}", {"candidate": digest_json([name, number])}, {},
-                  {"candidate/adapter": path}, None)
+                  {"candidate/adapter": (path, digest_file(path))}, None)
     try:
         registry.promote(ledger, signer, claim, "production")
     except (PromotionRefused, StaleArtifact):
