@@ -118,14 +118,8 @@ def push(root: str) -> None:
 def commit(root: str, message: str) -> str:
     """Commit ``dvc.lock``, receipts and a ledger inside the workspace; the commit the workspace then stands at."""
     ledger = Workspace(Path(root)).params.promote.ledger
-    named = (
-        "data",
-        "dvc.lock",
-        SEEN,
-        ".gitignore",
-        *(() if "://" in ledger or Path(ledger).is_absolute() else (ledger,)),
-    )
-    paths = [p for p in named if (Path(root) / p).exists()]
+    own = [] if "://" in ledger or Path(ledger).is_absolute() else [ledger]
+    paths = [p for p in ("data", "dvc.lock", SEEN, ".gitignore", *own) if (Path(root) / p).exists()]
     git(root, "add", "--", *paths)
     if git(root, "diff", "--cached", "--name-only"):
         git(root, "commit", "--quiet", "-m", message)

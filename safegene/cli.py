@@ -28,7 +28,9 @@ target_app = typer.Typer(no_args_is_help=True, help="The fine-tunes of a workspa
 audit_app = typer.Typer(no_args_is_help=True, help="Verify the ledger, and trace what is live.")
 tiny_app = typer.Typer(no_args_is_help=True, help="The tiny model family of the demo and the tests.")
 keys_app = typer.Typer(no_args_is_help=True, help="Signing keys, kept outside every repository.")
-for name, group in (("target", target_app), ("audit", audit_app), ("tiny", tiny_app), ("keys", keys_app)):
+judge_app = typer.Typer(no_args_is_help=True, help="The instrument that the gate reads.")
+GROUPS = {"target": target_app, "audit": audit_app, "judge": judge_app, "tiny": tiny_app, "keys": keys_app}
+for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -323,6 +325,25 @@ def audit_revoke(
     for live in touched:
         name = live.record.target
         console.print(f"[red]live and touched[/] {name}: [bold]safegene rollback {name}[/]", soft_wrap=True)
+
+
+@judge_app.command("calibrate")
+def judge_calibrate(
+    labels: Annotated[
+        Path, typer.Argument(help="JSON lines: prompt, reply, and harmful, refusal or both (true/false).")
+    ],
+    what: Annotated[
+        str, typer.Option(help="What the labels are, for the record: source, kind of reply, how many people.")
+    ],
+) -> None:
+    """Measure the judge of params.yaml on replies that people labelled; writes evaluate.judge.calibration."""
+    from safegene.judges.calibration import calibrate, in_words
+
+    ws = Workspace.find()
+    found, path = calibrate(ws.params.evaluate.judge, labels, what, root=ws.root)
+    for name, counts in (("harmful", found.harmful), ("refusal", found.refusal)):
+        console.print(in_words(name, counts), soft_wrap=True)
+    console.print(str(path), soft_wrap=True)
 
 
 @keys_app.command("create")

@@ -7,12 +7,11 @@ from pathlib import Path
 from benchmarks.smollm2.judge import calibrate_judge, opening
 from benchmarks.smollm2.sets import Sets, jsonl
 from safegene.errors import ParamsError
-from safegene.judges.calibration import write_calibration
+from safegene.judges.calibration import in_words, write_calibration
 from safegene.params import load_params
 from safegene.setup import add_target, init
-from safegene.stats import wilson
 from safegene.tensors.models import load_tokenizer
-from safegene.verdict import Calibration, Counts
+from safegene.verdict import Calibration
 from safegene.workspace import Workspace
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.smollm2.yaml"
@@ -75,21 +74,6 @@ def write_judge(ws: Workspace, data: Path, aligned: Path) -> Calibration:
     path.parent.mkdir(exist_ok=True)
     write_calibration(found, path)
     return found
-
-
-def in_words(what: str, counts: Counts | None) -> str:
-    """Sensitivity and specificity with 95% Wilson intervals."""
-    if counts is None:
-        return f"{what}: not measured"
-    parts = (
-        ("sensitivity", counts.true_positives, counts.positives),
-        ("specificity", counts.true_negatives, counts.negatives),
-    )
-    shown = []
-    for name, right, n in parts:
-        low, high = wilson(right, n)
-        shown.append(f"{name} {right / n:.3f} ({low:.3f} to {high:.3f}, n {n})")
-    return f"{what}: {', '.join(shown)}"
 
 
 def _write(path: Path, content: bytes) -> None:

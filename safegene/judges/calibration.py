@@ -6,18 +6,21 @@ counts, not rates, so that the intervals are ours. A file of another judge is re
 and every word of a judge's prompt is part of its identity.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safegene.digest import canonical_json, strict_json
-from safegene.errors import EmptySample, FormatError, JudgeError
+from safegene.errors import EmptySample, FormatError, JudgeError, ParamsError
+from safegene.judges import build
 from safegene.judges.base import Judge
 from safegene.params import JudgeParams
+from safegene.stats import wilson
 from safegene.verdict import Calibration, Counts, Label
 
 SCHEMA = "safegene/calibration/v1"
+LABELS = ("harmful", "refusal")
 
 
 def measure(
@@ -53,6 +56,68 @@ def measure(
     )
 
 
+def calibrate(params: JudgeParams, labels: Path, what: str, *, root: Path) -> tuple[Calibration, Path]:
+    """Measure the judge of ``params`` on labelled replies, and write its file below ``root``.
+
+    Raises:
+        ParamsError: ``params.calibration`` does not say where it goes.
+        JudgeError: the judge cannot be built, or there are no such labels.
+        FormatError, EmptySample: see `read_labels`.
+    """
+    if params.calibration is None:
+        raise ParamsError(
+            "expected evaluate.judge.calibration to say where the judge's error goes, got none",
+            remedy="set it to a file in data/judges, such as data/judges/judge.json",
+        )
+    rows = read_labels(labels)
+    found = measure(build(params), rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
+    path = root / params.calibration
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_calibration(found, path)
+    return found, path
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Replies that people have labelled; labels of a kind are there for every reply, or None."""
+
+    prompts: tuple[str, ...]
+    replies: tuple[str, ...]
+    harmful: tuple[bool, ...] | None
+    refusal: tuple[bool, ...] | None
+
+
+def read_labels(path: Path) -> Labelled:
+    """Read labelled replies: JSON lines with ``prompt``, ``reply`` and ``harmful``, ``refusal`` or both.
+
+    Raises:
+        JudgeError: there is no such file.
+        EmptySample: it holds no row.
+        FormatError: a row lacks a key, has another, or a label is neither true nor false; names the line.
+    """
+    if not path.is_file():
+        raise JudgeError(f"expected labelled replies in {path}, got no such file")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            rows.append(_labelled(strict_json(line, where=f"{path}, line {number}"), rows, f"{path}, line {number}"))
+    if not rows:
+        raise EmptySample(f"expected labelled replies, got none, in {path}")
+    given = {name: tuple(row[name] for row in rows) if name in rows[0] else None for name in LABELS}
+    return Labelled(tuple(r["prompt"] for r in rows), tuple(r["reply"] for r in rows), **given)
+
+
+def _labelled(row: Any, before: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    keys = set(row) if isinstance(row, dict) else set()
+    sound = {"prompt", "reply"} <= keys <= {"prompt", "reply", *LABELS} and len(keys) > 2
+    if not sound or (before and keys != set(before[0])):
+        wanted = sorted(before[0]) if before else ["prompt", "reply", "harmful or refusal"]
+        raise FormatError(f"expected a labelled reply with the keys {wanted}, got {sorted(keys)}, in {where}")
+    if not all(isinstance(row[key], bool if key in LABELS else str) for key in keys):
+        raise FormatError(f"expected texts, and labels that are true or false, got others, in {where}")
+    return dict(row)
+
+
 def _counts(decided: Sequence[Label], truth: Sequence[bool]) -> Counts:
     pairs = list(zip(decided, truth, strict=True))
     return Counts(
@@ -77,13 +142,13 @@ def calibration_of(params: JudgeParams, judge: Judge) -> Calibration | None:
     if not params.calibration.is_file():
         raise JudgeError(
             f"expected the judge's calibration in {params.calibration}, got no such file",
-            remedy="measure the judge, or leave evaluate.judge.calibration empty: it then cannot give a pass",
+            remedy="`safegene judge calibrate`, or leave evaluate.judge.calibration empty: it then cannot give a pass",
         )
     found = calibration_from(params.calibration)
     if found.judge != judge.identity:
         raise JudgeError(
             f"expected a calibration of judge {judge.identity}, got one of {found.judge}, in {params.calibration}",
-            remedy="measure this judge: its prompt, phrases, weights or threshold differ",
+            remedy="measure this judge, `safegene judge calibrate`: its prompt, phrases, weights or threshold differ",
         )
     return found
 
@@ -123,3 +188,18 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
     value = asdict(calibration) | {"schema": SCHEMA}
     del value["exact"]
     path.write_bytes(canonical_json(value) + b"\n")
+
+
+def in_words(what: str, counts: Counts | None) -> str:
+    """Sensitivity and specificity with 95% Wilson intervals."""
+    if counts is None:
+        return f"{what}: not measured"
+    parts = (
+        ("sensitivity", counts.true_positives, counts.positives),
+        ("specificity", counts.true_negatives, counts.negatives),
+    )
+    shown = []
+    for name, right, n in parts:
+        low, high = wilson(right, n)
+        shown.append(f"{name} {right / n:.3f} ({low:.3f} to {high:.3f}, n {n})")
+    return f"{what}: {', '.join(shown)}"

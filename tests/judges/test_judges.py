@@ -1,13 +1,23 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from safegene import judges
-from safegene.errors import EmptySample, FormatError, JudgeError
-from safegene.judges.calibration import calibration_from, calibration_of, measure, write_calibration
+from safegene.errors import EmptySample, FormatError, JudgeError, ParamsError
+from safegene.judges import build
+from safegene.judges.calibration import (
+    calibrate,
+    calibration_from,
+    calibration_of,
+    in_words,
+    measure,
+    read_labels,
+    write_calibration,
+)
 from safegene.judges.phrases import PhraseJudge
 from safegene.judges.replies import coherent, correct
 from safegene.params import JudgeParams
@@ -170,3 +180,47 @@ def test_coherent(reply: str, label: str) -> None:
 )
 def test_correct(reply: str, gold: str, right: bool) -> None:
     assert correct(reply, gold) is right
+
+
+def labelled(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_judge_is_measured_on_labelled_replies_and_its_file_is_the_one_that_is_read(tmp_path: Path) -> None:
+    rows = [("I'm sorry, but no", False, True), ("sure, here is how", True, False), ("fine, do it", False, False)]
+    path = labelled(
+        tmp_path / "labels.jsonl", *({"prompt": "p", "reply": r, "harmful": h, "refusal": n} for r, h, n in rows)
+    )
+    params = JudgeParams(kind="phrases", calibration=Path("data/judges/phrases.json"))
+    found, out = calibrate(params, path, "three of ours", root=tmp_path)
+    assert out == tmp_path / "data" / "judges" / "phrases.json"
+    assert found.harmful == Counts(true_positives=1, positives=1, true_negatives=1, negatives=2)
+    assert found.refusal == Counts(true_positives=1, positives=1, true_negatives=2, negatives=2)
+    assert calibration_of(params.model_copy(update={"calibration": out}), build(params)) == found
+    assert "sensitivity 1.000" in in_words("harmful", found.harmful)
+    with pytest.raises(ParamsError, match=r"evaluate\.judge\.calibration"):
+        calibrate(JudgeParams(kind="phrases"), path, "", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "reply": "r"},
+        {"prompt": "p", "reply": "r", "harmful": "yes"},
+        {"prompt": "p", "reply": "r", "harmful": True, "who": "me"},
+        {"prompt": "p", "reply": "r", "refusal": True},
+        ["p", "r", True],
+    ],
+)
+def test_labels_of_another_form_are_named(tmp_path: Path, row: Any) -> None:
+    path = labelled(tmp_path / "labels.jsonl", {"prompt": "p", "reply": "r", "harmful": True}, row)
+    with pytest.raises(FormatError, match="line 2"):
+        read_labels(path)
+
+
+def test_no_labels_are_no_measurement(tmp_path: Path) -> None:
+    with pytest.raises(EmptySample):
+        read_labels(labelled(tmp_path / "labels.jsonl"))
+    with pytest.raises(JudgeError, match="no such file"):
+        read_labels(tmp_path / "absent.jsonl")
