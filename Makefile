@@ -24,7 +24,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)  ## the whole pipeline on the tiny family, in ./demo
 	$(BIN)/safegene demo demo
 
-demo-real: $(STAMP)  ## the same on SmolLM2-135M, in ./demo-real (needs SAFEGENE_TEST_DATA; up to an hour on 2 cores)
+demo-real: $(STAMP)  ## the same on SmolLM2-135M, in ./demo-real (needs SAFEGENE_TEST_DATA; one to two hours on 2 cores)
 	$(BIN)/python -m benchmarks.smollm2.prepare demo-real
 	$(BIN)/python -m benchmarks.smollm2.run demo-real
 
