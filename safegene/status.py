@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.digest import strict_json
 from safegene.errors import SafegeneError
+from safegene.evidence import data_digests, is_data
 from safegene.manifest import NAME, Manifest, read_manifest
-from safegene.stages.promote import data_digests, is_data
 from safegene.text import visible
 from safegene.verdict.decision import policy_digest
 from safegene.workspace import Workspace, cache_folder

@@ -1,7 +1,7 @@
 """Stage ``promote``: check the evidence again, put the candidate live if its verdict allows it, and record the attempt.
 
 A promotion needs a passing verdict for exactly these digests. So every artefact from the aligned checkpoint to the
-verdict is read and verified byte for byte, each must have been made from the present ones, under the present policy;
+verdict is read and verified byte for byte (`safegene.evidence`), each made from the present ones, under the present policy;
 the judgements must give that verdict again; and what was live when it was measured (``incumbent.json``) must be live
 still. DVC does not run this stage: an experiment must not promote.
 """
@@ -11,66 +11,33 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safegene import __version__
-from safegene.digest import canonical_json, digest_file, digest_json, strict_json
+from safegene.digest import canonical_json, digest_json
 from safegene.errors import (
     ArtifactError,
-    FormatError,
     LedgerError,
     ParamsError,
     PromotionRefused,
     SafegeneError,
-    StaleArtifact,
     StoreError,
 )
+from safegene.evidence import OPTIONAL, Evidence, confirmed, gather
 from safegene.ledger import Ledger, Live, Record, keep_seen, load_signer, open_ledger, release_files
 from safegene.ledger import live as live_now
-from safegene.manifest import NAME, Manifest, read_manifest
-from safegene.params import GateParams, Params, PromoteParams, load_yaml
-from safegene.prompts import validated
+from safegene.manifest import read_manifest
+from safegene.params import PromoteParams, load_yaml
 from safegene.registry import NOTED, Claim, Promotion, refuse, resolve, revoke, rollback
 from safegene.registry import promote as put_live
-from safegene.verdict import evidence_from, verdict_payload
-from safegene.verdict.decision import policy_digest
 from safegene.workspace import Workspace, cache_folder
 
 Run = Mapping[str, str]
 
-MADE_FROM: Mapping[str, tuple[str, ...]] = {  # where there is an incumbent.json, judgements are made from it too
-    "candidate": ("aligned", "target", "vector", "selection"),
-    "judgements": ("aligned", "target", "candidate", "incumbent", "validation"),
-    "verdict": ("candidate", "judgements"),
-}
 WHOLE = ("target", "candidate", "judgements", "verdict", "aligned")
 RECEIPTS = ("vector", "selection")
-OPTIONAL = ("degraded", "delta")  # a family may bring its own degraded copies, and need not keep them
-BESIDE = ("incumbent",)  # an input where there is one
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Every artefact behind one verdict, verified: its folders and its manifests, by name."""
-
-    folders: Mapping[str, Path]
-    manifests: Mapping[str, Manifest]
-    data: Mapping[str, str]
-    incumbent: str | None
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """Artefact name -> digest."""
-        return {name: manifest.digest for name, manifest in self.manifests.items()}
-
-    def payload(self, artefact: str, name: str) -> dict[str, Any]:
-        """A JSON payload; {} where the artefact has none of that name."""
-        path = self.folders[artefact] / name
-        raw = strict_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
-        return raw if isinstance(raw, dict) else {}
 
 
 def promote(
@@ -215,33 +182,10 @@ def pin(params: PromoteParams, *, workspace: Workspace, target: str) -> str | No
     return now.release if now else None
 
 
-def gather(workspace: Workspace, target: str) -> Evidence:
-    """Read and verify every artefact behind the target's verdict, and that each was made from the present ones.
-
-    Raises:
-        ArtifactError: one is absent or altered.
-        StaleArtifact: one was made from something that has changed since.
-    """
-    folders = workspace.artefacts(target)
-    needed = {name: at for name, at in folders.items() if name not in OPTIONAL or (at / NAME).is_file()}
-    manifests = {name: read_manifest(at) for name, at in needed.items()}
-    incumbent, receipt = workspace.incumbent(target), workspace.validation
-    current = {name: manifest.digest for name, manifest in manifests.items()}
-    current["validation"] = validated(receipt)
-    if incumbent.is_file():
-        current["incumbent"] = digest_file(incumbent)
-    if calibration := workspace.params.evaluate.judge.calibration:
-        current["calibration"] = digest_file(workspace.root / calibration)
-    data = data_digests(workspace)
-    for name, manifest in manifests.items():
-        _require_current(name, folders[name], manifest, current, set(data.values()))
-    return Evidence(folders, manifests, data, _pinned(incumbent))
-
-
 def _claim(workspace: Workspace, target: str, run: Run) -> Claim:
     evidence = gather(workspace, target)
     verdict = evidence.payload("verdict", "verdict.json")
-    outcome = _outcome(evidence, verdict, workspace.params)
+    outcome = confirmed(evidence, verdict, workspace.params)
     return Claim(
         target=target,
         outcome=outcome,
@@ -256,78 +200,6 @@ def _claim(workspace: Workspace, target: str, run: Run) -> Claim:
     )
 
 
-def _outcome(evidence: Evidence, verdict: Mapping[str, Any], params: Params) -> Literal["pass", "fail", "inconclusive"]:
-    """The verdict's outcome, if it is by the present policy and judge and the judgements give all of it again."""
-    where, judged = evidence.folders["verdict"], evidence.manifests["judgements"]
-    present = policy_digest(params.gate)
-    if (used := verdict.get("policy")) != present:
-        raise StaleArtifact(
-            f"expected a verdict under the present policy {present}, got one under {used}, in {where}",
-            remedy="run `safegene run`",
-        )
-    for name, value in params.evaluate.model_dump(mode="json").items():
-        if (was := judged.params.get(name)) != value:
-            raise StaleArtifact(
-                f"expected judgements under the present evaluate.{name}, {value}, got those under {was}, "
-                f"in {evidence.folders['judgements']}",
-                remedy="run `safegene run`",
-            )
-    again = _decided(evidence, params.gate)
-    if changed := sorted(name for name in {*again, *verdict} if again.get(name) != verdict.get(name)):
-        name = changed[0]
-        raise StaleArtifact(
-            f"expected {name} = {again.get(name)}, which the judgements give, got {verdict.get(name)}, in {where}",
-            remedy="run `safegene gate` again, and find out who wrote that verdict",
-        )
-    outcome: Literal["pass", "fail", "inconclusive"] = again["outcome"]
-    return outcome
-
-
-def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
-    """``verdict.json`` as the recorded judgements give it, as plain JSON values."""
-    folder = evidence.folders["judgements"]
-    files = [(folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl")]
-    rows, plan = evidence_from(*files, where=str(folder))
-    if ("incumbent" in plan.models) != (evidence.incumbent is not None):
-        raise StaleArtifact(
-            f"expected judgements of the live model {evidence.incumbent or '(none)'}, got those of "
-            f"{sorted(plan.models)}, in {folder}",
-            remedy="run `safegene run`",
-        )
-    payload = verdict_payload(
-        rows,
-        plan,
-        policy,
-        candidate=evidence.digests["candidate"],
-        judgements=evidence.digests["judgements"],
-        extra_params=evidence.manifests["candidate"].facts.get("extra_params"),
-    )
-    return dict(strict_json(canonical_json(payload), where=str(folder)))
-
-
-def _require_current(name: str, folder: Path, manifest: Manifest, current: Mapping[str, str], data: set[str]) -> None:
-    needed = [one for one in MADE_FROM.get(name, ()) if one in current or one not in BESIDE]
-    missing = [one for one in needed if current[one] not in manifest.inputs.values()]
-    changed = [one for one, used in manifest.inputs.items() if current.get(one, used) != used]
-    sets = [one for one, used in manifest.inputs.items() if is_data(one) and used not in data]
-    if stale := sorted({*missing, *changed, *sets}):
-        raise StaleArtifact(
-            f"expected {name} made from the present {', '.join(stale)}, got one made from others, in {folder}",
-            remedy="run `safegene run`, which makes again what has changed",
-        )
-
-
-def is_data(name: str) -> bool:
-    """Whether an input of a stage is a prompt or task set."""
-    return name in ("prompts", "task") or name.endswith(".jsonl")
-
-
-def data_digests(workspace: Workspace) -> dict[str, str]:
-    """Every prompt and task set: path below ``data`` -> digest."""
-    files = [*sorted(workspace.prompts.glob("*.jsonl")), *sorted(workspace.tasks.glob("*.jsonl"))]
-    return {path.relative_to(workspace.data).as_posix(): digest_file(path) for path in files}
-
-
 def _present(workspace: Workspace, target: str) -> dict[str, str]:
     """Digests of the artefacts that can be read, for the record of an attempt that failed."""
     found = {}
@@ -337,15 +209,6 @@ def _present(workspace: Workspace, target: str) -> dict[str, str]:
         except ArtifactError:
             continue
     return found
-
-
-def _pinned(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    raw = strict_json(path.read_bytes(), where=str(path))
-    if not isinstance(raw, dict) or "live" not in raw:
-        raise FormatError(f"expected the key 'live', got another form, in {path}")
-    return raw["live"]  # type: ignore[no-any-return]
 
 
 def _fields(
