@@ -64,7 +64,8 @@ def gather(workspace: Workspace, target: str) -> Evidence:
     if incumbent.is_file():
         current["incumbent"] = digest_file(incumbent)
     if calibration := workspace.params.evaluate.judge.calibration:
-        current["calibration"] = digest_file(workspace.root / calibration)
+        path = workspace.root / calibration
+        current["calibration"] = digest_file(path) if path.is_file() else f"(none in {path})"
     data = data_digests(workspace)
     for name, manifest in manifests.items():
         _require_current(name, folders[name], manifest, current, set(data.values()))

@@ -1,9 +1,9 @@
 """Stage ``promote``: check the evidence again, put the candidate live if its verdict allows it, and record the attempt.
 
 A promotion needs a passing verdict for exactly these digests. So every artefact from the aligned checkpoint to the
-verdict is read and verified byte for byte (`safegene.evidence`), each made from the present ones, under the present policy;
-the judgements must give that verdict again; and what was live when it was measured (``incumbent.json``) must be live
-still. DVC does not run this stage: an experiment must not promote.
+verdict is read and verified byte for byte, each must have been made from the present ones under the present policy, the
+judgements must give that verdict again (`safegene.evidence`), and what was live when it was measured
+(``incumbent.json``) must be live still. DVC does not run this stage: an experiment must not promote.
 """
 
 import getpass
