@@ -108,11 +108,10 @@ class LocalStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
-        found = (
-            path.relative_to(self.root).as_posix()
-            for path in self.root.rglob("*")
-            if path.is_symlink() or not path.is_dir()
-        )
+        start, found = self.root / prefix.rpartition("/")[0], list[str]()
+        for folder, folders, files in os.walk(start):  # which passes over what a writer removes meanwhile
+            links = [name for name in folders if Path(folder, name).is_symlink()]
+            found += [Path(folder, name).relative_to(self.root).as_posix() for name in (*files, *links)]
         return iter(sorted(key for key in found if key.startswith(prefix) and key != DRAFT))
 
     def discard(self, key: str) -> None:
