@@ -253,8 +253,8 @@ def fit(
 ) -> Fitted:
     """Fit one scalar per group by Adam from ``start``, and keep the best alphas seen on the validation shots.
 
-    The objective is ``sum over kinds of weight * mean KL``. Alphas begin at 1 by default and are not clamped: at 0 a
-    saturated target gives no gradient, and good values may lie above 1 or below 0.
+    The objective is ``sum over kinds of weight * mean KL``. Alphas are not clamped: good values may lie above 1 or
+    below 0. They begin at 1 by default: at 0 a saturated target gives no gradient.
 
     Args:
         model: the target, in evaluation mode; its weights are never changed.
@@ -275,12 +275,11 @@ def fit(
     Raises:
         EmptySample: a kind with a weight has no shots.
     """
-    by_kind = _by_kind(shots, weights)
-    random = torch.Generator().manual_seed(seed)
+    by_kind, random = _by_kind(shots, weights), torch.Generator().manual_seed(seed)
     index = {name: torch.tensor(at) for name, at in group.items()}
     values = torch.full((1 + max(max(at) for at in group.values()),), start, requires_grad=True)
     optimiser = torch.optim.Adam([values], lr=learning_rate, betas=(0.9, 0.99))
-    seen: list[tuple[float, int, Tensor]] = []  # (objective, -step, values): the least objective, then the latest
+    seen: list[_Point] = []
 
     def note(step: int) -> None:
         with scaled(model, patch, {name: values.detach()[at] for name, at in index.items()}):
@@ -293,17 +292,31 @@ def fit(
     for step in range(1, steps + 1):
         optimiser.param_groups[0]["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
         with scaled(model, patch, {name: values[at] for name, at in index.items()}):
-            loss = _objective(model, _draw(by_kind, batch_size, random), weights)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+            _descend(optimiser, model, _draw(by_kind, batch_size, random), weights)
         if step % measure_every == 0 or step == steps:
             note(step)
             if _stalled([one[0] for one in seen], patience):
                 break
+    return _best(seen, index)
+
+
+_Point = tuple[float, int, Tensor]  # objective, -step, values
+
+
+def _best(seen: Sequence[_Point], index: Mapping[str, Tensor]) -> Fitted:
+    """The values of the least objective, the latest of equals; one that is not a number never wins over one that is."""
     _, back, best = min(seen, key=lambda one: (math.isnan(one[0]), *one[:2]))
     history = tuple((-step, objective) for objective, step, _ in seen)
     return Fitted({name: tuple(best[at].tolist()) for name, at in index.items()}, -back, history)
+
+
+def _descend(
+    optimiser: torch.optim.Optimizer, model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]
+) -> None:
+    loss = _objective(model, batch, weights)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
 
 
 def _stalled(values: Sequence[float], patience: int) -> bool:

@@ -200,6 +200,9 @@ def in_words(what: str, counts: Counts | None) -> str:
     )
     shown = []
     for name, right, n in parts:
+        if not n:
+            shown.append(f"{name} not measured (n 0)")
+            continue
         low, high = wilson(right, n)
         shown.append(f"{name} {right / n:.3f} ({low:.3f} to {high:.3f}, n {n})")
     return f"{what}: {', '.join(shown)}"

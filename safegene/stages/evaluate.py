@@ -113,17 +113,31 @@ def evaluate(
         decoding=_decoding(params, dtype),
     )
     _require_distinct(plan, prompts, task)
-    rows: list[dict[str, Any]] = []
-    for arm, contender in arms.items():
-        for name, some in asked.items():
-            replies = _replies(contender, some, plan, dtype, f"{arm}, {name}")
-            rows += _judged(arm, contender, some, replies, judge, keep=params.judge.kind not in CHEAP)
+    rows = _rows(arms, asked, plan, dtype, judge, keep=params.judge.kind not in CHEAP)
     inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
     inputs |= {"aligned": aligned, "target": target, "candidate": candidate, "validation": receipt}
     inputs |= {"incumbent": incumbent} if incumbent and incumbent.is_file() else {}
     inputs |= {"calibration": params.judge.calibration} if params.judge.calibration else {}
     chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": dtype}
     return _write(out, plan, rows, params=chosen, inputs=inputs)
+
+
+def _rows(
+    arms: Mapping[Arm, Contender],
+    asked: Mapping[str, Sequence[Prompt]],
+    plan: Plan,
+    dtype: str,
+    judge: Judge,
+    *,
+    keep: bool,
+) -> list[dict[str, Any]]:
+    """Every row of ``judgements.jsonl``, a model after the other."""
+    rows: list[dict[str, Any]] = []
+    for arm, contender in arms.items():
+        for name, some in asked.items():
+            replies = _replies(contender, some, plan, dtype, f"{arm}, {name}")
+            rows += _judged(arm, contender, some, replies, judge, keep=keep)
+    return rows
 
 
 def _write(

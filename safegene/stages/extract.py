@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,17 +127,27 @@ def extract(
         inputs |= digests
     else:
         inputs["degraded"] = degraded
+    payload = {
+        "method": params.method,
+        "aligned": read_record(aligned)["digest"],
+        "architecture": base.architecture,
+        "degraded": digests,
+    }
+    return _write(out, params, delta, payload, inputs)
+
+
+def _write(
+    out: Path,
+    params: ExtractParams,
+    delta: Delta,
+    payload: Mapping[str, Any],
+    inputs: Mapping[str, Path | str],
+) -> Manifest:
     with write_artefact(out, stage="extract", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         write_factors(delta.factors, draft.path / "delta.safetensors")
-        payload = {
-            "method": params.method,
-            "aligned": read_record(aligned)["digest"],
-            "architecture": base.architecture,
-            "degraded": digests,
-            "matrices": {name: asdict(one) for name, one in delta.found.items()},
-            "skipped": delta.skipped,
-        }
-        (draft.path / "delta.json").write_bytes(canonical_json(payload) + b"\n")
+        found = {name: asdict(one) for name, one in delta.found.items()}
+        content = {**payload, "matrices": found, "skipped": delta.skipped}
+        (draft.path / "delta.json").write_bytes(canonical_json(content) + b"\n")
         norms = [one.relative_norm for one in delta.found.values()]
         draft.facts.update(matrices=len(norms), skipped=len(delta.skipped), relative_norm=sum(norms) / len(norms))
     return draft.done

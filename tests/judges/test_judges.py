@@ -199,6 +199,7 @@ def test_a_judge_is_measured_on_labelled_replies_and_its_file_is_the_one_that_is
     assert found.refusal == Counts(true_positives=1, positives=1, true_negatives=2, negatives=2)
     assert calibration_of(params.model_copy(update={"calibration": out}), build(params)) == found
     assert "sensitivity 1.000" in in_words("harmful", found.harmful)
+    assert "specificity not measured" in in_words("harmful", Counts(3, 3, 0, 0))
     with pytest.raises(ParamsError, match=r"evaluate\.judge\.calibration"):
         calibrate(JudgeParams(kind="phrases"), path, "", root=tmp_path)
 
