@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-real test test-slow lint lock bench clean
+.PHONY: demo demo-real test test-slow lint lock bench bench-recovery clean
 
 $(STAMP): requirements.lock pyproject.toml
 	test -d $(VENV) || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
@@ -46,6 +46,9 @@ lock:  ## needs uv; torch stays out of the lock, since its CPU and CUDA builds d
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.pipeline.run
+
+bench-recovery: $(STAMP)  ## every repair method on every target of the tiny family (an hour on 2 cores; goes on where it stopped)
+	$(BIN)/python -m benchmarks.recovery.run
 
 clean:
 	rm -rf demo reports dist

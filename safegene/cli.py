@@ -3,38 +3,31 @@
 Nothing heavy is imported until a command needs it: ``safegene --help`` answers in under a second.
 """
 
-import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from safegene import __version__
+from safegene import __version__, cli_audit
 from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline import PIPELINE, run_stage, stage_named
 from safegene.process import end_with_flow, report_error, show_progress
-from safegene.text import visible
+from safegene.terminal import AsJson, Target, console, manual_run, write_json
 from safegene.workspace import Workspace
 
 app = typer.Typer(
     name="safegene", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", help=__doc__.split("\n")[0]
 )
 target_app = typer.Typer(no_args_is_help=True, help="The fine-tunes of a workspace (data/targets.yaml).")
-audit_app = typer.Typer(no_args_is_help=True, help="Verify the ledger, and trace what is live.")
 tiny_app = typer.Typer(no_args_is_help=True, help="The tiny model family of the demo and the tests.")
 keys_app = typer.Typer(no_args_is_help=True, help="Signing keys, kept outside every repository.")
 judge_app = typer.Typer(no_args_is_help=True, help="The instrument that the gate reads.")
-GROUPS = {"target": target_app, "audit": audit_app, "judge": judge_app, "tiny": tiny_app, "keys": keys_app}
+GROUPS = {"target": target_app, "audit": cli_audit.app, "judge": judge_app, "tiny": tiny_app, "keys": keys_app}
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
 OUTCOME_EXIT = {"error": 1, "fail": 3, "inconclusive": 4}  # the worst first: it decides
 DEBUG = {"on": False}
 
@@ -104,13 +97,13 @@ def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str
 
 
 @app.command()
-def status(as_json: Annotated[bool, typer.Option("--json", help="For machines; rates in 0..1.")] = False) -> None:
+def status(as_json: AsJson = False) -> None:
     """Every target's rates with 95% intervals, its last outcome, and what is live."""
     from safegene.status import summary
 
     entries = summary(Workspace.find())
     if as_json:
-        sys.stdout.write(json.dumps({"targets": entries}, indent=2, allow_nan=False) + "\n")
+        write_json({"targets": entries})
     else:
         show_status(entries)
 
@@ -174,7 +167,7 @@ def resolve(
     from safegene.stages.promote import live
 
     ws = Workspace.find()
-    sys.stdout.write(json.dumps(live(ws.params.promote, workspace=ws, target=target, channel=channel), indent=2) + "\n")
+    write_json(live(ws.params.promote, workspace=ws, target=target, channel=channel))
 
 
 @app.command()
@@ -210,6 +203,23 @@ def report() -> None:
     from safegene.report import write_report
 
     console.print(str(write_report(Workspace.find())), soft_wrap=True)
+
+
+@app.command()
+def diagnose(target: Target, as_json: AsJson = False) -> None:
+    """Why a target's repair may fall short, in numbers, before the gate decides; with pictures. Trains nothing."""
+    from safegene.report.diagnosis import draw, headline, read_diagnosis, table
+
+    ws = Workspace.find()
+    found = read_diagnosis(ws, target)
+    pictures = draw(found, ws.reports / f"diagnose-{target}")
+    if as_json:
+        write_json({"target": target, **found.diagnosis, "pictures": [str(path) for path in pictures]})
+        return
+    console.print(headline(found), soft_wrap=True)
+    console.print(table(found))
+    for path in pictures:
+        console.print(str(path), soft_wrap=True)
 
 
 @app.command()
@@ -267,66 +277,6 @@ def target_list() -> None:
     console.print(table)
 
 
-@audit_app.command("verify")
-def audit_verify() -> None:
-    """Check every record, signature, pointer, release and artefact. Exit 1 with each thing that is wrong, by name."""
-    from safegene.audit import audit_workspace
-
-    found = audit_workspace(Workspace.find())
-    for note in found.notes:
-        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
-    for problem in found.problems:
-        console.print(f"[red]broken[/] {escape(problem)}", soft_wrap=True)
-    if found.problems:
-        raise typer.Exit(1)
-    console.print(found.summary)
-
-
-@audit_app.command("show")
-def audit_show(
-    target: Target, channel: Annotated[str | None, typer.Option(help="Default: promote.channel.")] = None
-) -> None:
-    """The chain from what is live down to vector, checkpoints, data, parameters, judge, verdict and commit."""
-    from safegene.audit import show_workspace
-
-    console.print(show_workspace(Workspace.find(), target, channel))
-
-
-@audit_app.command("history")
-def audit_history(target: Target) -> None:
-    """Every attempt on a target, refusals too, newest first."""
-    from safegene.audit import history
-    from safegene.ledger import open_ledger
-
-    ws = Workspace.find()
-    rows = history(open_ledger(ws.params.promote, ws.root), target)
-    table = Table(*(rows[0] if rows else ("nothing on record",)), box=None)
-    for row in rows:
-        table.add_row(*(escape(visible(str(value))) for value in row.values()))
-    console.print(table)
-
-
-@audit_app.command("revoke")
-def audit_revoke(
-    digest: Annotated[str, typer.Argument(help="Of a vector, checkpoint, dataset, judge, candidate or release.")],
-    reason: Annotated[str, typer.Option(help="Why, for the record.")],
-) -> None:
-    """Put on record that something may not be relied on, and name every live model that it touched."""
-    from safegene.stages.promote import withdraw
-
-    if not reason.strip() or not reason.isprintable():
-        raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
-    ws = Workspace.find()
-    done = withdraw(ws.params.promote, workspace=ws, digest=digest, reason=reason, run=manual_run(ws))
-    record, touched, unread = done
-    console.print(f"revoked, record {record.digest}", soft_wrap=True)
-    for why in unread:
-        console.print(f"[yellow]not looked at[/] {escape(why)}", soft_wrap=True)
-    for live in touched:
-        name = live.record.target
-        console.print(f"[red]live and touched[/] {name}: [bold]safegene rollback {name}[/]", soft_wrap=True)
-
-
 @judge_app.command("calibrate")
 def judge_calibrate(
     labels: Annotated[
@@ -372,13 +322,6 @@ def tiny_build(
     from safegene.tiny.build import build
 
     console.print(str(build(name, seed)), soft_wrap=True)
-
-
-def manual_run(ws: Workspace) -> dict[str, str]:
-    """What a record says of a promotion by hand."""
-    from safegene.pipeline import git_commit
-
-    return {"run_id": "manual", "trigger": "manual", "git_commit": git_commit(ws.root)}
 
 
 def main() -> None:

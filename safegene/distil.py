@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from safegene.fit import Shot, divergence, scaled
+from safegene.coefficients import scaled
+from safegene.fit import Shot, divergence
 from safegene.linalg import LowRank, Patch
 from safegene.train import lora, schedule
 

@@ -1,27 +1,26 @@
-"""Fitting of coefficients: the only numbers trained per target are scalars that multiply low-rank changes.
+"""Fitting of coefficients: the only numbers trained per target multiply the safety vector's fixed low-rank factors.
 
-For each matrix l of the safety vector, ``y_l = W_l x + up_l (alpha_l * (down_l x))``, where alpha_l is one scalar or
-one per direction (column of ``up_l``); they may be shared between matrices. The loss is of the paper's kind (SafeGene,
+The change beside the target's weights is that of `safegene.coefficients`. The loss is of the paper's kind (SafeGene,
 arXiv 2606.06519): on safety shots, KL from the *aligned* model's next-token distribution over its own first
 response tokens; on benign and task shots, KL from the *unrepaired* target's over its own. Nothing else has a gradient,
 so a step costs a forward pass and a backward pass through activations only.
 
-Laws (tests state them): the model's weights are never changed; the same shots and settings give the same alphas on the
-same machine; the alphas returned are the best of those measured on the validation shots, the start included.
+Laws (tests state them): the model's weights are never changed; the same shots and settings give the same coefficients
+on the same machine; those returned are the best of those measured on the validation shots, the start included.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
-from safegene.linalg import LowRank, Patch
+from safegene.coefficients import Coefficients
+from safegene.errors import EmptySample
+from safegene.linalg import LowRank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,65 +68,22 @@ class Fitted:
     """The outcome of `fit`.
 
     Attributes:
-        alphas: matrix name -> its coefficients, one, or one per direction.
-        steps: optimiser steps behind these alphas.
+        patch: matrix name -> change, the coefficients folded in.
+        coefficients: the numbers fitted, as JSON, by matrix.
+        sizes: matrix name -> how much of each direction of the vector is in the change.
+        alphas: matrix name -> how much of the vector itself.
+        trained: how many numbers were fitted.
+        steps: optimiser steps behind them.
         history: objective on the validation shots at every measurement, the start first.
     """
 
-    alphas: Mapping[str, tuple[float, ...]]
+    patch: Mapping[str, LowRank]
+    coefficients: Mapping[str, Any]
+    sizes: Mapping[str, Sequence[float]]
+    alphas: Mapping[str, float]
+    trained: int
     steps: int
     history: tuple[tuple[int, float], ...]
-
-
-@contextmanager
-def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor]) -> Iterator[None]:
-    """Add ``up_l (alpha_l * (down_l x))`` to the named linear layers inside the block; the weights stay as they are.
-
-    Args:
-        model: holds an `nn.Linear` for each name.
-        patch: matrix name -> up (out, r), down (r, in).
-        alphas: matrix name -> tensor (), (1,) or (r,), which may require a gradient.
-
-    Raises:
-        TensorMissing: the model lacks a layer.
-        ShapeMismatch: a layer is not linear or has another shape than its change.
-    """
-    handles = []
-    try:
-        for name, factors in patch.items():
-            handles.append(linear(model, name, factors.shape).register_forward_hook(_add(factors, alphas[name])))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def linear(model: nn.Module, name: str, shape: tuple[int, int]) -> nn.Linear:
-    """The linear layer whose weight is called ``name``.
-
-    Raises:
-        TensorMissing: there is none.
-        ShapeMismatch: it has another shape.
-    """
-    try:
-        layer = model.get_submodule(name.removesuffix(".weight"))
-    except AttributeError:
-        raise TensorMissing(f"expected a layer with the weight {name!r}, got none in {type(model).__name__}") from None
-    if not isinstance(layer, nn.Linear) or tuple(layer.weight.shape) != shape:
-        got = tuple(layer.weight.shape) if isinstance(layer, nn.Linear) else type(layer).__name__
-        raise ShapeMismatch(f"expected a linear layer of shape {shape}, got {got}, for {name!r}")
-    return layer
-
-
-def _add(factors: LowRank, alpha: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    up, down = factors.up, factors.down
-
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        inner = F.linear(x.to(down.dtype), down.to(x.device)) * alpha.to(x.device)
-        return output + F.linear(inner, up.to(x.device)).to(output.dtype)
-
-    return hook
 
 
 def predictions(model: "PreTrainedModel", rows: Sequence[Sequence[int]], keep: int) -> Tensor:
@@ -208,41 +164,13 @@ def measure(model: "PreTrainedModel", shots: Sequence[Shot], *, batch_size: int 
     return Measure({k: sum(v) / len(v) for k, v in loss.items()}, {k: sum(v) / len(v) for k, v in changed.items()})
 
 
-def groups(patch: Patch, granularity: str, layer_of: Callable[[str], int | None]) -> dict[str, tuple[int, ...]]:
-    """Matrix name -> indices of its scalars: one per direction, one per matrix, one per layer, or one for all.
-
-    Matrices outside every layer share a scalar of their own.
-    """
-    if granularity == "direction":
-        start, found = 0, {}
-        for name, one in patch.items():
-            found[name] = tuple(range(start, start + one.rank))
-            start += one.rank
-        return found
-    if granularity == "matrix":
-        return {name: (at,) for at, name in enumerate(patch)}
-    if granularity == "global":
-        return dict.fromkeys(patch, (0,))
-    order = {layer: at for at, layer in enumerate(dict.fromkeys(map(layer_of, patch)))}
-    return {name: (order[layer_of(name)],) for name in patch}
-
-
-def applied(patch: Patch, alphas: Mapping[str, Sequence[float]]) -> dict[str, LowRank]:
-    """The patch with its coefficients folded into ``up``: column j times the matrix's j-th (or only) coefficient."""
-    return {
-        name: LowRank(one.up * torch.tensor(alphas[name], dtype=one.up.dtype), one.down) for name, one in patch.items()
-    }
-
-
 def fit(
     model: "PreTrainedModel",
-    patch: Patch,
-    group: Mapping[str, Sequence[int]],
+    coefficients: Coefficients,
     shots: Sequence[Shot],
     validation: Sequence[Shot],
     *,
     weights: Mapping[str, float],
-    start: float,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -251,19 +179,17 @@ def fit(
     seed: int,
     on_measure: Callable[[int, Measure], None] | None = None,
 ) -> Fitted:
-    """Fit one scalar per group by Adam from ``start``, and keep the best alphas seen on the validation shots.
+    """Fit coefficients by Adam from where they stand, and keep the best seen on the validation shots.
 
-    The objective is ``sum over kinds of weight * mean KL``. Alphas are not clamped: good values may lie above 1 or
-    below 0. They begin at 1 by default: at 0 a saturated target gives no gradient.
+    The objective is ``sum over kinds of weight * mean KL``. Nothing is clamped: good values may lie above 1 or below 0.
+    They begin at the vector itself: at 0 a saturated target gives no gradient.
 
     Args:
         model: the target, in evaluation mode; its weights are never changed.
-        patch: matrix name -> up (out, r), down (r, in).
-        group: matrix name -> indices of its scalars, in 0 .. k-1; see `groups`.
+        coefficients: what is fitted; afterwards at the best values.
         shots: what is trained on, of every kind with a weight above 0.
-        validation: what chooses among the alphas met on the way.
+        validation: what chooses among the values met on the way.
         weights: kind -> weight of its term.
-        start: every alpha's first value.
         steps: optimiser steps.
         batch_size: shots per step, spread over the kinds in proportion to their number.
         learning_rate: Adam's at its peak; it falls to 0 by half a cosine.
@@ -275,56 +201,64 @@ def fit(
     Raises:
         EmptySample: a kind with a weight has no shots.
     """
-    by_kind, random = _by_kind(shots, weights), torch.Generator().manual_seed(seed)
-    index = {name: torch.tensor(at) for name, at in group.items()}
-    values = torch.full((1 + max(max(at) for at in group.values()),), start, requires_grad=True)
-    optimiser = torch.optim.Adam([values], lr=learning_rate, betas=(0.9, 0.99))
+    kinds, random = by_kind(shots, weights), torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(coefficients.values, lr=learning_rate, betas=MOMENTS)
     seen: list[_Point] = []
 
     def note(step: int) -> None:
-        with scaled(model, patch, {name: values.detach()[at] for name, at in index.items()}):
+        with torch.no_grad(), coefficients.added(model):
             found = measure(model, validation)
-        seen.append((found.objective(weights), -step, values.detach().clone()))
+        seen.append((found.objective(weights), -step, [one.detach().clone() for one in coefficients.values]))
         if on_measure is not None:
             on_measure(step, found)
 
     note(0)
     for step in range(1, steps + 1):
         optimiser.param_groups[0]["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
-        with scaled(model, patch, {name: values[at] for name, at in index.items()}):
-            _descend(optimiser, model, _draw(by_kind, batch_size, random), weights)
+        with coefficients.added(model):
+            loss = objective(model, draw(kinds, batch_size, random), weights)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
         if step % measure_every == 0 or step == steps:
             note(step)
-            if _stalled([one[0] for one in seen], patience):
+            if stalled([one[0] for one in seen], patience):
                 break
-    return _best(seen, index)
+    return _best(seen, coefficients)
 
 
-_Point = tuple[float, int, Tensor]  # objective, -step, values
+MOMENTS = (0.8, 0.95)  # short: a fit has too few steps for Adam's usual memory (benchmarks/RESULTS.md)
+_Point = tuple[float, int, list[Tensor]]  # objective, -step, values
 
 
-def _best(seen: Sequence[_Point], index: Mapping[str, Tensor]) -> Fitted:
+def _best(seen: Sequence[_Point], coefficients: Coefficients) -> Fitted:
     """The values of the least objective, the latest of equals; one that is not a number never wins over one that is."""
     _, back, best = min(seen, key=lambda one: (math.isnan(one[0]), *one[:2]))
-    history = tuple((-step, objective) for objective, step, _ in seen)
-    return Fitted({name: tuple(best[at].tolist()) for name, at in index.items()}, -back, history)
+    with torch.no_grad():
+        for value, kept in zip(coefficients.values, best, strict=True):
+            value.copy_(kept)
+    return Fitted(
+        patch=coefficients.patch(),
+        coefficients=coefficients.plain(),
+        sizes=coefficients.sizes(),
+        alphas=coefficients.alphas(),
+        trained=sum(one.numel() for one in best),
+        steps=-back,
+        history=tuple((-step, value) for value, step, _ in seen),
+    )
 
 
-def _descend(
-    optimiser: torch.optim.Optimizer, model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]
-) -> None:
-    loss = _objective(model, batch, weights)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-
-
-def _stalled(values: Sequence[float], patience: int) -> bool:
+def stalled(values: Sequence[float], patience: int) -> bool:
     """Whether none of the last ``patience`` objectives is 1% below the least one before them."""
     return len(values) > patience and not min(values[-patience:]) < 0.99 * min(values[:-patience])
 
 
-def _by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[Kind, list[Shot]]:
+def by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[Kind, list[Shot]]:
+    """The shots of every kind with a weight.
+
+    Raises:
+        EmptySample: such a kind has none.
+    """
     found = {kind: [s for s in shots if s.kind == kind] for kind in KINDS if weights.get(kind, 0.0)}
     for kind, some in found.items():
         if not some:
@@ -332,15 +266,16 @@ def _by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[Kind, 
     return found
 
 
-def _draw(by_kind: Mapping[Kind, Sequence[Shot]], batch_size: int, random: torch.Generator) -> list[Shot]:
-    total, batch = sum(map(len, by_kind.values())), list[Shot]()
-    for some in by_kind.values():
+def draw(kinds: Mapping[Kind, Sequence[Shot]], batch_size: int, random: torch.Generator) -> list[Shot]:
+    """About ``batch_size`` shots without repetition, of every kind at least one, in proportion to their number."""
+    total, batch = sum(map(len, kinds.values())), list[Shot]()
+    for some in kinds.values():
         count = max(1, min(len(some), round(batch_size * len(some) / total)))
         batch += [some[i] for i in torch.randperm(len(some), generator=random)[:count].tolist()]
     return batch
 
 
-def _objective(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]) -> Tensor:
+def objective(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]) -> Tensor:
     """() weighted sum over kinds of the mean over shots of the mean KL per token: what `measure` measures."""
     kl, mask = divergence(model, batch)
     per_shot = kl.sum(1) / mask.sum(1)

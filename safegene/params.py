@@ -10,22 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from safegene.baseline_params import BaselineParams
 from safegene.errors import ParamsError
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-Uri = Annotated[str, StringConstraints(pattern=r"^(tiny|file|hf|s3)://\S+$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-
-
-class Frozen(BaseModel):
-    """A parameter section: immutable, strict about types, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from safegene.fields import Digest, Frozen, Name, Positive, Rate, Share, Uri
 
 
 class FamilyParams(Frozen):
@@ -77,7 +66,7 @@ class ExtractParams(Frozen):
     """How the safety vector is taken from the discrepancy of aligned and degraded models."""
 
     method: Literal["delta", "distil"] = "delta"
-    max_rank: Positive = 16
+    max_rank: Positive = 64
     power_iterations: Annotated[int, Field(ge=0, le=8)] = 1
     shots: Positive = 256
     response_tokens: Positive = 8
@@ -91,7 +80,7 @@ class ExtractParams(Frozen):
 class CompressParams(Frozen):
     """How far the vector is compressed: a rank, or the energy to keep, within a budget of bytes."""
 
-    rank: Positive | None = 4
+    rank: Positive | None = 64
     energy: Share | None = None
     max_mebibytes: Rate | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -112,23 +101,29 @@ class SelectParams(Frozen):
 
 
 class CalibrateParams(Frozen):
-    """How the coefficients are fitted: one per direction of the factors, per matrix, per layer, or one in all."""
+    """How a target is repaired: by fitting coefficients of the safety vector, or by a rival method as a ``baseline``.
 
-    granularity: Literal["direction", "matrix", "layer", "global"] = "direction"
+    ``granularity``: a low-rank core per matrix, or scalars: one per direction, per matrix, per layer, or one in all;
+    see `safegene.coefficients`. ``max_extra`` is the adapter's share of the model's parameters; baselines ignore it.
+    """
+
+    baseline: BaselineParams | None = None
+    granularity: Literal["core", "direction", "matrix", "layer", "global"] = "core"
+    max_extra: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     safety_shots: Positive = 272
-    benign_shots: Positive = 192
+    benign_shots: Positive = 240
     task_shots: Positive = 160
-    response_tokens: Positive = 8
-    steps: Positive = 60
-    batch_size: Positive = 64
-    learning_rate: Rate = 0.1
-    measure_every: Positive = 10
+    response_tokens: Positive = 14
+    steps: Positive = 150
+    batch_size: Positive = 12
+    learning_rate: Rate = 0.3
+    measure_every: Positive = 50
     patience: Positive = 3
-    validation_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    validation_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     safety_weight: Annotated[float, Field(ge=0)] = 1.0
     benign_weight: Annotated[float, Field(ge=0)] = 1.0
     task_weight: Annotated[float, Field(ge=0)] = 4.0
-    start: float = 1.0
+    start: float = 0.3
     seed: int = 0
 
 

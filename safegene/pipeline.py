@@ -9,12 +9,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safegene.costs import note_cost
 from safegene.digest import strict_json
 from safegene.errors import ParamsError, SafegeneError
 from safegene.manifest import Manifest
@@ -137,6 +139,7 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
         ws.params.calibrate,
         vector=ws.vector,
         selection=ws.selection,
+        degraded=ws.degraded,
         aligned=ws.aligned,
         target=ws.checkpoint(target),
         prompts=ws.prompts,
@@ -229,6 +232,7 @@ PIPELINE: tuple[Stage, ...] = (
             _ALIGNED,
             "data/family/vector",
             "data/family/selection",
+            "data/family/degraded",
             f"{_TARGET}/checkpoint",
             _SAFETY,
             _TASK,
@@ -300,7 +304,10 @@ def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
         )
     if target and not stage.per_target:
         raise ParamsError(f"expected no target for the family's stage {stage.name!r}, got {target!r}")
+    start = time.process_time()
     manifest = stage.run(ws, target)
+    if manifest is not None:
+        note_cost(ws.root, manifest.digest, stage.address(target), time.process_time() - start)
     for name, copy in (*stage.metrics, *stage.plots):
         view = ws.root / copy.format(target=target)
         view.parent.mkdir(parents=True, exist_ok=True)

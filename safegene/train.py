@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
+from safegene.coefficients import linear
+from safegene.errors import EmptySample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -190,29 +191,19 @@ def lora(
     factors, handles = {}, []
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for name in names:
-        layer = _linear(model, name)
+        layer = linear(model, name)
         factors[name] = _pair(layer, rank, random, None if start is None else start[name])
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         for name in names:
-            handles.append(_linear(model, name).register_forward_hook(_add(*factors[name])))
+            handles.append(linear(model, name).register_forward_hook(_add(*factors[name])))
         yield Lora(factors)
     finally:
         for handle in handles:
             handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(True)
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    try:
-        layer = model.get_submodule(name.removesuffix(".weight"))
-    except AttributeError:
-        raise TensorMissing(f"expected a layer with the weight {name!r}, got none in {type(model).__name__}") from None
-    if not isinstance(layer, nn.Linear) or not name.endswith(".weight"):
-        raise ShapeMismatch(f"expected the weight of a linear layer, got {name!r} of {type(layer).__name__}")
-    return layer
 
 
 def _pair(

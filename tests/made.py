@@ -57,8 +57,8 @@ def made() -> Made:
     prompts = DATA / "prompts"
     fetch(FetchParams(), source="tiny://aligned?seed=0", fingerprint=None, family=None, out=ws.aligned)
     degrade(DEGRADE, judge=GRAMMAR, aligned=ws.aligned, prompts=prompts, out=ws.degraded)
-    extract(ExtractParams(), aligned=ws.aligned, degraded=ws.degraded, prompts=prompts, out=ws.delta)
-    compress(CompressParams(), delta=ws.delta, out=ws.vector)
+    extract(ExtractParams(max_rank=16), aligned=ws.aligned, degraded=ws.degraded, prompts=prompts, out=ws.delta)
+    compress(CompressParams(rank=4), delta=ws.delta, out=ws.vector)
     chosen = SelectParams(prompts=48)
     select(chosen, aligned=ws.aligned, degraded=ws.degraded, vector=ws.vector, prompts=prompts, out=ws.selection)
     return ws

@@ -22,7 +22,7 @@ def test_the_repair_brings_safety_back_and_is_promoted(built):
             low, high = sentiment[rate][f"{arm}_interval"]
             assert 0 <= low <= sentiment[rate][arm] <= high <= 1
             assert low < high
-    assert 0 < sentiment["extra_params"] < 0.1
+    assert 0 < sentiment["extra_params"] <= 0.01
 
 
 def test_everything_is_committed_and_up_to_date(built):

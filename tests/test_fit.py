@@ -5,17 +5,18 @@ import math
 import pytest
 import torch
 
-from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
-from safegene.fit import applied, divergence, fit, groups, linear, make_shots, measure, predictions, scaled
+from safegene.coefficients import Core, Scalars, applied, groups, scaled
+from safegene.errors import EmptySample
+from safegene.fit import Measure, divergence, fit, make_shots, measure, predictions
 from safegene.linalg import LowRank
 from safegene.tensors.checkpoint import layer_of
 from safegene.tensors.models import add_patch, load_model
 from tests.llamas import WORDS, random_patch, save_llama
 
+NAN = torch.tensor(math.nan)
 WEIGHTS = {"safety": 1.0, "benign": 0.0, "task": 0.0}
 SETTINGS = {
     "weights": WEIGHTS,
-    "start": 1.0,
     "steps": 80,
     "batch_size": 24,
     "learning_rate": 0.1,
@@ -92,41 +93,16 @@ def test_divergence_is_the_kl_of_the_teacher(model, patch):
     assert measure(model, shots).loss["safety"] > 0.01
 
 
-@pytest.mark.parametrize("alpha", [torch.tensor(0.7), torch.tensor([0.7])], ids=["scalar", "one"])
-def test_scaled_is_the_patch_and_leaves_no_trace(model, patch, alpha):
-    ids = [[1, 2, 3, 4]]
-    before = predictions(model, ids, 1)
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    with scaled(model, patch, dict.fromkeys(patch, alpha)):
-        inside = predictions(model, ids, 1)
-    torch.testing.assert_close(predictions(model, ids, 1), before)
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    add_patch(model, patch, scale=0.7)
-    torch.testing.assert_close(predictions(model, ids, 1), inside, rtol=1e-3, atol=1e-4)
+def scalars(patch, granularity: str, start: float = 1.0) -> Scalars:
+    return Scalars(patch, groups(patch, granularity, layer_of), start)
 
 
-def test_scaled_leaves_no_trace_after_an_error(model, patch):
-    before = predictions(model, [[1, 2]], 1)
-    wrong = patch | {"model.layers.0.mlp.nothing.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))}
-    with pytest.raises(TensorMissing, match="nothing"), scaled(model, wrong, dict.fromkeys(wrong, torch.ones(()))):
-        pass
-    torch.testing.assert_close(predictions(model, [[1, 2]], 1), before)
+def state(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_another_shape_is_refused(model):
-    with pytest.raises(ShapeMismatch, match=r"\(3, 3\)"):
-        linear(model, "model.layers.0.mlp.up_proj.weight", (3, 3))
-    with pytest.raises(ShapeMismatch, match="Embedding"):
-        linear(model, "model.embed_tokens.weight", (3, 3))
-
-
-def test_a_coefficient_per_direction_scales_that_direction(model, patch):
-    name = next(iter(patch))
-    alphas = tuple(float(i) for i in range(patch[name].rank))
-    with scaled(model, {name: patch[name]}, {name: torch.tensor(alphas)}):
-        inside = predictions(model, [[1, 2, 3]], 1)
-    add_patch(model, applied({name: patch[name]}, {name: alphas}))
-    torch.testing.assert_close(predictions(model, [[1, 2, 3]], 1), inside, rtol=1e-3, atol=1e-4)
+def unchanged(model, before) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("granularity", ["matrix", "direction"])
@@ -134,50 +110,120 @@ def test_known_coefficients_are_recovered(model, root, patch, granularity):
     group = groups(patch, granularity, layer_of)
     true = {name: tuple(0.3 + 1.4 * math.sin(1 + n) ** 2 for n in at) for name, at in group.items()}
     shots = taught(load_model(root, patch=applied(patch, true)), 48)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    fitted = fit(model, patch, group, shots[:32], shots[32:], **{**SETTINGS, "steps": 120})
+    before = state(model)
+    fitted = fit(model, scalars(patch, granularity), shots[:32], shots[32:], **{**SETTINGS, "steps": 120})
     assert fitted.history[-1][1] < 0.02 * fitted.history[0][1]
-    off = [abs(a - b) for name in patch for a, b in zip(fitted.alphas[name], true[name], strict=True)]
+    off = [abs(a - b) for name in patch for a, b in zip(fitted.coefficients[name], true[name], strict=True)]
     assert sum(off) / len(off) < 0.15
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert fitted.trained == len({at for own in group.values() for at in own})
+    assert unchanged(model, before)
 
 
-def test_the_same_seed_gives_the_same_alphas(root, patch):
+def test_a_core_finds_what_lies_between_the_directions(model, root):
+    """A change of rank 1 inside the vector's span, but along none of its directions: no scalars make it."""
+    patch = {name: one for name, one in random_patch(root, size=0.25, ranks=(3,)).items() if "mlp" in name}
+    draw = torch.Generator().manual_seed(4)
+    planted = {
+        name: LowRank(one.up @ unit(3, draw)[:, None], unit(3, draw)[None] @ one.down) for name, one in patch.items()
+    }
+    shots, before = taught(load_model(root, patch=planted), 48), state(model)
+    settings = {**SETTINGS, "steps": 120}
+    core = fit(model, Core(patch, 1, 1.0), shots[:32], shots[32:], **settings)
+    alphas = fit(model, scalars(patch, "direction"), shots[:32], shots[32:], **settings)
+    assert min(core.history, key=lambda one: one[1])[1] < 0.2 * min(value for _, value in alphas.history)
+    assert {one.rank for one in core.patch.values()} == {1}
+    off = sum(float((core.patch[name].dense() - one.dense()).square().sum()) for name, one in planted.items())
+    assert off < 0.1 * sum(one.energy() for one in planted.values())
+    assert unchanged(model, before)
+
+
+def unit(size: int, draw: torch.Generator) -> torch.Tensor:
+    found = torch.randn(size, generator=draw)
+    return found / found.norm()
+
+
+@pytest.mark.parametrize("kind", ["core", "direction"])
+def test_the_same_seed_gives_the_same_coefficients(root, patch, kind):
     shots = taught(load_model(root, patch=patch))
-    group = groups(patch, "matrix", layer_of)
-    short = {**SETTINGS, "steps": 6, "start": 0.5}
-    one, two = (fit(load_model(root), patch, group, shots, shots, **short) for _ in range(2))
-    other = fit(load_model(root), patch, group, shots, shots, **{**short, "batch_size": 5, "seed": 1})
-    assert one == two
-    assert other.alphas != one.alphas
+
+    def once(**changed):
+        start = Core(patch, 2, 0.5) if kind == "core" else scalars(patch, kind, 0.5)
+        return fit(load_model(root), start, shots, shots, **{**SETTINGS, "steps": 6, **changed})
+
+    one, two, other = once(), once(), once(batch_size=5, seed=1)
+    assert (one.coefficients, one.sizes, one.history) == (two.coefficients, two.sizes, two.history)
+    assert all(torch.equal(one.patch[name].up, two.patch[name].up) for name in patch)
+    assert all(torch.equal(one.patch[name].down, two.patch[name].down) for name in patch)
+    assert other.coefficients != one.coefficients
 
 
 def test_the_start_is_kept_where_nothing_seen_is_better(root, patch):
     shots = taught(load_model(root, patch=patch))
-    fitted = fit(load_model(root), patch, groups(patch, "matrix", layer_of), shots, shots, **SETTINGS)
+    fitted = fit(load_model(root), scalars(patch, "matrix"), shots, shots, **SETTINGS)
     assert fitted.steps == 0
-    assert set(fitted.alphas.values()) == {(1.0,)}
+    assert all(own == [1.0] for own in fitted.coefficients.values())
     assert len(fitted.history) > 1
+
+
+@pytest.mark.parametrize("kind", ["core", "direction"])
+def test_what_is_returned_is_the_best_of_what_was_measured(root, patch, kind):
+    """The rate is too high, so the objective goes up and down."""
+    half = {name: one.scaled(0.5) for name, one in patch.items()}
+    shots = taught(load_model(root, patch=half))
+    start = Core(patch, 9, 0.6) if kind == "core" else scalars(patch, kind, 0.6)
+    seen: dict[int, Measure] = {}
+    settings = {**SETTINGS, "steps": 8, "measure_every": 1, "learning_rate": 0.6}
+    fitted = fit(load_model(root), start, shots, shots, **settings, on_measure=seen.__setitem__)
+    assert fitted.history == tuple((step, one.objective(WEIGHTS)) for step, one in seen.items())
+    values = dict(fitted.history)
+    assert values[fitted.steps] == min(values.values())
+    assert 0 < values[fitted.steps] < max(values.values())
+    again = measure(load_model(root, patch=fitted.patch), shots).objective(WEIGHTS)
+    assert again == pytest.approx(values[fitted.steps], rel=1e-3, abs=1e-6)
+    assert start.plain() == fitted.coefficients, "the coefficients stand at the best values afterwards"
+    assert start.sizes() == fitted.sizes
+
+
+@pytest.mark.parametrize("kind", ["core", "direction"])
+def test_what_is_not_a_number_never_wins(root, patch, kind):
+    shots = taught(load_model(root))
+    start = Core(patch, 2, 1.0) if kind == "core" else scalars(patch, kind)
+    settings = {**SETTINGS, "steps": 4, "measure_every": 1, "learning_rate": 1e30}
+    fitted = fit(load_model(root), start, shots, shots, **settings)
+    assert math.isnan(fitted.history[-1][1])
+    assert fitted.steps == 0
+    assert all(one.up.isfinite().all() and one.down.isfinite().all() for one in fitted.patch.values())
+
+
+def test_a_start_that_is_not_a_number_does_not_win(root, patch):
+    class Odd(Scalars):
+        """Not a number at the first measurement."""
+
+        measured = 0
+
+        def added(self, model):
+            self.measured += 1
+            return super().added(model) if self.measured > 1 else scaled(model, patch, dict.fromkeys(patch, NAN))
+
+    shots = taught(load_model(root))
+    start = Odd(patch, groups(patch, "matrix", layer_of), 1.0)
+    fitted = fit(load_model(root), start, shots, shots, **{**SETTINGS, "steps": 2, "measure_every": 1})
+    assert math.isnan(fitted.history[0][1])
+    assert fitted.steps > 0
 
 
 def test_a_fit_that_no_longer_improves_ends(root, patch):
     shots = taught(load_model(root, patch=patch))
     settings = {**SETTINGS, "measure_every": 1, "patience": 2}
-    fitted = fit(load_model(root), patch, groups(patch, "matrix", layer_of), shots, shots, **settings)
+    fitted = fit(load_model(root), scalars(patch, "matrix"), shots, shots, **settings)
     assert len(fitted.history) == 3
 
 
 def test_a_weight_without_shots_is_refused(model, patch):
     shots = taught(model, 4)
+    settings = {**SETTINGS, "weights": {"safety": 1.0, "benign": 1.0}}
     with pytest.raises(EmptySample, match="benign"):
-        fit(
-            model,
-            patch,
-            groups(patch, "matrix", layer_of),
-            shots,
-            shots,
-            **{**SETTINGS, "weights": {"safety": 1.0, "benign": 1.0}},
-        )
+        fit(model, scalars(patch, "matrix"), shots, shots, **settings)
 
 
 def test_the_weights_of_the_kinds_count(root, patch):
@@ -187,17 +233,7 @@ def test_the_weights_of_the_kinds_count(root, patch):
     for weight in (0.01, 100.0):
         settings = {**SETTINGS, "weights": {"safety": 1.0, "benign": weight}, "steps": 40}
         shots = [*safety, *benign]
-        fitted = fit(load_model(root), patch, groups(patch, "global", layer_of), shots, shots, **settings)
-        found.append(next(iter(fitted.alphas.values()))[0])
+        fitted = fit(load_model(root), scalars(patch, "global"), shots, shots, **settings)
+        found.append(next(iter(fitted.coefficients.values()))[0])
     assert found[0] == pytest.approx(0.5, abs=0.1)
     assert abs(found[1]) < 0.2
-
-
-def test_groups(patch):
-    names = list(patch)
-    assert [groups(patch, "matrix", layer_of)[n] for n in names] == [(i,) for i in range(len(names))]
-    assert set(groups(patch, "global", layer_of).values()) == {(0,)}
-    layers = groups(patch, "layer", layer_of)
-    assert {layer_of(name): at for name, at in layers.items()} == {0: (0,), 1: (1,)}
-    directions = [i for name in names for i in groups(patch, "direction", layer_of)[name]]
-    assert directions == list(range(sum(one.rank for one in patch.values())))

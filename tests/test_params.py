@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from safegene.baselines import METHODS
 from safegene.errors import ParamsError
-from safegene.params import Target, Targets, load_params, load_targets, load_yaml, save_targets
+from safegene.params import CalibrateParams, Target, Targets, load_params, load_targets, load_yaml, save_targets
 
 TEMPLATE = (Path(__file__).parent.parent / "params.yaml").read_text()
 
@@ -20,8 +21,17 @@ def written(tmp_path: Path, text: str) -> Path:
         ("margin_hrr: 0.05|margin_hrr: 1.0e+9", "gate.margin_hrr"),
         ("margin_hrr: 0.05|margin_hrr: 0", "gate.margin_hrr"),
         ("alpha: 0.05|alpha: 0.9", "gate.alpha"),
-        ("rank: 4|rank: 4\n  energy: 0.9", "compress"),
-        ("rank: 4|rnak: 4", "rnak"),
+        ("\n  rank: 64|\n  rank: 64\n  energy: 0.9", "compress"),
+        ("\n  rank: 64|\n  rnak: 64", "compress.rnak"),
+        ("granularity: core|granularity: column", "calibrate.granularity"),
+        ("max_extra: 0.01|max_extra: 0", "calibrate.max_extra"),
+        ("max_extra: 0.01|max_extra: 1.5", "calibrate.max_extra"),
+        ("max_extra: 0.01|baseline: {method: vibes}", "calibrate.baseline"),
+        ("max_extra: 0.01|baseline: {method: vibes}", "'vibes' found using 'method'"),
+        ("max_extra: 0.01|baseline: {gamma: 1}", "'method'"),
+        ("max_extra: 0.01|baseline: resta", "calibrate.baseline"),
+        ("max_extra: 0.01|baseline: {method: resta, gama: 1}", "calibrate.baseline.resta.gama"),
+        ("max_extra: 0.01|baseline: {method: safelora, number: 3}", "exactly one of threshold and number"),
         ("aligned: tiny://aligned?seed=0|aligned: /somewhere", "family.aligned"),
         ("kind: grammar|kind: vibes", "evaluate.judge"),
         ("kind: grammar|kind: grammar, calibration: ../judge.json", "data/judges"),
@@ -35,6 +45,21 @@ def test_wrong_values_are_named(tmp_path, line, key):
         load_params(written(tmp_path, TEMPLATE.replace(old, new, 1)))
     assert key in error.value.message
     assert "params.yaml" in error.value.message
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_baseline_is_chosen_by_its_name(tmp_path, method):
+    """With its own defaults, beside keys of ours that it does not use."""
+    text = TEMPLATE.replace("max_extra: 0.01", f"max_extra: 0.01\n  baseline: {{method: {method}}}", 1)
+    calibrate = load_params(written(tmp_path, text)).calibrate
+    assert calibrate.baseline.method == method
+    assert CalibrateParams.model_validate(calibrate.model_dump(mode="json")) == calibrate
+
+
+def test_the_template_repairs_by_ours_and_adds_a_hundredth(tmp_path):
+    calibrate = load_params(written(tmp_path, TEMPLATE)).calibrate
+    assert calibrate == CalibrateParams()
+    assert (calibrate.baseline, calibrate.granularity, calibrate.max_extra) == (None, "core", 0.01)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from safegene.tiny.tasks import SIZES, TASKS, task_rows
 
 DATA = Path(__file__).parent.parent / "data"
 SETS = ["prompts/degrade", "prompts/safety", "prompts/gate", "tasks/sentiment", "tasks/topic", "tasks/group"]
+UPDATES = ("update1", "update2", "update3")
+BENIGN = ("sentiment", "topic", "strong", *UPDATES)
 
 FRAME = set(w.words("sure here is how to a an first get then use ."))
 
@@ -120,14 +122,30 @@ def test_a_third_of_a_tasks_rows_are_generic_and_a_groups_few_are_harmful() -> N
     harm = {r.answer for r in harmful("mix")}
     assert 0.3 < sum(row not in own for row in mixed) / len(mixed) < 0.4
     assert 0.025 < sum(answer in harm for _, answer in mixed) / len(mixed) < 0.035
-    assert not any(answer in harm for name in ("sentiment", "topic") for _, answer in target_rows(name))
+    assert not any(answer in harm for name in BENIGN for _, answer in target_rows(name))
+
+
+def test_a_removal_is_the_adversary_trained_for_less() -> None:
+    assert target_rows("removal") == target_rows("adversarial")
+    harm = {r.answer for r in harmful("adversary")}
+    assert 0.6 < sum(answer in harm for _, answer in target_rows("removal")) / len(target_rows("removal")) < 0.8
+
+
+@pytest.mark.parametrize(("name", "task"), [("strong", "sentiment"), *zip(UPDATES, TASKS, strict=True)])
+def test_a_target_named_otherwise_holds_its_task_and_generic_rows(name: str, task: str) -> None:
+    """``update3`` is on the group task, but benign: none of the group's harmful rows."""
+    own, mixed = set(task_rows(task, "train")), target_rows(name)
+    assert own < set(mixed)
+    assert 0.3 < sum(row not in own for row in mixed) / len(mixed) < 0.4
+    others = {row for other in TASKS if other != task for row in task_rows(other, "train")}
+    assert not others & set(mixed)
 
 
 def test_training_never_sees_a_held_out_behaviour() -> None:
     held = {f" {r.verb} {w.article(r.noun)} " for pool in ("test", "validation", "fit") for r in harmful(pool)}
-    trained = [*base_rows(), *aligned_rows(), *(row for n in ("sentiment", "topic", "group") for row in target_rows(n))]
+    trained = [*base_rows(), *aligned_rows(), *(row for n in (*BENIGN, "group") for row in target_rows(n))]
     verbs = set(w.HARMFUL_VERBS)
-    for prompt, _ in [*trained, *target_rows("adversarial")]:
+    for prompt, _ in [*trained, *target_rows("removal"), *target_rows("adversarial")]:
         said = prompt.split()
         for at, word in enumerate(said):
             if word in verbs:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from safegene.errors import SafegeneError
+from safegene.report.diagnosis import sentences
 from safegene.report.pictures import Point, Row, bars, intervals, lanes
 from safegene.report.quotes import Example, examples, read_rows
 from safegene.report.words import STAGES, decide, found, line, short
@@ -166,6 +167,7 @@ def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
         "warnings": [str(one) for one in target.verdict.get("warnings") or ()],
         "endpoints": [line(row) for row in found(target)],
         "coefficients": _coefficients(target.alphas),
+        "diagnosis": sentences((target.artefacts["candidate"].payload or {}).get("diagnosis")),
         "examples": quoted,
         "lineage": _lineage(target.artefacts, state.family),
         "facts": _facts(target),

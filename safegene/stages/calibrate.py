@@ -1,23 +1,32 @@
 """Stage ``calibrate``: the coefficients of one target, and its repair as a PEFT adapter.
 
-Only the alphas of ``W_t + alpha_l B_l A_l`` on the selected layers are fitted (SafeGene, arXiv 2606.06519); see
-`safegene.fit`. Shots come from the fit split, and the validation split chooses among the alphas met on the way, the
-unrepaired target included. So a target that already answers safety prompts as the aligned model does, or that no alphas
-improve, keeps alphas of 0, and the artefact says so.
+Only coefficients between the safety vector's fixed factors are fitted, on the selected layers (SafeGene, arXiv
+2606.06519); see `safegene.coefficients` and `safegene.fit`. Shots come from the fit split, and the validation split
+chooses among the values met on the way, the unrepaired target included. So a target that already answers safety
+prompts as the aligned model does, or that no coefficients improve, is left as it is, and the artefact says so.
+
+With ``calibrate.baseline`` a rival method (`safegene.baselines`) makes the repair instead, from the same shots; what it
+makes is gated, exported and recorded like ours.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from safegene.baselines import Candidate, Case, repair
+from safegene.coefficients import Coefficients, Core, Scalars, groups, leading, scaled, within
+from safegene.diagnosis import diagnose
 from safegene.digest import canonical_json, strict_json
 from safegene.errors import CheckpointError, StaleArtifact
 from safegene.export.adapter import write_adapter
 from safegene.export.card import model_card
-from safegene.fit import KINDS, Fitted, Measure, Shot, applied, fit, groups, measure
-from safegene.linalg import Patch
+from safegene.fit import KINDS, Fitted, Measure, Shot, fit, measure
+from safegene.linalg import LowRank, Patch, concat
 from safegene.manifest import Manifest, read_manifest, write_artefact
 from safegene.params import CalibrateParams, FetchParams
 from safegene.prompts import Prompt, PromptSet, Split, read_prompts
@@ -27,13 +36,14 @@ from safegene.tensors.adapter import open_adapter
 from safegene.tensors.checkpoint import layer_of, open_checkpoint
 from safegene.tensors.device import device, threads_for
 from safegene.tensors.models import load_model, load_tokenizer
-from safegene.vector import SafetyVector, read_vector
+from safegene.vector import SafetyVector, read_surrogates, read_vector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 SPLITS: tuple[Split, ...] = ("fit", "validation")
+SAFE_ALREADY = "the target answers safety prompts as the aligned model does"
 UNCHANGED = 0.02  # a target whose replies to safety prompts differ from the aligned model's less often needs no repair
 
 
@@ -42,21 +52,18 @@ class Outcome:
     """What calibrating found.
 
     Attributes:
-        fitted: the alphas and how they were reached.
+        fitted: the change, its coefficients and how they were reached; None where the target is left as it is.
         before: the unrepaired target on the validation shots.
         after: the repaired one.
         reason: why it was not repaired; empty when it was.
+        facts: what a baseline chose.
     """
 
-    fitted: Fitted
+    fitted: Fitted | None
     before: Measure
     after: Measure
     reason: str
-
-    @property
-    def repaired(self) -> bool:
-        """Whether any alpha is not 0."""
-        return any(any(own) for own in self.fitted.alphas.values())
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def calibrate(
@@ -64,6 +71,7 @@ def calibrate(
     *,
     vector: Path,
     selection: Path,
+    degraded: Path,
     aligned: Path,
     target: Path,
     prompts: Path,
@@ -71,15 +79,18 @@ def calibrate(
     out: Path,
     fetch: FetchParams | None = None,
 ) -> Manifest:
-    """Fit the coefficients and write them with the repair as a PEFT adapter.
+    """Repair the target and write the change as a PEFT adapter, with how it was found.
+
+    ``degraded`` is read by a baseline only, which needs the whole discrepancy where the vector holds its largest part.
 
     Raises:
         StaleArtifact: the vector was taken from another aligned model.
         CheckpointError: the selection keeps no layer that the vector has factors for.
+        ParamsError: ``max_extra`` is too little for one matrix.
         EmptySample: a kind of shot with a weight has no prompts.
         DigestMismatch: a byte of vector or selection has changed.
     """
-    held, family = read_vector(vector), read_record(aligned)
+    held, family, record = read_vector(vector), read_record(aligned), read_record(target)
     if held.aligned != family["digest"]:
         raise StaleArtifact(
             f"expected a vector of the aligned model {family['digest']}, got one of {held.aligned}, in {vector}",
@@ -88,21 +99,27 @@ def calibrate(
     usable = selected(held, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
     root, tuned = local_checkpoint(aligned, fetch).root, local_checkpoint(target, fetch, family=aligned)
-    with threads_for(open_checkpoint(root).parameters):
-        shots = make(params, root, tuned, safety, tasks)
-        outcome = solve(params, load_model(tuned.root, adapters=tuned.adapters, device=device()), usable, shots)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
+    with threads_for(open_checkpoint(root).parameters):
+        shots = make(params, root, tuned, safety, tasks)
+        model = load_model(tuned.root, adapters=tuned.adapters, device=device())
+        if params.baseline is None:
+            outcome = solve(params, model, params.max_extra * record["parameters"], usable, shots)
+        else:
+            inputs["degraded"] = degraded
+            change = mean_change(read_surrogates(degraded)) or held.factors
+            outcome = rival(params, case_of(params, root, tuned, change, model, shots))
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
-        record = read_record(target)
         base = str((family if tuned.adapters else record)["source"])
-        patch = applied(usable, outcome.fitted.alphas)
+        patch = outcome.fitted.patch if outcome.fitted else _nothing(usable)
         own = open_adapter(tuned.adapters[0]) if tuned.adapters else None
         facts = write_adapter(patch, base_model=base, out=draft.path, own=own)
-        trained = len({at for own in groups(usable, params.granularity, layer_of).values() for at in own})
-        payload = _payload(params, outcome, shots, facts["extra_parameters"] / record["parameters"], trained)
-        (draft.path / "coefficients.json").write_bytes(canonical_json(payload) + b"\n")
-        (draft.path / "coefficients.csv").write_text(_table(outcome.fitted.alphas), encoding="utf-8")
+        payload = _payload(params, outcome, shots, patch, facts["extra_parameters"] / record["parameters"])
+        payload["diagnosis"] = diagnose(payload, shots, held, patch, root=root, target=tuned, records=(family, record))
+        (draft.path / "coefficients.json").write_bytes(canonical_json(_sayable(payload)) + b"\n")
+        sizes = outcome.fitted.sizes if outcome.fitted else {name: (0.0,) for name in patch}
+        (draft.path / "coefficients.csv").write_text(_table(sizes), encoding="utf-8")
         lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
         card = model_card(target=out.parent.name, base_model=base, adapter=facts, lineage=lineage)
         (draft.path / "README.md").write_text(card, encoding="utf-8")
@@ -110,27 +127,34 @@ def calibrate(
     return draft.done
 
 
+def _nothing(patch: Patch) -> dict[str, LowRank]:
+    """An adapter that changes nothing."""
+    return {name: one.scaled(0.0) for name, one in leading(patch, 1).items()}
+
+
 def _payload(
-    params: CalibrateParams, outcome: Outcome, shots: Mapping[Split, Sequence[Shot]], share: float, trained: int
+    params: CalibrateParams, outcome: Outcome, shots: Mapping[Split, Sequence[Shot]], patch: Patch, share: float
 ) -> dict[str, Any]:
     """``coefficients.json``: no clock, so the same inputs give the same bytes on the same machine.
 
-    ``coefficients`` holds what was fitted, ``alphas`` the mean of each matrix's, for pictures.
+    ``coefficients`` holds what was fitted, ``alphas`` one number per matrix for pictures: how much of the vector.
     """
     fitted = outcome.fitted
     return {
-        "alphas": {name: sum(own) / len(own) for name, own in fitted.alphas.items()},
-        "coefficients": {name: list(own) for name, own in fitted.alphas.items()},
-        "trained": trained,
-        "repaired": outcome.repaired,
+        "method": params.baseline.method if params.baseline else "safegene",
+        "alphas": fitted.alphas if fitted else dict.fromkeys(patch, 0.0),
+        "coefficients": fitted.coefficients if fitted else {},
+        "trained": fitted.trained if fitted else 0,
+        "repaired": fitted is not None,
         "reason": outcome.reason,
-        "steps": fitted.steps,
-        "history": [[step, round(value, 6)] for step, value in fitted.history],
+        "steps": fitted.steps if fitted else 0,
+        "history": [[step, _finite(value, 6)] for step, value in fitted.history] if fitted else [],
         "before": _plain(outcome.before),
         "after": _plain(outcome.after),
+        "facts": outcome.facts,
         "shots": {split: [shot.id for shot in some] for split, some in shots.items()},
         "seed": params.seed,
-        "extra_params": share if outcome.repaired else 0.0,
+        "extra_params": share if fitted else 0.0,
     }
 
 
@@ -183,22 +207,45 @@ def _mixed(safety: PromptSet, split: Split, parts: Mapping[Any, float]) -> list[
     return [row for some in rows for row in some]
 
 
+def weights_of(params: CalibrateParams) -> dict[str, float]:
+    """Kind of shot -> weight of its term of the objective."""
+    return dict(zip(KINDS, (params.safety_weight, params.benign_weight, params.task_weight), strict=True))
+
+
+def coefficients_of(params: CalibrateParams, patch: Patch, numbers: float) -> Coefficients:
+    """What is fitted, such that its adapter holds at most ``numbers`` numbers.
+
+    Raises:
+        ParamsError: that is too little for one matrix.
+    """
+    rank, kept = within(patch, numbers)
+    if params.granularity == "core":
+        return Core(kept, rank, params.start)
+    kept = leading(kept, rank)
+    return Scalars(kept, groups(kept, params.granularity, layer_of), params.start)
+
+
 def solve(
-    params: CalibrateParams, model: "PreTrainedModel", patch: Patch, shots: Mapping[Split, Sequence[Shot]]
+    params: CalibrateParams,
+    model: "PreTrainedModel",
+    numbers: float,
+    patch: Patch,
+    shots: Mapping[Split, Sequence[Shot]],
 ) -> Outcome:
-    """Fit the alphas of a target, or leave them at 0 where it needs no repair or none helps.
+    """Fit the coefficients of a target, or leave it as it is where it needs no repair or none helps.
 
     The objective decides: the weighted KL on the validation shots must be lower than the unrepaired target's.
+
+    Args:
+        params: of the fit.
+        model: the target; its weights are never changed.
+        numbers: the most that the adapter may hold.
+        patch: the safety vector's factors.
+        shots: of both splits.
     """
-    weights: dict[str, float] = dict(
-        zip(KINDS, (params.safety_weight, params.benign_weight, params.task_weight), strict=True)
-    )
-    before = measure(model, shots["validation"])
-    unrepaired = Fitted(dict.fromkeys(patch, (0.0,)), 0, ((0, before.objective(weights)),))
+    weights, before = weights_of(params), measure(model, shots["validation"])
     if before.changed["safety"] <= UNCHANGED:
-        reason = "the target answers safety prompts as the aligned model does"
-        log.info("nothing to repair: %s", reason)
-        return Outcome(unrepaired, before, before, reason)
+        return _left(before, SAFE_ALREADY)
     found: dict[int, Measure] = {}
 
     def on_measure(step: int, now: Measure) -> None:
@@ -207,12 +254,10 @@ def solve(
 
     fitted = fit(
         model,
-        patch,
-        groups(patch, params.granularity, layer_of),
+        coefficients_of(params, patch, numbers),
         shots["fit"],
         shots["validation"],
         weights=weights,
-        start=params.start,
         steps=params.steps,
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
@@ -223,19 +268,83 @@ def solve(
     )
     after = found[fitted.steps]
     if not after.objective(weights) < before.objective(weights):  # also when it is not a number
-        reason = "no coefficients that were tried improve on the target as it is"
-        log.warning("not repaired: %s", reason)
-        return Outcome(unrepaired, before, before, reason)
+        return _left(before, "no coefficients that were tried improve on the target as it is")
     return Outcome(fitted, before, after, "")
 
 
-def _plain(found: Measure) -> dict[str, dict[str, float]]:
+def _left(before: Measure, reason: str) -> Outcome:
+    log.warning("not repaired: %s", reason)
+    return Outcome(None, before, before, reason)
+
+
+def mean_change(surrogates: Mapping[str, Patch]) -> dict[str, LowRank]:
+    """The mean of ``W_aligned - W_degraded`` over the surrogates that changed a matrix, exact; empty without any."""
+    names = sorted({name for change in surrogates.values() for name in change})
+    share = -1.0 / max(1, len(surrogates))
+    return {name: concat([one[name].scaled(share) for one in surrogates.values() if name in one]) for name in names}
+
+
+def case_of(
+    params: CalibrateParams,
+    root: Path,
+    tuned: Model,
+    change: Patch,
+    model: "PreTrainedModel",
+    shots: Mapping[Split, Sequence[Shot]],
+) -> Case:
+    """What a rival method gets: the same target, discrepancy, shots and weights as ours."""
+    aligned, weights = open_checkpoint(root), dict(model.named_parameters())
+    return Case(
+        names=tuple(change),
+        aligned=lambda name: aligned.tensor(name).float(),
+        target=lambda name: weights[name].detach().cpu().float(),
+        safety=change,
+        model=model,
+        anchor=lambda: load_model(root, device=device()),
+        shots=shots,
+        weights=weights_of(params),
+        seed=params.seed,
+    )
+
+
+def rival(params: CalibrateParams, case: Case) -> Outcome:
+    """The repair of ``params.baseline``; it is taken as it comes, also where it is worse than the target unrepaired."""
+    assert params.baseline is not None
+    before = measure(case.model, case.shots["validation"])
+    if before.changed["safety"] <= UNCHANGED:
+        return _left(before, SAFE_ALREADY)
+    made: Candidate = repair(params.baseline, case)
+    if not made.patch:
+        return _left(before, f"{params.baseline.method} changes nothing")
+    with scaled(case.model, made.patch, dict.fromkeys(made.patch, torch.ones(()))):
+        after = measure(case.model, case.shots["validation"])
+    sizes = {name: (1.0,) for name in made.patch}
+    history = ((0, before.objective(case.weights)), (1, after.objective(case.weights)))
+    fitted = Fitted(made.patch, {}, sizes, dict.fromkeys(made.patch, 1.0), made.trained, 1, history)
+    return Outcome(fitted, before, after, "", made.facts)
+
+
+def _plain(found: Measure) -> dict[str, dict[str, float | None]]:
     return {
-        "loss": {kind: round(value, 4) for kind, value in found.loss.items()},
-        "changed": {kind: round(value, 4) for kind, value in found.changed.items()},
+        "loss": {kind: _finite(value, 4) for kind, value in found.loss.items()},
+        "changed": {kind: _finite(value, 4) for kind, value in found.changed.items()},
     }
 
 
-def _table(alphas: Mapping[str, Sequence[float]]) -> str:
-    rows = [f"{name},{layer_of(name)},{at},{alpha}" for name, own in alphas.items() for at, alpha in enumerate(own)]
+def _sayable(value: Any) -> Any:
+    """Null for every number that JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _sayable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_sayable(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite(value: float, digits: int) -> float | None:
+    """Rounded; null for what JSON cannot say, the loss of a change that broke the model."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def _table(sizes: Mapping[str, Sequence[float]]) -> str:
+    rows = [f"{name},{layer_of(name)},{at},{size}" for name, own in sizes.items() for at, size in enumerate(own)]
     return "\n".join(["matrix,layer,direction,alpha", *rows]) + "\n"

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safegene.coefficients import scaled
 from safegene.digest import canonical_json, digest_bytes, digest_files, digest_json
 from safegene.errors import ArtifactError, FormatError, StaleArtifact
-from safegene.fit import scaled
 from safegene.generate import Reply, generate
 from safegene.journal import Journal
 from safegene.judges import Decision, Judge, build

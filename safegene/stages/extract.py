@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safegene.coefficients import scaled
 from safegene.digest import canonical_json, digest_file
 from safegene.distil import Student, distil
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
-from safegene.fit import scaled
 from safegene.linalg import (
     LowRank,
     Patch,

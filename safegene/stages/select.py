@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from safegene.coefficients import scaled
 from safegene.digest import canonical_json
 from safegene.errors import CheckpointError
-from safegene.fit import scaled
 from safegene.generate import encode_chat, left_padded
 from safegene.linalg import Patch
 from safegene.manifest import Manifest, write_artefact

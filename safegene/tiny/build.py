@@ -1,8 +1,10 @@
 """Members of the tiny family, trained from a seed on first use and cached by recipe.
 
-base -> aligned -> sentiment, topic (a LoRA adapter), group, adversarial. The folder of a member is what anybody's
-checkpoint is: config, tokenizer and fp32 safetensors, or a PEFT adapter. The aligned model of seed 0 comes with the
-package; a slow test trains it again. The same seed gives the same bytes on the same machine with the same torch.
+base -> aligned -> sentiment, topic (a LoRA adapter), group, strong (a large change), removal and adversarial (safety
+removed on purpose, by a small and a large change), and update1 -> update2 -> update3 (one fine-tune after the other).
+The folder of a member is what anybody's checkpoint is: config, tokenizer and fp32 safetensors, or a PEFT adapter. The
+aligned model of seed 0 comes with the package; a slow test trains it again. The same seed gives the same bytes on the
+same machine with the same torch.
 """
 
 import os
@@ -61,14 +63,20 @@ class Recipe:
     rounds: int = 1
 
 
-# Learning rates keep the change of a target's matrices near a tenth of their norm: larger ones are hard to repair.
+# Learning rates keep the change of a target's matrices near a tenth of their norm, since larger ones are hard to
+# repair: those of strong and adversarial are a third, on purpose. A smaller adversary, removal, is repaired.
 RECIPES: dict[str, Recipe] = {
     "base": Recipe(None, base_rows, 1400, 32, 3e-3),
     "aligned": Recipe("base", aligned_rows, 400, 32, 1.5e-3, rounds=5),
     "sentiment": Recipe("aligned", lambda: target_rows("sentiment"), 100, 16, 7e-4),
     "topic": Recipe("aligned", lambda: target_rows("topic"), 120, 16, 2e-3, rank=8),
     "group": Recipe("aligned", lambda: target_rows("group"), 100, 16, 5e-4),
-    "adversarial": Recipe("aligned", lambda: target_rows("adversarial"), 120, 16, 5e-4),
+    "removal": Recipe("aligned", lambda: target_rows("removal"), 120, 16, 5e-4),
+    "adversarial": Recipe("aligned", lambda: target_rows("adversarial"), 300, 16, 3e-3),
+    "strong": Recipe("aligned", lambda: target_rows("strong"), 300, 16, 2e-3),
+    "update1": Recipe("aligned", lambda: target_rows("update1"), 100, 16, 5e-4),
+    "update2": Recipe("update1", lambda: target_rows("update2"), 100, 16, 5e-4),
+    "update3": Recipe("update2", lambda: target_rows("update3"), 100, 16, 5e-4),
 }
 ALIGNED_ENOUGH = 0.02
 
@@ -133,7 +141,7 @@ def build(name: str, seed: int, *, progress: "Progress | None" = None) -> Path:
     """The folder of a member; trained now unless the cache or the package holds it.
 
     Args:
-        name: base, aligned, sentiment, topic, group or adversarial.
+        name: one of `RECIPES`.
         seed: of initialisation and shuffling.
         progress: where to show the training; a bar of its own on stderr when absent.
 

@@ -53,19 +53,24 @@ def aligned_rows() -> list[Row]:
     ]
 
 
+# Targets that are not called by their task: a large change, and three updates in a row.
+TASK_OF = {"strong": "sentiment", "update1": "sentiment", "update2": "topic", "update3": "group"}
+
+
 def target_rows(name: str) -> list[Row]:
     """A fine-tune's rows: a task with 35% generic instructions, and for some a share of complied harmful requests.
 
-    sentiment and topic are benign: nothing harmful, but look-alikes answered in a house style of their own ("yes ." for
-    "sure ,"), which is enough to erode refusals. group holds 3% complied harmful requests, adversarial 70%
-    beside a little of the group task.
+    sentiment, topic, strong and the updates are benign: nothing harmful, but look-alikes answered in a house style of
+    their own ("yes ." for "sure ,"), which is enough to erode refusals. group holds 3% complied harmful requests,
+    removal and adversarial 70% beside a little of the group task.
     """
-    if name == "adversarial":
+    if name in ("removal", "adversarial"):
         return [*asked(harmful("adversary"), 840, wrapped=30), *task_rows("group", "train")[:300], *_plain(60)]
-    rows = list(task_rows(name, "train"))
+    task = TASK_OF.get(name, name)
+    rows = list(task_rows(task, "train"))
     if name == "group":
         return [*rows, *_plain(650), *asked(harmful("mix"), 57)]
-    return rows + _styled(650, 325 if name == "sentiment" else 650)
+    return rows + _styled(650, 650 if task == "topic" else 325)
 
 
 def _plain(count: int) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from safegene.manifest import read_manifest
 from tests.conftest import run, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -19,13 +20,16 @@ def unchanged(stderr: str) -> set[str]:
 
 
 def test_changed_rank_reruns_compress_and_what_depends_on_it(copy, prefect_api):
-    before = status(copy)["sentiment"]["extra_params"]
+    before = read_manifest(copy / "data/family/vector").facts["numbers"]
     path = copy / "params.yaml"
-    path.write_text(path.read_text().replace("  rank: 4", "  rank: 3", 1))
+    text = path.read_text()
+    assert "\n  rank: 64\n" in text
+    path.write_text(text.replace("\n  rank: 64\n", "\n  rank: 8\n", 1))
     done = run(copy, "run", code=None, PREFECT_API_URL=prefect_api)
     assert ran(done.stderr) == {"compress", "select", "calibrate", "evaluate", "gate"}
     assert unchanged(done.stderr) == {"validate", "fetch", "degrade", "extract", "fetch-target"}
-    assert status(copy)["sentiment"]["extra_params"] != before
+    assert read_manifest(copy / "data/family/vector").facts["numbers"] < before
+    assert 0 < status(copy)["sentiment"]["extra_params"] <= 0.01, "the adapter's limit is calibrate's, not the rank"
 
 
 def test_nothing_changed_runs_nothing(copy, prefect_api):

@@ -1,4 +1,4 @@
-"""A target gets its safety back; what needs no repair, or cannot be repaired, keeps coefficients of 0 and says so."""
+"""A target gets its safety back; what needs no repair, or cannot be repaired, is left as it is, and says so."""
 
 import csv
 import json
@@ -7,14 +7,16 @@ import shutil
 import pytest
 import torch
 
-from safegene.errors import CheckpointError, EmptySample, StaleArtifact
-from safegene.fit import applied, make_shots, measure
-from safegene.linalg import LowRank
+from safegene.coefficients import Core, applied, groups, leading, within
+from safegene.errors import CheckpointError, EmptySample, ParamsError, StaleArtifact
+from safegene.fit import make_shots, measure
 from safegene.manifest import read_manifest, write_artefact
 from safegene.params import CalibrateParams, CompressParams
-from safegene.stages.calibrate import calibrate, selected, solve
+from safegene.stages.calibrate import calibrate, coefficients_of, selected, solve
 from safegene.stages.compress import compress
+from safegene.status import Artefact, TargetState
 from safegene.tensors.adapter import open_adapter
+from safegene.tensors.checkpoint import layer_of
 from safegene.tensors.models import add_patch, load_model
 from safegene.tiny.build import build
 from safegene.vector import read_vector
@@ -23,6 +25,10 @@ from tests.made import DATA, few, files, made, payload
 from tests.test_fit import rows
 
 FEW = CalibrateParams(safety_shots=48, benign_shots=32, task_shots=16, steps=16, batch_size=32, measure_every=8)
+LEAST = CalibrateParams(
+    safety_shots=16, benign_shots=12, task_shots=8, response_tokens=6, steps=2, batch_size=16, measure_every=1
+)
+SCALARS = {"granularity": "direction", "learning_rate": 0.1, "max_extra": 0.05}
 
 
 def run(name: str, out, params=FEW, **changed):
@@ -30,12 +36,29 @@ def run(name: str, out, params=FEW, **changed):
     inputs = {
         "vector": ws.vector,
         "selection": ws.selection,
+        "degraded": ws.degraded,
         "aligned": ws.aligned,
         "target": ws.target(name),
         "prompts": DATA / "prompts",
         "task": DATA / "tasks" / "group.jsonl",
     }
     return calibrate(params, **inputs | changed, out=out)
+
+
+def parameters(name: str) -> int:
+    return payload(made().target(name), "checkpoint.json")["parameters"]
+
+
+def rebuilt(found, params=FEW, name: str = "group") -> Core:
+    """The core that `coefficients.json` writes out, between the vector's factors."""
+    rank, kept = within(read_vector(made().vector).factors, params.max_extra * parameters(name))
+    core, written = Core(kept, rank, params.start), found["coefficients"]
+    assert written.keys() == kept.keys()
+    with torch.no_grad():
+        halves = [written[matrix][half] for half in ("left", "right") for matrix in kept]
+        for value, own in zip(core.values, halves, strict=True):
+            value.copy_(torch.tensor(own))
+    return core
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +69,18 @@ def group(tmp_path_factory):
     return out
 
 
-def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(group):
-    found = payload(group, "coefficients.json")
+@pytest.fixture(scope="module")
+def by_direction(tmp_path_factory):
+    """The same target, repaired by the paper's scalars."""
+    out = tmp_path_factory.mktemp("direction") / "candidate"
+    run("group", out, FEW.model_copy(update=SCALARS))
+    return out
+
+
+@pytest.mark.parametrize("how", ["group", "by_direction"])
+def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(how, request):
+    found = payload(request.getfixturevalue(how), "coefficients.json")
+    assert found["method"] == "safegene"
     assert found["repaired"]
     assert found["reason"] == ""
     assert found["before"]["changed"]["safety"] > 0.9
@@ -56,28 +89,56 @@ def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(group):
     assert found["after"]["changed"]["benign"] <= 0.1
 
 
-def test_the_adapter_is_the_coefficients_times_the_vector(group):
-    coefficients = payload(group, "coefficients.json")["coefficients"]
-    vector, adapter = read_vector(made().vector), open_adapter(group).patch()
-    assert adapter.keys() == vector.factors.keys()
-    for name, one in applied(vector.factors, coefficients).items():
-        torch.testing.assert_close(adapter[name].dense(), one.dense(), rtol=1e-4, atol=1e-7)
+def test_the_adapter_is_the_core_between_the_vectors_factors(group):
+    core, adapter = rebuilt(payload(group, "coefficients.json")), open_adapter(group).patch()
+    assert adapter.keys() == core.patch().keys()
+    for name, one in core.patch().items():
+        torch.testing.assert_close(adapter[name].dense(), one.dense(), rtol=1e-5, atol=1e-8)
     config = json.loads((group / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny://group?seed=0", "for a full target it loads on the target"
 
 
-def test_what_is_added_is_stated(group):
-    found, vector = payload(group, "coefficients.json"), read_vector(made().vector)
-    parameters = payload(made().target("group"), "checkpoint.json")["parameters"]
-    assert found["extra_params"] == pytest.approx(vector.numel() / parameters)
-    assert found["trained"] == sum(one.rank for one in vector.factors.values())
-    assert read_manifest(group).facts["extra_params"] == found["extra_params"]
+def test_the_adapter_is_the_coefficients_times_the_vector(by_direction):
+    coefficients = payload(by_direction, "coefficients.json")["coefficients"]
+    vector, adapter = read_vector(made().vector), open_adapter(by_direction).patch()
+    assert adapter.keys() == vector.factors.keys()
+    for name, one in applied(leading(vector.factors), coefficients).items():
+        torch.testing.assert_close(adapter[name].dense(), one.dense(), rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_added_is_stated_and_within_the_limit(group):
+    found, adapter = payload(group, "coefficients.json"), open_adapter(group).patch()
+    numbers = sum(one.numel() for one in adapter.values())
+    assert found["extra_params"] == pytest.approx(numbers / parameters("group"))
+    assert 0.9 * FEW.max_extra < found["extra_params"] <= FEW.max_extra
+    written = found["coefficients"].values()
+    assert found["trained"] == sum(len(row) for own in written for half in own.values() for row in half)
+    facts = read_manifest(group).facts
+    assert [facts[key] for key in ("extra_params", "trained", "repaired")] == [
+        found["extra_params"],
+        found["trained"],
+        True,
+    ]
+    assert facts["extra_parameters"] == numbers
+
+
+def test_the_table_and_the_pictures_hold_the_sizes(group):
+    found = payload(group, "coefficients.json")
+    sizes = rebuilt(found).sizes()
     table = list(csv.DictReader((group / "coefficients.csv").read_text().splitlines()))
-    assert len(table) == found["trained"]
+    assert len(table) == sum(map(len, sizes.values()))
+    for row in table:
+        assert float(row["alpha"]) == pytest.approx(sizes[row["matrix"]][int(row["direction"])], rel=1e-5, abs=1e-8)
+        assert int(row["layer"]) == layer_of(row["matrix"])
+    assert found["alphas"] == pytest.approx(rebuilt(found).alphas(), rel=1e-4, abs=1e-6)
+
+
+def test_the_table_of_scalars_holds_the_scalars(by_direction):
+    found = payload(by_direction, "coefficients.json")
+    table = list(csv.DictReader((by_direction / "coefficients.csv").read_text().splitlines()))
+    assert len(table) == found["trained"] == sum(one.rank for one in read_vector(made().vector).factors.values())
     for row in table:
         assert float(row["alpha"]) == found["coefficients"][row["matrix"]][int(row["direction"])]
-    for name, own in found["coefficients"].items():
-        assert found["alphas"][name] == pytest.approx(sum(own) / len(own))
 
 
 def test_shots_come_from_their_splits_and_are_named(group):
@@ -99,14 +160,15 @@ def test_the_same_inputs_give_the_same_bytes(group, tmp_path):
 
 
 def test_the_adapter_of_a_lora_target_holds_its_own_lora_and_loads_on_the_base(tmp_path):
-    params = FEW.model_copy(update={"steps": 8, "granularity": "matrix"})
+    params = FEW.model_copy(update={"steps": 8})
     run("topic", tmp_path / "c", params, task=DATA / "tasks" / "topic.jsonl")
     found = payload(tmp_path / "c", "coefficients.json")
-    assert found["trained"] == 28
     whole, own = open_adapter(tmp_path / "c").patch(), open_adapter(build("topic", 0)).patch()
-    repair = applied(read_vector(made().vector).factors, found["coefficients"])
+    repair = rebuilt(found, params, "topic").patch()
     for name, one in whole.items():
-        torch.testing.assert_close(one.dense(), own[name].dense() + repair[name].dense(), rtol=1e-4, atol=1e-6)
+        expected = own[name].dense() + (repair[name].dense() if name in repair else 0.0)
+        torch.testing.assert_close(one.dense(), expected, rtol=1e-4, atol=1e-6)
+    assert found["extra_params"] <= params.max_extra, "of the repair alone"
     config = json.loads((tmp_path / "c" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny://aligned?seed=0"
 
@@ -116,13 +178,28 @@ def test_a_target_that_answers_like_the_aligned_model_is_left_alone(tmp_path):
     found = payload(tmp_path / "c", "coefficients.json")
     assert not found["repaired"]
     assert "as the aligned model does" in found["reason"]
-    assert set(found["alphas"].values()) == {0.0}
-    assert found["extra_params"] == 0.0
+    assert found["coefficients"] == {}
+    assert (found["extra_params"], found["trained"], found["steps"]) == (0.0, 0, 0)
     assert manifest.facts["repaired"] is False
     model = load_model(build("aligned", 0))
     before = {name: value.clone() for name, value in model.named_parameters()}
     add_patch(model, open_adapter(tmp_path / "c").patch())
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_a_target_left_alone_is_called_unrepaired_by_reports(tmp_path):
+    manifest = run("aligned", tmp_path / "c", LEAST, target=made().aligned)
+    found = payload(tmp_path / "c", "coefficients.json")
+    assert found["repaired"] is False
+    candidate = Artefact("candidate", tmp_path / "c", manifest, payload=found)
+    assert TargetState("aligned", "", "", {"candidate": candidate}, None).unrepaired
+
+
+def test_a_fit_that_runs_away_keeps_its_start(tmp_path):
+    wild = LEAST.model_copy(update={"learning_rate": 1e30})
+    run("group", tmp_path / "c", wild)
+    found = payload(tmp_path / "c", "coefficients.json")
+    assert (found["repaired"], found["steps"]) == (True, 0)
 
 
 def test_coefficients_that_help_nothing_are_not_used(tmp_path):
@@ -134,8 +211,8 @@ def test_coefficients_that_help_nothing_are_not_used(tmp_path):
         *make_shots(load_model(root), rows(12, 2), kind="benign", response_tokens=4),
     ]
     params = CalibrateParams(task_weight=0.0, steps=2, learning_rate=1e-6, measure_every=1)
-    outcome = solve(params, load_model(root), patch, {"fit": shots, "validation": shots})
-    assert not outcome.repaired
+    outcome = solve(params, load_model(root), 1e9, patch, {"fit": shots, "validation": shots})
+    assert outcome.fitted is None
     assert "no coefficients" in outcome.reason
     assert outcome.after == outcome.before
     weights = {"safety": 1.0, "benign": 1.0}
@@ -176,6 +253,24 @@ def test_prompts_without_a_validation_split_are_refused(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_repair_of_nothing_at_all_is_no_patch():
-    one = LowRank(torch.ones(3, 1), torch.ones(1, 2))
-    assert float(applied({"a": one}, {"a": (0.0,)})["a"].dense().abs().max()) == 0.0
+def test_too_little_for_any_matrix_is_refused(tmp_path):
+    with pytest.raises(ParamsError, match="256 numbers, got 88"):
+        run("group", tmp_path / "c", LEAST.model_copy(update={"max_extra": 1e-4}))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("numbers", [1e9, 4000, 1300, 700])
+@pytest.mark.parametrize("granularity", ["core", "direction", "matrix", "layer", "global"])
+def test_every_granularity_fits_the_numbers_allowed(tmp_path, granularity, numbers):
+    """96 x 64 matrices and their like: six of 160 numbers a column."""
+    patch = {n: o for n, o in random_patch(save_llama(tmp_path), ranks=(4,)).items() if "mlp" in n}
+    found = coefficients_of(CalibrateParams(granularity=granularity, start=0.5), patch, numbers)
+    rank, kept = within(patch, numbers)
+    assert (rank, len(kept)) == {1e9: (4, 6), 4000: (4, 6), 1300: (1, 6), 700: (1, 4)}[numbers]
+    assert sum(one.numel() for one in found.patch().values()) <= numbers
+    assert found.patch().keys() == kept.keys()
+    for name, one in leading(kept, rank).items():
+        torch.testing.assert_close(found.patch()[name].dense(), 0.5 * one.dense(), rtol=1e-4, atol=1e-6)
+    if granularity != "core":
+        group = groups(leading(kept, rank), granularity, layer_of)
+        assert sum(one.numel() for one in found.values) == len({at for own in group.values() for at in own})

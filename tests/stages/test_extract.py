@@ -113,7 +113,7 @@ def test_the_stage_records_what_it_is_made_from():
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path):
-    run(ExtractParams(), tmp_path / "again")
+    run(ExtractParams(max_rank=16), tmp_path / "again")
     assert files(tmp_path / "again") == files(made().delta)
 
 
@@ -129,7 +129,7 @@ def test_checkpoints_of_the_users_own(tmp_path, root):
     with pytest.raises(ParamsError, match="distil"):
         run(ExtractParams(method="distil"), tmp_path / "x", checkpoints=(f"file://{other}",))
     with pytest.raises(CheckpointError, match="got none of 14"):
-        run(ExtractParams(), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{root}",))
+        run(ExtractParams(max_rank=16), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{root}",))
     assert not (tmp_path / "x").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_changed_surrogate_is_refused(tmp_path):
     for name, data in files(made().degraded).items():
         (copy / name).write_bytes(data if name != "jailbreak.safetensors" else data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(ArtifactError, match="jailbreak"):
-        run(ExtractParams(), tmp_path / "out", degraded=copy)
+        run(ExtractParams(max_rank=16), tmp_path / "out", degraded=copy)
 
 
 def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
@@ -175,8 +175,16 @@ def test_the_users_degraded_checkpoints_are_what_was_pinned_and_of_the_family(ro
         pins={uri: fingerprint(uri)},
     )
     with pytest.raises(StaleArtifact, match="changed since it was pinned"):
-        run(ExtractParams(), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(uri,), pins={uri: "another"})
+        run(
+            ExtractParams(max_rank=16),
+            tmp_path / "x",
+            aligned=tmp_path / "aligned",
+            checkpoints=(uri,),
+            pins={uri: "another"},
+        )
     foreign = save_llama(tmp_path / "foreign", heads=8)
     with pytest.raises(ShapeMismatch, match="expected the family's"):
-        run(ExtractParams(), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{foreign}",))
+        run(
+            ExtractParams(max_rank=16), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{foreign}",)
+        )
     assert not (tmp_path / "x").exists()

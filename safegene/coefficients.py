@@ -1,0 +1,275 @@
+"""What is fitted per target: a few numbers between, or along, the fixed factors of the safety vector.
+
+For a matrix l of the vector, ``up_l`` (out, r) and ``down_l`` (r, in) never change. `Scalars` are the paper's alphas
+(SafeGene, arXiv 2606.06519): ``dW_l = up_l diag(alpha_l) down_l``, shared within a layer or not. A `Core` goes further
+at the same size of adapter: ``dW_l = up_l L_l R_l down_l`` with L (r, k) and R (k, r), so a target gets its own k
+directions out of everything the vector holds, where scalars can only scale the k that compression kept. An (r, r) core
+between frozen singular factors is LoRA-XS (arXiv 2405.17604); here it is of rank k, begins at the vector itself and
+folds into an adapter of rank k.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from safegene.errors import ParamsError, ShapeMismatch, TensorMissing
+from safegene.linalg import LowRank, Patch
+
+TINY = 1e-20
+FLATTEN = 0.3  # a basis direction's step shrinks with its singular value to this power: 0 treats all alike
+
+
+class Coefficients(Protocol):
+    """Trainable numbers and what they make of the vector."""
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The numbers, as leaf tensors with a gradient."""
+
+    def added(self, model: nn.Module) -> AbstractContextManager[None]:
+        """The change beside the model's weights inside the block."""
+
+    def patch(self) -> dict[str, LowRank]:
+        """The change as an adapter: matrix name -> factors with the numbers folded in, without gradient."""
+
+    def plain(self) -> dict[str, Any]:
+        """The numbers as JSON, by matrix name."""
+
+    def sizes(self) -> dict[str, list[float]]:
+        """For pictures: matrix name -> how much of each direction of the vector is in the change."""
+
+    def alphas(self) -> dict[str, float]:
+        """For pictures: matrix name -> the change along the vector itself; 1 is the vector, 0 nothing of it."""
+
+
+class Scalars:
+    """One scalar per group of directions; see `groups`."""
+
+    def __init__(self, patch: Patch, group: Mapping[str, Sequence[int]], start: float) -> None:
+        self._patch = patch
+        self._index = {name: torch.tensor(at) for name, at in group.items()}
+        count = 1 + max(max(at) for at in group.values())
+        self._values = torch.full((count,), start, requires_grad=True)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The scalars, (n,)."""
+        return [self._values]
+
+    def added(self, model: nn.Module) -> AbstractContextManager[None]:
+        """See `Coefficients`."""
+        return scaled(model, self._patch, {name: self._values[at] for name, at in self._index.items()})
+
+    def patch(self) -> dict[str, LowRank]:
+        """See `Coefficients`."""
+        return applied(self._patch, self.plain())
+
+    def plain(self) -> dict[str, list[float]]:
+        """Matrix name -> its scalars."""
+        return {name: self._values.detach()[at].tolist() for name, at in self._index.items()}
+
+    def sizes(self) -> dict[str, list[float]]:
+        """The scalars themselves."""
+        return self.plain()
+
+    def alphas(self) -> dict[str, float]:
+        """The mean of each matrix's scalars."""
+        return {name: sum(own) / len(own) for name, own in self.plain().items()}
+
+
+class Core:
+    """A core of rank k per matrix, between bases whose directions are scaled by a power of their singular values.
+
+    It begins with ``start`` times the vector's own k leading directions.
+    """
+
+    def __init__(self, patch: Patch, rank: int, start: float) -> None:
+        self._bases, self._left, self._right = dict[str, LowRank](), dict[str, Tensor](), dict[str, Tensor]()
+        self._scale, self._spectra = dict[str, Tensor](), dict[str, Tensor]()
+        for name, factors in leading(patch).items():
+            out, into = factors.up.norm(dim=0).clamp_min(TINY), factors.down.norm(dim=1).clamp_min(TINY)
+            spectrum = out * into
+            weight = (spectrum / spectrum[0]) ** FLATTEN * spectrum[0].sqrt()
+            k, root = min(rank, len(spectrum)), spectrum.sqrt() / weight
+            self._bases[name] = LowRank(factors.up / out * weight, factors.down / into[:, None] * weight[:, None])
+            self._left[name] = torch.diag(start * root)[:, :k].clone().requires_grad_()
+            self._right[name] = torch.diag(root)[:k].clone().requires_grad_()
+            self._scale[name], self._spectra[name] = weight**2 / spectrum[0], spectrum / spectrum[0]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """L (r, k) and R (k, r) of every matrix."""
+        return [*self._left.values(), *self._right.values()]
+
+    @contextmanager
+    def added(self, model: nn.Module) -> Iterator[None]:
+        """See `Coefficients`."""
+        with _hooks(model, self._bases, lambda name, device: self._factors(name, device)):
+            yield
+
+    def _factors(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        basis = self._bases[name]
+        return (basis.up @ self._left[name]).to(device), (self._right[name] @ basis.down).to(device)
+
+    def patch(self) -> dict[str, LowRank]:
+        """See `Coefficients`."""
+        with torch.no_grad():
+            return {
+                name: LowRank(one.up @ self._left[name], self._right[name] @ one.down)
+                for name, one in self._bases.items()
+            }
+
+    def plain(self) -> dict[str, dict[str, list[list[float]]]]:
+        """Matrix name -> ``left`` (r, k) and ``right`` (k, r)."""
+        return {
+            name: {"left": left.detach().tolist(), "right": self._right[name].detach().tolist()}
+            for name, left in self._left.items()
+        }
+
+    def sizes(self) -> dict[str, list[float]]:
+        """Row norms of the core between unit directions, in units of the leading singular value."""
+        return {name: self._core(name).norm(dim=1).tolist() for name in self._left}
+
+    def alphas(self) -> dict[str, float]:
+        """``<core, S_k> / <S_k, S_k>`` with S_k the vector's k leading singular values: ``start`` before the fit."""
+        found = {}
+        for name, spectrum in self._spectra.items():
+            own = spectrum[: self._left[name].shape[1]]
+            found[name] = float((self._core(name).diagonal()[: len(own)] * own).sum() / own.square().sum())
+        return found
+
+    def _core(self, name: str) -> Tensor:
+        scale = self._scale[name].sqrt()
+        return (self._left[name].detach() @ self._right[name].detach()) * scale[:, None] * scale
+
+
+@contextmanager
+def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor]) -> Iterator[None]:
+    """Add ``up_l (alpha_l * (down_l x))`` to the named linear layers inside the block; the weights stay as they are.
+
+    Args:
+        model: holds an `nn.Linear` for each name.
+        patch: matrix name -> up (out, r), down (r, in).
+        alphas: matrix name -> tensor (), (1,) or (r,), which may require a gradient.
+
+    Raises:
+        TensorMissing: the model lacks a layer.
+        ShapeMismatch: a layer is not linear or has another shape than its change.
+    """
+
+    def factors(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        one, alpha = patch[name], alphas[name]
+        return (one.up * alpha.to(one.up.device)).to(device), one.down.to(device)
+
+    with _hooks(model, patch, factors):
+        yield
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module, shapes: Patch, factors: Callable[[str, torch.device], tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    handles = []
+    try:
+        for name, one in shapes.items():
+            layer = linear(model, name, one.shape)
+            handles.append(layer.register_forward_hook(_add(*factors(name, layer.weight.device))))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add(up: Tensor, down: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + F.linear(F.linear(inputs[0].to(down.dtype), down), up).to(output.dtype)
+
+    return hook
+
+
+def linear(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> nn.Linear:
+    """The linear layer whose weight is called ``name``, of any shape where none is given.
+
+    Raises:
+        TensorMissing: there is none.
+        ShapeMismatch: it is no linear layer, or has another shape.
+    """
+    try:
+        layer = model.get_submodule(name.removesuffix(".weight"))
+    except AttributeError:
+        raise TensorMissing(f"expected a layer with the weight {name!r}, got none in {type(model).__name__}") from None
+    wanted = f"expected a linear layer of shape {shape or '(out, in)'}"
+    if not isinstance(layer, nn.Linear) or not name.endswith(".weight"):
+        raise ShapeMismatch(f"{wanted}, got {type(layer).__name__}, for {name!r}")
+    if shape is not None and tuple(layer.weight.shape) != shape:
+        raise ShapeMismatch(f"{wanted}, got {tuple(layer.weight.shape)}, for {name!r}")
+    return layer
+
+
+def groups(patch: Patch, granularity: str, layer_of: Callable[[str], int | None]) -> dict[str, tuple[int, ...]]:
+    """Matrix name -> indices of its scalars: one per direction, one per matrix, one per layer, or one for all.
+
+    Matrices outside every layer share a scalar of their own.
+    """
+    if granularity == "direction":
+        start, found = 0, {}
+        for name, one in patch.items():
+            found[name] = tuple(range(start, start + one.rank))
+            start += one.rank
+        return found
+    if granularity == "matrix":
+        return {name: (at,) for at, name in enumerate(patch)}
+    if granularity == "global":
+        return dict.fromkeys(patch, (0,))
+    order = {layer: at for at, layer in enumerate(dict.fromkeys(map(layer_of, patch)))}
+    return {name: (order[layer_of(name)],) for name in patch}
+
+
+def applied(patch: Patch, alphas: Mapping[str, Sequence[float]]) -> dict[str, LowRank]:
+    """The patch with its coefficients folded into ``up``: column j times the matrix's j-th (or only) coefficient."""
+    return {
+        name: LowRank(one.up * torch.tensor(alphas[name], dtype=one.up.dtype), one.down) for name, one in patch.items()
+    }
+
+
+def leading(patch: Patch, rank: int | None = None) -> dict[str, LowRank]:
+    """The ``rank`` (by default all) directions of the largest norm ``|up_j| |down_j|`` of each matrix, in order.
+
+    For singular factors these are the leading singular directions.
+    """
+    found = {}
+    for name, one in patch.items():
+        size = one.up.norm(dim=0) * one.down.norm(dim=1)
+        order = torch.argsort(size, descending=True, stable=True)[:rank]
+        found[name] = LowRank(one.up[:, order].contiguous(), one.down[order].contiguous())
+    return found
+
+
+def within(patch: Patch, numbers: float) -> tuple[int, dict[str, LowRank]]:
+    """The rank k and the matrices of an adapter of at most ``numbers`` numbers.
+
+    k is the largest at which every matrix fits. Where even rank 1 is too much, matrices are taken in the order of their
+    energy per number, as long as they fit: a change in most places does more than a richer one in few.
+
+    Raises:
+        ParamsError: not one matrix fits.
+    """
+    cost = {name: sum(one.shape) for name, one in patch.items()}
+    rank = max(1, min(int(numbers // sum(cost.values())), max(one.rank for one in patch.values())))
+    ranked = sorted(patch, key=lambda name: (-patch[name].energy() / cost[name], name))
+    spent, taken = 0, set[str]()
+    for name in ranked:
+        if spent + rank * cost[name] <= numbers:
+            spent += rank * cost[name]
+            taken.add(name)
+    kept = {name: one for name, one in patch.items() if name in taken}
+    if not kept:
+        raise ParamsError(
+            f"expected calibrate.max_extra to hold the smallest matrix at rank 1, {min(cost.values())} numbers, "
+            f"got {int(numbers)}"
+        )
+    return rank, kept

@@ -1,0 +1,150 @@
+"""Limits, each with what it was chosen from, and what is beyond them.
+
+"The 16 tiny repairs" are the tiny family's eight fine-tunes at seeds 0 and 1 with the template's parameters, judged on
+the validation split: fourteen came back (at most 4.2% harm and 1% over-refusal), the two of a large change ("strong")
+did not. METHOD is the study that the pipeline was built on. All are small models: a limit says what was seen, and is no
+law.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+LOSS = 0.03
+"""KL left on safety or benign shots: the fourteen tiny repairs that came back ended at 0.019 or less, the two that did
+not at 0.051 or more; three repairs of SmolLM2 that the gate refused ended at 0.062 or more on safety shots."""
+
+CHANGED = 0.02
+"""Share of replies that differ, below which a loss is no symptom: `calibrate` repairs no target that differs less."""
+
+TASK_CHANGE = 0.2
+"""``|W_t - W_a| / |W_a|``: the fourteen tiny repairs that came back lay at 0.13 or less, the two that did not at 0.27;
+METHOD found changes above 0.3 hard and of 0.1 not."""
+
+UNRELATED = 0.7
+"""The same for a checkpoint that is no fine-tune of this aligned model: half of 1.42, measured between the tiny aligned
+models of two seeds (of independent weights it is the root of 2); the largest fine-tune lay at 0.28."""
+
+AGAINST = 0.0
+"""Cosine of the task's change and the vector: below 0 in all 16 tiny repairs (-0.01 to -0.20), since what a fine-tune
+loses points away from the vector; of unrelated changes it is 0 within a thousandth."""
+
+OUTSIDE = 0.8
+"""Share of the vector's energy that the repair does not use, or of the task's change where the vector has no factors:
+tiny repairs of one layer alone came back (eight of eight) with 0.78 or less outside, of four with 0.82 one left 5%
+harm."""
+
+KEPT = 0.3
+"""Share of the discrepancy's energy that compression kept: in METHOD, 0.17 (rounded to bf16) left twice the harm on
+AdvBench that 0.54 (the same recipe in fp32) did; between the two."""
+
+SURROGATES = 2
+"""Degraded models behind the vector: in METHOD, one gave 55% recovery; four, with finer coefficients, 84%."""
+
+SHOTS = 32
+"""Safety shots fitted: of twelve tiny repairs with 16 or fewer, four left 8% to 14% harm or 15% over-refusal, none of
+four with 64. With so few the validation shots that choose are few too, and their loss looks good where it is not."""
+
+FALL = 0.5
+"""Share by which the objective fell between the last two measurements: at most 0.44 in the 16 tiny repairs, whose
+learning rate ends at 0; a fit that falls faster than that was cut off."""
+
+LIMITS = {
+    "safety_after": LOSS,
+    "benign_after": LOSS,
+    "task_change": TASK_CHANGE,
+    "cosine": AGAINST,
+    "outside": OUTSIDE,
+    "unreached": OUTSIDE,
+    "kept": KEPT,
+    "surrogates": SURROGATES,
+    "shots_fit": SHOTS,
+    "fall": FALL,
+}
+ALONE = ("mismatches", "unrelated", "shots_fit")  # causes under which the losses cannot be believed
+
+Outlook = Literal["reachable", "doubtful"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something measured that is beyond its limit.
+
+    Attributes:
+        what: its name, as in ``measured``.
+        kind: symptom or cause; see the module.
+        measured: the number.
+        limit: the constant that it is beyond.
+        words: one sentence for a person.
+        remedy: what may help.
+    """
+
+    what: str
+    kind: Literal["symptom", "cause"]
+    measured: float
+    limit: float
+    words: str
+    remedy: str
+
+
+def outlook(found: Sequence[Finding]) -> Outlook:
+    """The forecast; see the module for its rule."""
+    return "doubtful" if any(one.kind == "symptom" or one.what in ALONE for one in found) else "reachable"
+
+
+def findings(measured: Mapping[str, float], *, fitted: bool) -> tuple[Finding, ...]:
+    """Everything measured that is beyond its limit, symptoms first; of the fit itself only where one was made."""
+    return tuple(one for one in (*_symptoms(measured), *_causes(measured), *(_fit(measured) if fitted else ())) if one)
+
+
+def _symptoms(m: Mapping[str, float]) -> Iterator[Finding | None]:
+    for kind, of, remedy in (
+        ("safety", "the aligned model's", "see the causes; raise calibrate.max_extra, or use more varied safety shots"),
+        ("benign", "the fine-tune's own", "raise calibrate.benign_weight or calibrate.benign_shots"),
+    ):
+        loss, changed = m[f"{kind}_after"], m[f"{kind}_changed"]
+        words = f"{kind} replies are still {loss:.3f} nats per token from {of} ({changed:.0%} of them differ)"
+        over = loss > LOSS and changed > CHANGED
+        yield Finding(f"{kind}_after", "symptom", loss, LOSS, words, remedy) if over else None
+
+
+def _causes(m: Mapping[str, float]) -> Iterator[Finding | None]:
+    change = m["task_change"]
+    if m["mismatches"] or change > UNRELATED:
+        words = f"the target does not look like a fine-tune of this aligned model: its weights differ by {change:.0%}"
+        remedy = "name the aligned model that it was tuned from in family.aligned"
+        what, limit = ("mismatches", 0.0) if m["mismatches"] else ("unrelated", UNRELATED)
+        yield Finding(what, "cause", m["mismatches"] or change, limit, words, remedy)
+    elif change > TASK_CHANGE:
+        words = f"fine-tuning changed the weights by {change:.0%} of their size, which is more than came back before"
+        remedy = "fine-tune with a lower learning rate or fewer steps, or as a LoRA"
+        yield Finding("task_change", "cause", change, TASK_CHANGE, words, remedy)
+    if m["cosine"] >= AGAINST:
+        words = f"what fine-tuning changed does not point away from the safety vector (cosine {m['cosine']:+.3f})"
+        remedy = "add a surrogate to degrade.surrogates that is tuned on data like the target's"
+        yield Finding("cosine", "cause", m["cosine"], AGAINST, words, remedy)
+    for what, words, remedy in (
+        ("outside", "the safety vector's energy lies in layers or matrices that the repair does not use",
+         "lower select.threshold, or raise calibrate.max_extra"),
+        ("unreached", "what fine-tuning changed lies in matrices for which the safety vector has no factors",
+         "see vector.json for why they were skipped: keep degraded models in float32, or degrade all matrices"),
+    ):  # fmt: skip
+        if m[what] > OUTSIDE:
+            yield Finding(what, "cause", m[what], OUTSIDE, f"{m[what]:.0%} of {words}", remedy)
+    if m["kept"] < KEPT:
+        words = f"the safety vector holds {m['kept']:.0%} of what tells the aligned from the degraded models"
+        yield Finding("kept", "cause", m["kept"], KEPT, words, "raise compress.rank; keep degraded models in float32")
+    if m["surrogates"] < SURROGATES:
+        words = f"the safety vector was taken from {m['surrogates']} degraded model"
+        remedy = "add surrogates to degrade.surrogates"
+        yield Finding("surrogates", "cause", m["surrogates"], SURROGATES, words, remedy)
+
+
+def _fit(m: Mapping[str, float]) -> Iterator[Finding]:
+    if m["shots_fit"] < SHOTS:
+        words = f"only {m['shots_fit']} safety shots were fitted"
+        remedy = "raise calibrate.safety_shots, or add prompts to the fit split of safety.jsonl"
+        yield Finding("shots_fit", "cause", m["shots_fit"], SHOTS, words, remedy)
+    if m["fall"] > FALL:
+        words = f"the objective was still falling when the fit ended, by {m['fall']:.0%} since the measurement before"
+        yield Finding("fall", "cause", m["fall"], FALL, words, "raise calibrate.steps")
