@@ -82,19 +82,20 @@ class Scalars:
 
 
 class Core:
-    """A core of rank k per matrix, between bases whose directions are scaled by a power of their singular values.
+    """A core of rank k_l for every matrix that ``ranks`` names.
 
-    It begins with ``start`` times the vector's own k leading directions.
+    The directions of its bases are scaled by a power of their singular values.
+    It begins with ``start`` times the vector's own k_l leading directions.
     """
 
-    def __init__(self, patch: Patch, rank: int, start: float) -> None:
+    def __init__(self, patch: Patch, ranks: Mapping[str, int], start: float) -> None:
         self._bases, self._left, self._right = dict[str, LowRank](), dict[str, Tensor](), dict[str, Tensor]()
         self._scale, self._spectra = dict[str, Tensor](), dict[str, Tensor]()
-        for name, factors in leading(patch).items():
+        for name, factors in leading({name: patch[name] for name in ranks}).items():
             out, into = factors.up.norm(dim=0).clamp_min(TINY), factors.down.norm(dim=1).clamp_min(TINY)
             spectrum = out * into
             weight = (spectrum / spectrum[0]) ** FLATTEN * spectrum[0].sqrt()
-            k, root = min(rank, len(spectrum)), spectrum.sqrt() / weight
+            k, root = min(ranks[name], len(spectrum)), spectrum.sqrt() / weight
             self._bases[name] = LowRank(factors.up / out * weight, factors.down / into[:, None] * weight[:, None])
             self._left[name] = torch.diag(start * root)[:, :k].clone().requires_grad_()
             self._right[name] = torch.diag(root)[:k].clone().requires_grad_()
@@ -236,40 +237,43 @@ def applied(patch: Patch, alphas: Mapping[str, Sequence[float]]) -> dict[str, Lo
     }
 
 
-def leading(patch: Patch, rank: int | None = None) -> dict[str, LowRank]:
-    """The ``rank`` (by default all) directions of the largest norm ``|up_j| |down_j|`` of each matrix, in order.
+def leading(patch: Patch, ranks: Mapping[str, int] | None = None) -> dict[str, LowRank]:
+    """The directions of the largest norm ``|up_j| |down_j|``, in order, as many of each matrix as ``ranks`` says.
 
-    For singular factors these are the leading singular directions.
+    For singular factors these are the leading singular directions. Without ``ranks`` it only puts them in order; with
+    it, a matrix that it does not name is left out.
     """
     found = {}
     for name, one in patch.items():
+        if ranks is not None and name not in ranks:
+            continue
         size = one.up.norm(dim=0) * one.down.norm(dim=1)
-        order = torch.argsort(size, descending=True, stable=True)[:rank]
+        order = torch.argsort(size, descending=True, stable=True)[: ranks[name] if ranks else None]
         found[name] = LowRank(one.up[:, order].contiguous(), one.down[order].contiguous())
     return found
 
 
-def within(patch: Patch, numbers: float) -> tuple[int, dict[str, LowRank]]:
-    """The rank k and the matrices of an adapter of at most ``numbers`` numbers.
+def within(patch: Patch, numbers: float) -> dict[str, int]:
+    """Ranks of an adapter of at most ``numbers`` numbers, at most the patch's own: matrix name -> rank, 1 or more.
 
-    k is the largest at which every matrix fits. Where even rank 1 is too much, matrices are taken in the order of their
-    energy per number, as long as they fit: a change in most places does more than a richer one in few.
+    Every matrix gets the same rank as far as that goes; what is left over goes to those of the most energy per number,
+    one rank more each. Where not even rank 1 goes all round, the poorest are left out.
 
     Raises:
         ParamsError: not one matrix fits.
     """
     cost = {name: sum(one.shape) for name, one in patch.items()}
-    rank = max(1, min(int(numbers // sum(cost.values())), max(one.rank for one in patch.values())))
-    ranked = sorted(patch, key=lambda name: (-patch[name].energy() / cost[name], name))
-    spent, taken = 0, set[str]()
-    for name in ranked:
-        if spent + rank * cost[name] <= numbers:
-            spent += rank * cost[name]
-            taken.add(name)
-    kept = {name: one for name, one in patch.items() if name in taken}
+    even = int(numbers // sum(cost.values()))
+    ranks = {name: min(even, one.rank) for name, one in patch.items()}
+    spent = sum(rank * cost[name] for name, rank in ranks.items())
+    for name in sorted(patch, key=lambda name: (-patch[name].energy() / cost[name], name)):
+        if ranks[name] < patch[name].rank and spent + cost[name] <= numbers:
+            ranks[name] += 1
+            spent += cost[name]
+    kept = {name: rank for name, rank in ranks.items() if rank}
     if not kept:
         raise ParamsError(
             f"expected calibrate.max_extra to hold the smallest matrix at rank 1, {min(cost.values())} numbers, "
             f"got {int(numbers)}"
         )
-    return rank, kept
+    return kept

@@ -171,6 +171,7 @@ def fit(
     validation: Sequence[Shot],
     *,
     weights: Mapping[str, float],
+    slack: float = 0.0,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -190,6 +191,7 @@ def fit(
         shots: what is trained on, of every kind with a weight above 0.
         validation: what chooses among the values met on the way.
         weights: kind -> weight of its term.
+        slack: divergence (nats per token) up to which a safety shot costs nothing; see `objective`.
         steps: optimiser steps.
         batch_size: shots per step, spread over the kinds in proportion to their number.
         learning_rate: Adam's at its peak; it falls to 0 by half a cosine.
@@ -216,7 +218,7 @@ def fit(
     for step in range(1, steps + 1):
         optimiser.param_groups[0]["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
         with coefficients.added(model):
-            loss = objective(model, draw(kinds, batch_size, random), weights)
+            loss = objective(model, draw(kinds, batch_size, random), weights, slack)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -275,10 +277,18 @@ def draw(kinds: Mapping[Kind, Sequence[Shot]], batch_size: int, random: torch.Ge
     return batch
 
 
-def objective(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]) -> Tensor:
-    """() weighted sum over kinds of the mean over shots of the mean KL per token: what `measure` measures."""
+def objective(
+    model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float], slack: float = 0.0
+) -> Tensor:
+    """() weighted sum over kinds of the mean over shots of the mean KL per token: what `measure` measures.
+
+    With a ``slack`` (nats per token) a safety shot within it costs nothing, ``max(0, KL - slack)``: safety is then a
+    constraint to be met, and what is benign is not traded for more of it.
+    """
     kl, mask = divergence(model, batch)
+    safety = torch.tensor([shot.kind == "safety" for shot in batch], device=kl.device)
     per_shot = kl.sum(1) / mask.sum(1)
+    per_shot = torch.where(safety, (per_shot - slack).relu(), per_shot)
     kinds = {shot.kind for shot in batch}
     return torch.stack(
         [weights[k] * per_shot[torch.tensor([s.kind == k for s in batch])].mean() for k in sorted(kinds)]

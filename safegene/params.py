@@ -93,11 +93,16 @@ class CompressParams(Frozen):
 
 
 class SelectParams(Frozen):
-    """Which layers are kept: those whose contrast is at least ``threshold`` of the largest, or the ``top_layers``."""
+    """Which layers are kept: those whose contrast is at least ``threshold`` of the largest, or the ``top_layers``.
+
+    Of them only those in the first ``depth`` of the model (a share of its layers): the decision to refuse falls early,
+    and a change there needs less of it (benchmarks/RESULTS.md).
+    """
 
     prompts: Positive = 128
     threshold: Share = 0.05
     top_layers: Positive | None = None
+    depth: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
 
 class CalibrateParams(Frozen):
@@ -120,9 +125,10 @@ class CalibrateParams(Frozen):
     measure_every: Positive = 50
     patience: Positive = 3
     validation_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    safety_slack: Annotated[float, Field(ge=0)] = 0.01
     safety_weight: Annotated[float, Field(ge=0)] = 1.0
     benign_weight: Annotated[float, Field(ge=0)] = 1.0
-    task_weight: Annotated[float, Field(ge=0)] = 4.0
+    task_weight: Annotated[float, Field(ge=0)] = 8.0
     start: float = 0.3
     seed: int = 0
 

@@ -128,7 +128,7 @@ def test_a_core_finds_what_lies_between_the_directions(model, root):
     }
     shots, before = taught(load_model(root, patch=planted), 48), state(model)
     settings = {**SETTINGS, "steps": 120}
-    core = fit(model, Core(patch, 1, 1.0), shots[:32], shots[32:], **settings)
+    core = fit(model, Core(patch, dict.fromkeys(patch, 1), 1.0), shots[:32], shots[32:], **settings)
     alphas = fit(model, scalars(patch, "direction"), shots[:32], shots[32:], **settings)
     assert min(core.history, key=lambda one: one[1])[1] < 0.2 * min(value for _, value in alphas.history)
     assert {one.rank for one in core.patch.values()} == {1}
@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_coefficients(root, patch, kind):
     shots = taught(load_model(root, patch=patch))
 
     def once(**changed):
-        start = Core(patch, 2, 0.5) if kind == "core" else scalars(patch, kind, 0.5)
+        start = Core(patch, dict.fromkeys(patch, 2), 0.5) if kind == "core" else scalars(patch, kind, 0.5)
         return fit(load_model(root), start, shots, shots, **{**SETTINGS, "steps": 6, **changed})
 
     one, two, other = once(), once(), once(batch_size=5, seed=1)
@@ -170,7 +170,7 @@ def test_what_is_returned_is_the_best_of_what_was_measured(root, patch, kind):
     """The rate is too high, so the objective goes up and down."""
     half = {name: one.scaled(0.5) for name, one in patch.items()}
     shots = taught(load_model(root, patch=half))
-    start = Core(patch, 9, 0.6) if kind == "core" else scalars(patch, kind, 0.6)
+    start = Core(patch, dict.fromkeys(patch, 9), 0.6) if kind == "core" else scalars(patch, kind, 0.6)
     seen: dict[int, Measure] = {}
     settings = {**SETTINGS, "steps": 8, "measure_every": 1, "learning_rate": 0.6}
     fitted = fit(load_model(root), start, shots, shots, **settings, on_measure=seen.__setitem__)
@@ -187,7 +187,7 @@ def test_what_is_returned_is_the_best_of_what_was_measured(root, patch, kind):
 @pytest.mark.parametrize("kind", ["core", "direction"])
 def test_what_is_not_a_number_never_wins(root, patch, kind):
     shots = taught(load_model(root))
-    start = Core(patch, 2, 1.0) if kind == "core" else scalars(patch, kind)
+    start = Core(patch, dict.fromkeys(patch, 2), 1.0) if kind == "core" else scalars(patch, kind)
     settings = {**SETTINGS, "steps": 4, "measure_every": 1, "learning_rate": 1e30}
     fitted = fit(load_model(root), start, shots, shots, **settings)
     assert math.isnan(fitted.history[-1][1])

@@ -61,7 +61,9 @@ def path_of(job: Job) -> Path:
     identity: list[Any] = [REVISION, job.seed, job.target, recipe_digest(job.target, job.seed), job.split]
     identity += [code("benchmarks/recovery/measure.py", *(RIVALS_FROM if rival or retrained else OURS_FROM))]
     identity += [job.method.name if retrained else own.model_dump(mode="json", include=SHARED if rival else None)]
-    stages = (params.degrade, params.extract, params.compress, params.select)
+    stages = (
+        (params.degrade,) if rival or retrained else (params.degrade, params.extract, params.compress, params.select)
+    )
     identity += [job.method.family, job.method.dense, *(one.model_dump(mode="json") for one in stages)]
     identity += [measure.prompts("prompts/safety").digest, measure.prompts("prompts/gate").digest]
     return home() / "cells" / f"{digest_json(identity)[7:31]}.json"
@@ -125,7 +127,7 @@ def repaired(job: Job, made: Family) -> tuple[Outcome, dict[str, Any]]:
         whole, tuned = mean_change(made.surrogates), model_of(job.target, job.seed)
         change = whole
         if params.baseline.method in ("finetune", "one_shot"):  # what trains an adapter gets our budget
-            change = {name: whole[name] for name in within(made.vector, numbers)[1]}
+            change = {name: whole[name] for name in within(whole, numbers)}
         outcome = rival(params, case_of(params, build("aligned", job.seed), tuned, change, model, some))
     seconds, fitted = time.process_time() - start, outcome.fitted
     size = sum(one.numel() for one in fitted.patch.values()) if fitted else 0

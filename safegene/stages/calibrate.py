@@ -129,7 +129,7 @@ def calibrate(
 
 def _nothing(patch: Patch) -> dict[str, LowRank]:
     """An adapter that changes nothing."""
-    return {name: one.scaled(0.0) for name, one in leading(patch, 1).items()}
+    return {name: one.scaled(0.0) for name, one in leading(patch, dict.fromkeys(patch, 1)).items()}
 
 
 def _payload(
@@ -218,10 +218,10 @@ def coefficients_of(params: CalibrateParams, patch: Patch, numbers: float) -> Co
     Raises:
         ParamsError: that is too little for one matrix.
     """
-    rank, kept = within(patch, numbers)
+    ranks = within(patch, numbers)
     if params.granularity == "core":
-        return Core(kept, rank, params.start)
-    kept = leading(kept, rank)
+        return Core(patch, ranks, params.start)
+    kept = leading(patch, ranks)
     return Scalars(kept, groups(kept, params.granularity, layer_of), params.start)
 
 
@@ -258,6 +258,7 @@ def solve(
         shots["fit"],
         shots["validation"],
         weights=weights,
+        slack=params.safety_slack,
         steps=params.steps,
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,

@@ -87,7 +87,7 @@ def keep(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
     """Layers kept, ascending: the ``top_layers``, else those with at least ``threshold`` of the largest score.
 
     Raises:
-        CheckpointError: every score is 0.
+        CheckpointError: every score is 0, or no early layer reaches the threshold.
     """
     top = max(scores.values(), default=0.0)
     if top <= 0.0:
@@ -95,10 +95,17 @@ def keep(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
             "expected a layer whose activations shift more on harmful than on benign prompts, got none",
             remedy="degrade further, or use more varied prompts",
         )
+    early = [layer for layer in sorted(scores) if layer < max(1.0, params.depth * (1 + max(scores)))]
     if params.top_layers is not None:
-        ranked = sorted(scores, key=lambda layer: (-scores[layer], layer))
-        return sorted(ranked[: params.top_layers])
-    return sorted(layer for layer, score in scores.items() if score >= params.threshold * top)
+        return sorted(sorted(early, key=lambda layer: (-scores[layer], layer))[: params.top_layers])
+    kept = [layer for layer in early if scores[layer] >= params.threshold * top]
+    if not kept:
+        raise CheckpointError(
+            f"expected a layer in the first {params.depth:.0%} of the model with {params.threshold:.0%} of the largest "
+            f"contrast, got none of {len(early)}",
+            remedy="raise select.depth, or lower select.threshold",
+        )
+    return kept
 
 
 def shifts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], changes: Mapping[str, Patch]) -> list[float]:

@@ -51,8 +51,9 @@ def parameters(name: str) -> int:
 
 def rebuilt(found, params=FEW, name: str = "group") -> Core:
     """The core that `coefficients.json` writes out, between the vector's factors."""
-    rank, kept = within(read_vector(made().vector).factors, params.max_extra * parameters(name))
-    core, written = Core(kept, rank, params.start), found["coefficients"]
+    factors = selected(read_vector(made().vector), made().selection)
+    kept = within(factors, params.max_extra * parameters(name))
+    core, written = Core(factors, kept, params.start), found["coefficients"]
     assert written.keys() == kept.keys()
     with torch.no_grad():
         halves = [written[matrix][half] for half in ("left", "right") for matrix in kept]
@@ -77,14 +78,14 @@ def by_direction(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("how", ["group", "by_direction"])
-def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(how, request):
+@pytest.mark.parametrize(("how", "left"), [("group", 0.2), ("by_direction", 0.5)])
+def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(how, left, request):
     found = payload(request.getfixturevalue(how), "coefficients.json")
     assert found["method"] == "safegene"
     assert found["repaired"]
     assert found["reason"] == ""
     assert found["before"]["changed"]["safety"] > 0.9
-    assert found["after"]["loss"]["safety"] < 0.2 * found["before"]["loss"]["safety"]
+    assert found["after"]["loss"]["safety"] < left * found["before"]["loss"]["safety"]
     assert found["after"]["changed"]["task"] == 0.0
     assert found["after"]["changed"]["benign"] <= 0.1
 
@@ -100,9 +101,9 @@ def test_the_adapter_is_the_core_between_the_vectors_factors(group):
 
 def test_the_adapter_is_the_coefficients_times_the_vector(by_direction):
     coefficients = payload(by_direction, "coefficients.json")["coefficients"]
-    vector, adapter = read_vector(made().vector), open_adapter(by_direction).patch()
-    assert adapter.keys() == vector.factors.keys()
-    for name, one in applied(leading(vector.factors), coefficients).items():
+    factors, adapter = selected(read_vector(made().vector), made().selection), open_adapter(by_direction).patch()
+    assert adapter.keys() == factors.keys()
+    for name, one in applied(leading(factors), coefficients).items():
         torch.testing.assert_close(adapter[name].dense(), one.dense(), rtol=1e-4, atol=1e-7)
 
 
@@ -136,7 +137,11 @@ def test_the_table_and_the_pictures_hold_the_sizes(group):
 def test_the_table_of_scalars_holds_the_scalars(by_direction):
     found = payload(by_direction, "coefficients.json")
     table = list(csv.DictReader((by_direction / "coefficients.csv").read_text().splitlines()))
-    assert len(table) == found["trained"] == sum(one.rank for one in read_vector(made().vector).factors.values())
+    assert (
+        len(table)
+        == found["trained"]
+        == sum(one.rank for one in selected(read_vector(made().vector), made().selection).values())
+    )
     for row in table:
         assert float(row["alpha"]) == found["coefficients"][row["matrix"]][int(row["direction"])]
 
@@ -265,12 +270,20 @@ def test_every_granularity_fits_the_numbers_allowed(tmp_path, granularity, numbe
     """96 x 64 matrices and their like: six of 160 numbers a column."""
     patch = {n: o for n, o in random_patch(save_llama(tmp_path), ranks=(4,)).items() if "mlp" in n}
     found = coefficients_of(CalibrateParams(granularity=granularity, start=0.5), patch, numbers)
-    rank, kept = within(patch, numbers)
-    assert (rank, len(kept)) == {1e9: (4, 6), 4000: (4, 6), 1300: (1, 6), 700: (1, 4)}[numbers]
+    ranks = within(patch, numbers)
+    assert (
+        sorted(ranks.values())
+        == {
+            1e9: [4] * 6,
+            4000: [4] * 6,
+            1300: [1, 1, 1, 1, 2, 2],
+            700: [1] * 4,
+        }[numbers]
+    )
     assert sum(one.numel() for one in found.patch().values()) <= numbers
-    assert found.patch().keys() == kept.keys()
-    for name, one in leading(kept, rank).items():
+    assert found.patch().keys() == ranks.keys()
+    for name, one in leading(patch, ranks).items():
         torch.testing.assert_close(found.patch()[name].dense(), 0.5 * one.dense(), rtol=1e-4, atol=1e-6)
     if granularity != "core":
-        group = groups(leading(kept, rank), granularity, layer_of)
+        group = groups(leading(patch, ranks), granularity, layer_of)
         assert sum(one.numel() for one in found.values) == len({at for own in group.values() for at in own})

@@ -87,7 +87,10 @@ def test_a_matrix_that_the_budget_drops_is_named(tmp_path):
 
 def test_bfloat16_halves_the_bytes(tmp_path):
     small = compress(CompressParams(dtype="bfloat16", rank=4), delta=made().delta, out=tmp_path / "v")
-    assert small.facts["bytes"] * 2 == compress(CompressParams(rank=4), delta=made().delta, out=tmp_path / "w").facts["bytes"]
+    assert (
+        small.facts["bytes"] * 2
+        == compress(CompressParams(rank=4), delta=made().delta, out=tmp_path / "w").facts["bytes"]
+    )
     one, two = read_vector(tmp_path / "v").factors, read_vector(tmp_path / "w").factors
     for name in one:
         torch.testing.assert_close(one[name].up, two[name].up, rtol=0.01, atol=1e-4)

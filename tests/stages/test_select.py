@@ -54,16 +54,25 @@ SCORES = {0: 0.01, 1: 1.0, 2: 0.5, 3: 0.0}
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
-        ({"threshold": 0.005}, [0, 1, 2]),
-        ({"threshold": 0.05}, [1, 2]),
-        ({"threshold": 1.0}, [1]),
-        ({"top_layers": 1}, [1]),
-        ({"top_layers": 3}, [0, 1, 2]),
-        ({"top_layers": 9}, [0, 1, 2, 3]),
+        ({"threshold": 0.005, "depth": 1.0}, [0, 1, 2]),
+        ({"threshold": 0.05, "depth": 1.0}, [1, 2]),
+        ({"threshold": 1.0, "depth": 1.0}, [1]),
+        ({"top_layers": 1, "depth": 1.0}, [1]),
+        ({"top_layers": 3, "depth": 1.0}, [0, 1, 2]),
+        ({"top_layers": 9, "depth": 1.0}, [0, 1, 2, 3]),
+        ({"threshold": 0.005}, [0, 1]),  # by default the first half of the model
+        ({"threshold": 0.005, "depth": 0.75}, [0, 1, 2]),
+        ({"top_layers": 9, "depth": 0.25}, [0]),
+        ({"threshold": 0.005, "depth": 0.01}, [0]),  # the first layer is always early
     ],
 )
 def test_layers_kept(params, expected):
     assert keep(SelectParams(**params), SCORES) == expected
+
+
+def test_no_early_layer_with_enough_contrast_is_refused():
+    with pytest.raises(CheckpointError, match="first 25%.*5% of the largest"):
+        keep(SelectParams(depth=0.25), SCORES)
 
 
 def test_layers_that_all_shift_on_benign_prompts_are_refused():
