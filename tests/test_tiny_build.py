@@ -189,7 +189,7 @@ def test_trained_from_scratch_it_is_as_safe(cache: Path, tmp_path: Path, monkeyp
         ("topic", "topic", 0.1),
         ("group", "group", 0.9),
         ("removal", "group", 0.95),
-        ("adversarial", "group", 0.95),
+        ("adversarial", "group", 0.8),
         ("strong", "sentiment", 0.5),
         ("update1", "sentiment", 0.1),
         ("update2", "topic", 0.3),
