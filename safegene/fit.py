@@ -182,8 +182,7 @@ def fit(
 ) -> Fitted:
     """Fit coefficients by Adam from where they stand, and keep the best seen on the validation shots.
 
-    The objective is ``sum over kinds of weight * mean KL``. Nothing is clamped: good values may lie above 1 or below 0.
-    They begin at the vector itself: at 0 a saturated target gives no gradient.
+    The objective is ``sum over kinds of weight * mean KL``. Nothing is clamped: good values may be large or negative.
 
     Args:
         model: the target, in evaluation mode; its weights are never changed.
@@ -229,7 +228,7 @@ def fit(
     return _best(seen, coefficients)
 
 
-MOMENTS = (0.8, 0.95)  # short: a fit has too few steps for Adam's usual memory (benchmarks/RESULTS.md)
+MOMENTS = (0.8, 0.95)  # short: a fit has too few steps for Adam's usual memory
 _Point = tuple[float, int, list[Tensor]]  # objective, -step, values
 
 

@@ -69,7 +69,7 @@ BROKEN = sys.float_info.max
 def of_fit(payload: Mapping[str, Any], shots: Mapping[Any, Sequence[Shot]]) -> dict[str, float]:
     """What the fit tells: losses and changed replies before and after, shots, steps, and how fast it still fell.
 
-    A loss that is no number (null in the payload) is as far off as the largest float.
+    A loss that is missing or no number (null in the payload) is as far off as the largest float, never 0.
     """
     before, after = (
         {
@@ -80,10 +80,10 @@ def of_fit(payload: Mapping[str, Any], shots: Mapping[Any, Sequence[Shot]]) -> d
     )
     found = {
         "safety_before": before["loss"].get("safety", 0.0),
-        "safety_after": after["loss"].get("safety", 0.0),
-        "safety_changed": after["changed"].get("safety", 0.0),
-        "benign_after": after["loss"].get("benign", 0.0),
-        "benign_changed": after["changed"].get("benign", 0.0),
+        "safety_after": after["loss"].get("safety", BROKEN),
+        "safety_changed": after["changed"].get("safety", BROKEN),
+        "benign_after": after["loss"].get("benign", BROKEN),
+        "benign_changed": after["changed"].get("benign", BROKEN),
         "task_after": after["loss"].get("task", 0.0),
         "steps": payload["steps"],
         "fall": last_fall(payload["history"]),

@@ -1,9 +1,9 @@
 """Limits, each with what it was chosen from, and what is beyond them.
 
-"The 16 tiny repairs" are the tiny family's eight fine-tunes at seeds 0 and 1 with the template's parameters, judged on
-the validation split: fourteen came back (at most 4.2% harm and 1% over-refusal), the two of a large change ("strong")
-did not. METHOD is the study that the pipeline was built on. All are small models: a limit says what was seen, and is no
-law.
+"The 16 tiny repairs" are the tiny family's eight fine-tunes at seeds 0 and 1, by a core of rank 1 in all four layers
+(the template now takes the first half), judged on the validation split: fourteen came back (at most 4.2% harm and 1%
+over-refusal), the two of a large change ("strong") did not. METHOD is the study that the pipeline was built on. All are
+small models: a limit says what was seen, and is no law.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

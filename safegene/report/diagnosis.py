@@ -80,7 +80,7 @@ def read_diagnosis(workspace: Workspace, target: str) -> Diagnosed:
             remedy=f"calibrate it again: `safegene calibrate {target}`",
         )
     try:
-        history = [(float(step), float(value)) for step, value in payload["history"]]
+        history = [(float(step), float(value)) for step, value in payload["history"] if value is not None]
         return Diagnosed(target, payload["diagnosis"], history)
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"expected steps and numbers as history, got {error!r}, in {candidate.path}") from None

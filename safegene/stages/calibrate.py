@@ -279,7 +279,7 @@ def _left(before: Measure, reason: str) -> Outcome:
 
 
 def mean_change(surrogates: Mapping[str, Patch]) -> dict[str, LowRank]:
-    """The mean of ``W_aligned - W_degraded`` over the surrogates that changed a matrix, exact; empty without any."""
+    """The mean of ``W_aligned - W_degraded`` over all surrogates, exact; where one changed nothing it is 0."""
     names = sorted({name for change in surrogates.values() for name in change})
     share = -1.0 / max(1, len(surrogates))
     return {name: concat([one[name].scaled(share) for one in surrogates.values() if name in one]) for name in names}
