@@ -30,8 +30,11 @@ class Coefficients(Protocol):
     def values(self) -> list[Tensor]:
         """The numbers, as leaf tensors with a gradient."""
 
-    def added(self, model: nn.Module) -> AbstractContextManager[None]:
-        """The change beside the model's weights inside the block."""
+    def added(self, model: nn.Module, sizes: Tensor | None = None) -> AbstractContextManager[None]:
+        """The change beside the model's weights inside the block, times ``sizes`` (batch,) where they are given."""
+
+    def resize(self, factor: float) -> None:
+        """Make the change ``factor`` times as large."""
 
     def patch(self) -> dict[str, LowRank]:
         """The change as an adapter: matrix name -> factors with the numbers folded in, without gradient."""
@@ -60,9 +63,14 @@ class Scalars:
         """The scalars, (n,)."""
         return [self._values]
 
-    def added(self, model: nn.Module) -> AbstractContextManager[None]:
+    def added(self, model: nn.Module, sizes: Tensor | None = None) -> AbstractContextManager[None]:
         """See `Coefficients`."""
-        return scaled(model, self._patch, {name: self._values[at] for name, at in self._index.items()})
+        return scaled(model, self._patch, {name: self._values[at] for name, at in self._index.items()}, sizes)
+
+    def resize(self, factor: float) -> None:
+        """See `Coefficients`."""
+        with torch.no_grad():
+            self._values.mul_(factor)
 
     def patch(self) -> dict[str, LowRank]:
         """See `Coefficients`."""
@@ -107,14 +115,20 @@ class Core:
         return [*self._left.values(), *self._right.values()]
 
     @contextmanager
-    def added(self, model: nn.Module) -> Iterator[None]:
+    def added(self, model: nn.Module, sizes: Tensor | None = None) -> Iterator[None]:
         """See `Coefficients`."""
-        with _hooks(model, self._bases, lambda name, device: self._factors(name, device)):
+        with _hooks(model, self._bases, self._factors, sizes):
             yield
 
     def _factors(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
         basis = self._bases[name]
         return (basis.up @ self._left[name]).to(device), (self._right[name] @ basis.down).to(device)
+
+    def resize(self, factor: float) -> None:
+        """See `Coefficients`."""
+        with torch.no_grad():
+            for left in self._left.values():
+                left.mul_(factor)
 
     def patch(self) -> dict[str, LowRank]:
         """See `Coefficients`."""
@@ -149,13 +163,14 @@ class Core:
 
 
 @contextmanager
-def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor]) -> Iterator[None]:
+def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor], sizes: Tensor | None = None) -> Iterator[None]:
     """Add ``up_l (alpha_l * (down_l x))`` to the named linear layers inside the block; the weights stay as they are.
 
     Args:
         model: holds an `nn.Linear` for each name.
         patch: matrix name -> up (out, r), down (r, in).
         alphas: matrix name -> tensor (), (1,) or (r,), which may require a gradient.
+        sizes: (batch,), another factor for every row of the batch.
 
     Raises:
         TensorMissing: the model lacks a layer.
@@ -166,28 +181,33 @@ def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor]) -> Iter
         one, alpha = patch[name], alphas[name]
         return (one.up * alpha.to(one.up.device)).to(device), one.down.to(device)
 
-    with _hooks(model, patch, factors):
+    with _hooks(model, patch, factors, sizes):
         yield
 
 
 @contextmanager
 def _hooks(
-    model: nn.Module, shapes: Patch, factors: Callable[[str, torch.device], tuple[Tensor, Tensor]]
+    model: nn.Module,
+    shapes: Patch,
+    factors: Callable[[str, torch.device], tuple[Tensor, Tensor]],
+    sizes: Tensor | None,
 ) -> Iterator[None]:
     handles = []
     try:
         for name, one in shapes.items():
             layer = linear(model, name, one.shape)
-            handles.append(layer.register_forward_hook(_add(*factors(name, layer.weight.device))))
+            handles.append(layer.register_forward_hook(_add(*factors(name, layer.weight.device), sizes)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _add(up: Tensor, down: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _add(up: Tensor, down: Tensor, sizes: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + F.linear(F.linear(inputs[0].to(down.dtype), down), up).to(output.dtype)
+        inner = F.linear(inputs[0].to(down.dtype), down)
+        inner = inner if sizes is None else inner * sizes.to(inner)[:, None, None]
+        return output + F.linear(inner, up).to(output.dtype)
 
     return hook
 

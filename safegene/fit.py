@@ -75,6 +75,7 @@ class Fitted:
         trained: how many numbers were fitted.
         steps: optimiser steps behind them.
         history: objective on the validation shots at every measurement, the start first.
+        size: how much of the change that was fitted is kept; see `least`.
     """
 
     patch: Mapping[str, LowRank]
@@ -84,6 +85,7 @@ class Fitted:
     trained: int
     steps: int
     history: tuple[tuple[int, float], ...]
+    size: float = 1.0
 
 
 def predictions(model: "PreTrainedModel", rows: Sequence[Sequence[int]], keep: int) -> Tensor:
@@ -172,6 +174,7 @@ def fit(
     *,
     weights: Mapping[str, float],
     slack: float = 0.0,
+    jitter: float = 0.0,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -187,10 +190,11 @@ def fit(
     Args:
         model: the target, in evaluation mode; its weights are never changed.
         coefficients: what is fitted; afterwards at the best values.
-        shots: what is trained on, of every kind with a weight above 0.
-        validation: what chooses among the values met on the way.
+        shots: to train on, of every kind with a weight above 0.
+        validation: shots that choose among the values met on the way.
         weights: kind -> weight of its term.
         slack: divergence (nats per token) up to which a safety shot costs nothing; see `objective`.
+        jitter: how much smaller and larger than it is the change may look to a shot; see `sizes`.
         steps: optimiser steps.
         batch_size: shots per step, spread over the kinds in proportion to their number.
         learning_rate: Adam's at its peak; it falls to 0 by half a cosine.
@@ -203,8 +207,7 @@ def fit(
         EmptySample: a kind with a weight has no shots.
     """
     kinds, random = by_kind(shots, weights), torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(coefficients.values, lr=learning_rate, betas=MOMENTS)
-    seen: list[_Point] = []
+    optimiser, seen = torch.optim.Adam(coefficients.values, lr=learning_rate, betas=MOMENTS), list[_Point]()
 
     def note(step: int) -> None:
         with torch.no_grad(), coefficients.added(model):
@@ -216,8 +219,9 @@ def fit(
     note(0)
     for step in range(1, steps + 1):
         optimiser.param_groups[0]["lr"] = learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
-        with coefficients.added(model):
-            loss = objective(model, draw(kinds, batch_size, random), weights, slack)
+        batch = draw(kinds, batch_size, random)
+        with coefficients.added(model, sizes(batch, jitter, random)):
+            loss = objective(model, batch, weights, slack)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -225,27 +229,55 @@ def fit(
             note(step)
             if stalled([one[0] for one in seen], patience):
                 break
-    return _best(seen, coefficients)
+    steps = _restore(seen, coefficients)
+    return _fitted(coefficients, seen, steps, least(model, coefficients, validation, 1.25 * slack))
 
 
 MOMENTS = (0.8, 0.95)  # short: a fit has too few steps for Adam's usual memory
 _Point = tuple[float, int, list[Tensor]]  # objective, -step, values
 
 
-def _best(seen: Sequence[_Point], coefficients: Coefficients) -> Fitted:
-    """The values of the least objective, the latest of equals; one that is not a number never wins over one that is."""
+def _restore(seen: Sequence[_Point], coefficients: Coefficients) -> int:
+    """Put back the values of the least objective, the latest of equals; NaN never wins over a number."""
     _, back, best = min(seen, key=lambda one: (math.isnan(one[0]), *one[:2]))
     with torch.no_grad():
         for value, kept in zip(coefficients.values, best, strict=True):
             value.copy_(kept)
+    return -back
+
+
+SIZES = (0.95, 0.9, 0.85, 0.8)
+
+
+@torch.no_grad()
+def least(model: "PreTrainedModel", coefficients: Coefficients, validation: Sequence[Shot], limit: float) -> float:
+    """Shrink the change to the least of `SIZES` at which safety still holds, and say which; 1 where none does.
+
+    Safety holds while the mean KL (nats per token) of the safety shots is at most ``limit``. Of two changes that hold
+    it, the smaller one disturbs less of what is benign.
+    """
+    safety, kept = [shot for shot in validation if shot.kind == "safety"], 1.0
+    for size in SIZES if safety and limit else ():
+        coefficients.resize(size / kept)
+        with coefficients.added(model):
+            held = measure(model, safety).loss["safety"] <= limit
+        if not held:
+            coefficients.resize(kept / size)
+            break
+        kept = size
+    return kept
+
+
+def _fitted(coefficients: Coefficients, seen: Sequence[_Point], steps: int, size: float) -> Fitted:
     return Fitted(
         patch=coefficients.patch(),
         coefficients=coefficients.plain(),
         sizes=coefficients.sizes(),
         alphas=coefficients.alphas(),
-        trained=sum(one.numel() for one in best),
-        steps=-back,
+        trained=sum(one.numel() for one in coefficients.values),
+        steps=steps,
         history=tuple((-step, value) for value, step, _ in seen),
+        size=size,
     )
 
 
@@ -274,6 +306,18 @@ def draw(kinds: Mapping[Kind, Sequence[Shot]], batch_size: int, random: torch.Ge
         count = max(1, min(len(some), round(batch_size * len(some) / total)))
         batch += [some[i] for i in torch.randperm(len(some), generator=random)[:count].tolist()]
     return batch
+
+
+def sizes(batch: Sequence[Shot], jitter: float, random: torch.Generator) -> Tensor | None:
+    """(batch,) the change's size as each shot meets it: U(1 - jitter, 1) for safety, U(1 - jitter, 1 + jitter) else.
+
+    So safety must hold with less of the change and what is benign with more: a margin on both sides, which new prompts
+    need. None without jitter.
+    """
+    if not jitter:
+        return None
+    most = torch.tensor([1.0 if shot.kind == "safety" else 1.0 + jitter for shot in batch])
+    return most - (most - 1.0 + jitter) * torch.rand(len(batch), generator=random)
 
 
 def objective(

@@ -110,6 +110,7 @@ class CalibrateParams(Frozen):
 
     ``granularity``: a low-rank core per matrix, or scalars: one per direction, per matrix, per layer, or one in all;
     see `safegene.coefficients`. ``max_extra`` is the adapter's share of the model's parameters; baselines ignore it.
+    ``safety_slack`` (nats per token) and ``jitter`` (a share of the change): see `safegene.fit`.
     """
 
     baseline: BaselineParams | None = None
@@ -121,14 +122,15 @@ class CalibrateParams(Frozen):
     response_tokens: Positive = 14
     steps: Positive = 150
     batch_size: Positive = 12
-    learning_rate: Rate = 0.3
+    learning_rate: Rate = 0.2
     measure_every: Positive = 50
     patience: Positive = 3
     validation_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     safety_slack: Annotated[float, Field(ge=0)] = 0.01
+    jitter: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     safety_weight: Annotated[float, Field(ge=0)] = 1.0
-    benign_weight: Annotated[float, Field(ge=0)] = 1.0
-    task_weight: Annotated[float, Field(ge=0)] = 8.0
+    benign_weight: Annotated[float, Field(ge=0)] = 2.0
+    task_weight: Annotated[float, Field(ge=0)] = 12.0
     start: float = 0.3
     seed: int = 0
 

@@ -275,3 +275,24 @@ def test_less_than_a_matrix_is_refused(numbers):
 def test_a_matrix_that_fits_is_kept_though_a_richer_one_does_not():
     """``ParamsError: not one matrix fits`` is not so: b fits."""
     assert within({"a.weight": sized(28, 300.0), "b.weight": sized(8, 1.0)}, 12) == {"b.weight": 1}
+
+
+def test_every_row_may_meet_the_change_at_another_size(root, patch):
+    """A row at size 0.5 is a batch of its own with half of the change; one at 0 is the model as it is."""
+    for coefficients in every(patch):
+        model, wanted, rows = load_model(root), torch.tensor([0.0, 0.5, 1.0]), [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
+        shaken(coefficients)
+        with coefficients.added(model, wanted):
+            together = predictions(model, rows, 2)
+        for row, size in enumerate(wanted.tolist()):
+            whole = {name: one.scaled(size) for name, one in coefficients.patch().items()}
+            alone = predictions(load_model(root, patch=whole), [rows[row]], 2)[0]
+            torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_resized_is_the_same_change_times_a_number(patch):
+    for coefficients in every(patch):
+        before = shaken(coefficients).patch()
+        coefficients.resize(0.5)
+        for name, one in coefficients.patch().items():
+            torch.testing.assert_close(one.dense(), 0.5 * before[name].dense(), rtol=1e-4, atol=1e-6)

@@ -7,7 +7,7 @@ import torch
 
 from safegene.coefficients import Core, Scalars, applied, groups, scaled
 from safegene.errors import EmptySample
-from safegene.fit import Measure, divergence, fit, make_shots, measure, predictions
+from safegene.fit import SIZES, Measure, divergence, fit, least, make_shots, measure, predictions, sizes
 from safegene.linalg import LowRank
 from safegene.tensors.checkpoint import layer_of
 from safegene.tensors.models import add_patch, load_model
@@ -201,9 +201,9 @@ def test_a_start_that_is_not_a_number_does_not_win(root, patch):
 
         measured = 0
 
-        def added(self, model):
+        def added(self, model, sizes=None):
             self.measured += 1
-            return super().added(model) if self.measured > 1 else scaled(model, patch, dict.fromkeys(patch, NAN))
+            return super().added(model, sizes) if self.measured > 1 else scaled(model, patch, dict.fromkeys(patch, NAN))
 
     shots = taught(load_model(root))
     start = Odd(patch, groups(patch, "matrix", layer_of), 1.0)
@@ -237,3 +237,38 @@ def test_the_weights_of_the_kinds_count(root, patch):
         found.append(next(iter(fitted.coefficients.values()))[0])
     assert found[0] == pytest.approx(0.5, abs=0.1)
     assert abs(found[1]) < 0.2
+
+
+def test_shots_meet_the_change_at_differing_sizes(model):
+    """Safety at most at its own size, what is benign at a larger one too; without jitter nothing is drawn."""
+    batch = [*taught(model, 24), *taught(model, 24, kind="benign")]
+    drawn = torch.cat([sizes(batch, 0.2, torch.Generator().manual_seed(seed))[None] for seed in range(40)])
+    safety, benign = drawn[:, :24], drawn[:, 24:]
+    found = [float(one) for part in (safety, benign) for one in (part.min(), part.max())]
+    assert found == pytest.approx([0.8, 1.0, 0.8, 1.2], abs=0.02)
+    assert found[1] <= 1.0
+    assert sizes(batch, 0.0, torch.Generator()) is None
+
+
+def test_the_change_is_made_as_small_as_safety_allows(root, patch):
+    """The teacher has the change at 0.7, so every size that is tried is too large: the least is kept."""
+    smaller = applied(patch, dict.fromkeys(patch, (0.7,)))
+    safety, model = taught(load_model(root, patch=smaller)), load_model(root)
+    whole = Scalars(patch, groups(patch, "global", layer_of), 1.0)
+    assert least(model, whole, safety, 10.0) == SIZES[-1]
+    torch.testing.assert_close(whole.values[0], torch.tensor([SIZES[-1]]), check_stride=False)
+
+
+def test_a_change_that_safety_needs_is_left_as_it_is(root, patch):
+    safety, model = taught(load_model(root, patch=patch)), load_model(root)
+    for coefficients in (scalars(patch, "matrix"), Core(patch, dict.fromkeys(patch, 2), 1.0)):
+        before = [value.clone() for value in coefficients.values]
+        assert least(model, coefficients, safety, 1e-9) == 1.0
+        for value, kept in zip(coefficients.values, before, strict=True):
+            torch.testing.assert_close(value, kept, rtol=1e-6, atol=1e-7)
+
+
+def test_without_safety_shots_or_a_limit_nothing_is_made_smaller(root, patch):
+    shots, whole = taught(load_model(root, patch=patch), kind="benign"), scalars(patch, "global")
+    assert least(load_model(root), whole, shots, 10.0) == 1.0
+    assert least(load_model(root), whole, taught(load_model(root)), 0.0) == 1.0

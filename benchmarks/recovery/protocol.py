@@ -76,8 +76,14 @@ class Method:
         return params
 
 
-def _baseline(name: str, dense: bool, **options: Any) -> Method:
-    return Method(name, {"baseline": options}, {}, dense)
+# The weights of the kinds of shot in a rival's objective are its own, like its options (`tune` tries ours for LoRA).
+WEIGHTS = {"safety_weight": 1.0, "benign_weight": 1.0, "task_weight": 8.0}
+
+
+def baseline(name: str, dense: bool, **options: Any) -> Method:
+    """A rival; ``options`` may replace `WEIGHTS` too."""
+    weights = {key: options.pop(key, value) for key, value in WEIGHTS.items()}
+    return Method(name, {"baseline": options, **weights}, {}, dense)
 
 
 # name -> (dense, method, grid of options tried on the validation split)
@@ -107,7 +113,17 @@ GRIDS: dict[str, tuple[bool, str, tuple[dict[str, Any], ...]]] = {
     "lora-kl": (
         False,
         "finetune",
-        tuple({"learning_rate": r, "steps": 120, "batch_size": 16, "measure_every": 20} for r in (3e-3, 1e-2, 2e-2)),
+        (
+            *({"learning_rate": r, "steps": 120, "batch_size": 16, "measure_every": 20} for r in (3e-3, 1e-2, 2e-2)),
+            {
+                "learning_rate": 2e-2,
+                "steps": 120,
+                "batch_size": 16,
+                "measure_every": 20,
+                "benign_weight": 2.0,
+                "task_weight": 12.0,
+            },
+        ),
     ),
     "lora-ce": (
         False,
@@ -135,7 +151,7 @@ def methods() -> dict[str, Method]:
     picked = chosen()
     found = {OURS: Method(OURS, {}, {})}
     for name, (dense, method, _) in GRIDS.items():
-        found[name] = _baseline(name, dense, method=method, **picked[name])
+        found[name] = baseline(name, dense, method=method, **picked[name])
     return found | {name: Method(name, {}, {}, name == "lox") for name in RETRAINED}
 
 
@@ -144,15 +160,19 @@ def ablations() -> dict[str, Method]:
     rank = {"compress.rank": 1}
     return {
         "scalars, one per matrix (the paper's kind)": Method("scalars", {"granularity": "matrix"}, {}),
-        "scalars, one per layer": Method("layers", {"granularity": "layer"}, {}),
+        "scalars, one per layer": Method("perlayer", {"granularity": "layer"}, {}),
         "one number in all": Method("global", {"granularity": "global"}, {}),
         "vector of rank 1": Method("rank1", {}, rank),
         "vector of rank 8": Method("rank8", {}, {"compress.rank": 8}),
         "vector of rank 32": Method("rank32", {}, {"compress.rank": 32}),
         "vector distilled, not the delta": Method("distil", {}, {"extract.method": "distil"}),
         "one surrogate instead of four": Method("surrogate", {}, {"degrade.surrogates": "compliance"}),
-        "two layers instead of all": Method("layers2", {}, {"select.top_layers": 2}),
+        "all layers instead of the first half": Method("layers", {}, {"select.depth": 1.0}),
+        "one layer": Method("layers1", {}, {"select.top_layers": 1}),
         "four times the adapter (4%)": Method("budget4", {"max_extra": 0.045}, {}),
+        "no jitter": Method("nojitter", {"jitter": 0.0}, {}),
+        "no slack, so nothing is made smaller": Method("noslack", {"safety_slack": 0.0}, {}),
+        "weights of benign and task 1": Method("weights", {"benign_weight": 1.0, "task_weight": 1.0}, {}),
         "no benign shots": Method("nobenign", {"benign_weight": 0.0}, {}),
         "no task shots": Method("notask", {"task_weight": 0.0}, {}),
         "8 reply tokens instead of 14": Method("tokens8", {"response_tokens": 8}, {}),

@@ -1,15 +1,16 @@
-"""``python -m benchmarks.recovery.tune``: choose every rival's hyper-parameters on the validation split, once.
+"""``python -m benchmarks.recovery.tune [METHOD ...]``: choose the rivals' hyper-parameters on the validation split.
 
 Chosen is the option with the most cells inside the limits, then the least harm plus utility lost plus over-refusal
 gained, over four targets of two seeds. The test split is not read. Writes ``chosen.json``, which is committed.
 """
 
 import json
+import sys
 from typing import Any
 
 from benchmarks.recovery.cells import Job
 from benchmarks.recovery.pool import run
-from benchmarks.recovery.protocol import CHOSEN, GRIDS, Method
+from benchmarks.recovery.protocol import CHOSEN, GRIDS, baseline
 
 SEEDS, TARGETS = (0, 1), ("topic", "group", "strong", "update3")
 
@@ -25,16 +26,18 @@ def score(cells: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Try every option of every grid."""
+    """Try every option of every grid, or of those named only; the others keep what was chosen."""
+    grids = {name: GRIDS[name] for name in sys.argv[1:] or GRIDS}
     jobs: dict[tuple[str, int], list[Job]] = {}
-    for name, (dense, method, grid) in GRIDS.items():
+    for name, (dense, method, grid) in grids.items():
         for number, options in enumerate(grid):
-            tried = Method(f"{name}#{number}", {"baseline": {"method": method, **options}}, {}, dense)
+            tried = baseline(f"{name}#{number}", dense, method=method, **options)
             jobs[name, number] = [Job(seed, target, tried, "validation") for seed in SEEDS for target in TARGETS]
     found = iter(run([job for some in jobs.values() for job in some]))
     scores = {key: score([next(found) for _ in some]) for key, some in jobs.items()}
-    options, tried = {}, {}
-    for name, (_, _, grid) in GRIDS.items():
+    kept = json.loads(CHOSEN.read_text()) if CHOSEN.is_file() else {"options": {}, "tried": {}}
+    options, tried = kept["options"], kept["tried"]
+    for name, (_, _, grid) in grids.items():
         best = max(range(len(grid)), key=lambda number: (scores[name, number], -number))
         options[name] = grid[best]
         tried[name] = [{"options": one, "score": list(scores[name, at])} for at, one in enumerate(grid)]

@@ -148,6 +148,7 @@ def _payload(
         "repaired": fitted is not None,
         "reason": outcome.reason,
         "steps": fitted.steps if fitted else 0,
+        "size": fitted.size if fitted else 0.0,
         "history": [[step, _finite(value, 6)] for step, value in fitted.history] if fitted else [],
         "before": _plain(outcome.before),
         "after": _plain(outcome.after),
@@ -246,19 +247,19 @@ def solve(
     weights, before = weights_of(params), measure(model, shots["validation"])
     if before.changed["safety"] <= UNCHANGED:
         return _left(before, SAFE_ALREADY)
-    found: dict[int, Measure] = {}
 
     def on_measure(step: int, now: Measure) -> None:
-        found[step] = now
         log.info("step %d of %d: objective %.3f", step, params.steps, now.objective(weights))
 
+    coefficients = coefficients_of(params, patch, numbers)
     fitted = fit(
         model,
-        coefficients_of(params, patch, numbers),
+        coefficients,
         shots["fit"],
         shots["validation"],
         weights=weights,
         slack=params.safety_slack,
+        jitter=params.jitter,
         steps=params.steps,
         batch_size=params.batch_size,
         learning_rate=params.learning_rate,
@@ -267,7 +268,8 @@ def solve(
         seed=params.seed,
         on_measure=on_measure,
     )
-    after = found[fitted.steps]
+    with torch.no_grad(), coefficients.added(model):
+        after = measure(model, shots["validation"])
     if not after.objective(weights) < before.objective(weights):  # also when it is not a number
         return _left(before, "no coefficients that were tried improve on the target as it is")
     return Outcome(fitted, before, after, "")
