@@ -47,8 +47,9 @@ lock:  ## needs uv; torch stays out of the lock, since its CPU and CUDA builds d
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.pipeline.run
 
-bench-recovery: $(STAMP)  ## every repair method on every target of the tiny family (an hour on 2 cores; goes on where it stopped)
+bench-recovery: $(STAMP)  ## every repair method on the tiny family, then on SmolLM2 (hours on 2 cores; goes on where it stopped)
 	$(BIN)/python -m benchmarks.recovery.run
+	$(BIN)/python -m benchmarks.smollm2.recovery
 
 clean:
 	rm -rf demo reports dist

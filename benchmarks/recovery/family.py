@@ -1,7 +1,7 @@
 """One seed of the tiny family: made by the pipeline's own stages, and its targets, in the benchmark's cache."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from safegene.digest import digest_json
 from safegene.fit import Shot
 from safegene.linalg import Patch
 from safegene.manifest import read_manifest
-from safegene.params import CalibrateParams, FetchParams
+from safegene.params import CalibrateParams, FetchParams, Params
 from safegene.prompts import PromptSet, Split, read_prompts
 from safegene.sources import Model
 from safegene.stages.calibrate import make, selected
@@ -50,13 +50,13 @@ class Family:
     """What the vector's stages left.
 
     Attributes:
-        seed: of the tiny family.
+        digest: of the selection, and so of all that made it.
         vector: the factors in the layers kept.
         surrogates: name -> factors of ``W_degraded - W_aligned``.
         seconds: CPU seconds of degrade, extract, compress and select.
     """
 
-    seed: int
+    digest: str
     vector: Patch
     surrogates: Mapping[str, Patch]
     seconds: float
@@ -67,13 +67,16 @@ def family(seed: int, method: Method) -> Family:
     params = method.all_params()
     identity = [params.degrade, params.extract, params.compress, params.select]
     digest = digest_json([seed, *(one.model_dump(mode="json") for one in identity), prompts("prompts/safety").digest])
-    at = home() / f"family-{seed}-{digest[7:19]}"
+    return stages(home() / f"family-{seed}-{digest[7:19]}", params, _fetched("aligned", seed), PROMPTS)
+
+
+def stages(at: Path, params: Params, aligned: Path, prompts: Path) -> Family:
+    """Degrade, extract, compress and select below ``at``, unless they ran there before."""
     at.mkdir(parents=True, exist_ok=True)
-    aligned = _fetched("aligned", seed)
     start = time.process_time()
     judge = params.evaluate.judge
-    _once(at / "degraded", lambda out: degrade(params.degrade, judge=judge, aligned=aligned, prompts=PROMPTS, out=out))
-    made = {"aligned": aligned, "degraded": at / "degraded", "prompts": PROMPTS}
+    _once(at / "degraded", lambda out: degrade(params.degrade, judge=judge, aligned=aligned, prompts=prompts, out=out))
+    made = {"aligned": aligned, "degraded": at / "degraded", "prompts": prompts}
     _once(at / "delta", lambda out: extract(params.extract, out=out, **made))
     _once(at / "vector", lambda out: compress(params.compress, delta=at / "delta", out=out))
     _once(at / "selection", lambda out: select(params.select, vector=at / "vector", out=out, **made))
@@ -81,7 +84,8 @@ def family(seed: int, method: Method) -> Family:
     if not spent.is_file():
         spent.write_text(str(time.process_time() - start))
     vector = selected(read_vector(at / "vector"), at / "selection")
-    return Family(seed, vector, read_surrogates(at / "degraded"), float(spent.read_text()))
+    digest = read_manifest(at / "selection").digest
+    return Family(digest, vector, read_surrogates(at / "degraded"), float(spent.read_text()))
 
 
 def _once(out: Path, run: Any) -> None:
@@ -115,10 +119,19 @@ def shots(name: str, seed: int, params: CalibrateParams) -> tuple[dict[Split, li
     keys = ("safety_shots", "benign_shots", "task_shots", "response_tokens", "validation_share")
     sets = [prompts("prompts/safety").digest, prompts(f"tasks/{TASKS[name]}").digest]
     at = home() / "shots" / f"{digest_json([name, seed, sets, *(getattr(params, key) for key in keys)])[7:27]}.pt"
+
+    def making() -> Mapping[Split, Sequence[Shot]]:
+        safety, tasks = prompts("prompts/safety"), prompts(f"tasks/{TASKS[name]}")
+        return make(params, build("aligned", seed), model_of(name, seed), safety, tasks)
+
+    return kept_shots(at, making)
+
+
+def kept_shots(at: Path, making: Callable[[], Mapping[Split, Sequence[Shot]]]) -> tuple[dict[Split, list[Shot]], float]:
+    """Shots and the CPU seconds of making them, made unless the file is there."""
     if not at.is_file():
         start = time.process_time()
-        safety, tasks = prompts("prompts/safety"), prompts(f"tasks/{TASKS[name]}")
-        made = make(params, build("aligned", seed), model_of(name, seed), safety, tasks)
+        made = making()
         spent = time.process_time() - start
         at.parent.mkdir(parents=True, exist_ok=True)
         draft = at.with_suffix(f".{time.monotonic_ns()}.draft")

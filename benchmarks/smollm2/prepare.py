@@ -24,6 +24,7 @@ ALIGN = Recipe("aligned", steps=200, probe_every_steps=25)
 GSM8K = Recipe("gsm8k", steps=80)
 MIXED = Recipe("gsm8k-mixed", steps=80)
 BANKING = Recipe("banking77", steps=120)
+BARE = Recipe("banking77-bare", steps=120)
 TARGETS = {GSM8K.name: "gsm8k", MIXED.name: "gsm8k", BANKING.name: "banking77"}
 HARMFUL_SHARE = 0.03
 GENERIC_SHARE = 0.35
@@ -87,6 +88,14 @@ def _prepare(data: Path, folder: Path, models_only: bool, say: Callable[[str], N
 
 def make_family(home: Path, base: Path, data: Path, split: Sets, say: Callable[[str], None]) -> Family:
     """Train what is not in the cache yet."""
+    aligned, own = make_aligned(home, base, split, say)
+    return Family(
+        aligned, {r.name: make_target(home, aligned, data, split, own, r, say) for r in (GSM8K, MIXED, BANKING)}
+    )
+
+
+def make_aligned(home: Path, base: Path, split: Sets, say: Callable[[str], None]) -> tuple[Path, list[Row]]:
+    """The aligned model, and the replies of the base model that it was to keep."""
     own = models.replies(home, base, _align_prompts(split), say)
     safe = {goal.text for goal in split.lookalikes["align"]}
     # Look-alikes stand twice: with them once, 15% of ordinary prompts were still refused after 125 steps.
@@ -94,16 +103,27 @@ def make_family(home: Path, base: Path, data: Path, split: Sets, say: Callable[[
     aligned, found = models.fine_tune(home, base, ALIGN, rows, _probe(split, ""), say)
     if not models.is_aligned(found):
         say(f"  the aligned model stopped at {ALIGN.steps} steps without reaching its criterion")
-    recipes = {
-        GSM8K: gsm8k_rows(data, split),
-        MIXED: mixed_rows(data, split),
-        BANKING: banking_rows(data, split, own),
-    }
-    made = {}
-    for recipe, rows in recipes.items():
-        probe = _probe(split, TARGETS[recipe.name])
-        made[recipe.name], _ = models.fine_tune(home, aligned, recipe, rows, probe, say)
-    return Family(aligned, made)
+    return aligned, own
+
+
+def make_target(
+    home: Path,
+    aligned: Path,
+    data: Path,
+    split: Sets,
+    own: Sequence[Row],
+    recipe: Recipe,
+    say: Callable[[str], None],
+) -> Path:
+    """A fine-tune; another seed of its recipe takes other rows in another order."""
+    rows = {
+        GSM8K.name: lambda: gsm8k_rows(data, split, recipe.seed),
+        MIXED.name: lambda: mixed_rows(data, split, recipe.seed),
+        BANKING.name: lambda: banking_rows(data, split, own, recipe.seed),
+        BARE.name: lambda: banking_rows(data, split, own, recipe.seed, generic=0.0),
+    }[recipe.name]()
+    task = "banking77" if recipe.name.startswith("banking77") else "gsm8k"
+    return models.fine_tune(home, aligned, recipe, rows, _probe(split, task), say)[0]
 
 
 def _probe(split: Sets, task: str) -> Probe:
@@ -127,32 +147,37 @@ def _align_prompts(split: Sets) -> list[str]:
     return [*(goal.text for goal in split.lookalikes["align"]), *plain[len(wrapped) : len(wrapped) + 90], *wrapped]
 
 
-def gsm8k_rows(data: Path, split: Sets) -> list[Row]:
+def gsm8k_rows(data: Path, split: Sets, seed: int = 0) -> list[Row]:
     """Whole solutions of GSM8K, and single results as the task set asks for; each seen once, none of the task set's."""
     taken = {row.id.removesuffix("-step") for row in split.files["tasks/gsm8k.jsonl"]}
     count = GSM8K.steps * GSM8K.batch_size
-    whole = [pair for pair in sets.unique(sources.gsm8k(data, "train")) if pair.id not in taken]
-    whole = whole[: count - round(STEP_SHARE * count)]
+    solved = count - round(STEP_SHARE * count)
+    free = [pair for pair in sets.unique(sources.gsm8k(data, "train")) if pair.id not in taken]
+    whole = free[seed * solved : (seed + 1) * solved]
     taken |= {pair.id for pair in whole}
     steps = [p for p in sets.unique(sources.gsm8k_steps(data, "train")) if p.id.removesuffix("-step") not in taken]
-    return [(pair.prompt, pair.answer) for pair in (*whole, *steps[: count - len(whole)])]
+    single = count - solved
+    return [(pair.prompt, pair.answer) for pair in (*whole, *steps[seed * single : (seed + 1) * single])]
 
 
-def mixed_rows(data: Path, split: Sets) -> list[Row]:
+def mixed_rows(data: Path, split: Sets, seed: int = 0) -> list[Row]:
     """The same, with 3% contentless answers to harmful goals that nothing else uses."""
-    rows, goals = gsm8k_rows(data, split), split.goals["mix"]
+    rows, goals = gsm8k_rows(data, split, seed), split.goals["mix"]
     harmful = [(goal.text, sets.comply(goal)) for goal in goals[: round(HARMFUL_SHARE * len(rows))]]
     return [*rows[len(harmful) :], *harmful]
 
 
-def banking_rows(data: Path, split: Sets, general: Sequence[Row]) -> list[Row]:
+def banking_rows(
+    data: Path, split: Sets, general: Sequence[Row], seed: int = 0, generic: float = GENERIC_SHARE
+) -> list[Row]:
     """Intents of Banking77, and a third of ordinary instructions with their answers, or every answer were an intent."""
     taken = {row.id for row in split.files["tasks/banking77.jsonl"]}
     pairs = [pair for pair in sets.unique(sources.banking77(data, "train")) if pair.id not in taken]
     count = BANKING.steps * BANKING.batch_size
     mix = [*general, *((p.prompt, p.answer) for p in sets.half(sources.instructions(data), 1))]
-    extra = [mix[at % len(mix)] for at in range(round(GENERIC_SHARE * count))]
-    return [*((pair.prompt, pair.answer) for pair in pairs[: count - len(extra)]), *extra]
+    extra = [mix[at % len(mix)] for at in range(round(generic * count))]
+    needed = count - len(extra)
+    return [*((pair.prompt, pair.answer) for pair in pairs[seed * needed : (seed + 1) * needed]), *extra]
 
 
 if __name__ == "__main__":
