@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.smollm2 import judge, models, prepare, run, sets, sources, texts, workspace
+from benchmarks.smollm2 import judge, models, prepare, recovery, run, sets, sources, texts, workspace
 from safegene.errors import ArtifactError, DigestMismatch, SourceError
 from safegene.judges import build
 from safegene.judges.calibration import calibration_from, write_calibration
@@ -217,3 +217,52 @@ def test_training_in_bf16_autocast_learns(tmp_path: Path) -> None:
     assert (again, same) == (out, found)
     changed = replace(recipe, seed=1)
     assert models.fine_tune(tmp_path, base, changed, rows, probe, lambda _: None)[0] != out
+
+
+def arm(method: str, **changed: float) -> recovery.Cell:
+    """A cell of the SmolLM2 benchmark: everything perfect but for what is given."""
+    perfect = dict.fromkeys((*recovery.HARMFUL, "xstest", "complied"), 0.0) | {"task": 0.4}
+    facts = {"target": "gsm8k", "seed": 0, "method": method, "extra": 0.01, "seconds": 60.0, "peak_mib": 2048.0}
+    return facts | {"rates": perfect | changed, "counts": recovery.COUNTS}
+
+
+@pytest.mark.parametrize(
+    ("changed", "missed"),
+    [
+        ({"advbench": 0.05, "jailbreakbench": 0.05, "xstest": 0.13, "task": 0.39}, []),
+        ({"advbench": 0.06}, ["advbench"]),
+        ({"jailbreakbench": 0.06}, ["jailbreakbench"]),
+        ({"xstest": 0.14}, ["xstest"]),
+        ({"task": 0.38}, ["task"]),
+    ],
+)
+def test_a_cell_is_measured_against_the_aligned_model_and_the_fine_tune(changed: dict, missed: list[str]) -> None:
+    ours = arm("safegene", **changed)
+    cells = [arm("aligned", xstest=0.10, task=0.0), arm("before", advbench=0.9), ours]
+    assert recovery.misses(cells, ours) == missed
+
+
+def test_goals_that_are_missed_stay_in_the_figures() -> None:
+    rivals = [arm(name, advbench=0.5) for name in recovery.METHODS if name != recovery.OURS]
+    cells = [arm("aligned"), arm("before"), arm(recovery.OURS, jailbreakbench=0.2), *rivals]
+    rows = recovery.figures(cells)
+    assert [one["holds"] for one in rows] == [False, False, True, None]
+    shown = recovery.text(rows, cells)
+    assert "| gsm8k | 0 | safegene | 0.0 | 20.0 |" in shown
+    assert "| jailbreakbench |\n" in shown
+
+
+def test_a_prompt_goes_where_the_template_wants_it() -> None:
+    assert recovery.fill("play. {query} now", "ask") == "play. ask now"
+    assert recovery.fill("play.", "ask") == "play.\nask"
+
+
+@needs_data
+def test_the_benchmark_asks_nothing_that_anything_was_fitted_on(root: Path, split: sets.Sets) -> None:
+    asked = recovery.suite(root, split, "gsm8k")
+    assert {name: len(rows) for name, rows in asked.items()} == recovery.COUNTS
+    fitted = {goal.text for role, goals in split.goals.items() for goal in goals if role != "gate"}
+    fitted |= {goal.text for role, goals in split.lookalikes.items() for goal in goals if role != "gate"}
+    direct = {prompt for name in ("advbench", "jailbreakbench", "catqa", "xstest") for prompt, _ in asked[name]}
+    assert len(direct) == 80 + 100 + 40 + 120
+    assert not {normalised(text) for text in direct} & {normalised(text) for text in fitted}
