@@ -13,7 +13,7 @@ from benchmarks.recovery.protocol import ADVERSARIAL, OURS, SEEDS, TASKS, Method
 from benchmarks.results import markdown, publish, row, write
 
 COMMAND = "make bench-recovery"
-ABLATED = ("topic", "group", "strong", "update3")
+ABLATED = ("topic", "strong", "update3")
 
 
 def measured(some: dict[str, Method], targets: tuple[str, ...], workers: int | None) -> dict[str, list[dict[str, Any]]]:
