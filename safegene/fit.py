@@ -246,26 +246,36 @@ def _restore(seen: Sequence[_Point], coefficients: Coefficients) -> int:
     return -back
 
 
-SIZES = (0.95, 0.9, 0.85, 0.8)
+SIZES = (1.0, 0.95, 0.9, 0.85, 0.8)
+MARGIN = 0.9
 
 
 @torch.no_grad()
 def least(model: "PreTrainedModel", coefficients: Coefficients, validation: Sequence[Shot], limit: float) -> float:
-    """Shrink the change to the least of `SIZES` at which safety still holds, and say which; 1 where none does.
+    """Shrink the change to the least of `SIZES` at which safety still holds with a margin, and say which.
 
-    Safety holds while the mean KL (nats per token) of the safety shots is at most ``limit``. Of two changes that hold
-    it, the smaller one disturbs less of what is benign.
+    Safety holds at a size while the mean KL (nats per token) of the safety shots is at most ``limit`` with `MARGIN`
+    times that size: new prompts are harder than the shots. Of two changes that hold it, the smaller one disturbs less
+    of what is benign.
     """
-    safety, kept = [shot for shot in validation if shot.kind == "safety"], 1.0
-    for size in SIZES if safety and limit else ():
-        coefficients.resize(size / kept)
+    safety, whole = [shot for shot in validation if shot.kind == "safety"], [one.clone() for one in coefficients.values]
+
+    def resized(size: float) -> None:
+        for value, one in zip(coefficients.values, whole, strict=True):
+            value.copy_(one)
+        coefficients.resize(size)
+
+    def holds(size: float) -> bool:
+        resized(MARGIN * size)
         with coefficients.added(model):
-            held = measure(model, safety).loss["safety"] <= limit
-        if not held:
-            coefficients.resize(kept / size)
-            break
-        kept = size
-    return kept
+            return measure(model, safety).loss["safety"] <= limit
+
+    first, last = 0, len(SIZES) - 1 if safety and limit else 0
+    while first < last:
+        middle = (first + last + 1) // 2
+        first, last = (middle, last) if holds(SIZES[middle]) else (first, middle - 1)
+    resized(SIZES[first])
+    return SIZES[first]
 
 
 def _fitted(coefficients: Coefficients, seen: Sequence[_Point], steps: int, size: float) -> Fitted:
