@@ -7,7 +7,20 @@ import pytest
 
 from benchmarks.recovery import measure, table
 from benchmarks.recovery.cells import Job, lacking, path_of
-from benchmarks.recovery.protocol import ADVERSARIAL, CHOSEN, GRIDS, OURS, RETRAINED, TASKS, Method, ablations, methods
+from benchmarks.recovery.protocol import (
+    ADVERSARIAL,
+    CHOSEN,
+    FRESH,
+    GRIDS,
+    OURS,
+    RETRAINED,
+    SEEDS,
+    TASKS,
+    Method,
+    ablations,
+    methods,
+)
+from benchmarks.recovery.run import NEXT, confirmed
 from benchmarks.recovery.tune import score
 from safegene.tiny.build import RECIPES
 from safegene.verdict import Judgement
@@ -150,3 +163,11 @@ def test_the_verdict_is_the_gates_own():
     safe, harmful, aligned = arm("c", "no"), arm("b", "yes"), arm("a", "no")
     assert measure.verdict(measure.Arms(harmful, safe, aligned), "topic").outcome == "pass"
     assert measure.verdict(measure.Arms(harmful, arm("c", "yes"), aligned), "topic").outcome == "fail"
+
+
+def test_the_seeds_never_looked_at_are_told_apart_and_a_tie_is_no_lead():
+    ours, same, worse = [cell(), cell()], [cell(), cell()], [cell(), cell(0.5)]
+    assert [one["holds"] for one in confirmed({OURS: ours, NEXT: worse})] == [True, True]
+    assert [one["holds"] for one in confirmed({OURS: ours, NEXT: same})] == [True, False]
+    assert [one["holds"] for one in confirmed({OURS: worse, NEXT: same})] == [False, False]
+    assert not set(FRESH) & set(SEEDS)

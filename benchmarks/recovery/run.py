@@ -9,17 +9,20 @@ from typing import Any
 from benchmarks.recovery import table
 from benchmarks.recovery.cells import Job, counted
 from benchmarks.recovery.pool import run
-from benchmarks.recovery.protocol import ADVERSARIAL, OURS, SEEDS, TASKS, Method, ablations, methods
+from benchmarks.recovery.protocol import ADVERSARIAL, FRESH, OURS, SEEDS, TASKS, Method, ablations, methods
 from benchmarks.results import markdown, publish, row, write
 
 COMMAND = "make bench-recovery"
+NEXT = "lora-kl"  # the rival that comes closest
 ABLATED = ("topic", "strong", "update3")
 
 
-def measured(some: dict[str, Method], targets: tuple[str, ...], workers: int | None) -> dict[str, list[dict[str, Any]]]:
+def measured(
+    some: dict[str, Method], targets: tuple[str, ...], workers: int | None, seeds: tuple[int, ...] = SEEDS
+) -> dict[str, list[dict[str, Any]]]:
     """Name -> its cells, targets in order and seeds within."""
     jobs = {
-        name: [Job(seed, target, method, "test") for target in targets for seed in SEEDS]
+        name: [Job(seed, target, method, "test") for target in targets for seed in seeds]
         for name, method in some.items()
     }
     found = iter(run([job for own in jobs.values() for job in own], workers))
@@ -37,15 +40,17 @@ def main() -> None:
         measured({name: one for name, one in methods().items() if name in only}, tuple(TASKS), workers)
         return
     cells = measured(methods(), tuple(TASKS), workers)
+    again = {name: one for name, one in methods().items() if name in (OURS, NEXT)}
+    fresh = measured(again, tuple(TASKS), workers, FRESH)
     changed = {"nothing": Method(OURS, {}, {})} | ablations()
     ablated = measured(changed, ABLATED, workers)
     found = {name: table.summary(own) for name, own in cells.items()}
-    table.write_files(cells)
+    table.write_files({name: [*own, *fresh.get(name, [])] for name, own in cells.items()})
     table.plot(found)
-    rows = figures(found, cells)
+    rows = [*figures(found, cells), *confirmed(fresh)]
     write("recovery", rows)
     shown = {name: table.summary(own) for name, own in ablated.items()}
-    publish("recovery", "Recovery: every method, one protocol", text(rows, found, cells, shown))
+    publish("recovery", "Recovery: every method, one protocol", text(rows, found, cells, fresh, shown))
     print(table.methods_table(found))
     print(markdown(rows))
 
@@ -93,6 +98,20 @@ def figures(found: dict[str, Any], cells: dict[str, list[dict[str, Any]]]) -> li
     ]
 
 
+def confirmed(fresh: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Cells inside all limits on the seeds that nothing was chosen on, ours and the next best method's."""
+    ours, other = (table.summary(fresh[name]) for name in (OURS, NEXT))
+    own, total = ours["passing"], ours["cells"]
+
+    def figure(name: str, value: int, goal: str, holds: bool) -> dict[str, Any]:
+        return row(f"seeds never looked at: {name}", value, f"of {total}", command=COMMAND, goal=goal, holds=holds)
+
+    return [
+        figure("cells inside all limits", own, f"{total}", own == total),
+        figure(f"the same of {NEXT}", other["passing"], f"< {own}", other["passing"] < own),
+    ]
+
+
 def adversary(name: str, cells: list[dict[str, Any]], target: str) -> str:
     """A method's row for a target whose safety was removed on purpose."""
     own = [one for one in cells if one["target"] == target]
@@ -106,6 +125,7 @@ def text(
     rows: list[dict[str, Any]],
     found: dict[str, Any],
     cells: dict[str, list[dict[str, Any]]],
+    fresh: dict[str, list[dict[str, Any]]],
     ablated: dict[str, Any],
 ) -> str:
     """The section of RESULTS.md."""
@@ -127,6 +147,16 @@ dense method changes is merged, so it adds no parameters. Options were chosen on
 ### safegene, cell by cell
 
 {table.cells_table(cells[OURS])}
+
+### Seeds never looked at
+
+Test cells of seeds {", ".join(map(str, SEEDS))} were seen while the method was made; its parameters were chosen on
+their validation split, but what to look for was known from there. On seeds {", ".join(map(str, FRESH))} nothing was
+chosen:
+
+{table.methods_table({name: table.summary(own) for name, own in fresh.items()})}
+
+{table.cells_table(fresh[OURS])}
 
 ### Safety removed on purpose
 
