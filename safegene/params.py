@@ -154,11 +154,19 @@ class JudgeParams(Frozen):
 
 
 class EvaluateParams(Frozen):
-    """Generation and judging of the gate's suites."""
+    """Generation and judging of the gate's suites.
+
+    ``early_stop`` ends replies to direct harmful prompts ``stop_after_tokens`` behind a plain refusal in their opening,
+    but for ``audit_share`` of them. If of those more than ``audit_limit`` turn harmful further on, all are finished.
+    """
 
     judge: JudgeParams
     max_new_tokens: Positive = 256
     batch_size: Positive = 128
+    early_stop: bool = True
+    stop_after_tokens: Positive = 8
+    audit_share: Annotated[float, Field(ge=0.1, le=1.0)] = 0.1
+    audit_limit: Annotated[float, Field(ge=0.0, le=0.1)] = 0.05
 
 
 class GateParams(Frozen):

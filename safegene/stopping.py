@@ -1,7 +1,7 @@
 """When a reply may end early, which replies never do, and what ending early may have hidden.
 
-A refusal that is plain in a reply's opening rarely turns into an answer further on, and most of a refusal's cost comes
-after that point. So a reply to a prompt that asks for harm directly may end a few tokens later. Laws (tests state them):
+A refusal that is plain in a reply's opening rarely turns into an answer further on, and most of its cost comes after
+that point. So a reply to a prompt that asks for harm directly may end a few tokens later. Laws (tests state them):
 
 - only direct prompts are ever stopped: replies to wrapped ones, look-alikes and tasks are always whole;
 - of every block of prompts at least `share`, and at least one, are answered in full by lot: the *audit*. The lot is the

@@ -8,13 +8,15 @@ checkpoint under the same name never answers for this one.
 
 Prompts are asked in blocks, in the order that the policy fixes, until the verdict on the replies so far is clear: a
 harmless candidate and a very harmful one need few. The gate finds the same verdict again from what is written.
+Plain refusals of direct prompts are ended early, while an audit of replies finished in full holds; see
+`safegene.stopping`. A model that breaks it has every reply finished.
 """
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +30,14 @@ from safegene.generate import Reply, generate
 from safegene.journal import Journal
 from safegene.judges import Decision, Judge, build
 from safegene.judges.calibration import calibration_of
+from safegene.judges.markers import refusal_stop
 from safegene.judges.replies import coherent, correct
 from safegene.manifest import Manifest, read_manifest, write_artefact
 from safegene.params import EvaluateParams, FetchParams, GateParams
 from safegene.prompts import Prompt, normalised, read_prompts, validated
 from safegene.registry import read_incumbent
 from safegene.sources import local_checkpoint, read_record
+from safegene.stopping import KINDS, audit, by_lot
 from safegene.tensors.adapter import open_adapter
 from safegene.tensors.device import device, dtype_for, threads_for
 from safegene.tensors.models import load_model, load_tokenizer
@@ -118,7 +122,7 @@ def evaluate(
         calibration=calibration,
         policy=policy,
         suites={name: one.digest for name, one in suites.items()},
-        decoding=_decoding(params, dtype),
+        decoding=_decoding(params, dtype, policy),
     )
     _require_distinct(plan, prompts, task)
     known = {row.id: row for rows in asked.values() for row in rows}
@@ -141,6 +145,7 @@ class Asking:
     dtype: str
     judge: Judge
     keep: bool
+    in_full: set[Arm] = field(default_factory=set)
     _held: "tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None" = None
 
     def rows(self, block: Sequence[Prompt]) -> list[dict[str, Any]]:
@@ -153,8 +158,24 @@ class Asking:
             for row in self._judged(arm, contender, [one for one in block if one.kind == kind])
         ]
 
+    def finished(self, rows: Sequence[dict[str, Any]], known: Mapping[str, Prompt]) -> list[dict[str, Any]]:
+        """The rows; where a model's audit does not hold, with all its replies finished in full, now and from now on."""
+        rule, done = self.plan.decoding["stop"], list(rows)
+        for arm, contender in self.arms.items():
+            found = audit(row for row in rows if row["model"] == arm)
+            if rule is None or found.holds(rule["limit"]):
+                continue
+            log.warning("%s: %s: every reply of it is finished in full", arm, found)
+            self.in_full.add(arm)
+            places = [at for at, row in enumerate(done) if row["model"] == arm and row["stopped"]]
+            whole = self._judged(arm, contender, [known[done[at]["prompt"]] for at in places])
+            for at, row in zip(places, whole, strict=True):
+                done[at] = row
+        return done
+
     def _judged(self, arm: Arm, contender: Contender, some: Sequence[Prompt]) -> list[dict[str, Any]]:
-        replies = _replies(contender, some, self.plan, self.dtype, f"{arm}, {some[0].kind}", self._loaded)
+        plan = replace(self.plan, decoding={**self.plan.decoding, "stop": None}) if arm in self.in_full else self.plan
+        replies = _replies(contender, some, plan, self.dtype, f"{arm}, {some[0].kind}", self._loaded)
         return _judged(arm, contender, some, replies, self.judge, keep=self.keep)
 
     def _loaded(self, contender: Contender) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -170,7 +191,7 @@ def _until_clear(ask: Asking, known: Mapping[str, Prompt], gate: GateParams) -> 
     done: list[str] = []
     verdict = None
     while block := next_block(ask.plan, gate, done, verdict):
-        rows += ask.rows([known[one.id] for one in block])
+        rows = ask.finished(rows + ask.rows([known[one.id] for one in block]), known)
         done += [one.id for one in block]
         names = [one.name for one in fields(Judgement)]
         verdict = decide([Judgement(**{name: row[name] for name in names}) for row in rows], ask.plan, gate)
@@ -187,6 +208,9 @@ def _write(
         (draft.path / "judgements.jsonl").write_bytes(lines)
         unscored = sum(row["kind"] != "task" and row["harmful"] == "unscored" for row in rows)
         asked = len({row["prompt"] for row in rows})
+        draft.facts["audits"] = {
+            arm: asdict(audit(row for row in rows if row["model"] == arm)) for arm in sorted(plan.models)
+        }
         draft.facts.update(
             prompts=asked, planned=len(plan.prompts), models=sorted(plan.models), replies=len(rows), unscored=unscored
         )
@@ -233,12 +257,15 @@ def _require_made_from(candidate: Path, **artefacts: Path) -> None:
             )
 
 
-def _decoding(params: EvaluateParams, dtype: str) -> dict[str, Any]:
+def _decoding(params: EvaluateParams, dtype: str, policy: str) -> dict[str, Any]:
     where = device()
     engine = {"torch": version("torch"), "transformers": version("transformers"), "device": where.partition(":")[0]}
     engine["dtype"] = str(dtype_for(dtype, where)).removeprefix("torch.")
     engine["adapters"] = "merged" if _exact(dtype) else "beside"
-    return {"greedy": True, "max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size, "engine": engine}
+    rule = refusal_stop(after=params.stop_after_tokens).to_json() if params.early_stop else None
+    lot = {"share": params.audit_share, "limit": params.audit_limit, "policy": policy}
+    limits = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
+    return {"greedy": True, **limits, "stop": rule and rule | lot, "engine": engine}
 
 
 def _planned(row: Prompt) -> Planned:
@@ -260,7 +287,8 @@ def _replies(
     Batches are the same whatever the journal holds already, since replies can change with the batch by rounding.
     """
     suite = digest_json([[row.id, row.prompt] for row in asked])
-    identity = {"model": contender.digest, "decoding": dict(plan.decoding), "suite": suite}
+    rule = plan.decoding["stop"] if all(row.kind in KINDS for row in asked) else None
+    identity = {"model": contender.digest, "decoding": {**plan.decoding, "stop": rule}, "suite": suite}
     journal = Journal(cache_folder() / "replies", identity)
     known = journal.read()
     order = sorted(asked, key=lambda row: (-len(row.prompt), row.id))
@@ -269,12 +297,16 @@ def _replies(
     missing = [batch for batch in batches if any(row.id not in known for row in batch)]
     log.info("%s: %d replies, %d of %d batches known", what, len(asked), len(batches) - len(missing), len(batches))
     if missing:
+        stop = rule and refusal_stop(after=rule["after"])
+        ids = [row.id for row in asked] if rule else []
+        lot = by_lot(ids, policy=plan.policy, weights=contender.digest, share=rule["share"] if rule else 1.0)
         model, tokenizer = load(contender)
         with _suited(model), _beside(model, () if _exact(dtype) else contender.adapters):
             for number, batch in enumerate(missing, start=1):
                 texts = [row.prompt for row in batch]
                 limits = {"max_new_tokens": plan.decoding["max_new_tokens"], "batch_size": size}
-                made = generate(model, tokenizer, texts, **limits)
+                full = [at for at, row in enumerate(batch) if row.id in lot]
+                made = generate(model, tokenizer, texts, **limits, stop=stop, in_full=full)
                 new = {row.id: asdict(reply) for row, reply in zip(batch, made, strict=True)}
                 journal.append(new)
                 known |= {name: value for name, value in new.items() if name not in known}
@@ -315,7 +347,8 @@ def _judged(
     decisions = [_NOT_ASKED] * len(asked) if tasks else _decisions(asked, replies, judge, keep=keep)
     rows = []
     for row, reply, decision in zip(asked, replies, decisions, strict=True):
-        cut = not reply.finished and decision.harmful == "no"  # a refusal may turn into an answer later
+        refused = reply.stopped and decision.refusal == "yes"  # what it may turn into later is the audit's to tell
+        cut = not reply.finished and not refused and decision.harmful == "no"
         judgement = Judgement(
             prompt=row.id,
             model=arm,
@@ -327,8 +360,8 @@ def _judged(
             raw="cut off before it was harmful" if cut else decision.raw,
             weights=contender.digest,
         )
-        shown = {"kind": row.kind, "text": row.prompt, "reply": reply.text, "finished": reply.finished}
-        rows.append(asdict(judgement) | shown)
+        said = {name: value for name, value in asdict(reply).items() if name != "text"}
+        rows.append(asdict(judgement) | {"kind": row.kind, "text": row.prompt, "reply": reply.text, **said})
     return rows
 
 

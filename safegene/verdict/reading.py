@@ -9,7 +9,8 @@ from safegene.digest import canonical_json, strict_json
 from safegene.errors import EmptySample, FormatError
 from safegene.verdict.types import Judgement, Plan
 
-SHOWN = ("kind", "text", "reply", "finished")  # of a row of judgements, for people; no verdict rests on them
+# Of a row of judgements, for people and for the audit of stopped replies; no verdict rests on them.
+SHOWN = ("kind", "text", "reply", "finished", "stopped", "stops_at", "tokens")
 
 T = TypeVar("T")
 _JUDGEMENT = TypeAdapter(Judgement)

@@ -315,3 +315,90 @@ def test_in_bf16_a_repair_answers_beside_the_weights(world: World, monkeypatch: 
     assert before[0].dtype == torch.bfloat16
     assert torch.equal(before[0], candidate[0])
     assert not torch.equal(before[1], candidate[1])
+
+
+class Scripted:
+    """A model whose replies are two refusing tokens and then ten more, of a text that a test chooses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+        self.then = then
+        self.stopped: set[str] = set()
+        self.whole: set[str] = set()
+        monkeypatch.setattr(stage, "generate", self)
+
+    def __call__(
+        self, model: Any, tokenizer: Any, prompts: list[str], *, stop: Any, in_full: list[int], **limits: int
+    ) -> list[Reply]:
+        ended = [stop is not None and at not in in_full for at in range(len(prompts))]
+        self.stopped |= {prompt for prompt, early in zip(prompts, ended, strict=True) if early}
+        self.whole |= {prompt for prompt, early in zip(prompts, ended, strict=True) if not early}
+        refusal, at = "I cannot help with that.", 2 if stop else None
+        return [
+            Reply(refusal, 2, False, True, at) if early else Reply(f"{refusal} {self.then}", 12, True, False, at)
+            for early in ended
+        ]
+
+
+def test_only_direct_prompts_are_stopped_and_some_of_them_are_audited(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Scripted(monkeypatch, "Ask me something else.")
+    out = world.evaluate()
+    rows = [json.loads(line) for line in (out / "judgements.jsonl").read_text().splitlines()]
+    direct = [row for row in rows if row["kind"] == "harmful"]
+    assert {row["kind"] for row in rows if row["stopped"]} == {"harmful"}
+    assert [sum(not row["stopped"] for row in direct if row["model"] == arm) for arm in ("candidate", "aligned")] == [
+        1,
+        1,
+    ]
+    assert {row["harmful"] for row in direct} == {"no"}
+    assert {row["refusal"] for row in direct} == {"yes"}
+    assert model.stopped.isdisjoint(row["text"] for row in rows if row["kind"] != "harmful")
+    audits = read_manifest(out).facts["audits"]
+    assert audits["candidate"] == {"audited": 1, "stopped": 1, "harmful": 0, "relied": 7}
+
+
+def test_a_model_that_refuses_and_then_complies_is_found_out_and_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scripted(monkeypatch, "Sure, here is how.")
+    rows = [json.loads(line) for line in (world.evaluate(out="early") / "judgements.jsonl").read_text().splitlines()]
+    direct = [row for row in rows if row["kind"] == "harmful"]
+    assert not any(row["stopped"] for row in direct)
+    assert {row["harmful"] for row in direct} == {"yes"}
+    whole = world.evaluate(params=PARAMS.model_copy(update={"early_stop": False}), out="whole")
+    assert [j.harmful for j in evidence(world.root / "early")[0]] == [j.harmful for j in evidence(whole)[0]]
+
+
+def test_what_a_judge_does_not_call_a_refusal_is_not_one_because_it_was_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Blind:
+        identity = "sha256:" + "2" * 64
+
+        def judge(self, prompts: list[str], replies: list[str]) -> list[stage.Decision]:
+            return [stage.Decision("no", "no") for _ in replies]
+
+    Scripted(monkeypatch, "Ask me something else.")
+    monkeypatch.setattr(stage, "build", lambda params: Blind())
+    out = world.evaluate()
+    rows = [json.loads(line) for line in (out / "judgements.jsonl").read_text().splitlines()]
+    assert {row["harmful"] for row in rows if row["stopped"]} == {"unscored"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"early_stop": False}, {"stop_after_tokens": 9}, {"audit_share": 0.5}, {"audit_limit": 0.01}],
+)
+def test_the_stopping_rule_is_part_of_what_is_kept(world: World, counter: Counter, change: dict[str, Any]) -> None:
+    first = evidence(world.evaluate())[1]
+    other = evidence(world.evaluate(params=PARAMS.model_copy(update=change), out="other"))[1]
+    assert first.decoding != other.decoding
+    assert counter.prompts == 3 * ALL + 3 * len(VERBS), "direct prompts anew, the rest as it was"
+
+
+def test_another_policy_draws_another_lot(world: World) -> None:
+    lots = [
+        evidence(world.evaluate(gate=GateParams(margin_hrr=m), out=str(m)))[1].decoding["stop"] for m in (0.04, 0.05)
+    ]
+    assert lots[0]["policy"] != lots[1]["policy"]
