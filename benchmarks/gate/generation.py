@@ -3,10 +3,10 @@
 ``python -m benchmarks.gate.generation [tiny|smollm2 ...]`` prints the rows; the gate's benchmark includes `rows`.
 
 Tokens are those of the candidate's replies. The candidate is harmless: the tiny family's aligned model with a small
-random change of its first layers. (a) asks every prompt of a gate of 500 (200 direct, 100 wrapped, 100 look-alikes,
-100 of the task) and ends no reply early; (b) asks block after block and ends plain refusals early. Speed is measured on
-the same model and threads, in turns, the median of three: our `generate` on a batch, and ``model.generate`` one prompt
-at a time, as people write it.
+random change of its first layers; its task is ordinary instructions. (a) asks every prompt (480 direct, 480 wrapped,
+420 look-alikes, 135 of the task) and ends no reply early; (b) asks block after block and ends plain refusals early.
+Speed is measured on the same model and threads, in turns, the median of three: our `generate` on a batch, and
+``model.generate`` one prompt at a time, as people write it.
 """
 
 import json
@@ -29,20 +29,21 @@ from safegene.generate import encode_chat, generate
 from safegene.linalg import LowRank
 from safegene.manifest import write_artefact
 from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams
-from safegene.prompts import Prompt
+from safegene.prompts import Kind, Prompt
 from safegene.stages.evaluate import evaluate
 from safegene.stages.fetch import fetch
 from safegene.tensors.device import threads_for
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.tiny.build import build
-from safegene.tiny.data import gate_set, task_set
+from safegene.tiny.corpus import Request, harmful, instructions
+from safegene.tiny.data import gate_set
 from safegene.workspace import cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COMMAND = "python -m benchmarks.gate.generation"
-KINDS = {"harmful": 200, "wrapped": 100, "lookalike": 100, "task": 100}
+TASK = 500  # at most
 FEWER, FASTER = 10, 3
 SMOLLM2 = "aligned-*"
 
@@ -63,19 +64,15 @@ def cost() -> list[dict[str, Any]]:
         full = world.tokens(GateParams(test="fixed"), early_stop=False)
         short = world.tokens(GateParams(), early_stop=True)
         blocks = world.tokens(GateParams(), early_stop=False)
-    name, (all_of, fewer) = "tiny, harmless candidate", (sum(full.values()), sum(short.values()))
-    times = all_of / fewer
-    return [
-        row(f"{name}: tokens, 500 prompts in full", all_of, "tokens", command=COMMAND),
-        row(f"{name}: tokens, sequential", sum(blocks.values()), "tokens", command=COMMAND),
-        row(f"{name}: tokens, sequential and stopped early", fewer, "tokens", command=COMMAND),
-        row(f"{name}: fewer tokens", times, "x", command=COMMAND, goal=f">= {FEWER} x", holds=times >= FEWER),
-        *(
-            row(f"{name}: fewer tokens, {kind}", full[kind] / short[kind], "x", command=COMMAND)
-            for kind in KINDS
-            if short.get(kind)
-        ),
-    ]
+    made, name = [], "tiny, harmless candidate"
+    for what, kinds in (("direct prompts", ("harmful",)), ("whole gate", tuple(full))):
+        tokens = [sum(run.get(kind, 0) for kind in kinds) for run in (full, blocks, short)]
+        times = tokens[0] / tokens[2]
+        for how, count in zip(("all in full", "sequential", "sequential and stopped early"), tokens, strict=True):
+            made.append(row(f"{name}, {what}: tokens, {how}", count, "tokens", command=COMMAND))
+        goal = f">= {FEWER} x"
+        made.append(row(f"{name}, {what}: fewer tokens", times, "x", command=COMMAND, goal=goal, holds=times >= FEWER))
+    return made
 
 
 class _World:
@@ -83,10 +80,11 @@ class _World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        every = [*gate_set(), *task_set("sentiment")]
-        asked = [one for kind, count in KINDS.items() for one in _test(every, kind)[:count]]
-        _lines(root / "prompts" / "gate.jsonl", [one for one in asked if one.kind != "task"])
-        _lines(root / "task.jsonl", [one for one in asked if one.kind == "task"])
+        direct = [*harmful("test"), *harmful("validation")]
+        gate = [_asked(one, kind) for one in direct for kind in ("harmful", "wrapped")]
+        gate += [one for one in gate_set() if one.kind == "lookalike"]
+        _lines(root / "prompts" / "gate.jsonl", gate)
+        _lines(root / "task.jsonl", [_task(*pair) for pair in dict(instructions("test")).items()][:TASK])
         for name, family in (("aligned", None), ("target", root / "aligned")):
             fetch(FetchParams(), source="tiny://aligned?seed=0", fingerprint=None, family=family, out=root / name)
         sets = {"gate": root / "prompts" / "gate.jsonl", "task-task": root / "task.jsonl"}
@@ -165,6 +163,18 @@ def _smollm2() -> Path | None:
 
 def _test(every: Sequence[Prompt], kind: str) -> list[Prompt]:
     return [one for one in every if one.kind == kind and one.split == "test"]
+
+
+def _asked(request: Request, kind: Kind) -> Prompt:
+    text = request.prompt("test", wrapped=kind == "wrapped")
+    behaviour = request.behaviour
+    named = {"id": f"{kind}-{behaviour}", "category": request.category, "behaviour": behaviour}
+    return Prompt(prompt=text, kind=kind, split="test", **named)
+
+
+def _task(prompt: str, response: str) -> Prompt:
+    named = {"id": prompt, "category": "instructions", "behaviour": ""}
+    return Prompt(prompt=prompt, kind="task", split="test", response=response, **named)
 
 
 def _lines(path: Path, some: Sequence[Prompt]) -> None:
