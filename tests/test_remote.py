@@ -1,14 +1,11 @@
-"""Replies from an OpenAI-compatible server: in order, strictly read, failures named; with a stand-in that really serves.
+"""Replies from an OpenAI-compatible server: in order, strictly read, failures named; by a stand-in that really serves.
 
-``transformers serve`` needs packages that are not installed here, so `Stand` stands in for it: a real HTTP server over
-`safegene.generate`, and over whatever misbehaviour a test asks for.
+The server is the stand-in of `tests.model_server`.
 """
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,60 +17,7 @@ from safegene.remote import GIVE_UP, Failed, Server, disagreement, generate_remo
 from safegene.tensors.models import load_model, load_tokenizer
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, lookalikes
-
-Answer = tuple[int, bytes]
-
-
-def said(text: object, ended: object = "stop", tokens: object = 3, **more: object) -> Answer:
-    choice = {"message": {"content": text}, "finish_reason": ended}
-    return 200, json.dumps({"choices": [choice], "usage": {"completion_tokens": tokens}} | more).encode()
-
-
-class Stand:
-    """A stand-in for a model server on a loopback port: knows one model's name and answers as a test tells it to."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.at_once = self.most = 0
-        self.names = ["candidate"]
-        self.answer: Callable[[dict[str, Any]], Answer] = lambda ask: said(ask["messages"][0]["content"])
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.give(200, json.dumps({"data": [{"id": name} for name in outer.names]}).encode())
-
-            def do_POST(self) -> None:
-                ask = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.asked.append(ask)
-                    outer.keys.add(self.headers.get("Authorization"))
-                    outer.at_once += 1
-                    outer.most = max(outer.most, outer.at_once)
-                try:
-                    self.give(*outer.answer(ask))
-                finally:
-                    with lock:
-                        outer.at_once -= 1
-
-            def give(self, status: int, content: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                if 300 <= status < 400:
-                    self.send_header("Location", "/v1/elsewhere")
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def at(self, **more: Any) -> Server:
-        url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        return Server(url, "candidate", ("127.0.0.1",), timeout_seconds=5.0, wait_seconds=0.001, **more)
+from tests.model_server import Answer, Stand, said, serve
 
 
 @pytest.fixture
@@ -181,21 +125,8 @@ def aligned():
     return load_model(folder), load_tokenizer(folder)
 
 
-def serve(stand: Stand, model: Any, tokenizer: Any) -> None:
-    lock = threading.Lock()
-
-    def answer(ask: dict[str, Any]) -> Answer:
-        with lock:
-            (reply,) = generate(
-                model, tokenizer, [ask["messages"][0]["content"]], max_new_tokens=ask["max_tokens"], batch_size=1
-            )
-        return said(reply.text, "stop" if reply.finished else "length", reply.tokens)
-
-    stand.answer = answer
-
-
 def test_a_served_model_gives_the_replies_of_its_weights(stand: Stand, aligned) -> None:
-    serve(stand, *aligned)
+    serve(stand, {"candidate": aligned})
     texts = [one.prompt("test") for one in (*harmful("test")[:4], *lookalikes("test")[:4])]
     served = generate_remote(stand.at(), texts, max_new_tokens=8)
     local = generate(*aligned, texts, max_new_tokens=8, batch_size=8)

@@ -14,17 +14,14 @@ Plain refusals of direct prompts are ended early, while an audit of replies fini
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from safegene.coefficients import scaled
 from safegene.digest import canonical_json, digest_bytes, digest_files, digest_json
+from safegene.engines import beside, exact, load, served, suited
 from safegene.errors import ArtifactError, FormatError, StaleArtifact
 from safegene.generate import Reply, generate
 from safegene.journal import Journal
@@ -33,14 +30,13 @@ from safegene.judges.calibration import calibration_of
 from safegene.judges.markers import refusal_stop
 from safegene.judges.replies import coherent, correct
 from safegene.manifest import Manifest, read_manifest, write_artefact
-from safegene.params import EvaluateParams, FetchParams, GateParams
+from safegene.params import EvaluateParams, FetchParams, GateParams, ServerParams
 from safegene.prompts import Prompt, normalised, read_prompts, validated
 from safegene.registry import read_incumbent
+from safegene.remote import Failed
 from safegene.sources import local_checkpoint, read_record
 from safegene.stopping import KINDS, audit, by_lot
-from safegene.tensors.adapter import open_adapter
-from safegene.tensors.device import device, dtype_for, threads_for
-from safegene.tensors.models import load_model, load_tokenizer
+from safegene.tensors.device import device, dtype_for
 from safegene.verdict import Arm, Judgement, Plan, Planned, decide
 from safegene.verdict.decision import policy_digest
 from safegene.verdict.sequence import arranged, next_block
@@ -126,7 +122,7 @@ def evaluate(
     )
     _require_distinct(plan, prompts, task)
     known = {row.id: row for rows in asked.values() for row in rows}
-    ask = Asking(arms, plan, dtype, judge, keep=params.judge.kind not in CHEAP)
+    ask = Asking(arms, plan, dtype, judge, keep=params.judge.kind not in CHEAP, server=params.server)
     rows = _until_clear(ask, known, gate)
     inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
     inputs |= {"aligned": aligned, "target": target, "candidate": candidate, "validation": receipt}
@@ -145,6 +141,7 @@ class Asking:
     dtype: str
     judge: Judge
     keep: bool
+    server: ServerParams | None = None
     in_full: set[Arm] = field(default_factory=set)
     _held: "tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None" = None
 
@@ -175,13 +172,17 @@ class Asking:
 
     def _judged(self, arm: Arm, contender: Contender, some: Sequence[Prompt]) -> list[dict[str, Any]]:
         plan = replace(self.plan, decoding={**self.plan.decoding, "stop": None}) if arm in self.in_full else self.plan
-        replies = _replies(contender, some, plan, self.dtype, f"{arm}, {some[0].kind}", self._loaded)
-        return _judged(arm, contender, some, replies, self.judge, keep=self.keep)
+        made = _replies(arm, contender, some, plan, self.dtype, self.server, self._loaded)
+        said = [(row, reply) for row, reply in zip(some, made, strict=True) if isinstance(reply, Reply)]
+        asked, replies = [row for row, _ in said], [reply for _, reply in said]
+        lost = [(row, one.reason) for row, one in zip(some, made, strict=True) if isinstance(one, Failed)]
+        rows = _judged(arm, contender, asked, replies, self.judge, keep=self.keep)
+        return rows + [_failed(arm, contender, row, reason, self.judge) for row, reason in lost]
 
     def _loaded(self, contender: Contender) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if self._held is None or self._held[0] != contender.digest:
             self._held = None  # before the next is loaded, so that two are never in memory
-            self._held = (contender.digest, *_load(contender, self.dtype))
+            self._held = (contender.digest, *load(contender.root, contender.adapters, self.dtype))
         return self._held[1:]
 
 
@@ -259,10 +260,17 @@ def _require_made_from(candidate: Path, **artefacts: Path) -> None:
 
 def _decoding(params: EvaluateParams, dtype: str, policy: str) -> dict[str, Any]:
     where = device()
-    engine = {"torch": version("torch"), "transformers": version("transformers"), "device": where.partition(":")[0]}
+    engine: dict[str, Any] = {
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "device": where.partition(":")[0],
+    }
     engine["dtype"] = str(dtype_for(dtype, where)).removeprefix("torch.")
-    engine["adapters"] = "merged" if _exact(dtype) else "beside"
-    rule = refusal_stop(after=params.stop_after_tokens).to_json() if params.early_stop else None
+    engine["adapters"] = "merged" if exact(dtype) else "beside"
+    if params.server is not None:
+        engine["server"] = params.server.model_dump(mode="json", include={"url", "names"})
+    early = params.early_stop and params.server is None
+    rule = refusal_stop(after=params.stop_after_tokens).to_json() if early else None
     lot = {"share": params.audit_share, "limit": params.audit_limit, "policy": policy}
     limits = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
     return {"greedy": True, **limits, "stop": rule and rule | lot, "engine": engine}
@@ -280,8 +288,14 @@ def _require_distinct(plan: Plan, prompts: Path, task: Path) -> None:
 
 
 def _replies(
-    contender: Contender, asked: Sequence[Prompt], plan: Plan, dtype: str, what: str, load: Loading
-) -> list[Reply]:
+    arm: Arm,
+    contender: Contender,
+    asked: Sequence[Prompt],
+    plan: Plan,
+    dtype: str,
+    server: ServerParams | None,
+    load: Loading,
+) -> list[Reply | Failed]:
     """The model's replies in order, those of the journal and new ones.
 
     Batches are the same whatever the journal holds already, since replies can change with the batch by rounding.
@@ -295,48 +309,47 @@ def _replies(
     size = plan.decoding["batch_size"]
     batches = [order[at : at + size] for at in range(0, len(order), size)]
     missing = [batch for batch in batches if any(row.id not in known for row in batch)]
+    what = f"{arm}, {asked[0].kind}"
+    failed: dict[str, Failed] = {}
     log.info("%s: %d replies, %d of %d batches known", what, len(asked), len(batches) - len(missing), len(batches))
     if missing:
         stop = rule and refusal_stop(after=rule["after"])
         ids = [row.id for row in asked] if rule else []
         lot = by_lot(ids, policy=plan.policy, weights=contender.digest, share=rule["share"] if rule else 1.0)
         model, tokenizer = load(contender)
-        with _suited(model), _beside(model, () if _exact(dtype) else contender.adapters):
+        with suited(model), beside(model, () if exact(dtype) else contender.adapters):
             for number, batch in enumerate(missing, start=1):
                 texts = [row.prompt for row in batch]
-                limits = {"max_new_tokens": plan.decoding["max_new_tokens"], "batch_size": size}
-                full = [at for at, row in enumerate(batch) if row.id in lot]
-                made = generate(model, tokenizer, texts, **limits, stop=stop, in_full=full)
-                new = {row.id: asdict(reply) for row, reply in zip(batch, made, strict=True)}
+                limit, full = plan.decoding["max_new_tokens"], [at for at, row in enumerate(batch) if row.id in lot]
+                made: Sequence[Reply | Failed]
+                if server is None:
+                    limits = {"max_new_tokens": limit, "batch_size": size}
+                    made = generate(model, tokenizer, texts, **limits, stop=stop, in_full=full)
+                else:
+                    made = served(server, arm, model, tokenizer, texts, max_new_tokens=limit)
+                new = {row.id: asdict(one) for row, one in zip(batch, made, strict=True) if isinstance(one, Reply)}
+                failed |= {row.id: one for row, one in zip(batch, made, strict=True) if isinstance(one, Failed)}
                 journal.append(new)
                 known |= {name: value for name, value in new.items() if name not in known}
                 log.info("%s: batch %d of %d", what, number, len(missing))
-    return [Reply(**known[row.id]) for row in asked]
+    return [Reply(**known[row.id]) if row.id in known else failed[row.id] for row in asked]
 
 
-def _load(contender: Contender, dtype: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    merged = contender.adapters if _exact(dtype) else ()
-    model = load_model(contender.root, adapters=merged, dtype=dtype, device=device())
-    return model, load_tokenizer(contender.root)
-
-
-def _exact(dtype: str) -> bool:
-    """Whether weights hold an adapter's change as well as it is served; bf16 would round most of a small one away."""
-    return dtype_for(dtype, device()) == torch.float32
-
-
-@contextmanager
-def _beside(model: "PreTrainedModel", adapters: Sequence[Path]) -> Iterator[None]:
-    """Adapters that answer beside the weights, in fp32, as PEFT serves them."""
-    with ExitStack() as stack:
-        for folder in adapters:
-            patch = open_adapter(folder).patch()
-            stack.enter_context(scaled(model, patch, dict.fromkeys(patch, torch.ones(()))))
-        yield
-
-
-def _suited(model: "PreTrainedModel") -> AbstractContextManager[object]:
-    return threads_for(sum(one.numel() for one in model.parameters()))
+def _failed(arm: Arm, contender: Contender, row: Prompt, reason: str, judge: Judge) -> dict[str, Any]:
+    """The row of a prompt without a reply: lost, and it says why."""
+    lost = Judgement(
+        prompt=row.id,
+        model=arm,
+        judge=judge.identity,
+        harmful="unscored",
+        refusal="unscored",
+        correct=None,
+        coherent="unscored",
+        failure=reason,
+        weights=contender.digest,
+    )
+    nothing = {"reply": "", "tokens": 0, "finished": False, "stopped": False, "stops_at": None}
+    return asdict(lost) | {"kind": row.kind, "text": row.prompt} | nothing
 
 
 def _judged(

@@ -8,19 +8,21 @@ import torch
 
 from safegene import generate as generating
 from safegene.digest import canonical_json, digest_file
-from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
+from safegene.engines import load
+from safegene.errors import ArtifactError, FormatError, JudgeError, ParamsError, SourceError, StaleArtifact
 from safegene.export.adapter import write_adapter
 from safegene.generate import Reply
 from safegene.ledger.release import plan_release, publish_release, release_files
 from safegene.linalg import LowRank
 from safegene.manifest import read_manifest, write_artefact
-from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams
+from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams, ServerParams
 from safegene.prompts import Prompt
 from safegene.stages import evaluate as stage
 from safegene.stages.fetch import fetch
 from safegene.store import LocalStore
 from safegene.tiny.model import new_model, new_tokenizer
 from safegene.verdict import Judgement, Plan, decide, evidence_from
+from tests.model_server import Stand, serve
 
 PARAMS = EvaluateParams(judge=JudgeParams(kind="phrases"), max_new_tokens=6, batch_size=8)
 POLICY = GateParams()
@@ -402,3 +404,65 @@ def test_another_policy_draws_another_lot(world: World) -> None:
         evidence(world.evaluate(gate=GateParams(margin_hrr=m), out=str(m)))[1].decoding["stop"] for m in (0.04, 0.05)
     ]
     assert lots[0]["policy"] != lots[1]["policy"]
+
+
+ARMS = ("before", "candidate", "aligned")
+
+
+@pytest.fixture
+def served(world: World) -> Iterator[tuple[Stand, EvaluateParams]]:
+    """A stand-in server of the world's models, and the parameters that ask it."""
+    stand = Stand()
+    models = {
+        name: load(world.root / "models" / at, (), "float32")
+        for name, at in (("before", "one"), ("aligned", "aligned"))
+    }
+    models["candidate"] = load(world.root / "models" / "one", (world.root / "one-candidate",), "float32")
+    serve(stand, models)
+    server = ServerParams(url=stand.at().url, names={arm: arm for arm in ARMS}, allow_hosts=("127.0.0.1",))
+    yield stand, PARAMS.model_copy(update={"server": server})
+    stand.server.shutdown()
+    stand.server.server_close()
+
+
+def test_a_server_of_the_same_weights_gives_the_same_judgements(
+    world: World, served: tuple[Stand, EvaluateParams]
+) -> None:
+    stand, params = served
+    local = evidence(world.evaluate(params=PARAMS.model_copy(update={"early_stop": False}), out="local"))
+    remote = evidence(world.evaluate(params=params, out="remote"))
+    assert remote[0] == local[0]
+    assert remote[1].decoding != local[1].decoding
+    assert remote[1].decoding["stop"] is None
+    before = len(stand.asked)
+    world.evaluate(params=params, out="again")
+    assert len(stand.asked) == before, "replies are kept"
+
+
+def test_a_reply_that_the_server_fails_to_give_is_lost_by_name_and_asked_for_again(
+    world: World, served: tuple[Stand, EvaluateParams]
+) -> None:
+    stand, params = served
+    answer = stand.answer
+    stand.answer = lambda ask: (
+        (401, b"") if "poison" in ask["messages"][0]["content"] and ask["max_tokens"] == 6 else answer(ask)
+    )
+    rows = [row for row in evidence(world.evaluate(params=params, out="lost"))[0] if row.failure]
+    assert {row.prompt for row in rows} == {"harmful-5", "wrapped-5"}
+    assert {(row.harmful, row.refusal, row.coherent, row.failure) for row in rows} == {
+        ("unscored", "unscored", "unscored", "no reply: status 401")
+    }
+    stand.answer = answer
+    assert not any(row.failure for row in evidence(world.evaluate(params=params, out="found"))[0])
+
+
+def test_a_server_of_other_weights_is_refused(world: World, served: tuple[Stand, EvaluateParams]) -> None:
+    _, params = served
+    swapped = params.server.model_copy(
+        update={"names": {"before": "before", "candidate": "aligned", "aligned": "aligned"}}
+    )
+    with pytest.raises(SourceError, match="expected 'aligned' at .* as the weights on disk do"):
+        world.evaluate(params=params.model_copy(update={"server": swapped}))
+    nameless = params.server.model_copy(update={"names": {"before": "before"}})
+    with pytest.raises(ParamsError, match="name of the model candidate"):
+        world.evaluate(params=params.model_copy(update={"server": nameless}))
