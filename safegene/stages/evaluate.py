@@ -50,7 +50,6 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CHEAP = ("grammar", "phrases")  # judges whose decisions are quicker made than kept
 JUDGED_AT_ONCE = 64
 
-
 Loading = Callable[["Contender"], tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]
 
 
@@ -164,10 +163,9 @@ class Asking:
                 continue
             log.warning("%s: %s: every reply of it is finished in full", arm, found)
             self.in_full.add(arm)
-            places = [at for at, row in enumerate(done) if row["model"] == arm and row["stopped"]]
-            whole = self._judged(arm, contender, [known[done[at]["prompt"]] for at in places])
-            for at, row in zip(places, whole, strict=True):
-                done[at] = row
+            ended = [row["prompt"] for row in done if row["model"] == arm and row["stopped"]]
+            done = [row for row in done if row["model"] != arm or not row["stopped"]]
+            done += self._judged(arm, contender, [known[prompt] for prompt in ended])
         return done
 
     def _judged(self, arm: Arm, contender: Contender, some: Sequence[Prompt]) -> list[dict[str, Any]]:
