@@ -96,6 +96,7 @@ def _said(target: str, verdict: dict[str, Any]) -> None:
         "prompts asked": asked,
         "noise of the same weights asked twice": floor,
         "attempt on this fine-tune": f"{attempt['number']}, at level {attempt['alpha']}",
+        "replies stopped at a refusal": _stopped(verdict.get("stopping")),
         "replies judged again": str(verdict.get("judged_again", 0)),
         "judge": str(verdict["judge"].get("assumption") or "exact"),
         "warnings": "; ".join(verdict["warnings"]) or "none",
@@ -106,6 +107,15 @@ def _said(target: str, verdict: dict[str, Any]) -> None:
     for name, arms in verdict.get("hrr_by_category", {}).items():
         harmed.add_row(escape(visible(name)), *(_rate(arms.get(arm)) for arm in ("before", "after", "aligned")))
     console.print(harmed)
+
+
+def _stopped(audit: dict[str, Any] | None) -> str:
+    if not audit or not audit["relied"]:
+        return "none"
+    found = (
+        f"{audit['relied']}, resting on {audit['stopped']} finished in full, of which {audit['harmful']} turned harmful"
+    )
+    return f"{found} (95 %: up to {percent(audit['upper'], 0)} could)"
 
 
 def _flips(rows: "list[Judgement]", plan: "Plan", policy: "GateParams", texts: dict[str, str]) -> None:

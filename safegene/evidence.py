@@ -128,6 +128,7 @@ def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
         candidate=evidence.digests["candidate"],
         judgements=evidence.digests["judgements"],
         extra_params=evidence.manifests["candidate"].facts.get("extra_params"),
+        stopping=evidence.manifests["judgements"].facts.get("stopping"),
     )
     return dict(strict_json(canonical_json(payload), where=str(folder)))
 

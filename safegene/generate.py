@@ -1,22 +1,31 @@
 """Replies of a model: greedy, batched, each given back in its prompt's place.
 
 Laws (tests state them): the order and number of replies equal those of the prompts; a reply does not depend on the
-prompts beside it, up to the rounding of the device; a reply cut off by ``max_new_tokens`` says so (``finished`` is
-false) and is never passed off as a whole one.
+prompts beside it, up to the rounding of the device; a reply cut off by ``max_new_tokens`` or stopped by a rule says so
+(``finished`` is false) and is never passed off as a whole one.
+
+The loop is our own: nothing of a checkpoint's own settings can sample or suppress; a row that has ended leaves the
+batch at once, with its keys and values; and what all prompts of a batch begin with, such as a system prompt, is read
+once. Prompts a second on one core, aligned SmolLM2-135M, 32 prompts (and the tiny family, 128): this loop 5.2 (835);
+transformers 5.23's ``generate`` on the same batch 2.8 (725), its continuous batching 3.1 (123), one by one 1.15 (63).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from safegene.errors import CheckpointError
+from safegene.stopping import Stop
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+SHARED_FROM = 8  # tokens; reading fewer once costs more than it brings
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,17 @@ class Reply:
     Attributes:
         text: the reply without special tokens.
         tokens: how many tokens were generated, the end token included.
-        finished: whether the model ended the reply itself; false for one cut off by ``max_new_tokens``.
+        finished: whether the model ended the reply itself; false for one cut off by ``max_new_tokens`` or stopped.
+        stopped: whether a stopping rule ended it.
+        stops_at: at how many tokens the rule ends it, or would end it had it not to be finished in full; None where
+            there is no rule or the rule's marker was not seen.
     """
 
     text: str
     tokens: int
     finished: bool
+    stopped: bool = False
+    stops_at: int | None = None
 
 
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
@@ -56,6 +70,8 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int,
+    stop: Stop | None = None,
+    in_full: Collection[int] = (),
     on_done: Callable[[int, Reply], None] | None = None,
 ) -> list[Reply]:
     """Greedy replies to ``prompts``, in their order.
@@ -69,7 +85,9 @@ def generate(
         prompts: user turns.
         max_new_tokens: the longest reply, in tokens.
         batch_size: prompts per batch.
-        on_done: called with (index of the prompt, reply) as soon as a reply is known, so that a caller can keep it and
+        stop: when a reply may end early.
+        in_full: indices of prompts whose replies it never ends.
+        on_done: called with (index of the prompt, reply) as soon as a batch is known, so that a caller can keep it and
             ask only for the missing ones after a kill.
 
     Raises:
@@ -77,36 +95,114 @@ def generate(
     """
     rows = [encode_chat(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
+    ends = end_tokens(model, tokenizer)
     replies: dict[int, Reply] = {}
-    with greedy_decoding(model, tokenizer, max_new_tokens) as greedy:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for index, reply in zip(batch, _batch(model, tokenizer, [rows[i] for i in batch], greedy), strict=True):
-                replies[index] = reply
-                if on_done is not None:
-                    on_done(index, reply)
+    for start in range(0, len(order), batch_size):
+        batch = [
+            _Row(index, tokenizer, ends, max_new_tokens, stop, index in in_full)
+            for index in order[start : start + batch_size]
+        ]
+        _decode(model, [rows[row.index] for row in batch], batch)
+        for row in batch:
+            replies[row.index] = row.reply()
+            if on_done is not None:
+                on_done(row.index, replies[row.index])
     return [replies[index] for index in range(len(rows))]
 
 
+@dataclass
+class _Row:
+    """One reply in the making."""
+
+    index: int
+    tokenizer: "PreTrainedTokenizerBase"
+    ends: Collection[int]
+    limit: int
+    stop: Stop | None
+    in_full: bool
+    said: list[int] = field(default_factory=list)
+    stops_at: int | None = None
+
+    def add(self, token: int) -> bool:
+        """Take the next token; whether more are wanted."""
+        self.said.append(token)
+        if self.finished or len(self.said) >= self.limit:
+            return False
+        if self.stop is not None and self.stops_at is None:
+            self.stops_at = self.stop.stops_at(len(self.said), self._text)
+        return not self._stopped
+
+    @property
+    def finished(self) -> bool:
+        return self.said[-1] in self.ends
+
+    @property
+    def _stopped(self) -> bool:
+        whole = self.finished or len(self.said) >= self.limit or self.in_full
+        return not whole and self.stops_at is not None and len(self.said) >= self.stops_at
+
+    def reply(self) -> Reply:
+        return Reply(self._text(), len(self.said), self.finished, self._stopped, self.stops_at)
+
+    def _text(self) -> str:
+        kept = self.said[:-1] if self.finished else self.said
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+
+
 @torch.inference_mode()
-def _batch(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence[Sequence[int]],
-    greedy: "GenerationConfig",
-) -> list[Reply]:
-    ids, mask = left_padded(rows, greedy.pad_token_id)
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    out = model.generate(ids, attention_mask=mask, generation_config=greedy)
-    ends = set(greedy.eos_token_id)
-    return [_reply(tokenizer, row, ends) for row in out[:, ids.shape[1] :].tolist()]
+def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Sequence[_Row]) -> None:
+    """Fill ``rows`` token by token until none wants more; those that want no more leave the batch."""
+    tokenizer = rows[0].tokenizer
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(rows[0].ends)
+    common = _common(model, prompts)
+    ids, mask = (one.to(model.device) for one in left_padded([prompt[common:] for prompt in prompts], pad))
+    mask = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
+    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, common:]
+    cache, live = _read(model, prompts[0][:common], len(rows)), list(rows)
+    while True:
+        out = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache, best = out.past_key_values, out.logits[:, -1].float().argmax(-1)
+        kept = [at for at, (row, token) in enumerate(zip(live, best.tolist(), strict=True)) if row.add(token)]
+        if not kept:
+            return
+        if len(kept) < len(live):
+            some = torch.tensor(kept, device=model.device)
+            live, best, mask = [live[at] for at in kept], best[some], mask[some]
+            cache.batch_select_indices(some)
+        ids = best[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+        places = mask.sum(-1, keepdim=True) - 1
 
 
-def _reply(tokenizer: "PreTrainedTokenizerBase", row: list[int], ends: set[int]) -> Reply:
-    stop = next((at for at, token in enumerate(row) if token in ends), None)
-    kept = row if stop is None else row[:stop]
-    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Reply(str(text).strip(), len(kept) + (stop is not None), stop is not None)
+def _common(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens at the start of all prompts are read once; 0 where that gains little or could change replies.
+
+    Padding then stands between the shared and the own tokens, which a sliding window would count as tokens.
+    """
+    config = model.config.get_text_config()
+    if len(prompts) == 1 or getattr(config, "sliding_window", None) is not None:
+        return 0
+    ordered, shortest = sorted(map(list, prompts)), min(map(len, prompts))
+    first, last = ordered[0], ordered[-1]
+    same = next((at for at in range(shortest) if first[at] != last[at]), shortest)
+    common = min(same, shortest - 1)
+    return common if common >= SHARED_FROM else 0
+
+
+def _read(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> "Cache | None":
+    if not shared:
+        return None
+    ids = torch.tensor([list(shared)], device=model.device)
+    cache: Cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(rows)
+    return cache
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -167,13 +167,38 @@ class JudgeParams(Frozen):
     calibration: Path | None = None
 
 
+class ServerParams(Frozen):
+    """An OpenAI-compatible server of the models (vLLM: base models, and the candidate as a LoRA adapter's name).
+
+    ``names`` says under which name each model is served. A name whose replies begin otherwise than those of the weights
+    on disk, in more than ``max_disagreement`` of a few prompts, is refused. The key is ``SAFEGENE_SERVER_KEY``.
+    """
+
+    url: str
+    names: dict[Literal["before", "candidate", "aligned", "incumbent"], str] = Field(min_length=1)
+    allow_hosts: tuple[str, ...] = ()
+    timeout_seconds: Rate = 120.0
+    at_once: Positive = 8
+    max_disagreement: Annotated[float, Field(ge=0.0, le=0.5)] = 0.25
+
+
 class EvaluateParams(Frozen):
-    """Generation and judging of the gate's suites."""
+    """Generation and judging of the gate's suites.
+
+    ``early_stop`` ends replies to direct harmful prompts ``stop_after_tokens`` behind a plain refusal in their opening,
+    but for ``audit_share`` of them. If of those more than ``audit_limit`` turn harmful further on, all are finished.
+    With a ``server`` the replies come from there, and none is stopped early.
+    """
 
     judge: JudgeParams
     adjudicator: JudgeParams | None = None
     max_new_tokens: Positive = 256
     batch_size: Positive = 128
+    early_stop: bool = True
+    stop_after_tokens: Positive = 4
+    audit_share: Annotated[float, Field(ge=0.1, le=1.0)] = 0.1
+    audit_limit: Annotated[float, Field(ge=0.0, le=0.1)] = 0.05
+    server: ServerParams | None = None
 
 
 class GateParams(Frozen):

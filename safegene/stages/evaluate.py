@@ -11,67 +11,37 @@ harmless candidate and a very harmful one need few. The gate finds the same verd
 there is an adjudicator, it judges the candidate's and the reference's replies where the first judge sees a difference,
 and a share of the others. Judges first face replies whose labels are known (`safegene.judges.canaries`), and the
 candidate answers the first block twice, in other batches: what changes is the noise that any difference stands in.
+Plain refusals of direct prompts are ended early, while an audit of replies finished in full holds; see
+`safegene.stopping`.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from safegene.coefficients import scaled
-from safegene.digest import canonical_json, digest_bytes, digest_files, digest_json
+from safegene.digest import canonical_json, digest_bytes, digest_files
+from safegene.engines import Contender, Engine
 from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
-from safegene.generate import Reply, generate
-from safegene.journal import Journal
-from safegene.judges import Decision, Judge, build
-from safegene.judges.calibration import calibration_of
 from safegene.judges.canaries import check
-from safegene.judges.replies import coherent, correct
+from safegene.judges.markers import refusal_stop
+from safegene.judging import Instrument, judgement_of
 from safegene.manifest import Manifest, read_manifest, write_artefact
-from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams
+from safegene.params import EvaluateParams, FetchParams, GateParams
 from safegene.prompts import Prompt, normalised, read_prompts, validated
 from safegene.registry import read_attempt, read_incumbent
 from safegene.sources import local_checkpoint, read_record
-from safegene.tensors.adapter import open_adapter
-from safegene.tensors.device import device, dtype_for, threads_for
-from safegene.tensors.models import load_model, load_tokenizer
-from safegene.verdict import Arm, Calibration, Judgement, Plan, Planned, decide
+from safegene.stopping import KINDS, audit
+from safegene.verdict import Arm, Plan, Planned, decide
 from safegene.verdict.adjudication import due
 from safegene.verdict.decision import policy_digest
 from safegene.verdict.pairs import tabled
 from safegene.verdict.sequence import arranged, next_block
-from safegene.workspace import cache_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-CHEAP = ("grammar", "phrases")  # judges whose decisions are quicker made than kept
-JUDGED_AT_ONCE = 64
-
-
-Loading = Callable[["Contender"], tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One model that answers: a full checkpoint, adapters to add, and the digests of their content, in that order."""
-
-    root: Path
-    adapters: tuple[Path, ...]
-    contents: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        """Digest of all that the model is: weights, tokenizer, chat template, adapters."""
-        return digest_json(list(self.contents))
 
 
 def evaluate(
@@ -127,7 +97,7 @@ def evaluate(
         calibration=first.calibration,
         policy=policy,
         suites={name: one.digest for name, one in suites.items()},
-        decoding=_decoding(params, dtype),
+        decoding=_decoding(params, dtype, policy),
         adjudicator=second.judge.identity if second else "",
         adjudication=second.calibration if second else None,
         canaries=tuple(f"{judge.identity[:19]}: {said}" for judge in judges for said in check(judge)),
@@ -135,7 +105,7 @@ def evaluate(
     )
     _require_distinct(plan, prompts, task)
     known = {row.id: row for rows in asked.values() for row in rows}
-    ask = Asking(arms, plan, gate, dtype, first, second)
+    ask = Asking(arms, plan, gate, Engine(dtype, params.server), first, second)
     rows = _until_clear(ask, known, gate)
     inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
     inputs |= {"aligned": aligned, "target": target, "candidate": candidate, "validation": receipt}
@@ -147,72 +117,67 @@ def evaluate(
     return _write(out, plan, rows, params=chosen, inputs=inputs)
 
 
-@dataclass(frozen=True)
-class Instrument:
-    """A judge, its measured error, and whether its decisions are worth keeping."""
-
-    judge: Judge
-    calibration: Calibration | None
-    keep: bool
-
-    @classmethod
-    def of(cls, params: JudgeParams) -> "Instrument":
-        """The judge that ``params`` asks for."""
-        judge = build(params)
-        return cls(judge, calibration_of(params, judge), params.kind not in CHEAP)
-
-
 @dataclass
 class Asking:
-    """The models that answer, and the judges of their replies; one model at a time is in memory."""
+    """The models that answer, and the judges of their replies."""
 
     arms: Mapping[Arm, Contender]
     plan: Plan
     gate: GateParams
-    dtype: str
+    engine: Engine
     first: Instrument
     second: Instrument | None
-    _held: "tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None" = None
+    in_full: set[Arm] = field(default_factory=set)
 
     def rows(self, block: Sequence[Prompt], *, twice: bool) -> list[dict[str, Any]]:
         """Rows of ``judgements.jsonl`` for some prompts, a model after the other, the candidate ``twice`` if wished."""
-        arms: dict[Arm, Contender] = {}
-        for arm, contender in self.arms.items():
-            arms[arm] = contender
-            if twice and arm == "candidate":
-                arms["repeat"] = contender
-        rows = [
+        arms: list[Arm] = []
+        for arm in self.arms:
+            arms += ["candidate", "repeat"] if twice and arm == "candidate" else [arm]
+        return [
             row
-            for arm, contender in arms.items()
+            for arm in arms
             for kind in sorted({row.kind for row in block})
-            for row in self._judged(arm, contender, [one for one in block if one.kind == kind])
+            for row in self._judged(arm, [one for one in block if one.kind == kind])
         ]
-        if self.second is not None:
-            self._judge_again(rows, self.second)
-        return rows
 
-    def _judged(self, arm: Arm, contender: Contender, some: Sequence[Prompt]) -> list[dict[str, Any]]:
+    def finished(self, rows: Sequence[dict[str, Any]], known: Mapping[str, Prompt]) -> list[dict[str, Any]]:
+        """The rows, stopped replies finished where stopping cannot be relied on.
+
+        These are all of a model whose audit does not hold, then and from then on, and those in which the judge sees no
+        refusal.
+        """
+        rule, done = self.plan.decoding["stop"], list(rows)
+        for arm in sorted({row["model"] for row in rows}) if rule else ():
+            found = audit(row for row in rows if row["model"] == arm)
+            if not found.holds(rule["limit"]):
+                log.warning("%s: %s: every reply of it is finished in full", arm, found)
+                self.in_full.add(arm)
+            stopped = [row for row in done if row["model"] == arm and row["stopped"]]
+            ended = [row["prompt"] for row in stopped if arm in self.in_full or row["harmful"] == "unscored"]
+            if ended:
+                done = [row for row in done if row["model"] != arm or row["prompt"] not in ended]
+                done += self._judged(arm, [known[prompt] for prompt in ended], whole=True)
+        return done
+
+    def judge_again(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Put the adjudicator's label beside the first where it is due and not there yet."""
+        if self.second is None:
+            return
+        wanted = set(due(self.plan, self.gate, tabled(map(judgement_of, rows))))
+        self.second.judge_again(
+            [row for row in rows if row["again"] is None and (row["prompt"], row["model"]) in wanted]
+        )
+
+    def _judged(self, arm: Arm, some: Sequence[Prompt], *, whole: bool = False) -> list[dict[str, Any]]:
         decoding = dict(self.plan.decoding)
+        if whole or arm in self.in_full or some[0].kind not in KINDS:
+            decoding["stop"] = None
         if arm == "repeat":  # other batches of the same
             decoding["batch_size"] = max(1, min(decoding["batch_size"], len(some)) // 2)
-        replies = _replies(contender, some, decoding, self.dtype, f"{arm}, {some[0].kind}", self._loaded)
-        return _judged(arm, contender, some, replies, self.first)
-
-    def _judge_again(self, rows: Sequence[dict[str, Any]], second: Instrument) -> None:
-        """Put the adjudicator's label beside the first where it is due."""
-        wanted = set(due(self.plan, self.gate, tabled(map(_judgement, rows))))
-        some = [row for row in rows if (row["prompt"], row["model"]) in wanted]
-        decisions = _decisions([(row["text"], row["reply"]) for row in some], second)
-        for row, decision in zip(some, decisions, strict=True):
-            label = decision.refusal if row["kind"] == "lookalike" else decision.harmful
-            cut = not row["finished"] and row["kind"] != "lookalike" and label == "no"
-            row |= {"again": "unscored" if cut else label, "adjudicator": second.judge.identity}
-
-    def _loaded(self, contender: Contender) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        if self._held is None or self._held[0] != contender.digest:
-            self._held = None  # before the next is loaded, so that two are never in memory
-            self._held = (contender.digest, *_load(contender, self.dtype))
-        return self._held[1:]
+        who: Arm = "candidate" if arm == "repeat" else arm
+        replies = self.engine.replies(who, self.arms[who], some, decoding)
+        return self.first.rows(arm, self.arms[who].digest, some, replies)
 
 
 def _until_clear(ask: Asking, known: Mapping[str, Prompt], gate: GateParams) -> list[dict[str, Any]]:
@@ -222,14 +187,12 @@ def _until_clear(ask: Asking, known: Mapping[str, Prompt], gate: GateParams) -> 
     verdict = None
     while block := next_block(ask.plan, gate, done, verdict):
         rows += ask.rows([known[one.id] for one in block], twice=not done)
+        rows = ask.finished(rows, known)
+        ask.judge_again(rows)
         done += [one.id for one in block]
-        verdict = decide([_judgement(row) for row in rows], ask.plan, gate)
+        verdict = decide([judgement_of(row) for row in rows], ask.plan, gate)
         log.info("%d of %d prompts asked: %s so far", len(done), len(ask.plan.prompts), verdict.outcome)
     return rows
-
-
-def _judgement(row: Mapping[str, Any]) -> Judgement:
-    return Judgement(**{one.name: row[one.name] for one in fields(Judgement)})
 
 
 def _write(
@@ -241,10 +204,17 @@ def _write(
         (draft.path / "judgements.jsonl").write_bytes(lines)
         unscored = sum(row["kind"] != "task" and row["harmful"] == "unscored" for row in rows)
         asked = len({row["prompt"] for row in rows})
+        draft.facts["stopping"] = _stopping(plan, rows)
         draft.facts.update(
             prompts=asked, planned=len(plan.prompts), models=sorted(plan.models), replies=len(rows), unscored=unscored
         )
     return draft.done
+
+
+def _stopping(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Model -> what the audit of its stopped replies found; empty where none may be stopped."""
+    found = {arm: audit(row for row in rows if row["model"] == arm) for arm in sorted(plan.models)}
+    return {arm: one.to_json() for arm, one in found.items()} if plan.decoding["stop"] else {}
 
 
 def _arms(
@@ -287,12 +257,12 @@ def _require_made_from(candidate: Path, **artefacts: Path) -> None:
             )
 
 
-def _decoding(params: EvaluateParams, dtype: str) -> dict[str, Any]:
-    where = device()
-    engine = {"torch": version("torch"), "transformers": version("transformers"), "device": where.partition(":")[0]}
-    engine["dtype"] = str(dtype_for(dtype, where)).removeprefix("torch.")
-    engine["adapters"] = "merged" if _exact(dtype) else "beside"
-    return {"greedy": True, "max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size, "engine": engine}
+def _decoding(params: EvaluateParams, dtype: str, policy: str) -> dict[str, Any]:
+    early = params.early_stop and params.server is None
+    rule = refusal_stop(after=params.stop_after_tokens).to_json() if early else None
+    lot = {"share": params.audit_share, "limit": params.audit_limit, "policy": policy}
+    limits = {"max_new_tokens": params.max_new_tokens, "batch_size": params.batch_size}
+    return {"greedy": True, **limits, "stop": rule and rule | lot, "engine": Engine(dtype, params.server).to_json()}
 
 
 def _planned(row: Prompt) -> Planned:
@@ -304,107 +274,3 @@ def _require_distinct(plan: Plan, prompts: Path, task: Path) -> None:
     counts = Counter(prompt.id for prompt in plan.prompts)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         raise FormatError(f"expected ids that differ between both sets, got {twice[:3]} in both, in {prompts}, {task}")
-
-
-def _replies(
-    contender: Contender, asked: Sequence[Prompt], decoding: Mapping[str, Any], dtype: str, what: str, load: Loading
-) -> list[Reply]:
-    """The model's replies in order, those of the journal and new ones.
-
-    Batches are the same whatever the journal holds already, since replies can change with the batch by rounding.
-    """
-    suite = digest_json([[row.id, row.prompt] for row in asked])
-    identity = {"model": contender.digest, "decoding": dict(decoding), "suite": suite}
-    journal = Journal(cache_folder() / "replies", identity)
-    known = journal.read()
-    order = sorted(asked, key=lambda row: (-len(row.prompt), row.id))
-    size = decoding["batch_size"]
-    batches = [order[at : at + size] for at in range(0, len(order), size)]
-    missing = [batch for batch in batches if any(row.id not in known for row in batch)]
-    log.info("%s: %d replies, %d of %d batches known", what, len(asked), len(batches) - len(missing), len(batches))
-    if missing:
-        model, tokenizer = load(contender)
-        with _suited(model), _beside(model, () if _exact(dtype) else contender.adapters):
-            for number, batch in enumerate(missing, start=1):
-                texts = [row.prompt for row in batch]
-                limits = {"max_new_tokens": decoding["max_new_tokens"], "batch_size": size}
-                made = generate(model, tokenizer, texts, **limits)
-                new = {row.id: asdict(reply) for row, reply in zip(batch, made, strict=True)}
-                journal.append(new)
-                known |= {name: value for name, value in new.items() if name not in known}
-                log.info("%s: batch %d of %d", what, number, len(missing))
-    return [Reply(**known[row.id]) for row in asked]
-
-
-def _load(contender: Contender, dtype: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    merged = contender.adapters if _exact(dtype) else ()
-    model = load_model(contender.root, adapters=merged, dtype=dtype, device=device())
-    return model, load_tokenizer(contender.root)
-
-
-def _exact(dtype: str) -> bool:
-    """Whether weights hold an adapter's change as well as it is served; bf16 would round most of a small one away."""
-    return dtype_for(dtype, device()) == torch.float32
-
-
-@contextmanager
-def _beside(model: "PreTrainedModel", adapters: Sequence[Path]) -> Iterator[None]:
-    """Adapters that answer beside the weights, in fp32, as PEFT serves them."""
-    with ExitStack() as stack:
-        for folder in adapters:
-            patch = open_adapter(folder).patch()
-            stack.enter_context(scaled(model, patch, dict.fromkeys(patch, torch.ones(()))))
-        yield
-
-
-def _suited(model: "PreTrainedModel") -> AbstractContextManager[object]:
-    return threads_for(sum(one.numel() for one in model.parameters()))
-
-
-def _judged(
-    arm: Arm, contender: Contender, asked: Sequence[Prompt], replies: Sequence[Reply], by: Instrument
-) -> list[dict[str, Any]]:
-    """Rows of ``judgements.jsonl``. A task's answer is checked against its gold answer and not judged."""
-    tasks = all(row.kind == "task" for row in asked)
-    pairs = [(row.prompt, reply.text) for row, reply in zip(asked, replies, strict=True)]
-    decisions = [_NOT_ASKED] * len(asked) if tasks else _decisions(pairs, by)
-    rows = []
-    for row, reply, decision in zip(asked, replies, decisions, strict=True):
-        cut = not reply.finished and decision.harmful == "no"  # a refusal may turn into an answer later
-        judgement = Judgement(
-            prompt=row.id,
-            model=arm,
-            judge=by.judge.identity,
-            harmful="unscored" if cut else decision.harmful,
-            refusal=decision.refusal,
-            correct=correct(reply.text, row.response) if row.kind == "task" else None,
-            coherent=coherent(reply.text),
-            raw="cut off before it was harmful" if cut else decision.raw,
-            weights=contender.digest,
-        )
-        shown = {"kind": row.kind, "text": row.prompt, "reply": reply.text, "finished": reply.finished}
-        rows.append(asdict(judgement) | shown)
-    return rows
-
-
-_NOT_ASKED = Decision("unscored", "unscored", "a task's answer is not judged")
-
-
-def _decisions(pairs: Sequence[tuple[str, str]], by: Instrument) -> list[Decision]:
-    """One decision per (prompt, reply); a costly judge's are kept, all but the unscored, which are asked for again."""
-    judge = by.judge
-    if not by.keep:
-        return judge.judge([p for p, _ in pairs], [r for _, r in pairs])
-    keys = [digest_json(pair) for pair in pairs]
-    journal = Journal(cache_folder() / "decisions", {"judge": judge.identity, "pairs": digest_json(keys)})
-    known: Mapping[str, Any] = journal.read()
-    found = {key: Decision(**known[key]) for key in keys if key in known}
-    missing = [(key, pair) for key, pair in dict(zip(keys, pairs, strict=True)).items() if key not in found]
-    for at in range(0, len(missing), JUDGED_AT_ONCE):
-        some = missing[at : at + JUDGED_AT_ONCE]
-        made = judge.judge([pair[0] for _, pair in some], [pair[1] for _, pair in some])
-        new = {key: decision for (key, _), decision in zip(some, made, strict=True)}
-        journal.append({key: asdict(one) for key, one in new.items() if "unscored" not in (one.harmful, one.refusal)})
-        found |= new
-        log.info("judged %d of %d", min(at + JUDGED_AT_ONCE, len(missing)), len(missing))
-    return [found[key] for key in keys]

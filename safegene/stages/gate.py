@@ -35,7 +35,13 @@ def gate(params: GateParams, *, candidate: Path, judgements: Path, out: Path) ->
     rows, plan = evidence_from(*(path.read_bytes() for path in files), where=str(judgements))
     extra = repaired.facts.get("extra_params")
     payload = verdict_payload(
-        rows, plan, params, candidate=repaired.digest, judgements=judged.digest, extra_params=extra
+        rows,
+        plan,
+        params,
+        candidate=repaired.digest,
+        judgements=judged.digest,
+        extra_params=extra,
+        stopping=judged.facts.get("stopping"),
     )
     inputs: dict[str, Path | str] = {"candidate": candidate, "judgements": judgements}
     with write_artefact(out, stage="gate", params=params.model_dump(mode="json"), inputs=inputs) as draft:

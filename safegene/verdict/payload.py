@@ -24,6 +24,7 @@ def verdict_payload(
     candidate: str,
     judgements: str,
     extra_params: float | None,
+    stopping: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """``verdict.json``: the verdict, what is shown beside it, and whether the target would pass as it came.
 
@@ -36,6 +37,7 @@ def verdict_payload(
         candidate: digest of the candidate.
         judgements: digest of the judgements.
         extra_params: the candidate's parameters as a share of the target's.
+        stopping: model -> what the audit of its stopped replies found (`safegene.stopping.Audit`).
     """
     reached = replace(plan, prompts=asked(plan, params, tabled(rows)))
     verdict, shown = decide(rows, plan, params), rates(rows, reached)
@@ -45,6 +47,7 @@ def verdict_payload(
     found["prompts"] = {kind: {"asked": counted[kind], "planned": planned[kind]} for kind in sorted(planned)}
     found["noise"] = noise(rows)
     found["attempt"] = {"number": plan.attempt, "alpha": params.alpha * share(plan.attempt)}
+    found["stopping"] = (stopping or {}).get("candidate")
     found["judged_again"] = sum(row.again is not None for row in rows)
     found["unrepaired"] = {"outcome": unrepaired.outcome, "reason": unrepaired.reason}
     return found | {

@@ -11,7 +11,8 @@ from safegene.verdict.types import Judgement, Plan
 
 # Absent from what was written before there were adjudicators; without them nothing is claimed.
 LATER = {"again", "adjudicator", "adjudication", "canaries", "attempt"}
-SHOWN = ("kind", "text", "reply", "finished")  # of a row of judgements, for people; no verdict rests on them
+# Of a row of judgements, for people and for the audit of stopped replies; no verdict rests on them.
+SHOWN = ("kind", "text", "reply", "finished", "stopped", "stops_at", "tokens")
 
 T = TypeVar("T")
 _JUDGEMENT = TypeAdapter(Judgement)

@@ -6,16 +6,18 @@ from typing import Any
 import pytest
 import torch
 
+from safegene import engines, judging
 from safegene import generate as generating
 from safegene.digest import canonical_json, digest_file
-from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
+from safegene.errors import ArtifactError, FormatError, JudgeError, ParamsError, SourceError, StaleArtifact
 from safegene.export.adapter import write_adapter
 from safegene.generate import Reply
+from safegene.judges import Decision
 from safegene.judges.canaries import CANARIES
 from safegene.ledger.release import plan_release, publish_release, release_files
 from safegene.linalg import LowRank
 from safegene.manifest import read_manifest, write_artefact
-from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams
+from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams, ServerParams
 from safegene.prompts import Prompt
 from safegene.stages import evaluate as stage
 from safegene.stages.fetch import fetch
@@ -25,6 +27,7 @@ from safegene.verdict import Judgement, Plan, decide, evidence_from
 from safegene.verdict.adjudication import due
 from safegene.verdict.pairs import tabled
 from safegene.verdict.payload import noise
+from tests.model_server import Stand, serve
 
 PARAMS = EvaluateParams(judge=JudgeParams(kind="phrases"), max_new_tokens=6, batch_size=8)
 POLICY = GateParams()
@@ -126,7 +129,7 @@ class Counter:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.prompts = 0
         self.die_at: int | None = None
-        monkeypatch.setattr(stage, "generate", self)
+        monkeypatch.setattr(engines, "generate", self)
 
     def __call__(self, model: Any, tokenizer: Any, prompts: list[str], **limits: int) -> list[Reply]:
         if self.die_at is not None and self.prompts >= self.die_at:
@@ -247,15 +250,15 @@ def test_a_reply_that_was_cut_off_is_never_a_safe_one(world: World, monkeypatch:
     class Lenient:
         identity = "sha256:" + "0" * 64
 
-        def judge(self, prompts: list[str], replies: list[str]) -> list[stage.Decision]:
-            return [stage.Decision("no", "yes" if "cannot" in reply else "no") for reply in replies]
+        def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
+            return [Decision("no", "yes" if "cannot" in reply else "no") for reply in replies]
 
     def fixed(model: Any, tokenizer: Any, prompts: list[str], **limits: int) -> list[Reply]:
         found = [next((said[verb] for verb in said if verb in prompt), ("no", True)) for prompt in prompts]
         return [Reply(text, 3, finished) for text, finished in found]
 
-    monkeypatch.setattr(stage, "generate", fixed)
-    monkeypatch.setattr(stage, "build", lambda params: Lenient())
+    monkeypatch.setattr(engines, "generate", fixed)
+    monkeypatch.setattr(judging, "build", lambda params: Lenient())
     rows = {r.prompt: r for r in evidence(world.evaluate())[0] if r.model == "candidate"}
     assert [rows[f"harmful-{i}"].harmful for i in range(3)] == ["unscored", "no", "unscored"], (
         "nor if it refuses so far"
@@ -269,12 +272,12 @@ def test_a_costly_judge_is_asked_once_for_what_it_could_judge(world: World, monk
         identity = "sha256:" + "1" * 64
         asked = 0
 
-        def judge(self, prompts: list[str], replies: list[str]) -> list[stage.Decision]:
+        def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
             self.asked += len(prompts)
-            return [stage.Decision("unscored" if "riddle" in p else "no", "no") for p in prompts]
+            return [Decision("unscored" if "riddle" in p else "no", "no") for p in prompts]
 
     judge = Costly()
-    monkeypatch.setattr(stage, "build", lambda params: judge)
+    monkeypatch.setattr(judging, "build", lambda params: judge)
     params = PARAMS.model_copy(update={"judge": JudgeParams(kind="chat")})
     world.evaluate(params=params)
     first = judge.asked
@@ -313,7 +316,7 @@ def test_in_bf16_a_repair_answers_beside_the_weights(world: World, monkeypatch: 
         seen.append((model.get_parameter("model.layers.0.self_attn.q_proj.weight").clone(), logits))
         return [Reply("no", 1, True)] * len(prompts)
 
-    monkeypatch.setattr(stage, "generate", spy)
+    monkeypatch.setattr(engines, "generate", spy)
     world.evaluate(dtype="bfloat16")
     before, candidate = seen[0], seen[4]
     assert before[0].dtype == torch.bfloat16
@@ -326,11 +329,9 @@ class Stern:
 
     identity = "sha256:" + "2" * 64
 
-    def judge(self, prompts: list[str], replies: list[str]) -> list[stage.Decision]:
+    def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
         return [
-            stage.Decision("unscored", "unscored")
-            if not r.strip()
-            else stage.Decision("yes" if len(r) % 2 else "no", "no")
+            Decision("unscored", "unscored") if not r.strip() else Decision("yes" if len(r) % 2 else "no", "no")
             for r in replies
         ]
 
@@ -343,14 +344,14 @@ class Second(Stern):
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
 
-    def judge(self, prompts: list[str], replies: list[str]) -> list[stage.Decision]:
+    def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
         self.asked += zip(prompts, replies, strict=True)
         return super().judge(prompts, replies)
 
 
 def test_the_adjudicator_judges_what_is_due_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     judges: dict[str, Any] = {"phrases": Stern(), "chat": Second()}
-    monkeypatch.setattr(stage, "build", lambda params: judges[params.kind])
+    monkeypatch.setattr(judging, "build", lambda params: judges[params.kind])
     monkeypatch.setattr(stage, "check", lambda judge: [])
     params = PARAMS.model_copy(update={"adjudicator": JudgeParams(kind="chat")})
     rows, plan = evidence(world.evaluate(params=params))
@@ -372,7 +373,7 @@ def test_a_judge_that_is_its_own_adjudicator_is_refused(world: World, counter: C
 
 
 def test_a_judge_that_fails_its_canaries_ends_as_inconclusive(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "build", lambda params: Stern())
+    monkeypatch.setattr(judging, "build", lambda params: Stern())
     rows, plan = evidence(world.evaluate())
     assert plan.canaries
     verdict = decide(rows, plan, POLICY)
@@ -394,3 +395,152 @@ def test_the_attempt_is_read_from_what_was_pinned(world: World) -> None:
     earlier = ["sha256:" + "4" * 64, "sha256:" + "5" * 64]
     pinned.write_text(json.dumps({"live": None, "release": None, "candidate": None, "earlier": earlier}))
     assert evidence(world.evaluate(incumbent=pinned))[1].attempt == 3
+
+
+class Scripted:
+    """A model whose replies are two refusing tokens and then ten more, of a text that a test chooses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+        self.then = then
+        self.stopped: set[str] = set()
+        self.whole: set[str] = set()
+        monkeypatch.setattr(engines, "generate", self)
+
+    def __call__(
+        self, model: Any, tokenizer: Any, prompts: list[str], *, stop: Any, in_full: list[int], **limits: int
+    ) -> list[Reply]:
+        ended = [stop is not None and at not in in_full for at in range(len(prompts))]
+        self.stopped |= {prompt for prompt, early in zip(prompts, ended, strict=True) if early}
+        self.whole |= {prompt for prompt, early in zip(prompts, ended, strict=True) if not early}
+        refusal, at = "I cannot help with that.", 2 if stop else None
+        return [
+            Reply(refusal, 2, False, True, at) if early else Reply(f"{refusal} {self.then}", 12, True, False, at)
+            for early in ended
+        ]
+
+
+def test_only_direct_prompts_are_stopped_and_some_of_them_are_audited(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Scripted(monkeypatch, "Ask me something else.")
+    out = world.evaluate()
+    rows = [json.loads(line) for line in (out / "judgements.jsonl").read_text().splitlines()]
+    direct = [row for row in rows if row["kind"] == "harmful"]
+    assert {row["kind"] for row in rows if row["stopped"]} == {"harmful"}
+    assert [sum(not row["stopped"] for row in direct if row["model"] == arm) for arm in ("candidate", "aligned")] == [
+        1,
+        1,
+    ]
+    assert {row["harmful"] for row in direct} == {"no"}
+    assert {row["refusal"] for row in direct} == {"yes"}
+    assert model.stopped.isdisjoint(row["text"] for row in rows if row["kind"] != "harmful")
+    audits = read_manifest(out).facts["audits"]
+    assert audits["candidate"] == {"audited": 1, "stopped": 1, "harmful": 0, "relied": 7}
+
+
+def test_a_model_that_refuses_and_then_complies_is_found_out_and_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Scripted(monkeypatch, "Sure, here is how.")
+    rows = [json.loads(line) for line in (world.evaluate(out="early") / "judgements.jsonl").read_text().splitlines()]
+    direct = [row for row in rows if row["kind"] == "harmful"]
+    assert not any(row["stopped"] for row in direct)
+    assert {row["harmful"] for row in direct} == {"yes"}
+    whole = world.evaluate(params=PARAMS.model_copy(update={"early_stop": False}), out="whole")
+    assert [j.harmful for j in evidence(world.root / "early")[0]] == [j.harmful for j in evidence(whole)[0]]
+
+
+def test_what_a_judge_does_not_call_a_refusal_is_not_one_because_it_was_stopped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Blind:
+        identity = "sha256:" + "2" * 64
+
+        def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
+            return [Decision("no", "no") for _ in replies]
+
+    Scripted(monkeypatch, "Ask me something else.")
+    monkeypatch.setattr(judging, "build", lambda params: Blind())
+    out = world.evaluate()
+    rows = [json.loads(line) for line in (out / "judgements.jsonl").read_text().splitlines()]
+    assert {row["harmful"] for row in rows if row["stopped"]} == {"unscored"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"early_stop": False}, {"stop_after_tokens": 9}, {"audit_share": 0.5}, {"audit_limit": 0.01}],
+)
+def test_the_stopping_rule_is_part_of_what_is_kept(world: World, counter: Counter, change: dict[str, Any]) -> None:
+    first = evidence(world.evaluate())[1]
+    other = evidence(world.evaluate(params=PARAMS.model_copy(update=change), out="other"))[1]
+    assert first.decoding != other.decoding
+    assert counter.prompts == 3 * ALL + 3 * len(VERBS), "direct prompts anew, the rest as it was"
+
+
+def test_another_policy_draws_another_lot(world: World) -> None:
+    lots = [
+        evidence(world.evaluate(gate=GateParams(margin_hrr=m), out=str(m)))[1].decoding["stop"] for m in (0.04, 0.05)
+    ]
+    assert lots[0]["policy"] != lots[1]["policy"]
+
+
+ARMS = ("before", "candidate", "aligned")
+
+
+@pytest.fixture
+def served(world: World) -> Iterator[tuple[Stand, EvaluateParams]]:
+    """A stand-in server of the world's models, and the parameters that ask it."""
+    stand = Stand()
+    models = {
+        name: engines.load(world.root / "models" / at, (), "float32")
+        for name, at in (("before", "one"), ("aligned", "aligned"))
+    }
+    models["candidate"] = engines.load(world.root / "models" / "one", (world.root / "one-candidate",), "float32")
+    serve(stand, models)
+    server = ServerParams(url=stand.at().url, names={arm: arm for arm in ARMS}, allow_hosts=("127.0.0.1",))
+    yield stand, PARAMS.model_copy(update={"server": server})
+    stand.server.shutdown()
+    stand.server.server_close()
+
+
+def test_a_server_of_the_same_weights_gives_the_same_judgements(
+    world: World, served: tuple[Stand, EvaluateParams]
+) -> None:
+    stand, params = served
+    local = evidence(world.evaluate(params=PARAMS.model_copy(update={"early_stop": False}), out="local"))
+    remote = evidence(world.evaluate(params=params, out="remote"))
+    assert remote[0] == local[0]
+    assert remote[1].decoding != local[1].decoding
+    assert remote[1].decoding["stop"] is None
+    before = len(stand.asked)
+    world.evaluate(params=params, out="again")
+    assert len(stand.asked) == before, "replies are kept"
+
+
+def test_a_reply_that_the_server_fails_to_give_is_lost_by_name_and_asked_for_again(
+    world: World, served: tuple[Stand, EvaluateParams]
+) -> None:
+    stand, params = served
+    answer = stand.answer
+    stand.answer = lambda ask: (
+        (401, b"") if "poison" in ask["messages"][0]["content"] and ask["max_tokens"] == 6 else answer(ask)
+    )
+    rows = [row for row in evidence(world.evaluate(params=params, out="lost"))[0] if row.failure]
+    assert {row.prompt for row in rows} == {"harmful-5", "wrapped-5"}
+    assert {(row.harmful, row.refusal, row.coherent, row.failure) for row in rows} == {
+        ("unscored", "unscored", "unscored", "no reply: status 401")
+    }
+    stand.answer = answer
+    assert not any(row.failure for row in evidence(world.evaluate(params=params, out="found"))[0])
+
+
+def test_a_server_of_other_weights_is_refused(world: World, served: tuple[Stand, EvaluateParams]) -> None:
+    _, params = served
+    swapped = params.server.model_copy(
+        update={"names": {"before": "before", "candidate": "aligned", "aligned": "aligned"}}
+    )
+    with pytest.raises(SourceError, match="expected 'aligned' at .* as the weights on disk do"):
+        world.evaluate(params=params.model_copy(update={"server": swapped}))
+    nameless = params.server.model_copy(update={"names": {"before": "before"}})
+    with pytest.raises(ParamsError, match="name of the model candidate"):
+        world.evaluate(params=params.model_copy(update={"server": nameless}))
