@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from safegene import __version__, cli_audit
+from safegene import __version__, cli_audit, cli_suite
 from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline import PIPELINE, run_stage, stage_named
 from safegene.process import end_with_flow, report_error, show_progress
@@ -24,7 +24,14 @@ target_app = typer.Typer(no_args_is_help=True, help="The fine-tunes of a workspa
 tiny_app = typer.Typer(no_args_is_help=True, help="The tiny model family of the demo and the tests.")
 keys_app = typer.Typer(no_args_is_help=True, help="Signing keys, kept outside every repository.")
 judge_app = typer.Typer(no_args_is_help=True, help="The instrument that the gate reads.")
-GROUPS = {"target": target_app, "audit": cli_audit.app, "judge": judge_app, "tiny": tiny_app, "keys": keys_app}
+GROUPS = {
+    "target": target_app,
+    "suite": cli_suite.app,
+    "audit": cli_audit.app,
+    "judge": judge_app,
+    "tiny": tiny_app,
+    "keys": keys_app,
+}
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 

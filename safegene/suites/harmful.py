@@ -104,9 +104,11 @@ def multijail(data: bytes, where: str, options: Options) -> Iterator[Item]:
         base = f"multijail-{_given(cells['id'], at)}"
         category = next(iter(re.findall(r"['\"]([^'\"]+)['\"]", cells["tags"])), cells["tags"])
         for language in languages:
-            direct = language == "en"
-            name, kind = (base, "harmful") if direct else (f"{base}--{language}", "wrapped")
-            yield row(name, cells[language], "harmful" if kind == "harmful" else "wrapped", category, options, at, behaviour=base)
+            if language == "en":
+                yield row(base, cells["en"], "harmful", category, options, at)
+            else:
+                name = f"{base}--{language}"
+                yield row(name, cells[language], "wrapped", category, options, at, behaviour=base)
 
 
 def simplesafetytests(data: bytes, where: str, options: Options) -> Iterator[Item]:

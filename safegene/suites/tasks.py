@@ -22,7 +22,9 @@ def gsm8k(data: bytes, where: str, options: Options) -> Iterator[Item]:
         found = re.search(r"####\s*(-?[\d,]*\.?\d+)\s*$", clean(cells["answer"], at))
         if found:
             answer = found[1].replace(",", "")
-            yield row(f"gsm8k-{number}", cells["question"], "task", "arithmetic", options, at, behaviour="", response=answer)
+            yield row(
+                f"gsm8k-{number}", cells["question"], "task", "arithmetic", options, at, behaviour="", response=answer
+            )
         else:
             yield LeftOut("no number after ####")
 

@@ -89,7 +89,9 @@ def read_templates(data: bytes, where: str) -> Templates:
     return found
 
 
-def wrap(rows: Sequence[Prompt], templates: Templates, per_behaviour: int, options: Options) -> tuple[list[Item], dict[str, int]]:
+def wrap(
+    rows: Sequence[Prompt], templates: Templates, per_behaviour: int, options: Options
+) -> tuple[list[Item], dict[str, int]]:
     """Each harmful row inside ``per_behaviour`` templates, and how many templates were left out for which reason.
 
     Raises:
