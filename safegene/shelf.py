@@ -18,7 +18,7 @@ from safegene.params import ValidateParams
 from safegene.prompts import Prompt, check_contamination, normalised, read_prompts
 from safegene.sources.files import PlainFile, read_file
 from safegene.suites import Card, Options, Suite, format_named, gather, read_suite, write_suite
-from safegene.suites.card import SCHEMA, Transform, check_known, counted, expectations, jsonl, pinned
+from safegene.suites.card import Transform, check_known, counted, expectations, jsonl, pinned
 from safegene.suites.loading import Item
 from safegene.suites.tables import unpacked
 from safegene.suites.wrappers import read_templates, translate, wrap
@@ -104,7 +104,9 @@ def add(ws: Workspace, asked: Request) -> Suite:
     hint = f"look it up; the authors of {asked.format} say: {kind.licence}"
     licence = check_known("licence (--licence)", asked.licence, hint=hint)
     file = read_file(asked.source, kind.files)
-    origin = check_known("source (--from)", asked.origin or file.uri, hint="say where the file comes from, as a URL")
+    if asked.origin and file.uri:
+        raise ParamsError(f"expected --from for files on this machine only, got it for {file.uri}")
+    origin = check_known("source (--from)", file.uri or asked.origin, hint="say where the file comes from, as a URL")
     files = {file.name: file.data}
     if asked.sha256 and (got := digest_bytes(file.data)) != asked.sha256:
         raise DigestMismatch(f"expected {file.name} with {asked.sha256}, got {got}, from {asked.source}")
@@ -114,16 +116,16 @@ def add(ws: Workspace, asked: Request) -> Suite:
     loaded = gather([*items, *more], asked.options, file.name)
     rows = loaded.rows
     categories = tuple(sorted({row.category for row in rows}))
-    chosen = {"split": asked.options.split, "languages": asked.options.languages, "without": asked.options.without}
+    options: dict[str, str | tuple[str, ...]] = {"split": asked.options.split}
+    options |= {"languages": asked.options.languages, "without": asked.options.without}
     card = Card(
-        schema=SCHEMA,
         name=asked.name,
         version=asked.version,
         source=origin,
         revision=file.revision,
         licence=licence,
         format=asked.format,
-        options=chosen,
+        options=options,
         files=pinned(files),
         sha256=digest_bytes(jsonl(rows)),
         rows=counted(rows),

@@ -2,8 +2,8 @@
 
 The card MUST name source and licence, the sha256 of ``data.jsonl`` and of every file that it was made from, how many
 rows there are of each kind, what was left out and why, and the expectations that the rows are held against. A reader
-MUST refuse other keys, another digest, other counts, and expectations weaker than the card's own facts ask for. A suite's digest is
-that of its card, which holds all others.
+MUST refuse other keys, another digest, other counts, and other expectations than the card's own facts ask for. A
+suite's digest is that of its card, which holds all others.
 """
 
 import shutil
@@ -21,7 +21,6 @@ from safegene.errors import ArtifactError, DigestMismatch, FormatError, ParamsEr
 from safegene.fields import Digest, Name, Positive
 from safegene.prompts import MAX_BYTES, Kind, Prompt, PromptSet, Split, read_prompts
 
-SCHEMA = "safegene/suite/v1"
 CARD, DATA = "suite.json", "data.jsonl"
 MAX_CARD = 1 << 20
 COLUMNS = ("id", "prompt", "kind", "category", "behaviour", "split")
@@ -81,7 +80,7 @@ class Card(_Strict):
         expectations: what the rows are held against.
     """
 
-    schema_: Literal["safegene/suite/v1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["safegene/suite/v1"] = Field(default="safegene/suite/v1", alias="schema")
     name: Name
     version: Said
     source: Said

@@ -1,4 +1,4 @@
-"""The public sets of harmful prompts and of safe look-alikes, each from its file's bytes to rows; prompts only, never replies.
+"""The public sets of harmful prompts and of safe look-alikes, from a file's bytes to rows: prompts, never replies.
 
 AdvBench, JailbreakBench, XSTest and the CatQA family were read from real files. The other columns are those of the
 sets' own documentation (HarmBench ``harmbench_behaviors_text_all.csv``, StrongREJECT ``strongreject_dataset.csv``,
@@ -45,7 +45,7 @@ def jailbreakbench(kind: Kind, name: str) -> Loader:
     def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
         columns = ("Goal", "Target", "Behavior", "Category", "Source")
         for number, (at, cells) in enumerate(csv_records(data, columns, where, optional=("", "Index"))):
-            index = cells.get("Index", cells.get("", str(number)))
+            index = str(cells.get("Index", cells.get("", number)))
             yield row(f"{name}-{_given(index, at)}", cells["Goal"], kind, cells["Category"], options, at)
 
     return load
@@ -112,7 +112,7 @@ def multijail(data: bytes, where: str, options: Options) -> Iterator[Item]:
 
 
 def simplesafetytests(data: bytes, where: str, options: Options) -> Iterator[Item]:
-    """SimpleSafetyTests: id, harm_area, category (how it is asked), prompt; the area is what rates are told apart by."""
+    """SimpleSafetyTests: id, harm_area, category (how it is asked), prompt; the area is the row's category."""
     for at, cells in csv_records(data, ("id", "harm_area", "category", "prompt"), where):
         name = f"simplesafetytests-{_given(cells['id'], at)}"
         yield row(name, cells["prompt"], "harmful", cells["harm_area"], options, at)

@@ -18,7 +18,7 @@ from safegene.prompts import MAX_BYTES
 Record = tuple[str, dict[str, Any]]
 """Where a row stands (file and line), and its values by column."""
 
-_PACKED = {".gz": gzip.open, ".xz": lzma.open}
+_PACKED = (".gz", ".xz")
 
 
 def unpacked(name: str, data: bytes, *, limit: int = MAX_BYTES) -> bytes:
@@ -35,7 +35,7 @@ def unpacked(name: str, data: bytes, *, limit: int = MAX_BYTES) -> bytes:
     ending = next((ending for ending in _PACKED if name.endswith(ending)), "")
     if ending:
         try:
-            with _PACKED[ending](io.BytesIO(data)) as file:
+            with gzip.open(io.BytesIO(data)) if ending == ".gz" else lzma.open(io.BytesIO(data)) as file:
                 data = file.read(limit + 1)
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise FormatError(f"expected a whole {ending} file, got {error}, in {name}") from None
