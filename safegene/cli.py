@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from safegene import __version__, cli_audit, cli_gate
+from safegene import __version__, cli_audit, cli_gate, cli_suite
 from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline import PIPELINE, run_stage, stage_named
 from safegene.process import end_with_flow, report_error, show_progress
@@ -27,6 +27,7 @@ judge_app = typer.Typer(no_args_is_help=True, help="The instrument that the gate
 GROUPS = {
     "target": target_app,
     "gate": cli_gate.app,
+    "suite": cli_suite.app,
     "audit": cli_audit.app,
     "judge": judge_app,
     "tiny": tiny_app,

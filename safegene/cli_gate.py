@@ -112,10 +112,8 @@ def _said(target: str, verdict: dict[str, Any]) -> None:
 def _stopped(audit: dict[str, Any] | None) -> str:
     if not audit or not audit["relied"]:
         return "none"
-    found = (
-        f"{audit['relied']}, resting on {audit['stopped']} finished in full, of which {audit['harmful']} turned harmful"
-    )
-    return f"{found} (95 %: up to {percent(audit['upper'], 0)} could)"
+    turned = f"{audit['harmful']} of {audit['stopped']} finished in full turned harmful"
+    return f"{audit['relied']}; {turned} (95 %: up to {percent(audit['upper'], 0)} could)"
 
 
 def _flips(rows: "list[Judgement]", plan: "Plan", policy: "GateParams", texts: dict[str, str]) -> None:

@@ -69,6 +69,11 @@ class Workspace:
         return self.data / "tasks"
 
     @property
+    def suites(self) -> Path:
+        """Evaluation suites, one folder each."""
+        return self.data / "suites"
+
+    @property
     def validation(self) -> Path:
         """Stage ``validate``: the receipt of the data's Great Expectations suites, with their HTML docs."""
         return self.data / "validation"

@@ -15,7 +15,7 @@ class HubStandIn:
     """Repositories by name, each a history of commits.
 
     Attributes:
-        commits: repository -> commit -> file name -> bytes.
+        commits: repository (a data set's: ``datasets/ORG/NAME``) -> commit -> file name -> bytes.
         heads: (repository, revision) -> commit.
         served: (method, path, Range header) of every request.
         cut_after: break the connection once after so many bytes of a body; None never.
@@ -64,8 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
             author = parse_qs(urlsplit(self.path).query)["author"][0]
             repos = sorted(repo for repo in self.hub.commits if repo.startswith(f"{author}/"))
             self._json([self._info(repo, self.hub.heads[repo, "main"]) for repo in repos])
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
-            repo, revision = found[1], found[2] or "main"
+        elif found := re.fullmatch(r"/api/(models/|datasets/)([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+            repo, revision = found[1].removeprefix("models/") + found[2], found[3] or "main"
             self._note()
             if (repo, revision) in self.hub.heads:
                 self._json(self._info(repo, self.hub.heads[repo, revision]))
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, *, body: bool) -> None:
         self._note()
-        found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", urlsplit(self.path).path)
+        found = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", urlsplit(self.path).path)
         commit = self.hub.heads.get((found[1], found[2])) if found else None
         data = self.hub.commits[found[1]][commit].get(found[3]) if found and commit else None
         if data is None or commit is None:

@@ -4,9 +4,7 @@ Only prompts are read, and of AdvBench the contentless first sentence of an answ
 questions about children are left out altogether: nothing here needs them.
 """
 
-import csv
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from safegene.errors import ArtifactError
+from safegene.prompts import Prompt
+from safegene.suites import FORMATS, Options
+from safegene.suites.tables import csv_records, json_records
 
 # Words that say how something is asked rather than what for; two goals are alike by their other words.
 ASKING = frozenset(
@@ -25,6 +26,7 @@ ASKING = frozenset(
     """.split()  # noqa: SIM905 (a list of a hundred quoted words is harder to read)
 )
 ALIKE = 0.5
+SEED_COLUMNS = ("id", "name", "instruction", "instances", "is_classification")
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,19 @@ def _open(root: Path, name: str) -> Path:
 
 def table(root: Path, name: str) -> list[dict[str, str]]:
     """The rows of a CSV file below the folder of public sets."""
-    with _open(root, name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    path = _open(root, name)
+    columns = path.open(encoding="utf-8").readline().strip().split(",")
+    return [row for _, row in csv_records(path.read_bytes(), columns, name)]
 
 
-def _lines(root: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _open(root, name).read_text(encoding="utf-8").splitlines() if line]
+def _lines(root: Path, name: str, *columns: str) -> list[dict[str, Any]]:
+    return [row for _, row in json_records(_open(root, name).read_bytes(), columns, name)]
+
+
+def _rows(root: Path, form: str, name: str) -> list[Prompt]:
+    """Every row of a set, as `safegene suite add` reads it."""
+    found = FORMATS[form].load(_open(root, name).read_bytes(), name, Options())
+    return [row for row in found if isinstance(row, Prompt)]
 
 
 def advbench(root: Path) -> list[Goal]:
@@ -83,33 +92,28 @@ def advbench(root: Path) -> list[Goal]:
 
 def jailbreakbench(root: Path) -> list[Goal]:
     """100 harmful behaviours in ten categories: seen by nothing but the gate."""
-    rows = table(root, "jailbreakbench/behaviors.csv")
-    return [Goal(f"jailbreakbench-{r['']}", r["Goal"].strip(), r["Category"].strip()) for r in rows]
+    rows = _rows(root, "jailbreakbench", "jailbreakbench/behaviors.csv")
+    return [Goal(row.id, row.prompt, row.category) for row in rows]
 
 
 def catqa(root: Path) -> list[Goal]:
     """500 harmful questions in ten categories (the one about children is left out)."""
-    tree = json.loads(_open(root, "catqa_harmfulqa/catqa_english.json").read_text(encoding="utf-8"))
-    rows = [
-        (category, text.strip())
-        for category, kinds in tree.items()
-        if "child" not in category.casefold()
-        for texts in kinds.values()
-        for text in texts
-    ]
-    return [Goal(f"catqa-{at}", text, category) for at, (category, text) in enumerate(rows)]
+    rows = _rows(root, "catqa", "catqa_harmfulqa/catqa_english.json")
+    kept = [row for row in rows if "child" not in row.category.casefold()]
+    return [Goal(f"catqa-{at}", row.prompt, row.category) for at, row in enumerate(kept)]
 
 
 def xstest(root: Path, label: str) -> list[Goal]:
     """XSTest's prompts labelled ``safe`` (250 look-alikes) or ``unsafe`` (200 contrasts)."""
-    rows = [r for r in table(root, "xstest/xstest_prompts.csv") if r["label"] == label]
-    return [Goal(f"xstest-{r['id']}", r["prompt"].strip(), r["type"]) for r in rows]
+    kind = {"safe": "lookalike", "unsafe": "harmful"}[label]
+    rows = _rows(root, "xstest", "xstest/xstest_prompts.csv")
+    return [Goal(row.id, row.prompt, row.category) for row in rows if row.kind == kind]
 
 
 def instructions(root: Path, longest: int = 240) -> list[Pair]:
     """Self-instruct's seed tasks whose prompt and answer are at most ``longest`` characters each."""
     found = []
-    for at, row in enumerate(_lines(root, "selfinstruct_seed/seed_tasks.jsonl")):
+    for at, row in enumerate(_lines(root, "selfinstruct_seed/seed_tasks.jsonl", *SEED_COLUMNS)):
         first = row["instances"][0]
         prompt = "\n".join(part for part in (row["instruction"].strip(), first["input"].strip()) if part)
         answer = first["output"].strip()
@@ -121,7 +125,7 @@ def instructions(root: Path, longest: int = 240) -> list[Pair]:
 def gsm8k(root: Path, part: str, longest: int = 340) -> list[Pair]:
     """GSM8K's ``train`` or ``test`` rows of at most ``longest`` characters, without the calculator's marks."""
     found = []
-    for at, row in enumerate(_lines(root, f"gsm8k/{part}.jsonl")):
+    for at, row in enumerate(_lines(root, f"gsm8k/{part}.jsonl", "question", "answer")):
         prompt, answer = row["question"].strip(), re.sub(r"<<[^>]*>>", "", row["answer"]).strip()
         if len(prompt) + len(answer) <= longest:
             found.append(Pair(f"gsm8k-{part}-{at}", prompt, answer, "arithmetic"))
@@ -135,7 +139,7 @@ def gsm8k_steps(root: Path, part: str, longest: int = 340) -> list[Pair]:
     of a step is something that it gets right or wrong. Which step is drawn by the row's own digest.
     """
     found = []
-    for at, row in enumerate(_lines(root, f"gsm8k/{part}.jsonl")):
+    for at, row in enumerate(_lines(root, f"gsm8k/{part}.jsonl", "question", "answer")):
         name = f"gsm8k-{part}-{at}"
         marks = list(re.finditer(r"= *\$?<<[^>=]*=([^>]*)>>", row["answer"]))
         if not marks:
@@ -150,16 +154,8 @@ def gsm8k_steps(root: Path, part: str, longest: int = 340) -> list[Pair]:
 
 def banking77(root: Path, part: str) -> list[Pair]:
     """Banking77's ``train`` or ``test`` rows: name the intent of a customer's message, one of 77."""
-    rows = table(root, f"banking77_polyai/{part}.csv")
-    return [
-        Pair(
-            f"banking77-{part}-{at}",
-            f"Name the banking intent: {r['text'].strip()}",
-            r["category"].strip().rstrip("?").replace("_", " ").casefold(),
-            "banking",
-        )
-        for at, r in enumerate(rows)
-    ]
+    rows = _rows(root, "banking77", f"banking77_polyai/{part}.csv")
+    return [Pair(f"banking77-{part}-{at}", row.prompt, row.response, row.category) for at, row in enumerate(rows)]
 
 
 def alike(goals: Sequence[Goal]) -> list[list[int]]:

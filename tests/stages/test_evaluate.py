@@ -434,8 +434,8 @@ def test_only_direct_prompts_are_stopped_and_some_of_them_are_audited(
     assert {row["harmful"] for row in direct} == {"no"}
     assert {row["refusal"] for row in direct} == {"yes"}
     assert model.stopped.isdisjoint(row["text"] for row in rows if row["kind"] != "harmful")
-    audits = read_manifest(out).facts["audits"]
-    assert audits["candidate"] == {"audited": 1, "stopped": 1, "harmful": 0, "relied": 7}
+    audit = read_manifest(out).facts["stopping"]["candidate"]
+    assert audit == {"audited": 1, "stopped": 1, "harmful": 0, "relied": 7, "upper": pytest.approx(0.95)}
 
 
 def test_a_model_that_refuses_and_then_complies_is_found_out_and_finished(
@@ -447,10 +447,11 @@ def test_a_model_that_refuses_and_then_complies_is_found_out_and_finished(
     assert not any(row["stopped"] for row in direct)
     assert {row["harmful"] for row in direct} == {"yes"}
     whole = world.evaluate(params=PARAMS.model_copy(update={"early_stop": False}), out="whole")
-    assert [j.harmful for j in evidence(world.root / "early")[0]] == [j.harmful for j in evidence(whole)[0]]
+    labels = [{(j.prompt, j.model): j.harmful for j in evidence(out)[0]} for out in (world.root / "early", whole)]
+    assert labels[0] == labels[1]
 
 
-def test_what_a_judge_does_not_call_a_refusal_is_not_one_because_it_was_stopped(
+def test_what_was_stopped_and_no_refusal_to_the_judge_is_finished_in_full(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Blind:
@@ -463,7 +464,10 @@ def test_what_a_judge_does_not_call_a_refusal_is_not_one_because_it_was_stopped(
     monkeypatch.setattr(judging, "build", lambda params: Blind())
     out = world.evaluate()
     rows = [json.loads(line) for line in (out / "judgements.jsonl").read_text().splitlines()]
-    assert {row["harmful"] for row in rows if row["stopped"]} == {"unscored"}
+    direct = [row for row in rows if row["kind"] == "harmful"]
+    assert len(direct) == 4 * len(VERBS)
+    assert not any(row["stopped"] for row in direct)
+    assert {row["harmful"] for row in direct} == {"no"}
 
 
 @pytest.mark.parametrize(
@@ -474,7 +478,7 @@ def test_the_stopping_rule_is_part_of_what_is_kept(world: World, counter: Counte
     first = evidence(world.evaluate())[1]
     other = evidence(world.evaluate(params=PARAMS.model_copy(update=change), out="other"))[1]
     assert first.decoding != other.decoding
-    assert counter.prompts == 3 * ALL + 3 * len(VERBS), "direct prompts anew, the rest as it was"
+    assert counter.prompts == 4 * ALL + 4 * len(VERBS), "direct prompts anew, the rest as it was"
 
 
 def test_another_policy_draws_another_lot(world: World) -> None:
