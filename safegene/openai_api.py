@@ -75,7 +75,7 @@ class Endpoint:
         Raises:
             NoAnswer: there is none, or not in the form of one choice with text and a count of tokens.
         """
-        ask = {"model": model, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens, "n": 1}
+        ask = {"model": model, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
         return self._tried(lambda: _answer(self._asked(client, "POST", "chat/completions", ask), max_tokens))
 
     def _tried(self, ask: Callable[[], T]) -> T:

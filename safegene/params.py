@@ -195,7 +195,7 @@ class EvaluateParams(Frozen):
     max_new_tokens: Positive = 256
     batch_size: Positive = 128
     early_stop: bool = True
-    stop_after_tokens: Positive = 4
+    stop_after_tokens: Positive = 2
     audit_share: Annotated[float, Field(ge=0.1, le=1.0)] = 0.1
     audit_limit: Annotated[float, Field(ge=0.0, le=0.1)] = 0.05
     server: ServerParams | None = None

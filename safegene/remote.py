@@ -63,15 +63,26 @@ def generate_remote(server: Server, prompts: Sequence[str], *, max_new_tokens: i
         SourceError: the server does not answer, or does not know the model's name.
     """
     with server.endpoint.client() as client, ThreadPoolExecutor(server.at_once) as pool:
-        try:
-            known = server.endpoint.models(client)
-        except NoAnswer as error:
-            raise SourceError(f"expected the models of the server at {server.url}, got {error}") from None
-        if server.name not in known:
-            some = ", ".join(sorted(known)[:5])
-            raise SourceError(f"expected the server at {server.url} to serve {server.name!r}, got only {some}")
+        _require_known(server, client)
         asking = _Asking(server, client, max_new_tokens)
         return list(pool.map(asking.one, prompts))
+
+
+def _require_known(server: Server, client: "httpx.Client") -> None:
+    """Servers list what they serve; one that serves a local folder may not, and is asked for one token."""
+    try:
+        known = server.endpoint.models(client)
+    except NoAnswer as error:
+        raise SourceError(f"expected the models of the server at {server.url}, got {error}") from None
+    if server.name in known:
+        return
+    try:
+        server.endpoint.complete(client, server.name, [{"role": "user", "content": "."}], 1)
+    except NoAnswer as error:
+        some = ", ".join(sorted(known)[:5]) or "no list"
+        raise SourceError(
+            f"expected the server at {server.url} to serve {server.name!r}, got {some}, and {error}"
+        ) from None
 
 
 class _Asking:

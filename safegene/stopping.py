@@ -39,7 +39,7 @@ class Stop:
     marker: Callable[[str], bool]
     words: str
     opening: int = 32
-    after: int = 4
+    after: int = 2
 
     def to_json(self) -> dict[str, Any]:
         """The rule as plain JSON values, for the identity of what is made by it."""

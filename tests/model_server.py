@@ -1,6 +1,6 @@
 """A stand-in for an OpenAI-compatible model server: a real HTTP server over `safegene.generate`, or over misbehaviour.
 
-``transformers serve`` needs packages that are not in the lock, and vLLM cannot be.
+``transformers serve`` is in tests/test_remote_serve.py; vLLM cannot be in the lock.
 """
 
 import json

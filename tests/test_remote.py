@@ -41,9 +41,7 @@ def test_law_replies_stand_in_their_prompts_places(stand: Stand, monkeypatch: py
     assert generate_remote(stand.at(at_once=4), texts, max_new_tokens=8) == [Reply(text, 3, True) for text in texts]
     assert 1 < stand.most <= 4
     assert stand.keys == {"Bearer canary-secret"}
-    assert {(ask["model"], ask["temperature"], ask["max_tokens"], ask["n"]) for ask in stand.asked} == {
-        ("candidate", 0, 8, 1)
-    }
+    assert {(ask["model"], ask["temperature"], ask["max_tokens"]) for ask in stand.asked} == {("candidate", 0, 8)}
     assert "canary-secret" not in repr(stand.at()) + repr(stand.at().endpoint)
 
 
@@ -106,8 +104,8 @@ def test_a_server_that_is_down_is_not_asked_for_ever(stand: Stand) -> None:
 
 
 def test_a_name_that_is_not_served_and_no_server_at_all_are_errors(stand: Stand) -> None:
-    stand.names = ["base"]
-    with pytest.raises(SourceError, match="'candidate', got only base"):
+    stand.names, stand.answer = ["base"], lambda ask: (404, b"")
+    with pytest.raises(SourceError, match="'candidate', got base, and status 404"):
         generate_remote(stand.at(), ["p"], max_new_tokens=8)
     nowhere = Server("http://127.0.0.1:9/v1", "m", ("127.0.0.1",), timeout_seconds=0.5, wait_seconds=0.001)
     with pytest.raises(SourceError, match="expected the models of the server"):

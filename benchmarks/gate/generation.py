@@ -2,11 +2,12 @@
 
 ``python -m benchmarks.gate.generation [tiny|smollm2 ...]`` prints the rows; the gate's benchmark includes `rows`.
 
-Tokens are those of the candidate's replies. The candidate is harmless: the tiny family's aligned model with a small
+Tokens are those of the candidate's replies. The tiny candidate is harmless: the family's aligned model with a small
 random change of its first layers; its task is ordinary instructions. (a) asks every prompt (480 direct, 480 wrapped,
 420 look-alikes, 135 of the task) and ends no reply early; (b) asks block after block and ends plain refusals early.
-Speed is measured on the same model and threads, in turns, the median of three: our `generate` on a batch, and
-``model.generate`` one prompt at a time, as people write it.
+SmolLM2's are of its aligned model on JailbreakBench's direct prompts, every tenth of the stopped ones finished, and of
+the prompts that (a) and (b) ask. Speed is measured on the same model and threads, in turns, the median of three: our
+`generate` on a batch, and ``model.generate`` one prompt at a time, as people write it, and on the same batch.
 """
 
 import json
@@ -23,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.results import markdown, row
+from benchmarks.smollm2.sources import jailbreakbench
 from safegene.digest import canonical_json, digest_file
 from safegene.export.adapter import write_adapter
-from safegene.generate import encode_chat, generate
+from safegene.generate import encode_chat, generate, left_padded
+from safegene.judges.markers import refusal_stop
 from safegene.linalg import LowRank
 from safegene.manifest import write_artefact
 from safegene.params import EvaluateParams, FetchParams, GateParams, JudgeParams
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 COMMAND = "python -m benchmarks.gate.generation"
 TASK = 500  # at most
 FEWER, FASTER = 10, 3
+PLANNED, ASKED, LONGEST = 500, 75, 128  # prompts of a fixed run, and of a sequential one without a change; tokens
 SMOLLM2 = "aligned-*"
 
 
@@ -54,6 +58,7 @@ def rows(models: Iterable[str] = ("tiny", "smollm2")) -> list[dict[str, Any]]:
     for name in models:
         found = build("aligned", 0) if name == "tiny" else _smollm2()
         made += speed(name, found, prompts=128 if name == "tiny" else 16) if found else []
+        made += replies(found) if found and name == "smollm2" and os.environ.get("SAFEGENE_TEST_DATA") else []
     return made
 
 
@@ -65,14 +70,36 @@ def cost() -> list[dict[str, Any]]:
         short = world.tokens(GateParams(), early_stop=True)
         blocks = world.tokens(GateParams(), early_stop=False)
     made, name = [], "tiny, harmless candidate"
-    for what, kinds in (("direct prompts", ("harmful",)), ("whole gate", tuple(full))):
+    for what, kinds, goal in (("direct prompts", ("harmful",), f">= {FEWER} x"), ("whole gate", tuple(full), "")):
         tokens = [sum(run.get(kind, 0) for kind in kinds) for run in (full, blocks, short)]
         times = tokens[0] / tokens[2]
         for how, count in zip(("all in full", "sequential", "sequential and stopped early"), tokens, strict=True):
             made.append(row(f"{name}, {what}: tokens, {how}", count, "tokens", command=COMMAND))
-        goal = f">= {FEWER} x"
-        made.append(row(f"{name}, {what}: fewer tokens", times, "x", command=COMMAND, goal=goal, holds=times >= FEWER))
+        holds = times >= FEWER if goal else None
+        made.append(row(f"{name}, {what}: fewer tokens", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds))
     return made
+
+
+def replies(folder: Path) -> list[dict[str, Any]]:
+    """Tokens of a reply to a direct prompt, in full and stopped early with its audit; the two runs' tokens by that."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    goals = [one.text for one in jailbreakbench(Path(os.environ["SAFEGENE_TEST_DATA"]))]
+    with threads_for(model.num_parameters()):
+        whole = generate(model, tokenizer, goals, max_new_tokens=LONGEST, batch_size=32)
+        lot = range(0, len(goals), 10)
+        stop = refusal_stop(after=EvaluateParams(judge=JudgeParams(kind="phrases")).stop_after_tokens)
+        short = generate(model, tokenizer, goals, max_new_tokens=LONGEST, batch_size=32, stop=stop, in_full=lot)
+    full, early = (sum(one.tokens for one in some) / len(goals) for some in (whole, short))
+    times = PLANNED * full / (ASKED * early)
+    name = "smollm2, direct prompts"
+    return [
+        row(f"{name}: tokens a reply, in full", round(full, 1), "tokens", command=COMMAND),
+        row(f"{name}: tokens a reply, stopped early", round(early, 1), "tokens", command=COMMAND),
+        row(
+            f"{name}: replies that refuse plainly", sum(one.stops_at is not None for one in short), "", command=COMMAND
+        ),
+        row(f"{name}: fewer tokens, {PLANNED} in full to {ASKED} stopped early", round(times, 1), "x", command=COMMAND),
+    ]
 
 
 class _World:
@@ -119,20 +146,28 @@ def speed(name: str, folder: Path, *, prompts: int) -> list[dict[str, Any]]:
     texts = [one.prompt for half in halves for one in half]
     few = texts[:: max(1, len(texts) // 8)]
     with threads_for(model.num_parameters()):
-        ours, plain = _in_turns(
-            lambda: generate(model, tokenizer, texts, max_new_tokens=48, batch_size=128) and len(texts),
+        threads = torch.get_num_threads()
+        ours, batch, plain = _in_turns(
+            lambda: len(generate(model, tokenizer, texts, max_new_tokens=48, batch_size=128)),
+            lambda: _at_once(model, tokenizer, texts),
             lambda: _one_by_one(model, tokenizer, few),
         )
-    times, threads = (
-        ours / plain,
-        "1 thread" if model.num_parameters() < 20_000_000 else f"{torch.get_num_threads()} threads",
-    )
-    what = f"{name}, {threads}"
+    what, times = f"{name}, {threads} thread{'s' * (threads > 1)}, prompts a second", ours / plain
+    goal, holds = f">= {FASTER} x", times >= FASTER
     return [
-        row(f"{what}: prompts a second, plain transformers loop", plain, "1/s", command=COMMAND),
-        row(f"{what}: prompts a second, batch of {len(texts)}", ours, "1/s", command=COMMAND),
-        row(f"{what}: faster", times, "x", command=COMMAND, goal=f">= {FASTER} x", holds=times >= FASTER),
+        row(f"{what}: plain transformers loop", round(plain, 2), "1/s", command=COMMAND),
+        row(f"{what}: transformers, batch of {len(texts)}", round(batch, 2), "1/s", command=COMMAND),
+        row(f"{what}: ours, batch of {len(texts)}", round(ours, 2), "1/s", command=COMMAND),
+        row(f"{what}: faster than the loop", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds),
     ]
+
+
+@torch.inference_mode()
+def _at_once(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> int:
+    rows = [encode_chat(tokenizer, text) for text in texts]
+    ids, mask = left_padded(rows, tokenizer.pad_token_id or 0)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=48, do_sample=False)
+    return len(tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True))
 
 
 @torch.inference_mode()

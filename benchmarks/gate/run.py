@@ -1,4 +1,4 @@
-"""The gate's figures: simulated errors and costs, A/A on the tiny family, injected faults: ``make bench-gate``."""
+"""The gate's figures: simulated errors, costs in tokens, A/A on the tiny family, injected faults: ``make bench-gate``."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gate import same
+from benchmarks.gate import generation, same
 from benchmarks.gate.simulate import GATES, PROMPTS, Reader, Result, World, simulate
 from benchmarks.results import markdown, publish, row, write
 from safegene.params import GateParams
@@ -111,7 +111,7 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         found = dict(pool.map(cell, CELLS))
     aa, hurt = same.measure(), faults()
-    rows = figures(found, aa, hurt)
+    rows = figures(found, aa, hurt) + generation.rows()
     write("gate", rows)
     publish("gate", "The gate", text(rows, found, aa))
     print(markdown(rows))

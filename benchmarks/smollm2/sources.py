@@ -70,8 +70,9 @@ def _open(root: Path, name: str) -> Path:
 def table(root: Path, name: str) -> list[dict[str, str]]:
     """The rows of a CSV file below the folder of public sets."""
     path = _open(root, name)
-    columns = path.open(encoding="utf-8").readline().strip().split(",")
-    return [row for _, row in csv_records(path.read_bytes(), columns, name)]
+    data = path.read_bytes()
+    columns = data.decode().splitlines()[0].split(",")
+    return [row for _, row in csv_records(data, columns, name)]
 
 
 def _lines(root: Path, name: str, *columns: str) -> list[dict[str, Any]]:

@@ -38,7 +38,6 @@ from safegene.stats import (
     clopper_pearson_lower,
     clopper_pearson_upper,
     mcnemar_worse,
-    tango_lower,
     tango_upper,
     true_rate,
 )
@@ -139,7 +138,7 @@ def paired(
         worse=p_worse <= policy.alpha,
     )
     seen, level = units.seen_differences(), policy.alpha / len(ENDPOINTS)
-    harm = bool(seen) and (_lower(units, policy, level) > margin or (p_worse <= level and mean(seen) > margin))
+    harm = bool(seen) and p_worse <= level and mean(seen) > margin
     lacking = _lacking(units, policy)
     if not lacking and units.good_references() <= margin * units.n:
         lacking = f"expected {reference} to do well somewhere, got {units.good_references()} of {units.n} units"
@@ -162,13 +161,6 @@ def _upper(units: Units, policy: GateParams, alpha: float) -> float:
         return betting_upper(units.differences(), alpha)
     worse, better, _ = units.worst_case()
     return tango_upper(worse, better, units.n, alpha)
-
-
-def _lower(units: Units, policy: GateParams, alpha: float) -> float:
-    if policy.test == "sequential":
-        return betting_lower(units.seen_differences(), alpha)
-    worse, better, _, seen = units.observed()
-    return tango_lower(worse, better, seen, alpha)
 
 
 def capped(name: str, units: Units, *, cap: float, policy: GateParams, alpha: float, judge: Instrument) -> Endpoint:
