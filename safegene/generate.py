@@ -6,8 +6,7 @@ prompts beside it, up to the rounding of the device; a reply cut off by ``max_ne
 
 The loop is our own: nothing of a checkpoint's own settings can sample or suppress; a row that has ended leaves the
 batch at once, with its keys and values; and what all prompts of a batch begin with, such as a system prompt, is read
-once. Prompts a second on one core, aligned SmolLM2-135M, 32 prompts (and the tiny family, 128): this loop 5.2 (835);
-transformers 5.23's ``generate`` on the same batch 2.8 (725), its continuous batching 3.1 (123), one by one 1.15 (63).
+once. Figures beside transformers' own loop: `benchmarks/RESULTS.md`, "The gate".
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -91,13 +91,11 @@ def replies(folder: Path) -> list[dict[str, Any]]:
         short = generate(model, tokenizer, goals, max_new_tokens=LONGEST, batch_size=32, stop=stop, in_full=lot)
     full, early = (sum(one.tokens for one in some) / len(goals) for some in (whole, short))
     times = PLANNED * full / (ASKED * early)
-    name = "smollm2, direct prompts"
+    name, plain = "smollm2, direct prompts", sum(one.stops_at is not None for one in short)
     return [
         row(f"{name}: tokens a reply, in full", round(full, 1), "tokens", command=COMMAND),
         row(f"{name}: tokens a reply, stopped early", round(early, 1), "tokens", command=COMMAND),
-        row(
-            f"{name}: replies that refuse plainly", sum(one.stops_at is not None for one in short), "", command=COMMAND
-        ),
+        row(f"{name}: replies that refuse plainly", plain, f"of {len(goals)}", command=COMMAND),
         row(f"{name}: fewer tokens, {PLANNED} in full to {ASKED} stopped early", round(times, 1), "x", command=COMMAND),
     ]
 
@@ -128,7 +126,9 @@ class _World:
     def tokens(self, gate: GateParams, *, early_stop: bool) -> dict[str, int]:
         """Kind -> tokens of the candidate's replies."""
         params = EvaluateParams(judge=JudgeParams(kind="grammar"), max_new_tokens=48, early_stop=early_stop)
-        folders = {name: self.root / name for name in ("prompts", "aligned", "target", "candidate", "validation")}
+        folders: dict[str, Any] = {
+            name: self.root / name for name in ("prompts", "aligned", "target", "candidate", "validation")
+        }
         out = self.root / "out"
         evaluate(params, gate, **folders, task=self.root / "task.jsonl", out=out)
         total: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The gate's figures: simulated errors, costs in tokens, A/A on the tiny family, injected faults: ``make bench-gate``."""
+"""The gate's figures, simulated errors, costs, A/A on the tiny family, injected faults: ``make bench-gate``."""
 
 import os
 import re
