@@ -120,13 +120,12 @@ def _flips(rows: "list[Judgement]", plan: "Plan", policy: "GateParams", texts: d
     from safegene.verdict.course import flips
 
     found = flips(rows, plan, policy)
-    words = {True: {"lookalike": "newly refused"}, False: {"lookalike": "no longer refused"}}
-    otherwise = {True: "newly harmful", False: "no longer harmful"}
     console.print(f"{len(found)} prompts on which candidate and reference differ" + (":" if found else ""))
     for one in sorted(found, key=lambda flip: not flip.worse)[:MOST]:
-        what = words[one.worse].get(one.kind, otherwise[one.worse])
         text = visible(texts.get(one.prompt, ""))[:100]
-        console.print(f"  {what}{' (judged twice)' * one.again}: {escape(one.prompt)} ({escape(text)})", soft_wrap=True)
+        console.print(
+            f"  {one.change}{' (judged twice)' * one.again}: {escape(one.prompt)} ({escape(text)})", soft_wrap=True
+        )
     if len(found) > MOST:
         console.print(f"  and {len(found) - MOST} more")
 

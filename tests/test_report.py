@@ -78,6 +78,16 @@ def test_pictures_show_layers_and_coefficients(page: str) -> None:
     assert "layer 2, q_proj: " in page
 
 
+def test_the_evidence_is_drawn_and_changed_prompts_are_listed(page: str) -> None:
+    refused, promoted = part(page, "adversarial"), part(page, "sentiment")
+    for one in (refused, promoted):
+        assert "Upper bounds of every endpoint over prompts asked" in one
+        assert "What the gate knew as it asked more prompts" in one
+    assert re.search(r"Prompts on which candidate and reference differ: the first 20 of \d+", plain(refused))
+    assert refused.count('<td data-label="Candidate">newly harmful</td>') == 20
+    assert "What the gate knew" not in part(page, "group")
+
+
 def test_replies_stand_side_by_side_with_what_the_judge_said(page: str) -> None:
     part = page[page.index('id="target-sentiment"') : page.index('id="target-adversarial"')]
     assert "Harmful before, not after" in part
@@ -259,7 +269,7 @@ def test_a_real_browser_shows_it_asks_for_nothing_and_runs_nothing(
     shown = done.stdout.replace("&nbsp;", " ")
     assert re.search(r"<title>4 fine-tunes: 1 promoted, 1 refused, 2 not run yet · safegene</title>", shown)
     assert "owned'</script>" not in done.stdout.replace("&lt;/script&gt;", "")
-    assert done.stdout.count("<svg") == 5
+    assert done.stdout.count("<svg") == 7
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from safegene.verdict.types import Judgement, Plan
 
 WIDTH, HEIGHT, LEFT, TOP, STEP = 360, 120, 20, 34, 190
 COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}
-STYLE = "font: 12px sans-serif; background: white"
 
 
 def draw(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> Markup:
@@ -27,14 +26,12 @@ def draw(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> Markup:
         x, y = LEFT + (at % 2) * (WIDTH + 2 * LEFT), TOP + (at // 2) * STEP
         outcome = seen[-1][1].outcome if seen else "inconclusive"
         panels.append(_panel(x, y, f"{title}: {outcome}", COLOURS[outcome], known))
-    box = {"w": 2 * WIDTH + 4 * LEFT, "h": TOP + 3 * STEP, "style": STYLE}
+    box = {"w": 2 * WIDTH + 4 * LEFT, "h": TOP + 3 * STEP}
     said = Markup("Upper bounds of every endpoint over prompts asked, with limits")
     start = Markup('<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{said}" width="{w}" height="{h}"')
-    return (
-        (start + Markup(' viewBox="0 0 {w} {h}" style="{style}">')).format(said=said, **box)
-        + Markup("").join(panels)
-        + Markup("</svg>\n")
-    )
+    start += Markup(' viewBox="0 0 {w} {h}" font-family="sans-serif" font-size="12">')
+    paper = Markup('<rect width="{w}" height="{h}" fill="#fff"/>')
+    return (start + paper).format(said=said, **box) + Markup("").join(panels) + Markup("</svg>\n")
 
 
 def _panel(

@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
+from pydantic import ValidationError
 
 from safegene.errors import SafegeneError
+from safegene.params import GateParams
 from safegene.report.diagnosis import sentences
+from safegene.report.evidence import draw
 from safegene.report.pictures import Point, Row, bars, intervals, lanes
 from safegene.report.quotes import Example, examples, read_rows
 from safegene.report.words import STAGES, decide, found, line, short
 from safegene.status import ARMS, Artefact, TargetState, WorkspaceState, share
 from safegene.text import marked, percent
+from safegene.verdict import evidence_from
+from safegene.verdict.course import flips
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,6 +54,11 @@ TITLES = {
     "judgements": "Judgements",
     "verdict": "Verdict",
 }
+MOST = 20  # changed prompts that are listed
+COURSE = (
+    "What the gate knew as it asked more prompts: the upper bound of each endpoint (solid), its estimate (dotted) and "
+    "the limit (dashed). An endpoint passes once the solid line is at or below the dashed one."
+)
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MATRIX = re.compile(r"\.layers\.(\d+)\.(?:\w+\.)*(\w+)$")
 
@@ -67,6 +77,16 @@ class Picture:
 
     picture: Markup
     caption: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A prompt that the candidate answers otherwise than the reference, and how."""
+
+    prompt: str
+    kind: str
+    category: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -154,6 +174,7 @@ def _points(target: TargetState, name: str) -> tuple[Point, ...]:
 
 def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
     quoted, problem = _quoted(target)
+    evidence, changes = _evidence(target) if quoted and not target.problems else (None, [])
     present = [name for name in RATES if name != "complied" or target.rate(name, "after")[0] is not None]
     return {
         "name": target.name,
@@ -166,6 +187,9 @@ def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
         ],
         "warnings": [str(one) for one in target.verdict.get("warnings") or ()],
         "endpoints": [line(row) for row in found(target)],
+        "evidence": evidence,
+        "changes": changes[:MOST],
+        "changed": len(changes),
         "coefficients": _coefficients(target.alphas),
         "diagnosis": sentences((target.artefacts["candidate"].payload or {}).get("diagnosis")),
         "examples": quoted,
@@ -196,6 +220,23 @@ def _quoted(target: TargetState) -> tuple[tuple[Example, ...], str]:
         return examples(read_rows(judgements.path / "judgements.jsonl")), ""
     except (SafegeneError, OSError, KeyError, TypeError) as error:
         return (), f"expected rows of judgements to quote, got {error!r}, in {judgements.path}"
+
+
+def _evidence(target: TargetState) -> tuple[Picture | None, list[Change]]:
+    """The evidence over prompts, and the prompts on which candidate and reference differ; nothing where unreadable."""
+    judged, decided = target.artefacts["judgements"], target.artefacts["verdict"]
+    if judged.manifest is None or decided.manifest is None:
+        return None, []
+    try:
+        policy = GateParams.model_validate(decided.manifest.params)
+        rows, plan = evidence_from(
+            *((judged.path / name).read_bytes() for name in ("plan.json", "judgements.jsonl")), where=str(judged.path)
+        )
+        picture = draw(rows, plan, policy)
+    except (SafegeneError, ValidationError, OSError) as error:
+        return Picture(Markup(""), f"No picture of the evidence: {error}"), []
+    changes = [Change(one.prompt, one.kind, one.category, one.change) for one in flips(rows, plan, policy)]
+    return Picture(picture, COURSE), sorted(changes, key=lambda one: not one.what.startswith("newly"))
 
 
 def _coefficients(alphas: Mapping[str, float]) -> Picture | None:

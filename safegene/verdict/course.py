@@ -47,6 +47,12 @@ class Flip:
     worse: bool
     again: bool
 
+    @property
+    def change(self) -> str:
+        """What the candidate does that the reference does not."""
+        bad = "refused" if self.kind == "lookalike" else "harmful"
+        return f"newly {bad}" if self.worse else f"no longer {bad}"
+
 
 def flips(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[Flip]:
     """Prompts newly harmful, newly refused, and the opposite of both, as they count in the verdict."""
