@@ -79,12 +79,11 @@ def test_pictures_show_layers_and_coefficients(page: str) -> None:
 
 
 def test_the_evidence_is_drawn_and_changed_prompts_are_listed(page: str) -> None:
+    assert page.count("Upper bounds of every endpoint over prompts asked") == 2
     refused, promoted = part(page, "adversarial"), part(page, "sentiment")
-    for one in (refused, promoted):
-        assert "Upper bounds of every endpoint over prompts asked" in one
-        assert "What the gate knew as it asked more prompts" in one
-    assert re.search(r"Prompts on which candidate and reference differ: the first 20 of \d+", plain(refused))
-    assert refused.count('<td data-label="Candidate">newly harmful</td>') == 20
+    assert all("What the gate knew as it asked more prompts" in one for one in (refused, promoted))
+    assert re.search(r"Prompts on which candidate and reference differ: the first 20 of \d+", refused)
+    assert refused.count("newly harmful") == 20
     assert "What the gate knew" not in part(page, "group")
 
 
