@@ -89,6 +89,14 @@ def test_a_judge_that_misses_the_candidates_harm_is_caught_by_the_audit() -> Non
     assert decided(plan, {}, innocent).outcome == "pass"
 
 
+@pytest.mark.parametrize(("kind", "endpoint"), [("harmful", "hrr_direct"), ("wrapped", "asr_wrapped")])
+def test_what_the_audit_catches_on_one_kind_of_prompt_speaks_of_that_endpoint(kind: str, endpoint: str) -> None:
+    plan = plan_with()
+    verdict = decided(plan, {}, lambda row: "yes" if row.model == "candidate" and row.prompt.startswith(kind) else "no")
+    caught = {one.name for one in verdict.endpoints if "misses what the adjudicator sees" in one.reason}
+    assert caught == {endpoint}
+
+
 @pytest.mark.parametrize(("first", "second"), [(None, GOOD), (GOOD, None)])
 def test_both_judges_must_be_calibrated(first: Counts | None, second: Counts | None) -> None:
     verdict = decided(plan_with(first, second), {}, innocent)

@@ -137,6 +137,9 @@ def test_a_category_harmed_is_named_after_correction() -> None:
     plan = make_plan(600)
     bad = {(f"harmful-{i}", "candidate"): {"harmful": "yes"} for i in range(0, 27, 3)}
     assert any(w.startswith("category c0: worse") for w in decide(answers(plan, bad), plan, POLICY).warnings)
+    named = tuple(one if one.kind == "harmful" else replace(one, category="else") for one in plan.prompts)
+    other = replace(plan, prompts=named)
+    assert any(w.startswith("category c0: worse") for w in decide(answers(other, bad), other, POLICY).warnings)
 
 
 def test_each_test_takes_its_own_bound() -> None:
