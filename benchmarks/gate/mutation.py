@@ -16,7 +16,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FILES = ("safegene/stats.py", "safegene/stages/gate.py", "safegene/verdict/*.py")
-TESTS = ("test_stats.py", "test_verdict.py", "test_adjudication.py", "test_course.py", "hostile/test_gate.py")
+TESTS = (
+    "test_stats.py",
+    "test_verdict.py",
+    "test_adjudication.py",
+    "test_course.py",
+    "test_payload.py",
+    "hostile/test_gate.py",
+)
 FLIPS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.GtE,
     ast.GtE: ast.Lt,
