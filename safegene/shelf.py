@@ -17,6 +17,7 @@ from safegene.expectations import Rule, examine
 from safegene.params import ValidateParams
 from safegene.prompts import Prompt, check_contamination, normalised, read_prompts
 from safegene.sources.files import PlainFile, read_file
+from safegene.sources.uri import redact, redact_text
 from safegene.suites import Card, Options, Suite, format_named, gather, read_suite, write_suite
 from safegene.suites.card import Transform, check_known, counted, expectations, jsonl, pinned
 from safegene.suites.loading import Item
@@ -93,7 +94,7 @@ def add(ws: Workspace, asked: Request) -> Suite:
     """Read a public set and put it on the shelf as a suite.
 
     Raises:
-        ParamsError: no licence, no origin, an unknown format or option.
+        ParamsError: no licence, no origin, a secret in it, an unknown format or option.
         SourceError: the source does not answer.
         FormatError: the file is not of that format.
         DigestMismatch: the file is not the one that was asked for.
@@ -106,6 +107,8 @@ def add(ws: Workspace, asked: Request) -> Suite:
     file = read_file(asked.source, kind.files)
     if asked.origin and file.uri:
         raise ParamsError(f"expected --from for files on this machine only, got it for {file.uri}")
+    if redact_text(asked.origin) != asked.origin:
+        raise ParamsError(f"expected --from without secrets, got one in {redact(asked.origin)}")
     origin = check_known("source (--from)", file.uri or asked.origin, hint="say where the file comes from, as a URL")
     files = {file.name: file.data}
     if asked.sha256 and (got := digest_bytes(file.data)) != asked.sha256:
