@@ -123,7 +123,7 @@ def add(ws: Workspace, asked: Request) -> Suite:
     options |= {"languages": asked.options.languages, "without": asked.options.without}
     card = Card(
         name=asked.name,
-        version=asked.version,
+        version=check_known("version (--version)", asked.version),
         source=origin,
         revision=file.revision,
         licence=licence,

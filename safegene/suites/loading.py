@@ -8,7 +8,7 @@ from typing import Any
 from safegene.errors import EmptySample, FormatError
 from safegene.prompts import Kind, Prompt, Split, normalised
 
-LONGEST = 8000  # characters
+LONGEST, LONGEST_CATEGORY = 8000, 200  # characters
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def row(
     """A prompt; its behaviour is its own id unless told. Without text it is left out.
 
     Raises:
-        FormatError: a value is no text, or holds NUL or half a surrogate pair.
+        FormatError: a value is no text, or holds NUL or half a surrogate pair; a category is longer than a name.
     """
     said = {
         "prompt": clean(text, where),
@@ -70,6 +70,9 @@ def row(
         "response": clean(response, where),
         "id": clean(name, where),
     }
+    if len(said["category"]) > LONGEST_CATEGORY:
+        got = len(said["category"])
+        raise FormatError(f"expected a category of at most {LONGEST_CATEGORY} characters, got {got}, in {where}")
     if not said["prompt"]:
         return LeftOut("no text")
     if not said["category"]:
