@@ -114,6 +114,7 @@ def add(ws: Workspace, asked: Request) -> Suite:
     if asked.sha256 and (got := digest_bytes(file.data)) != asked.sha256:
         raise DigestMismatch(f"expected {file.name} with {asked.sha256}, got {got}, from {asked.source}")
     items = list(kind.load(unpacked(file.name, file.data), file.name, asked.options))
+    _check_options(asked, items)
     base = gather(items, asked.options, file.name).rows
     more, transforms = _transformed(base, asked, files)
     loaded = gather([*items, *more], asked.options, file.name)
@@ -140,6 +141,21 @@ def add(ws: Workspace, asked: Request) -> Suite:
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     return write_suite(folder, card, rows)
+
+
+def _check_options(asked: Request, items: Sequence[Item]) -> None:
+    """Refuse an option that would do nothing: a slip of the pen must not keep rows that somebody wanted out.
+
+    Raises:
+        ParamsError: a category that the set does not have, or languages of a set without.
+    """
+    if asked.options.languages and not format_named(asked.format).languages:
+        raise ParamsError(f"expected no languages for {asked.format}, got {', '.join(asked.options.languages)}")
+    known = {item.category for item in items if isinstance(item, Prompt)}
+    if unknown := sorted(set(asked.options.without) - known):
+        raise ParamsError(
+            f"expected categories of the set ({', '.join(sorted(known))[:300]}), got {str(unknown)[1:-1][:200]}"
+        )
 
 
 def _transformed(
