@@ -15,12 +15,12 @@ from safegene.digest import canonical_json, digest_bytes
 from safegene.errors import DigestMismatch, EmptySample, FormatError, ParamsError
 from safegene.expectations import Rule, examine
 from safegene.params import ValidateParams
-from safegene.prompts import Prompt, check_contamination, normalised, read_prompts
+from safegene.prompts import Prompt, check_contamination, read_prompts
 from safegene.sources.files import PlainFile, read_file
 from safegene.sources.uri import redact, redact_text
 from safegene.suites import Card, Options, Suite, format_named, gather, read_suite, write_suite
 from safegene.suites.card import Transform, check_known, counted, expectations, jsonl, pinned
-from safegene.suites.loading import Item
+from safegene.suites.loading import Item, wording
 from safegene.suites.tables import unpacked
 from safegene.suites.wrappers import read_templates, translate, wrap
 from safegene.workspace import Workspace
@@ -288,12 +288,12 @@ def use(ws: Workspace, wanted: Sequence[str]) -> Used:
             )
         check_unseen(suite, sets, params)
         own = suite.prompts.where(split="test")
-        asked = {row.behaviour for row in own if normalised(row.prompt) in texts}
+        asked = {row.behaviour for row in own if wording(row) in texts}
         kept = [row for row in own if row.behaviour not in asked]
         if twice := sorted(row.id for row in kept if row.id in rows):
             raise FormatError(f"expected every id in one suite, got {twice[:3]} again in {name}")
         rows |= {row.id: row for row in kept}
-        texts |= {normalised(row.prompt) for row in kept}
+        texts |= {wording(row) for row in kept}
         left[name] = len(own) - len(kept)
     path = ws.prompts / "gate.jsonl"
     data = jsonl(list(rows.values()))

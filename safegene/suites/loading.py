@@ -123,7 +123,7 @@ def gather(items: Iterable[Item], options: Options, where: str) -> Loaded:
             left[reason] += 1
         elif isinstance(item, Prompt):
             rows[item.id] = item
-            texts.add(_key(item))
+            texts.add(wording(item))
     if not rows:
         said = ", ".join(f"{count} left out: {reason}" for reason, count in sorted(left.items())) or "no rows"
         raise EmptySample(f"expected at least one prompt, got none ({said}), in {where}")
@@ -135,8 +135,9 @@ def _unwanted(prompt: Prompt, options: Options, texts: set[str]) -> str:
         return f"category {prompt.category}"
     if len(prompt.prompt) > options.longest:
         return f"more than {options.longest} characters"
-    return "the same text as an earlier row" if _key(prompt) in texts else ""
+    return "the same text as an earlier row" if wording(prompt) in texts else ""
 
 
-def _key(prompt: Prompt) -> str:
+def wording(prompt: Prompt) -> str:
+    """The prompt's words, by which two rows are the same; of a prompt of signs only, its text."""
     return normalised(prompt.prompt) or prompt.prompt
