@@ -271,11 +271,13 @@ def use(ws: Workspace, wanted: Sequence[str]) -> Used:
     A behaviour that an earlier suite asks in the same words is left out with all its rows.
 
     Raises:
-        ParamsError: a suite holds rows that a gate does not ask.
+        ParamsError: a suite is named twice, or holds rows that a gate does not ask.
         EmptySample: a suite has no test rows.
         FormatError: two suites use one id for different rows.
         ContaminatedSample: see `check_unseen`.
     """
+    if twice := sorted({name for name in wanted if list(wanted).count(name) > 1}):
+        raise ParamsError(f"expected every suite once, got {', '.join(twice)} twice")
     sets, params, found = fitted(ws), ws.params.validate_, chosen(ws, wanted)
     rows: dict[str, Prompt] = {}
     texts: set[str] = set()
@@ -290,8 +292,8 @@ def use(ws: Workspace, wanted: Sequence[str]) -> Used:
         own = suite.prompts.where(split="test")
         asked = {row.behaviour for row in own if wording(row) in texts}
         kept = [row for row in own if row.behaviour not in asked]
-        if twice := sorted(row.id for row in kept if row.id in rows):
-            raise FormatError(f"expected every id in one suite, got {twice[:3]} again in {name}")
+        if again := sorted(row.id for row in kept if row.id in rows):
+            raise FormatError(f"expected every id in one suite, got {again[:3]} again in {name}")
         rows |= {row.id: row for row in kept}
         texts |= {wording(row) for row in kept}
         left[name] = len(own) - len(kept)
