@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safegene.digest import PREFIX, digest_bytes
 from safegene.errors import SourceError
 from safegene.sources import bucket, hub
 from safegene.sources.uri import parse, redact, redact_text
@@ -42,7 +43,8 @@ def read_file(where: str, names: Sequence[str] = ()) -> PlainFile:
         names: in a local folder, the file is the only one of these names.
 
     Raises:
-        SourceError: another form, a secret in it, no such file, no answer, or more than 256 MiB.
+        SourceError: another form, a secret in it, no such file, no answer, more than 256 MiB, or other bytes than the
+            Hub announced (of a large file; of a small one it announces none).
     """
     if redact_text(where) != where:
         raise SourceError(f"expected a source without secrets, got one in {redact(where)}")
@@ -83,10 +85,10 @@ def _dataset(uri: str) -> PlainFile:
     repo, revision, name = found[1], found[2] or None, found[3]
     with hub.answering(uri), tempfile.TemporaryDirectory() as folder:
         info = hub.api().dataset_info(repo, revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        if name not in sizes:
-            raise SourceError(f"expected {name} in {redact(uri)}, got {', '.join(sorted(sizes)[:8]) or 'no files'}")
-        _check_size(sizes[name], redact(uri))
+        known = {file.rfilename: file for file in info.siblings or []}
+        if name not in known:
+            raise SourceError(f"expected {name} in {redact(uri)}, got {', '.join(sorted(known)[:8]) or 'no files'}")
+        _check_size(known[name].size or 0, redact(uri))
         path = hf_hub_download(
             repo,
             name,
@@ -96,7 +98,13 @@ def _dataset(uri: str) -> PlainFile:
             endpoint=hub.endpoint(),
             etag_timeout=30,
         )
-        return PlainFile(Path(name).name, Path(path).read_bytes(), uri, f"commit:{info.sha}")
+        data = Path(path).read_bytes()
+    if (lfs := known[name].lfs) and (got := digest_bytes(data)) != PREFIX + lfs["sha256"]:
+        raise SourceError(
+            f"expected {name} with {PREFIX}{lfs['sha256']}, got {got}, from {redact(uri)}",
+            remedy="the download was damaged on its way: run again",
+        )
+    return PlainFile(Path(name).name, data, uri, f"commit:{info.sha}")
 
 
 def _object(uri: str) -> PlainFile:
