@@ -15,11 +15,12 @@ from safegene.digest import canonical_json, digest_bytes
 from safegene.errors import DigestMismatch, EmptySample, FormatError, ParamsError
 from safegene.expectations import Rule, examine
 from safegene.params import ValidateParams
-from safegene.prompts import Prompt, check_contamination, normalised, read_prompts
+from safegene.prompts import Prompt, check_contamination, read_prompts
 from safegene.sources.files import PlainFile, read_file
+from safegene.sources.uri import redact, redact_text
 from safegene.suites import Card, Options, Suite, format_named, gather, read_suite, write_suite
 from safegene.suites.card import Transform, check_known, counted, expectations, jsonl, pinned
-from safegene.suites.loading import Item
+from safegene.suites.loading import Item, wording
 from safegene.suites.tables import unpacked
 from safegene.suites.wrappers import read_templates, translate, wrap
 from safegene.workspace import Workspace
@@ -93,7 +94,7 @@ def add(ws: Workspace, asked: Request) -> Suite:
     """Read a public set and put it on the shelf as a suite.
 
     Raises:
-        ParamsError: no licence, no origin, an unknown format or option.
+        ParamsError: no licence, no origin, a secret in it, an unknown format or option.
         SourceError: the source does not answer.
         FormatError: the file is not of that format.
         DigestMismatch: the file is not the one that was asked for.
@@ -106,11 +107,14 @@ def add(ws: Workspace, asked: Request) -> Suite:
     file = read_file(asked.source, kind.files)
     if asked.origin and file.uri:
         raise ParamsError(f"expected --from for files on this machine only, got it for {file.uri}")
+    if redact_text(asked.origin) != asked.origin:
+        raise ParamsError(f"expected --from without secrets, got one in {redact(asked.origin)}")
     origin = check_known("source (--from)", file.uri or asked.origin, hint="say where the file comes from, as a URL")
     files = {file.name: file.data}
     if asked.sha256 and (got := digest_bytes(file.data)) != asked.sha256:
         raise DigestMismatch(f"expected {file.name} with {asked.sha256}, got {got}, from {asked.source}")
     items = list(kind.load(unpacked(file.name, file.data), file.name, asked.options))
+    _check_options(asked, items)
     base = gather(items, asked.options, file.name).rows
     more, transforms = _transformed(base, asked, files)
     loaded = gather([*items, *more], asked.options, file.name)
@@ -120,7 +124,7 @@ def add(ws: Workspace, asked: Request) -> Suite:
     options |= {"languages": asked.options.languages, "without": asked.options.without}
     card = Card(
         name=asked.name,
-        version=asked.version,
+        version=check_known("version (--version)", asked.version),
         source=origin,
         revision=file.revision,
         licence=licence,
@@ -137,6 +141,21 @@ def add(ws: Workspace, asked: Request) -> Suite:
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     return write_suite(folder, card, rows)
+
+
+def _check_options(asked: Request, items: Sequence[Item]) -> None:
+    """Refuse an option that would do nothing: a slip of the pen must not keep rows that somebody wanted out.
+
+    Raises:
+        ParamsError: a category that the set does not have, or languages of a set without.
+    """
+    if asked.options.languages and not format_named(asked.format).languages:
+        raise ParamsError(f"expected no languages for {asked.format}, got {', '.join(asked.options.languages)}")
+    known = {item.category for item in items if isinstance(item, Prompt)}
+    if unknown := sorted(set(asked.options.without) - known):
+        raise ParamsError(
+            f"expected categories of the set ({', '.join(sorted(known))[:300]}), got {str(unknown)[1:-1][:200]}"
+        )
 
 
 def _transformed(
@@ -252,11 +271,13 @@ def use(ws: Workspace, wanted: Sequence[str]) -> Used:
     A behaviour that an earlier suite asks in the same words is left out with all its rows.
 
     Raises:
-        ParamsError: a suite holds rows that a gate does not ask.
+        ParamsError: a suite is named twice, or holds rows that a gate does not ask.
         EmptySample: a suite has no test rows.
         FormatError: two suites use one id for different rows.
         ContaminatedSample: see `check_unseen`.
     """
+    if twice := sorted({name for name in wanted if list(wanted).count(name) > 1}):
+        raise ParamsError(f"expected every suite once, got {', '.join(twice)} twice")
     sets, params, found = fitted(ws), ws.params.validate_, chosen(ws, wanted)
     rows: dict[str, Prompt] = {}
     texts: set[str] = set()
@@ -269,12 +290,12 @@ def use(ws: Workspace, wanted: Sequence[str]) -> Used:
             )
         check_unseen(suite, sets, params)
         own = suite.prompts.where(split="test")
-        asked = {row.behaviour for row in own if normalised(row.prompt) in texts}
+        asked = {row.behaviour for row in own if wording(row) in texts}
         kept = [row for row in own if row.behaviour not in asked]
-        if twice := sorted(row.id for row in kept if row.id in rows):
-            raise FormatError(f"expected every id in one suite, got {twice[:3]} again in {name}")
+        if again := sorted(row.id for row in kept if row.id in rows):
+            raise FormatError(f"expected every id in one suite, got {again[:3]} again in {name}")
         rows |= {row.id: row for row in kept}
-        texts |= {normalised(row.prompt) for row in kept}
+        texts |= {wording(row) for row in kept}
         left[name] = len(own) - len(kept)
     path = ws.prompts / "gate.jsonl"
     data = jsonl(list(rows.values()))

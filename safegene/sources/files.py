@@ -50,7 +50,13 @@ def read_file(where: str, names: Sequence[str] = ()) -> PlainFile:
         return _dataset(where)
     if where.startswith("s3://"):
         return _object(where)
-    return _local(Path(parse(where).path if "://" in where else where), names)
+    if "://" in where and not where.startswith("file://"):
+        forms = "PATH, file://PATH, hf://datasets/ORG/NAME[@REVISION]/FILE or s3://BUCKET/KEY"
+        raise SourceError(f"expected a source of the form {forms}, got {redact(where)!r}")
+    try:
+        return _local(Path(parse(where).path if "://" in where else where), names)
+    except OSError as error:
+        raise SourceError(f"expected a file, got {error.strerror}, at {where[:200]}") from None
 
 
 def _local(path: Path, names: Sequence[str]) -> PlainFile:

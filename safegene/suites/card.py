@@ -25,7 +25,8 @@ CARD, DATA = "suite.json", "data.jsonl"
 MAX_CARD = 1 << 20
 COLUMNS = ("id", "prompt", "kind", "category", "behaviour", "split")
 UNKNOWN = frozenset(["", "unknown", "none", "n/a", "na", "tbd", "todo", "other", "?", "-"])
-Said = Annotated[str, StringConstraints(min_length=1, max_length=1000, strip_whitespace=True)]
+LONGEST_SAID = 1000  # characters
+Said = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_SAID, strip_whitespace=True)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -120,10 +121,12 @@ def check_known(what: str, value: str, *, hint: str = "") -> str:
     """The value without blanks around it, if it says anything.
 
     Raises:
-        ParamsError: it is empty, or a word for not knowing.
+        ParamsError: it is empty, longer than a card's field, not one line of text, or a word for not knowing.
     """
-    if value.strip().casefold() in UNKNOWN or not value.isprintable():
-        raise ParamsError(f"expected the suite's {what}, got {value!r}", remedy=hint)
+    if value.strip().casefold() in UNKNOWN or not value.isprintable() or len(value) > LONGEST_SAID:
+        raise ParamsError(
+            f"expected the suite's {what}, at most {LONGEST_SAID} characters, got {value[:80]!r}", remedy=hint
+        )
     return value.strip()
 
 
@@ -210,9 +213,10 @@ def read_suite(folder: Path) -> Suite:
 
 
 def _card(path: Path) -> Card:
-    raw = strict_json(path.read_bytes(), where=str(path))
+    data = path.read_bytes()
+    strict_json(data, where=str(path))  # pydantic's own reader lets a key stand twice
     try:
-        card = Card.model_validate_json(canonical_json(raw))
+        card = Card.model_validate_json(data)
         check_known("licence", card.licence)
         check_known("source", card.source)
     except ValidationError as error:

@@ -16,11 +16,13 @@ class Format:
         load: bytes -> rows.
         files: names under which the set is published, for a SOURCE that is a folder.
         licence: what its authors say of its licence, as a hint; the card holds what a person looked up.
+        languages: of the columns that a person may choose.
     """
 
     load: Loader
     files: tuple[str, ...]
     licence: str
+    languages: tuple[str, ...] = ()
 
 
 FORMATS: Mapping[str, Format] = {
@@ -37,7 +39,7 @@ FORMATS: Mapping[str, Format] = {
     "catqa": Format(harmful.question_tree("catqa"), ("catqa_english.json",), "Apache-2.0"),
     "harmfulqa": Format(harmful.question_tree("harmfulqa"), ("harmfulqa.json",), "Apache-2.0"),
     "dangerousqa": Format(harmful.question_list("dangerousqa"), ("dangerousqa.json",), "Apache-2.0"),
-    "multijail": Format(harmful.multijail, ("MultiJail.csv",), "MIT"),
+    "multijail": Format(harmful.multijail, ("MultiJail.csv",), "MIT", harmful.LANGUAGES),
     "simplesafetytests": Format(harmful.simplesafetytests, ("sst_test_cases.csv",), "CC-BY-2.0"),
     "beavertails": Format(
         harmful.beavertails, ("test.jsonl", "test.jsonl.gz", "test.jsonl.xz"), "CC-BY-NC-4.0 (not for commercial use)"

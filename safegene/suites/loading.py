@@ -8,7 +8,7 @@ from typing import Any
 from safegene.errors import EmptySample, FormatError
 from safegene.prompts import Kind, Prompt, Split, normalised
 
-LONGEST = 8000  # characters
+LONGEST, LONGEST_CATEGORY = 8000, 200  # characters
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def row(
     """A prompt; its behaviour is its own id unless told. Without text it is left out.
 
     Raises:
-        FormatError: a value is no text, or holds NUL or half a surrogate pair.
+        FormatError: a value is no text, or holds NUL or half a surrogate pair; a category is longer than a name.
     """
     said = {
         "prompt": clean(text, where),
@@ -70,6 +70,9 @@ def row(
         "response": clean(response, where),
         "id": clean(name, where),
     }
+    if len(said["category"]) > LONGEST_CATEGORY:
+        got = len(said["category"])
+        raise FormatError(f"expected a category of at most {LONGEST_CATEGORY} characters, got {got}, in {where}")
     if not said["prompt"]:
         return LeftOut("no text")
     if not said["category"]:
@@ -120,7 +123,7 @@ def gather(items: Iterable[Item], options: Options, where: str) -> Loaded:
             left[reason] += 1
         elif isinstance(item, Prompt):
             rows[item.id] = item
-            texts.add(_key(item))
+            texts.add(wording(item))
     if not rows:
         said = ", ".join(f"{count} left out: {reason}" for reason, count in sorted(left.items())) or "no rows"
         raise EmptySample(f"expected at least one prompt, got none ({said}), in {where}")
@@ -132,8 +135,9 @@ def _unwanted(prompt: Prompt, options: Options, texts: set[str]) -> str:
         return f"category {prompt.category}"
     if len(prompt.prompt) > options.longest:
         return f"more than {options.longest} characters"
-    return "the same text as an earlier row" if _key(prompt) in texts else ""
+    return "the same text as an earlier row" if wording(prompt) in texts else ""
 
 
-def _key(prompt: Prompt) -> str:
+def wording(prompt: Prompt) -> str:
+    """The prompt's words, by which two rows are the same; of a prompt of signs only, its text."""
     return normalised(prompt.prompt) or prompt.prompt

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def unpacked(name: str, data: bytes, *, limit: int = MAX_BYTES) -> bytes:
         try:
             with gzip.open(io.BytesIO(data)) if ending == ".gz" else lzma.open(io.BytesIO(data)) as file:
                 data = file.read(limit + 1)
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise FormatError(f"expected a whole {ending} file, got {error}, in {name}") from None
     if len(data) > limit:
         raise FormatError(f"expected at most {limit} bytes, got more, in {name}")
