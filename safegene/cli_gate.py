@@ -1,5 +1,6 @@
 """``safegene gate ...``: decide now, and read what was decided."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,12 +91,12 @@ def _said(target: str, verdict: dict[str, Any]) -> None:
         table.add_row(one["name"], one["outcome"], *shown, *counts)
     console.print(table)
     asked = ", ".join(f"{kind} {one['asked']} of {one['planned']}" for kind, one in verdict.get("prompts", {}).items())
-    noise, attempt = verdict.get("noise"), verdict.get("attempt") or {"number": 1, "alpha": None}
+    noise, attempt = verdict.get("noise"), verdict.get("attempt") or {"number": 1, "alpha": math.nan}
     floor = f"{noise['flips']} of {noise['prompts']} labels changed" if noise else "not measured"
     facts = {
         "prompts asked": asked,
         "noise of the same weights asked twice": floor,
-        "attempt on this fine-tune": f"{attempt['number']}, at level {attempt['alpha']}",
+        "attempt on this fine-tune": f"{attempt['number']}, at level {attempt['alpha']:.2g}",
         "replies stopped at a refusal": _stopped(verdict.get("stopping")),
         "replies judged again": str(verdict.get("judged_again", 0)),
         "judge": str(verdict["judge"].get("assumption") or "exact"),

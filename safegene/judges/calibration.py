@@ -6,6 +6,7 @@ counts, not rates, so that the intervals are ours. A file of another judge is re
 and every word of a judge's prompt is part of its identity.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from safegene.judges.labels import LabelForm, read_labels
 from safegene.params import JudgeParams
 from safegene.stats import wilson
 from safegene.verdict import Calibration, Counts, Label
+
+log = logging.getLogger(__name__)
 
 SCHEMA = "safegene/calibration/v1"
 
@@ -56,6 +59,13 @@ def measure(
     )
 
 
+def log_cost(name: str, judge: Judge) -> None:
+    """Say what a judge that is paid for has spent; nothing of one on this machine."""
+    cost = getattr(judge, "cost", None)
+    if cost is not None:
+        log.info("%s: %s", name, cost)
+
+
 def calibrate(
     params: JudgeParams, labels: Path, what: str, *, root: Path, form: LabelForm = "ours"
 ) -> tuple[Calibration, Path]:
@@ -72,7 +82,9 @@ def calibrate(
             remedy="set it to a file in data/judges, such as data/judges/judge.json",
         )
     rows = read_labels(labels, form)
-    found = measure(build(params), rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
+    judge = build(params)
+    found = measure(judge, rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
+    log_cost("judge", judge)
     path = root / params.calibration
     path.parent.mkdir(parents=True, exist_ok=True)
     write_calibration(found, path)

@@ -30,6 +30,11 @@ class Cost:
     completion_tokens: int = 0
     estimated: int = 0
 
+    def __str__(self) -> str:
+        upper = f" ({self.estimated} answers counted with an upper bound)" if self.estimated else ""
+        tokens = f"{self.prompt_tokens} tokens asked, {self.completion_tokens} answered"
+        return f"{self.requests} requests, {self.retries} of them again, {tokens}{upper}"
+
 
 class Spent(Exception):  # noqa: N818 (no error: a budget that is spent)
     """The budget is spent; says which."""

@@ -25,6 +25,7 @@ from typing import Any
 from safegene.digest import canonical_json, digest_bytes, digest_files
 from safegene.engines import Contender, Engine
 from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
+from safegene.judges.calibration import log_cost
 from safegene.judges.canaries import check
 from safegene.judges.markers import refusal_stop
 from safegene.judging import Instrument, judgement_of
@@ -192,6 +193,9 @@ def _until_clear(ask: Asking, known: Mapping[str, Prompt], gate: GateParams) -> 
         done += [one.id for one in block]
         verdict = decide([judgement_of(row) for row in rows], ask.plan, gate)
         log.info("%d of %d prompts asked: %s so far", len(done), len(ask.plan.prompts), verdict.outcome)
+    for name, instrument in (("judge", ask.first), ("adjudicator", ask.second)):
+        if instrument is not None:
+            log_cost(name, instrument.judge)
     return rows
 
 

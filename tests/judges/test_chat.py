@@ -232,6 +232,8 @@ def test_the_cost_is_counted(endpoint: Endpoint) -> None:
     cost = made.cost
     assert (cost.requests, cost.retries, cost.estimated, cost.completion_tokens) == (5, 1, 1, 2 + 2 + 8 + 2)
     assert 300 < cost.prompt_tokens < 300 + 4000
+    assert str(cost).startswith("5 requests, 1 of them again, ")
+    assert str(cost).endswith(" 14 answered (1 answers counted with an upper bound)")
 
 
 @pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": -1, "completion_tokens": 1}, {"prompt_tokens": True}])
