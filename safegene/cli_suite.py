@@ -90,7 +90,8 @@ def suite_list(as_json: AsJson = False) -> None:
     if as_json:
         write_json({"suites": plain, "broken": broken})
     else:
-        console.print(table if plain else "no suite yet: `safegene suite add`")
+        if plain or not broken:
+            console.print(table if plain else "no suite yet: `safegene suite add`")
         for name, why in broken.items():
             console.print(f"[red]broken[/] {escape(visible(name))}: {escape(visible(why))}", soft_wrap=True)
     if broken:
