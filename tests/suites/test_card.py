@@ -194,7 +194,9 @@ def test_an_expectation_that_rows_break_is_named_with_the_rows(tmp_path: Path) -
     assert "data.jsonl" in broken.value.message
 
 
-@pytest.mark.parametrize("said", ["", " ", "unknown", "UNKNOWN", "n/a", "TBD", "?", "-", "MIT\n", "MIT\x1b[31m", "\ud800"])
+@pytest.mark.parametrize(
+    "said", ["", " ", "unknown", "UNKNOWN", "n/a", "TBD", "?", "-", "MIT\n", "MIT\x1b[31m", "\ud800"]
+)
 def test_a_word_for_not_knowing_is_no_licence(said: str) -> None:
     with pytest.raises(ParamsError, match="expected the suite's licence") as refused:
         check_known("licence", said, hint="look it up")

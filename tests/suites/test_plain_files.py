@@ -1,4 +1,4 @@
-"""One plain file, from a folder, the Hub's data sets (a stand-in of its API) or S3 (a mock, or a server where one is named)."""
+"""One plain file, from a folder, the Hub's data sets (a stand-in of its API) or S3 (a mock, or a real server)."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What the shelf refuses to take, or to give to a gate; each refusal is one sentence and leaves everything as it was."""
+"""What the shelf refuses to take, or to give to a gate; each refusal leaves everything as it was."""
 
 import json
 from pathlib import Path

@@ -46,7 +46,9 @@ NAMES = st.lists(st.from_regex(r"[a-z0-9]{1,6}", fullmatch=True), min_size=2, ma
 
 
 @given(NAMES, st.data())
-def test_law_a_template_more_moves_only_the_behaviours_that_it_takes_over(names: list[str], data: st.DataObject) -> None:
+def test_law_a_template_more_moves_only_the_behaviours_that_it_takes_over(
+    names: list[str], data: st.DataObject
+) -> None:
     count = data.draw(st.integers(1, len(names) - 1))
     before, after = chosen(ROWS, names[:-1], count), chosen(ROWS, names, count)
     for behaviour, got in after.items():
@@ -98,16 +100,12 @@ def test_two_places_are_one_too_many(place: str, other: str) -> None:
 
 def test_a_prompt_that_holds_a_place_is_not_filled_again() -> None:
     made, _ = wrap([base(0, "what does {prompt} or {} mean")], pool("s"), 1, Options())
-    assert [row.prompt for row in made if isinstance(row, Prompt)] == [
-        "s before what does {prompt} or {} mean after s"
-    ]
+    assert [row.prompt for row in made if isinstance(row, Prompt)] == ["s before what does {prompt} or {} mean after s"]
 
 
 def test_a_wrapped_row_keeps_behaviour_category_and_split() -> None:
     (row,) = wrap([base(3)], pool("s"), 1, Options())[0]
-    assert row == base(3).model_copy(
-        update={"id": "b3--s", "kind": "wrapped", "prompt": "s before do thing 3 after s"}
-    )
+    assert row == base(3).model_copy(update={"id": "b3--s", "kind": "wrapped", "prompt": "s before do thing 3 after s"})
 
 
 def test_only_direct_harmful_rows_are_wrapped() -> None:
