@@ -124,9 +124,8 @@ def check_known(what: str, value: str, *, hint: str = "") -> str:
         ParamsError: it is empty, longer than a card's field, not one line of text, or a word for not knowing.
     """
     if value.strip().casefold() in UNKNOWN or not value.isprintable() or len(value) > LONGEST_SAID:
-        raise ParamsError(
-            f"expected the suite's {what}, at most {LONGEST_SAID} characters, got {value[:80]!r}", remedy=hint
-        )
+        most = f" in at most {LONGEST_SAID} characters" if len(value) > LONGEST_SAID else ""
+        raise ParamsError(f"expected the suite's {what}{most}, got {value[:80]!r}", remedy=hint)
     return value.strip()
 
 
