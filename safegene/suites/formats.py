@@ -39,6 +39,7 @@ FORMATS: Mapping[str, Format] = {
     "catqa": Format(harmful.question_tree("catqa"), ("catqa_english.json",), "Apache-2.0"),
     "harmfulqa": Format(harmful.question_tree("harmfulqa"), ("harmfulqa.json",), "Apache-2.0"),
     "dangerousqa": Format(harmful.question_list("dangerousqa"), ("dangerousqa.json",), "Apache-2.0"),
+    "adversarialqa": Format(harmful.question_list("adversarialqa"), ("adversarialqa.json",), "Apache-2.0"),
     "multijail": Format(harmful.multijail, ("MultiJail.csv",), "MIT", harmful.LANGUAGES),
     "simplesafetytests": Format(harmful.simplesafetytests, ("sst_test_cases.csv",), "CC-BY-2.0"),
     "beavertails": Format(

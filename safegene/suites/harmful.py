@@ -82,7 +82,7 @@ def question_tree(name: str) -> Loader:
 
 
 def question_list(name: str) -> Loader:
-    """A JSON list of questions (DangerousQA)."""
+    """A JSON list of questions (DangerousQA, AdversarialQA)."""
 
     def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
         for number, text in enumerate(_list(json_value(data, where), where)):

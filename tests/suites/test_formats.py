@@ -45,6 +45,7 @@ SHAPES: dict[str, bytes] = {
     "catqa": json.dumps({"Kind": {"Part": ["do thing a", "do thing b"]}}).encode(),
     "harmfulqa": json.dumps({"Kind": {"Part": ["do thing a"]}}).encode(),
     "dangerousqa": json.dumps(["do thing a", "do thing b"]).encode(),
+    "adversarialqa": json.dumps(["do thing a", "do thing b"]).encode(),
     "multijail": csv(MULTIJAIL, "1,ours,do a,zh a,it a,vi a,ar a,ko a,th a,bn a,sw a,jv a,\"['kind', 'other']\""),
     "simplesafetytests": csv("id,harm_area,category,prompt", "SST_1,area,advice,do thing a"),
     "beavertails": lines(
@@ -68,6 +69,7 @@ ROWS = {  # format -> (kind, category, response) of each row
     "catqa": [("harmful", "Kind", "")] * 2,
     "harmfulqa": [("harmful", "Kind", "")],
     "dangerousqa": [("harmful", "dangerousqa", "")] * 2,
+    "adversarialqa": [("harmful", "adversarialqa", "")] * 2,
     "multijail": [("harmful", "kind", "")],
     "simplesafetytests": [("harmful", "area", "")],
     "beavertails": [("harmful", "kind", "")],

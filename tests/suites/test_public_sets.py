@@ -39,7 +39,7 @@ LOADS = {
     CATQA.format("vietnamese"): Loads("catqa", {"harmful": 545}, 5),
     "catqa_harmfulqa/harmfulqa.json": Loads("harmfulqa", {"harmful": 1938}, 22),
     "catqa_harmfulqa/dangerousqa.json": Loads("dangerousqa", {"harmful": 200}),
-    "catqa_harmfulqa/adversarialqa.json": Loads("dangerousqa", {"harmful": 500}),
+    "catqa_harmfulqa/adversarialqa.json": Loads("adversarialqa", {"harmful": 500}),
     "gsm8k/test.jsonl": Loads("gsm8k", {"task": 1319}),
     "gsm8k/train.jsonl": Loads("gsm8k", {"task": 7473}),
     "jailbreakbench/behaviors.csv": Loads("jailbreakbench", {"harmful": 100}),
