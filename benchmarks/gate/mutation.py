@@ -1,8 +1,8 @@
 """``python -m benchmarks.gate.mutation``: flip every single comparison of gate and statistics; some test must fail.
 
 A copy of the package with one comparison flipped is put before the real one, and the tests of gate and statistics run
-against it until one fails. Survivors are printed with their line. Slow (minutes to an hour), so not a test; arguments
-name other files than all of them.
+against it until one fails. Survivors are printed with their line, and published. Slow (minutes to an hour), so not a
+test; arguments name other files than all of them, and then nothing is published.
 """
 
 import ast
@@ -13,6 +13,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.results import commit, machine, publish
 
 ROOT = Path(__file__).parents[2]
 FILES = ("safegene/stats.py", "safegene/stages/gate.py", "safegene/verdict/*.py")
@@ -87,6 +89,11 @@ def main() -> None:
             place.write_text(source, encoding="utf-8")
             print(f"{path.relative_to(ROOT)}: {count} flipped, {len(left)} survive so far", file=sys.stderr, flush=True)
     print(f"{count} comparisons flipped, {len(left)} survive")
+    if not sys.argv[1:]:
+        listed = "".join(f"\n- `{one}`" for one in left)
+        text = f"{machine()}, commit {commit()}, `python -m benchmarks.gate.mutation`\n\n"
+        text += f"Every comparison in {', '.join(f'`{one}`' for one in FILES)} flipped, one at a time: {count}. "
+        publish("gate-mutation", "The gate, mutated", text + f"No test fails for {len(left)} of them.{listed}")
     raise SystemExit(1 if left or not count else 0)
 
 
