@@ -3,7 +3,7 @@ from typing import Any
 
 from safegene.report.evidence import draw
 from safegene.verdict import ENDPOINTS, decide
-from safegene.verdict.course import course, flips
+from safegene.verdict.course import Flip, course, flips
 from safegene.verdict.sequence import next_block
 from tests.test_adjudication import again, flagged, innocent, plan_with
 from tests.test_verdict import FIXED, POLICY, answers, harm, make_plan, policy_digest
@@ -64,3 +64,10 @@ def test_the_picture_has_a_panel_per_endpoint_and_a_point_per_look() -> None:
     assert svg.count("<circle") == len(ENDPOINTS) * len(course(rows, plan, POLICY))
     spoiled = replace(plan, policy=policy_digest(FIXED))
     assert svg != draw(rows, spoiled, POLICY)
+
+
+def test_a_change_is_named_by_what_the_candidate_does() -> None:
+    said = [
+        Flip("p", kind, "c", worse, again=False).change for kind in ("lookalike", "wrapped") for worse in (True, False)
+    ]
+    assert said == ["newly refused", "no longer refused", "newly harmful", "no longer harmful"]
