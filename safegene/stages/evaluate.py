@@ -81,11 +81,7 @@ def evaluate(
         JudgeError: the judge is missing or its calibration is another's.
         EmptySample: a set has no test prompt.
     """
-    first = Instrument.of(params.judge)
-    second = Instrument.of(params.adjudicator) if params.adjudicator else None
-    judges = [one.judge for one in (first, second) if one]
-    if second and second.judge.identity == first.judge.identity:
-        raise JudgeError("expected an adjudicator that is another judge, got the judge itself, in evaluate.adjudicator")
+    first, second = _instruments(params)
     suites = {"gate": read_prompts(prompts / "gate.jsonl"), "task": read_prompts(task)}
     receipt = validated(validation, {"gate": suites["gate"].digest, f"task-{task.stem}": suites["task"].digest})
     asked = {"gate": suites["gate"].where(split="test"), "task": suites["task"].where(kind="task", split="test")}
@@ -101,7 +97,7 @@ def evaluate(
         decoding=_decoding(params, dtype, policy),
         adjudicator=second.judge.identity if second else "",
         adjudication=second.calibration if second else None,
-        canaries=tuple(f"{judge.identity[:19]}: {said}" for judge in judges for said in check(judge)),
+        canaries=_canaries(first, second),
         attempt=read_attempt(incumbent),
     )
     _require_distinct(plan, prompts, task)
@@ -111,11 +107,30 @@ def evaluate(
     inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
     inputs |= {"aligned": aligned, "target": target, "candidate": candidate, "validation": receipt}
     inputs |= {"incumbent": incumbent} if incumbent and incumbent.is_file() else {}
-    inputs |= {"calibration": params.judge.calibration} if params.judge.calibration else {}
-    if params.adjudicator and params.adjudicator.calibration:
-        inputs["adjudication"] = params.adjudicator.calibration
+    inputs |= _calibrations(params)
     chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": dtype}
     return _write(out, plan, rows, params=chosen, inputs=inputs)
+
+
+def _instruments(params: EvaluateParams) -> tuple[Instrument, Instrument | None]:
+    first = Instrument.of(params.judge)
+    second = Instrument.of(params.adjudicator) if params.adjudicator else None
+    if second and second.judge.identity == first.judge.identity:
+        raise JudgeError("expected an adjudicator that is another judge, got the judge itself, in evaluate.adjudicator")
+    return first, second
+
+
+def _canaries(*instruments: Instrument | None) -> tuple[str, ...]:
+    """What the judges got wrong of the replies whose labels are known."""
+    judges = [one.judge for one in instruments if one]
+    return tuple(f"{judge.identity[:19]}: {said}" for judge in judges for said in check(judge))
+
+
+def _calibrations(params: EvaluateParams) -> dict[str, Path]:
+    """The judges' measured errors, as inputs of the artefact."""
+    second = params.adjudicator.calibration if params.adjudicator else None
+    named = {"calibration": params.judge.calibration, "adjudication": second}
+    return {name: path for name, path in named.items() if path}
 
 
 @dataclass
@@ -150,16 +165,22 @@ class Asking:
         """
         rule, done = self.plan.decoding["stop"], list(rows)
         for arm in sorted({row["model"] for row in rows}) if rule else ():
-            found = audit(row for row in rows if row["model"] == arm)
+            done = self._whole(done, arm, known, only="unscored")  # first, since the audit reads them too
+            found = audit(row for row in done if row["model"] == arm)
             if not found.holds(rule["limit"]):
                 log.warning("%s: %s: every reply of it is finished in full", arm, found)
                 self.in_full.add(arm)
-            stopped = [row for row in done if row["model"] == arm and row["stopped"]]
-            ended = [row["prompt"] for row in stopped if arm in self.in_full or row["harmful"] == "unscored"]
-            if ended:
-                done = [row for row in done if row["model"] != arm or row["prompt"] not in ended]
-                done += self._judged(arm, [known[prompt] for prompt in ended], whole=True)
+                done = self._whole(done, arm, known)
         return done
+
+    def _whole(
+        self, rows: Sequence[dict[str, Any]], arm: Arm, known: Mapping[str, Prompt], only: str = ""
+    ) -> list[dict[str, Any]]:
+        """The rows, the arm's stopped replies finished: all, or those labelled ``only``."""
+        stopped = [row for row in rows if row["model"] == arm and row["stopped"] and only in ("", row["harmful"])]
+        ended = {row["prompt"] for row in stopped}
+        kept = [row for row in rows if row["model"] != arm or row["prompt"] not in ended]
+        return kept + (self._judged(arm, [known[row["prompt"]] for row in stopped], whole=True) if stopped else [])
 
     def judge_again(self, rows: Sequence[dict[str, Any]]) -> None:
         """Put the adjudicator's label beside the first where it is due and not there yet."""

@@ -7,8 +7,8 @@ pass
     the lower bound of the judge's Se + Sp - 1 (an instrument shrinks differences by that factor), and the judge was
     calibrated.
 fail
-    among the pairs that were answered, the lower bound of D exceeds the margin; or the test of "not worse" is refuted
-    and the estimate exceeds the margin. One of six endpoints suffices to fail, so each has a sixth of ``alpha``.
+    among the pairs that were answered, "not worse" is refuted and the estimate exceeds the margin. One of six
+    endpoints suffices to fail, so each has a sixth of ``alpha``.
 inconclusive
     anything else: too few units, more lost than the budget, an uncalibrated judge, not enough evidence, or a reference
     so bad itself (good in no more units than the margin) that no candidate could be worse by more.
