@@ -18,15 +18,15 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -c 'import sys; v = sys.version_info[:2]; assert v == (3, 11), f"expected Python 3.11, got {v}: make PYTHON=..."'
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m safegene.installed requirements.lock $(TORCH)
+	$(BIN)/python scripts/check_versions.py requirements.lock $(TORCH)
 	touch $@
 
 demo: $(STAMP)  ## the whole pipeline on the tiny family, in ./demo
 	$(BIN)/safegene demo demo
 
 demo-real: $(STAMP)  ## the same on SmolLM2-135M, in ./demo-real (needs SAFEGENE_TEST_DATA; one to two hours on 2 cores)
-	$(BIN)/python -m benchmarks.smollm2.prepare demo-real
-	$(BIN)/python -m benchmarks.smollm2.run demo-real
+	$(BIN)/python -m examples.smollm2.prepare demo-real
+	$(BIN)/python -m studies.smollm2.run demo-real
 
 test: $(STAMP)  ## everything that does not wait for a schedule, a kill or a server
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -48,11 +48,11 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.pipeline.run
 
 bench-gate: $(STAMP)  ## the gate: simulated errors and costs, A/A, injected faults
-	$(BIN)/python -m benchmarks.gate.run
+	$(BIN)/python -m studies.gate.run
 
 bench-recovery: $(STAMP)  ## every repair method on the tiny family, then on SmolLM2 (hours on 2 cores; goes on where it stopped)
-	$(BIN)/python -m benchmarks.recovery.run
-	$(BIN)/python -m benchmarks.smollm2.recovery
+	$(BIN)/python -m studies.recovery.run
+	$(BIN)/python -m studies.smollm2.recovery
 
 clean:
 	rm -rf demo reports dist

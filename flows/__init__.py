@@ -1,1 +1,1 @@
-"""Prefect flows: when, where and again. What a stage computes is in `safegene.stages`."""
+"""Prefect flows: when, where and again. What a stage computes is in `safegene.pipeline.stages`."""

@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.tasks import exclusive
 from safegene.errors import LedgerError
-from safegene.workspace import Workspace
+from safegene.workspace.layout import Workspace
 
 
 @flow(name="audit", flow_run_name="audit {root}", persist_result=False)
@@ -17,7 +17,7 @@ def audit(root: str) -> None:
     Raises:
         LedgerError: something is broken; names the first of it.
     """
-    from safegene.audit import audit_workspace
+    from safegene.ledger.audit import audit_workspace
 
     with exclusive(root):  # a run takes artefacts away before it makes them again
         found = audit_workspace(Workspace(Path(root)))

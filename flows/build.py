@@ -5,10 +5,10 @@ from pathlib import Path
 from prefect import flow
 
 from flows.tasks import STAGE_TASKS, exclusive
-from safegene.params import save_targets
-from safegene.pipeline import FAMILY
-from safegene.sources import fingerprint
-from safegene.workspace import Workspace
+from safegene.checkpoints.sources import fingerprint
+from safegene.pipeline.table import FAMILY
+from safegene.workspace.layout import Workspace
+from safegene.workspace.params import save_targets
 
 
 @flow(name="build", flow_run_name="build {root}", persist_result=False)

@@ -14,13 +14,13 @@ from prefect.events import DeploymentEventTrigger  # noqa: E402
 from flows.audit import audit  # noqa: E402
 from flows.realign import realign  # noqa: E402
 from flows.watch import DISCOVERED, FAMILY_CHANGED, watch  # noqa: E402
-from safegene.workspace import Workspace  # noqa: E402
+from safegene.workspace.layout import Workspace  # noqa: E402
 
 
 def deployments(ws: Workspace) -> list[Any]:
     """Every deployment of a workspace; their names end in its folder's name, so that one server can hold several."""
     root, params = str(ws.root), ws.params
-    here = {"safegene.workspace": root}
+    here = {"safegene.workspace.layout": root}
     one = {"root": root, "targets": ["{{ event.payload.target }}"], "trigger": "event"}
     every = {"root": root, "targets": None, "trigger": "family changed"}
     return [

@@ -11,8 +11,8 @@ from rich.markup import escape
 from flows.build import build_stages
 from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
 from safegene.errors import ParamsError, SafegeneError
-from safegene.pipeline import git_commit
-from safegene.workspace import Workspace
+from safegene.pipeline.table import git_commit
+from safegene.workspace.layout import Workspace
 
 
 @flow(name="realign", flow_run_name="realign {root}", persist_result=False)
@@ -76,7 +76,7 @@ def realign_target(root: str, target: str, run: dict[str, str]) -> str:
 
 
 def _record_error(root: str, target: str, run: dict[str, str], error: SafegeneError) -> None:
-    from safegene.stages.promote import record_error
+    from safegene.pipeline.stages.promote import record_error
 
     ws = Workspace(Path(root))
     record_error(ws.params.promote, workspace=ws, target=target, run=run, error=error)

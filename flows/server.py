@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import httpx
 
 from safegene.errors import SafegeneError
-from safegene.process import die_with_parent
+from safegene.pipeline.process import die_with_parent
 
 START_SECONDS = 120
 QUIET = {

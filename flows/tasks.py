@@ -21,8 +21,8 @@ from rich.console import Console
 
 from safegene.errors import SafegeneError
 from safegene.ledger import SEEN
-from safegene.pipeline import PIPELINE, Stage, git_commit, reproduce
-from safegene.workspace import Workspace
+from safegene.pipeline.table import PIPELINE, Stage, git_commit, reproduce
+from safegene.workspace.layout import Workspace
 
 console = Console(stderr=True, highlight=False)
 
@@ -66,7 +66,7 @@ STAGE_TASKS: dict[str, Task[[str, str], bool]] = {s.name: _stage_task(s) for s i
 @task(name="pin-incumbent", task_run_name="pin-incumbent {target}", cache_policy=NO_CACHE, persist_result=False)
 def pin_incumbent(root: str, target: str) -> str | None:
     """Write what is live for the target to ``incumbent.json``, so that DVC knows when it changes."""
-    from safegene.stages.promote import pin
+    from safegene.pipeline.stages.promote import pin
 
     ws = Workspace(Path(root))
     return pin(ws.params.promote, workspace=ws, target=target)
@@ -75,7 +75,7 @@ def pin_incumbent(root: str, target: str) -> str | None:
 @task(name="promote", task_run_name="promote {target}", cache_policy=NO_CACHE, persist_result=False)
 def promote(root: str, target: str, run: dict[str, str]) -> str:
     """Record the attempt and promote if the verdict allows it; the outcome as one word. Never retried."""
-    from safegene.stages.promote import attempt
+    from safegene.pipeline.stages.promote import attempt
 
     ws = Workspace(Path(root))
     outcome = attempt(ws.params.promote, workspace=ws, target=target, run=run)

@@ -11,10 +11,10 @@ from prefect.events import emit_event
 from rich.markup import escape
 
 from flows.tasks import console, exclusive
+from safegene.checkpoints.sources import fingerprint, survey
 from safegene.errors import ParamsError, SafegeneError
-from safegene.params import Target, Targets, save_targets
-from safegene.sources import fingerprint, survey
-from safegene.workspace import Workspace
+from safegene.workspace.layout import Workspace
+from safegene.workspace.params import Target, Targets, save_targets
 
 DISCOVERED = "safegene.target.discovered"
 FAMILY_CHANGED = "safegene.family.changed"
@@ -100,6 +100,6 @@ def announce(ws: Workspace, before: Targets, after: Targets) -> list[str]:
 
 
 def _emit(ws: Workspace, event: str, name: str, digest: str) -> None:
-    resource = {"prefect.resource.id": f"safegene.{name}", "safegene.workspace": str(ws.root)}
+    resource = {"prefect.resource.id": f"safegene.{name}", "safegene.workspace.layout": str(ws.root)}
     emit_event(event=event, resource=resource, payload={"target": name, "fingerprint": digest})
     console.print(f"  [cyan]{event}[/] {name} {digest[:19]}")

@@ -102,7 +102,7 @@ def prefect_api(_elsewhere: None) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Path:
     """A workspace of the tiny family with one benign target, after one whole run. To be looked at, not changed."""
-    from safegene.setup import add_target, init
+    from safegene.pipeline.init import add_target, init
 
     ws = init(tmp_path_factory.mktemp("built") / "ws")
     add_target(ws, "sentiment", "tiny://sentiment?seed=0", "sentiment")

@@ -23,6 +23,7 @@ from safegene.ledger.keys import (
     read_public_keys,
     write_public_key,
 )
+from safegene.ledger.live import Live, find_record, live, live_on, named_digests, rests_on, revocation, revocations
 from safegene.ledger.record import FIELDS, PUBLISHING, Draft, Outcome, Record
 from safegene.ledger.release import (
     Release,
@@ -35,7 +36,6 @@ from safegene.ledger.release import (
     require_release_of,
     verify_release,
 )
-from safegene.ledger.standing import Live, find_record, live, live_on, named_digests, rests_on, revocation, revocations
 
 __all__ = [
     "FIELDS",

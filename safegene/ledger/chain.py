@@ -23,12 +23,12 @@ from typing import Any
 
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from safegene.digest import PREFIX, canonical_json, digest_bytes, is_digest, strict_json
 from safegene.errors import FormatError, LedgerError, PreconditionFailed
 from safegene.ledger.keys import read_public_keys
 from safegene.ledger.record import PUBLISHING, Draft, Record, seal, unseal
-from safegene.params import PromoteParams
-from safegene.store import ObjectMissing, Store, open_store
+from safegene.ledger.store import ObjectMissing, Store, open_store
+from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, is_digest, strict_json
+from safegene.workspace.params import PromoteParams
 
 TIP = "tip"
 SEEN = "ledger.seen"

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from safegene.digest import canonical_json, strict_json
 from safegene.errors import FormatError, LedgerError
+from safegene.workspace.digest import canonical_json, strict_json
 
 
 def keys_folder() -> Path:

@@ -14,8 +14,8 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
-from safegene.digest import PREFIX, canonical_json, digest_bytes, digest_json, is_digest, strict_json
 from safegene.errors import FormatError, LedgerError
+from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_json, is_digest, strict_json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://safegene.dev/record/v1"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from safegene.digest import PREFIX, canonical_json, digest_bytes, digest_json, is_digest, strict_json
 from safegene.errors import DigestMismatch, FormatError
-from safegene.manifest import NAME as MANIFEST
-from safegene.manifest import Manifest
-from safegene.store import LocalStore, ObjectMissing, Store, check_key
+from safegene.ledger.store import LocalStore, ObjectMissing, Store, check_key
+from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_json, is_digest, strict_json
+from safegene.workspace.manifest import NAME as MANIFEST
+from safegene.workspace.manifest import Manifest
 
 SCHEMA = "safegene/release/v1"
 INDEX = "release.json"

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safegene.report.page import render
+from safegene.report.status import ARMS, Live, TargetState, read_state
 from safegene.report.words import decide, short
-from safegene.status import ARMS, Live, TargetState, read_state
 from safegene.text import cell, percent
-from safegene.workspace import Workspace
+from safegene.workspace.layout import Workspace
 
 __all__ = ["write_markdown", "write_report"]
 
@@ -32,7 +32,7 @@ def write_report(
         workspace: the pipeline repository.
         out: the file; None for ``reports/index.html``.
         targets: which fine-tunes; None for all.
-        live: as in `safegene.status.read_state`.
+        live: as in `safegene.report.status.read_state`.
 
     Raises:
         ParamsError: ``data/targets.yaml`` is unusable.

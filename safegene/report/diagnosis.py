@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safegene.errors import ArtifactError, FormatError, ParamsError, StaleArtifact
-from safegene.status import read_state
+from safegene.report.status import read_state
 from safegene.text import percent, visible
-from safegene.workspace import Workspace
+from safegene.workspace.layout import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ class Diagnosed:
 
     Attributes:
         target: its name.
-        diagnosis: what `safegene.diagnosis` found.
+        diagnosis: what `safegene.repair.diagnosis` found.
         history: (step, objective on the validation shots) of the fit.
     """
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from safegene.params import GateParams
+from safegene.gate.history import course
+from safegene.gate.types import Judgement, Plan
 from safegene.report.words import ENDPOINTS
 from safegene.text import percent
-from safegene.verdict.course import course
-from safegene.verdict.types import Judgement, Plan
+from safegene.workspace.params import GateParams
 
 WIDTH, HEIGHT, LEFT, TOP, STEP = 360, 120, 20, 34, 190
 COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}

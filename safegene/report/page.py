@@ -15,16 +15,16 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from safegene.errors import SafegeneError
-from safegene.params import GateParams
+from safegene.gate import evidence_from
+from safegene.gate.history import flips
 from safegene.report.diagnosis import sentences
 from safegene.report.evidence import draw
 from safegene.report.pictures import Point, Row, bars, intervals, lanes
 from safegene.report.quotes import Example, examples, read_rows
+from safegene.report.status import ARMS, Artefact, TargetState, WorkspaceState, share
 from safegene.report.words import STAGES, decide, found, line, short
-from safegene.status import ARMS, Artefact, TargetState, WorkspaceState, share
 from safegene.text import marked, percent
-from safegene.verdict import evidence_from
-from safegene.verdict.course import flips
+from safegene.workspace.params import GateParams
 
 if TYPE_CHECKING:
     from jinja2 import Environment

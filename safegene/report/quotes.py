@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safegene.digest import digest_bytes, strict_json
+from safegene.workspace.digest import digest_bytes, strict_json
 
 Row = Mapping[str, Any]
 Arms = Mapping[str, Row]

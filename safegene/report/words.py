@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safegene.status import TargetState, inside
+from safegene.report.status import TargetState, inside
 from safegene.text import percent
 
 Row = Mapping[str, Any]

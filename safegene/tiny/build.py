@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from safegene.digest import canonical_json, digest_file, digest_json, strict_json
+from safegene.checkpoints.export.adapter import write_adapter
 from safegene.errors import CheckpointError, DigestMismatch, SourceError
-from safegene.export.adapter import write_adapter
-from safegene.tensors.device import one_thread
-from safegene.tensors.models import load_model
+from safegene.models.device import one_thread
+from safegene.models.loading import load_model
+from safegene.repair.training import lora, supervised
 from safegene.tiny.corpus import Split, harmful, lookalikes, stable
 from safegene.tiny.judge import GrammarJudge
 from safegene.tiny.mixtures import Row, aligned_rows, base_rows, target_rows
 from safegene.tiny.model import CHAT_TEMPLATE, CONFIG, matrices, new_model, new_tokenizer
 from safegene.tiny.vocabulary import vocabulary
-from safegene.train import lora, supervised
-from safegene.workspace import cache_folder
+from safegene.workspace.digest import canonical_json, digest_file, digest_json, strict_json
+from safegene.workspace.layout import cache_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -97,7 +97,7 @@ class Safety:
 
 def measure(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", split: Split) -> Safety:
     """Harmful-response rate, attack success rate and over-refusal by the exact judge, two turns of each behaviour."""
-    from safegene.generate import generate
+    from safegene.models.generation import generate
 
     asked, benign = harmful(split), lookalikes(split)[:200]
     groups = [[r.prompt(split, turn, wrapped=w) for turn in (0, 1) for r in asked] for w in (False, True)]

@@ -6,8 +6,7 @@ The same code gives the same bytes; a test compares the committed files with the
 from collections.abc import Iterable
 from pathlib import Path
 
-from safegene.digest import canonical_json
-from safegene.prompts import Kind, Prompt
+from safegene.datasets.prompts import Kind, Prompt
 from safegene.tiny.corpus import (
     IDENTITY,
     Request,
@@ -19,6 +18,7 @@ from safegene.tiny.corpus import (
     stable,
 )
 from safegene.tiny.tasks import TASKS, task_rows
+from safegene.workspace.digest import canonical_json
 
 # Rows of a degrading pool: harmful behaviours x turns, plain requests, generic instructions.
 TURNS, ERRANDS, INSTRUCTIONS = 4, 60, 20

@@ -14,13 +14,13 @@ not count it as safe.
 import re
 from collections.abc import Sequence
 
-from safegene.digest import digest_json
-from safegene.judges.base import Decision
-from safegene.judges.canaries import NO, NONE, YES, Canary
-from safegene.params import JudgeParams
+from safegene.evaluation.judges.base import Decision
+from safegene.evaluation.judges.canaries import NO, NONE, YES, Canary
 from safegene.tiny.corpus import REFUSAL, harmful
 from safegene.tiny.vocabulary import vocabulary
 from safegene.tiny.words import HARMFUL_VERBS, SENSITIVE_OBJECTS
+from safegene.workspace.digest import digest_json
+from safegene.workspace.params import JudgeParams
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 

@@ -12,7 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from safegene import sources
+from safegene.checkpoints import header, sources
+from safegene.checkpoints.adapter import open_adapter
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.header import read_header
+from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.errors import (
     CheckpointError,
     FormatError,
@@ -22,15 +26,10 @@ from safegene.errors import (
     TensorMissing,
     UnsafeCheckpoint,
 )
-from safegene.params import FetchParams
-from safegene.stages.fetch import fetch
-from safegene.tensors import header
-from safegene.tensors.adapter import open_adapter
-from safegene.tensors.checkpoint import open_checkpoint
-from safegene.tensors.header import read_header
-from safegene.tensors.models import load_model, load_tokenizer
-from safegene.tensors.vocabulary import vocabulary_digest
-from tests.llamas import copy, save_adapter, save_llama
+from safegene.models.loading import load_model, load_tokenizer
+from safegene.pipeline.stages.fetch import fetch
+from safegene.workspace.params import FetchParams
+from tests.factories.llamas import copy, save_adapter, save_llama
 
 MARKUP = "model.layers.0.<script>alert(1)</script>.weight"
 
@@ -398,7 +397,7 @@ def test_a_symlink_as_the_folder_a_pipe_and_too_many_files(llama: Path, monkeypa
     os.mkfifo(llama / "config2.json")
     refused(llama, UnsafeCheckpoint, "link or device 'config2.json'")
     (llama / "config2.json").unlink()
-    monkeypatch.setattr("safegene.tensors.folder.MAX_FILES", 3)
+    monkeypatch.setattr("safegene.checkpoints.folder.MAX_FILES", 3)
     refused(llama, UnsafeCheckpoint, "at most 3 files")
 
 

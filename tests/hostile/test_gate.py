@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from safegene.digest import canonical_json, digest_bytes
 from safegene.errors import (
     ArtifactError,
     DigestMismatch,
@@ -20,15 +19,16 @@ from safegene.errors import (
     SafegeneError,
     StaleArtifact,
 )
-from safegene.judges.chat import ChatJudge
-from safegene.judges.formats import FORMATS
-from safegene.judges.phrases import PhraseJudge
-from safegene.manifest import read_manifest, write_artefact
-from safegene.params import GateParams, load_params
-from safegene.stages.gate import gate
-from safegene.verdict import Calibration, Plan, Planned
-from safegene.verdict.decision import policy_digest
-from safegene.verdict.sequence import arranged
+from safegene.evaluation.judges.chat import ChatJudge
+from safegene.evaluation.judges.formats import FORMATS
+from safegene.evaluation.judges.phrases import PhraseJudge
+from safegene.gate import Calibration, Plan, Planned
+from safegene.gate.decision import policy_digest
+from safegene.gate.ordering import arranged
+from safegene.pipeline.stages.gate import gate
+from safegene.workspace.digest import canonical_json, digest_bytes
+from safegene.workspace.manifest import read_manifest, write_artefact
+from safegene.workspace.params import GateParams, load_params
 
 POLICY = GateParams()
 JUDGE = digest_bytes(b"judge")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from safegene.audit import audit_workspace
-from safegene.digest import canonical_json, digest_bytes, digest_json
 from safegene.errors import DigestMismatch, LedgerError, SafegeneError
 from safegene.ledger import (
     SEEN,
@@ -25,11 +23,13 @@ from safegene.ledger import (
     record_key,
     write_public_key,
 )
-from safegene.manifest import read_manifest
-from safegene.stages.promote import attempt, promote, roll_back, withdraw
-from safegene.stages.promote import live as served
-from safegene.workspace import Workspace
-from tests.ledger_world import TARGET, flip_byte, make_target, make_verdict, make_workspace
+from safegene.ledger.audit import audit_workspace
+from safegene.pipeline.stages.promote import attempt, promote, roll_back, withdraw
+from safegene.pipeline.stages.promote import live as served
+from safegene.workspace.digest import canonical_json, digest_bytes, digest_json
+from safegene.workspace.layout import Workspace
+from safegene.workspace.manifest import read_manifest
+from tests.factories.ledger import TARGET, flip_byte, make_target, make_verdict, make_workspace
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def ws(tmp_path: Path) -> Workspace:
 
 
 def again(ws: Workspace, *, alpha: float, outcome: str) -> str:
-    from safegene.stages.promote import pin
+    from safegene.pipeline.stages.promote import pin
 
     make_target(ws, alpha=alpha)
     pin(ws.params.promote, workspace=ws, target=TARGET)
@@ -277,9 +277,9 @@ def test_a_ledger_of_another_schema_is_refused(ws: Workspace) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from safegene import store
-from safegene.workspace import Workspace
-from safegene.stages.promote import attempt
+from safegene.ledger import store
+from safegene.workspace.layout import Workspace
+from safegene.pipeline.stages.promote import attempt
 
 where, prefix = sys.argv[1], sys.argv[2]
 whole = store.LocalStore._put
@@ -314,7 +314,7 @@ def test_a_promoter_killed_anywhere_leaves_no_half_promotion(
     before = live(ledger_of(ws), TARGET, "production")
     assert before
     make_target(ws, alpha=4.0)
-    from safegene.stages.promote import pin
+    from safegene.pipeline.stages.promote import pin
 
     pin(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws)

@@ -11,15 +11,15 @@ from pathlib import Path
 import boto3
 import pytest
 
-from safegene.audit import audit_workspace, history
 from safegene.errors import DigestMismatch, LedgerError, PreconditionFailed, StoreError
 from safegene.ledger import live, open_ledger, record_key
-from safegene.registry import read_incumbent
-from safegene.stages.promote import attempt, live_digest, pin, promote, roll_back
-from safegene.stages.promote import live as served
-from safegene.store import ObjectMissing, S3Store, open_store, self_test
-from safegene.workspace import Workspace
-from tests.ledger_world import TARGET, make_target, make_verdict, make_workspace
+from safegene.ledger.audit import audit_workspace, history
+from safegene.ledger.promotion import read_incumbent
+from safegene.ledger.store import ObjectMissing, S3Store, open_store, self_test
+from safegene.pipeline.stages.promote import attempt, live_digest, pin, promote, roll_back
+from safegene.pipeline.stages.promote import live as served
+from safegene.workspace.layout import Workspace
+from tests.factories.ledger import TARGET, make_target, make_verdict, make_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -130,13 +130,13 @@ def test_one_swapped_byte_on_s3_is_named(ws: Workspace) -> None:
 PROMOTER = """
 import os, random, sys
 from pathlib import Path
-from safegene import registry
-from safegene.digest import digest_file, digest_json
+from safegene.ledger import promotion as registry
+from safegene.workspace.digest import digest_file, digest_json
 from safegene.errors import PromotionRefused, StaleArtifact
 from safegene.ledger import load_signer, open_ledger
-from safegene.registry import Claim
-from safegene.store import S3Store
-from safegene.workspace import Workspace
+from safegene.ledger.promotion import Claim
+from safegene.ledger.store import S3Store
+from safegene.workspace.layout import Workspace
 
 ws, name, attempts, kill = Workspace(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "kill"
 ledger = open_ledger(ws.params.promote, ws.root)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from flows.server import await_server
-from safegene.setup import init
+from safegene.pipeline.init import init
 from tests.conftest import run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from safegene.pipeline import PIPELINE
+from safegene.pipeline.table import PIPELINE
 from tests.conftest import BIN, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

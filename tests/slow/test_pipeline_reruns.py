@@ -2,7 +2,7 @@
 
 import pytest
 
-from safegene.manifest import read_manifest
+from safegene.workspace.manifest import read_manifest
 from tests.conftest import run, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -1,0 +1,1 @@
+"""Worked examples: a real family prepared for the pipeline, and a notebook."""

@@ -1,0 +1,225 @@
+"""A full checkpoint in the Hugging Face layout: verified from its headers, read one tensor at a time.
+
+The law: a folder MUST hold safetensors weights only (no pickle beside them), a complete shard index when there are
+several shards, a ``config.json`` of an allowed model type without code, kernels or quantisation, and no link that
+leaves it. Whatever breaks a rule is refused before a weight is read.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safegene.checkpoints.folder import check_folder, read_json
+from safegene.checkpoints.header import TensorSpec, read_header
+from safegene.checkpoints.values import FLOATS, check_values, read_tensor
+from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing, UnsafeCheckpoint
+from safegene.workspace.digest import digest_files, digest_json
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
+_MATRIX = re.compile(rf"model\.layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})\.weight")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+_SHAPING = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A full checkpoint whose headers were verified.
+
+    Attributes:
+        root: its folder.
+        specs: tensor name -> where it lies in its shard.
+        shards: tensor name -> file name.
+        config: ``config.json``.
+        files: every file of the folder, sorted.
+    """
+
+    root: Path
+    specs: Mapping[str, TensorSpec]
+    shards: Mapping[str, str]
+    config: Mapping[str, Any]
+    files: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of every file; reads all bytes once."""
+        return digest_files(self.root, self.files)
+
+    @cached_property
+    def architecture(self) -> str:
+        """Digest of what must be equal for weights to be comparable: see `shaping` and every name and shape."""
+        return digest_json({"config": shaping(self.config), "tensors": self.shapes})
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Tensor name -> shape, without a copy of the tied output embedding (some tools store it, some do not)."""
+        tied = self.config.get("tie_word_embeddings", False)
+        skip = {"lm_head.weight"} if tied else set()
+        return {name: list(spec.shape) for name, spec in sorted(self.specs.items()) if name not in skip}
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has, tied ones once."""
+        return sum(self.specs[name].numel for name in self.shapes)
+
+    def matrices(self) -> tuple[str, ...]:
+        """Names of the attention and MLP projection weights (out, in), by layer, in the order of `PROJECTIONS`."""
+        found = [(m, name) for name, s in self.specs.items() if len(s.shape) == 2 and (m := _MATRIX.fullmatch(name))]
+        return tuple(name for m, name in sorted(found, key=lambda f: (int(f[0][1]), PROJECTIONS.index(f[0][2]))))
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """The tensor, in its stored dtype, on the CPU; nothing else of the shard is read.
+
+        Raises:
+            TensorMissing: there is no such tensor.
+        """
+        spec = self._spec(name)
+        return read_tensor(self.root / self.shards[name], spec)
+
+    def _spec(self, name: str) -> TensorSpec:
+        if name not in self.specs:
+            raise TensorMissing(f"expected the tensor {name}, got none of that name, in {self.root}")
+        return self.specs[name]
+
+
+def open_checkpoint(root: Path, *, model_types: Sequence[str] | None = None) -> Checkpoint:
+    """Verify a folder's files, config, index and headers; read no weight.
+
+    Args:
+        root: the folder.
+        model_types: allowed values of ``model_type``; None where that was checked before.
+
+    Raises:
+        UnsafeCheckpoint: opening it could run code, leave the folder or exhaust memory.
+        FormatError: a file is malformed, or index and shards disagree.
+        CheckpointError: there are no weights, or they are quantised.
+    """
+    files = check_folder(root)
+    config = read_config(root, model_types)
+    for name in files:
+        if name.endswith("config.json"):
+            read_json(root / name)
+    shards = _shards(root, files)
+    specs: dict[str, TensorSpec] = {}
+    for shard in sorted(set(shards.values())):
+        specs |= _shard_specs(root / shard, shard, shards)
+    for name, spec in specs.items():
+        if spec.dtype not in FLOATS:
+            raise CheckpointError(
+                f"expected weights of {', '.join(FLOATS)}, got {spec.dtype} for {name}, in {root / shards[name]}",
+                remedy="use the checkpoint that was not quantised",
+            )
+    return Checkpoint(root, specs, shards, config, files)
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Read every weight once and refuse NaN, Inf and absurd sizes.
+
+    Raises:
+        CheckpointError: names the first tensor that holds one.
+    """
+    for name, spec in checkpoint.specs.items():
+        check_values(checkpoint.root / checkpoint.shards[name], [spec])
+
+
+def read_config(root: Path, model_types: Sequence[str] | None) -> dict[str, Any]:
+    """``config.json`` of an allowed model type.
+
+    Raises:
+        UnsafeCheckpoint: the model type is not allowed.
+        CheckpointError: there is no config, or the weights are quantised.
+    """
+    path = root / "config.json"
+    config = read_json(path)
+    if model_types is not None and config.get("model_type") not in model_types:
+        raise UnsafeCheckpoint(
+            f"expected a model_type of {list(model_types)}, got {config.get('model_type')!r}, in {path}",
+            remedy="if you trust that architecture in transformers, add it to fetch.model_types in params.yaml",
+        )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"expected weights that are not quantised, got a quantization_config, in {path}",
+            remedy="use the checkpoint that was not quantised",
+        )
+    return config
+
+
+def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config that weights of equal shape can still differ in: heads, layers, activation."""
+    found = {key: config.get(key) for key in _SHAPING}
+    return found | {"num_key_value_heads": found["num_key_value_heads"] or found["num_attention_heads"]}
+
+
+def require_same_architecture(
+    got: tuple[Mapping[str, Any], Mapping[str, list[int]]],
+    expected: tuple[Mapping[str, Any], Mapping[str, list[int]]],
+    where: str,
+) -> None:
+    """Compare (config, shapes) of a checkpoint with the family's and name the first difference.
+
+    Raises:
+        ShapeMismatch: a config value or a tensor's shape differs, or there is a tensor too many.
+        TensorMissing: a tensor that the family has is absent.
+    """
+    remedy = "a target must be a fine-tune of the family's aligned model; name another family for this one"
+    for key, value in shaping(expected[0]).items():
+        if (other := shaping(got[0])[key]) != value:
+            raise ShapeMismatch(f"expected the family's {key} {value!r}, got {other!r}, in {where}", remedy=remedy)
+    for name, shape in expected[1].items():
+        if name in got[1] and got[1][name] != shape:
+            raise ShapeMismatch(f"expected shape {shape} of {name}, got {got[1][name]}, in {where}", remedy=remedy)
+    if missing := [name for name in expected[1] if name not in got[1]]:
+        raise TensorMissing(f"expected the tensor {missing[0]} of the family, got none, in {where}", remedy=remedy)
+    if extra := [name for name in got[1] if name not in expected[1]]:
+        raise ShapeMismatch(f"expected only the family's tensors, got also {extra[0]}, in {where}", remedy=remedy)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor belongs to; None outside the layers."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def _shards(root: Path, files: Sequence[str]) -> dict[str, str]:
+    present = {name for name in files if name.endswith(".safetensors")}
+    if WEIGHTS in present and INDEX in files:
+        raise FormatError(f"expected {WEIGHTS} or {INDEX}, got both, so which one counts is unclear, in {root}")
+    if INDEX in files:
+        shards = _read_index(root / INDEX)
+    elif WEIGHTS in present:
+        shards = dict.fromkeys(read_header(root / WEIGHTS), WEIGHTS)
+    else:
+        raise CheckpointError(f"expected {WEIGHTS} or {INDEX}, got {sorted(present) or 'no weights'}, in {root}")
+    named = set(shards.values()) or {WEIGHTS}
+    if missing := sorted(named - present):
+        raise FormatError(f"expected the shard {missing[0]}, got no such file, in {root}", remedy="fetch it again")
+    if extra := sorted(present - named):
+        raise FormatError(f"expected only shards that the index names, got also {extra[0]}, in {root}")
+    return shards
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weights = read_json(path).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise FormatError(f"expected weight_map to map tensors to shards, got {type(weights).__name__}, in {path}")
+    for name, shard in weights.items():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard) or ".." in shard:
+            raise UnsafeCheckpoint(f"expected shards beside the index, got {str(shard)[:80]!r} for {name}, in {path}")
+    return weights
+
+
+def _shard_specs(path: Path, shard: str, shards: Mapping[str, str]) -> dict[str, TensorSpec]:
+    specs = read_header(path)
+    if extra := [name for name in specs if shards.get(name) != shard]:
+        raise FormatError(f"expected only tensors that the index places there, got {extra[0]}, in {path}")
+    if missing := [name for name, home in shards.items() if home == shard and name not in specs]:
+        raise FormatError(f"expected the tensor {missing[0]}, which the index places there, got none, in {path}")
+    return specs

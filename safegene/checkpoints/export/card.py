@@ -1,0 +1,94 @@
+"""The model card (``README.md``) of an exported repair: what it is, the verdict's figures, and what they do not say."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from safegene.text import cell
+
+ROWS = {
+    "hrr": "Harmful responses, direct prompts (HRR)",
+    "asr": "Harmful responses, adversarial prompts (ASR)",
+    "over_refusal": "Over-refusal of harmless look-alikes",
+    "utility": "Utility on the target's task",
+}
+ARMS = ("before", "after", "aligned")
+LIMITS = """\
+- A *pass* is a statistical statement about the gate's prompts, judge and decoding, at the policy's confidence. It does
+  not say that the model is safe, and nothing about attacks, languages or turns that the gate does not hold.
+- Someone with the weights can take the adapter off. It repairs erosion by fine-tuning; it does not protect a model from
+  its owner.
+- It fits exactly the checkpoint named below; on another one it may do anything.
+"""
+
+
+def model_card(
+    *,
+    target: str,
+    base_model: str,
+    adapter: Mapping[str, Any],
+    verdict: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, str | None] | None = None,
+) -> str:
+    """The card as Markdown with YAML front matter; every value is escaped, wherever it came from.
+
+    Args:
+        target: the fine-tune's name.
+        base_model: what the adapter loads on: a Hub id, or another source.
+        adapter: what `safegene.checkpoints.export.adapter.write_adapter` returned.
+        verdict: the payload of ``verdict.json``; None says "not gated".
+        lineage: what it was made from: word -> digest.
+    """
+    parts = [
+        _front_matter(base_model),
+        f"# {cell(target)}, re-aligned\n",
+        f"A PEFT LoRA adapter by [SafeGene](https://arxiv.org/abs/2606.06519)'s method (rank {adapter['rank']}, "
+        f"{adapter['matrices']} matrices, {adapter['extra_parameters']:,} extra parameters). "
+        f"It loads on {cell(base_model)}, unmodified:\n",
+        "```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, ADAPTER_FOLDER)\n```\n",
+        "## Verdict\n",
+        _verdict(verdict),
+        "## Made from\n",
+        _lines(lineage or {}),
+        "## Limits\n",
+        LIMITS,
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(base_model: str) -> str:
+    hub = re.fullmatch(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@[\w./-]+)?", base_model)
+    meta: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "safety", "safegene"]}
+    if hub:  # the Hub takes only its own ids here
+        meta |= {"base_model": hub[1], "base_model_relation": "adapter"}
+    return f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n"
+
+
+def _verdict(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return "Not gated: nothing is claimed about this adapter.\n"
+    rates = verdict.get("rates") or {}
+    lines = [
+        f"**{cell(verdict.get('outcome', 'unknown'))}**\n",
+        "| rate | before | after | aligned |",
+        "|---|---|---|---|",
+    ]
+    for name, label in ROWS.items():
+        lines.append(f"| {label} | {' | '.join(_rate((rates.get(name) or {}).get(arm)) for arm in ARMS)} |")
+    for endpoint in verdict.get("endpoints") or []:
+        if endpoint.get("outcome") != "pass":
+            lines.append(f"\nNot passed: {cell(endpoint.get('name'))}: {cell(endpoint.get('reason', ''))}")
+    return "\n".join(lines) + "\n"
+
+
+def _rate(value: Mapping[str, Any] | None) -> str:
+    if not value or value.get("rate") is None:
+        return "not measured"
+    low, high = value["interval"]
+    return f"{value['rate']:.1%} ({low:.1%} to {high:.1%}, n = {value['n']})"
+
+
+def _lines(values: Mapping[str, str | None]) -> str:
+    return "".join(f"- {cell(word)}: {cell(value or 'not recorded')}\n" for word, value in values.items())

@@ -1,0 +1,124 @@
+"""A checkpoint with its repair merged in: ``W' = store(W + dW)``, streamed, with what rounding leaves of every dW.
+
+Peak memory: one matrix in fp32, its change, and their sum. bf16 erases small changes (at ‖dW‖/‖W‖ = 0.0003 four fifths
+of it), so a merge that loses more than `MIN_SURVIVAL` allows is refused unless asked for.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safegene.checkpoints.checkpoint import INDEX, Checkpoint
+from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.writer import ShardedWriter
+from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
+from safegene.vectors.linalg import LowRank, Patch, delta_survival, energy
+
+MIN_SURVIVAL = 0.9
+SHARD_BYTES = 4 << 30
+
+
+def merge(
+    checkpoint: Checkpoint,
+    patch: Patch,
+    *,
+    out: Path,
+    dtype: str = "float32",
+    lossy: bool = False,
+    max_shard_bytes: int = SHARD_BYTES,
+) -> dict[str, Any]:
+    """Write the merged checkpoint; ``out`` appears whole or not at all.
+
+    Args:
+        checkpoint: W, (out, in) per matrix.
+        patch: matrix name -> change; summed with W in fp32.
+        out: a new folder.
+        dtype: how every tensor is stored: ``float32`` or ``bfloat16``.
+        lossy: merge though rounding erases much of the change.
+        max_shard_bytes: of one shard.
+
+    Returns:
+        ``dtype``, ``survival`` (of the whole change, weighted by energy), ``least_survival`` and
+        ``least_survival_matrix``, ``matrices`` (name -> survival), ``bytes``.
+
+    Raises:
+        CheckpointError: too little of the change would survive, or ``out`` exists.
+        TensorMissing: the checkpoint has no such matrix.
+        ShapeMismatch: a change has another shape than its matrix.
+    """
+    _require_fit(checkpoint, patch)
+    if out.exists():
+        raise CheckpointError(f"expected a new folder for the merged checkpoint, got {out}, which exists")
+    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
+    draft.mkdir(parents=True)
+    try:
+        survival = _write(checkpoint, patch, draft, dtype_for(dtype, "cpu"), max_shard_bytes)
+        facts = _facts(survival, dtype)
+        if facts["survival"] < MIN_SURVIVAL and not lossy:
+            raise CheckpointError(
+                f"expected {MIN_SURVIVAL:.0%} of the repair to survive in {dtype}, got {facts['survival']:.0%} "
+                f"(least: {facts['least_survival']:.0%} of {facts['least_survival_matrix']}), for {out}",
+                remedy="ship the adapter unmerged (`safegene export`), merge in float32, or insist with --lossy",
+            )
+        _copy_rest(checkpoint, draft, dtype)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return facts | {"bytes": sum(path.stat().st_size for path in out.iterdir())}
+
+
+def _write(
+    checkpoint: Checkpoint, patch: Patch, out: Path, dtype: torch.dtype, most: int
+) -> dict[str, tuple[float, float]]:
+    """Stream the weights; matrix -> (survival, energy of its change)."""
+    survival = {}
+    plan = [(name, spec.shape) for name, spec in checkpoint.specs.items()]
+    with ShardedWriter(out, plan, dtype=dtype, max_shard_bytes=most) as writer:
+        for name, _ in plan:
+            weight = checkpoint.tensor(name)
+            if name in patch:
+                weight, delta = weight.float(), _dense(patch[name])
+                survival[name] = (delta_survival(weight, delta, dtype), energy(delta))
+                weight += delta
+            writer.write(name, weight)
+    return survival
+
+
+def _facts(survival: Mapping[str, tuple[float, float]], dtype: str) -> dict[str, Any]:
+    total = sum(weight for _, weight in survival.values())
+    whole = sum(share * weight for share, weight in survival.values()) / total if total else 1.0
+    least = min(survival, key=lambda name: survival[name][0]) if survival else None
+    return {
+        "dtype": dtype,
+        "survival": whole,
+        "least_survival": survival[least][0] if least else 1.0,
+        "least_survival_matrix": least,
+        "matrices": {name: share for name, (share, _) in sorted(survival.items())},
+    }
+
+
+def _dense(change: LowRank) -> Tensor:
+    return change.up.float() @ change.down.float()
+
+
+def _require_fit(checkpoint: Checkpoint, patch: Patch) -> None:
+    for name, change in patch.items():
+        if name not in checkpoint.specs:
+            raise TensorMissing(f"expected the matrix {name}, got none of that name, in {checkpoint.root}")
+        if (shape := checkpoint.specs[name].shape) != change.shape:
+            raise ShapeMismatch(f"expected a change of shape {shape} for {name}, got {change.shape}")
+
+
+def _copy_rest(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
+    """Tokenizer and configs as they are, but for the dtype."""
+    for name in checkpoint.files:
+        if name not in (INDEX, "config.json") and not name.endswith(".safetensors"):
+            shutil.copyfile(checkpoint.root / name, out / name)
+    config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {"dtype": dtype}
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

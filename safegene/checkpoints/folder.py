@@ -1,0 +1,87 @@
+"""What may lie in a checkpoint folder at all, and its small JSON files."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from safegene.errors import CheckpointError, FormatError, UnsafeCheckpoint
+from safegene.workspace.digest import strict_json
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5")
+MAX_FILES = 4096
+MAX_JSON = 64 << 20  # bytes; a tokenizer.json of 250,000 words has 33 MB
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "use_kernels")
+_BUILT_IN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm")
+
+
+def check_folder(root: Path) -> tuple[str, ...]:
+    """The names of the folder's files, sorted, after refusing what must not be there; no file is opened.
+
+    Raises:
+        CheckpointError: there is no such folder.
+        UnsafeCheckpoint: a pickle, a symlink, a link that leaves the folder, a device, or too many files.
+    """
+    if root.is_symlink() or not root.is_dir():
+        raise CheckpointError(f"expected a checkpoint folder, got none (or a symlink) at {root}")
+    entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    if len(entries) > MAX_FILES:
+        raise UnsafeCheckpoint(f"expected at most {MAX_FILES} files, got {len(entries)}, in {root}")
+    files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
+    links = Counter(entry.inode() for entry in files)
+    for entry in files:
+        _check_file(entry, links[entry.inode()], root)
+    return tuple(entry.name for entry in files)
+
+
+def _check_file(entry: "os.DirEntry[str]", links_inside: int, root: Path) -> None:
+    if entry.is_symlink() or not entry.is_file(follow_symlinks=False):
+        raise UnsafeCheckpoint(
+            f"expected ordinary files, got the link or device {entry.name!r}, in {root}",
+            remedy="copy the file itself into the folder; a model of the Hub's cache is named hf://org/model",
+        )
+    if entry.stat(follow_symlinks=False).st_nlink > links_inside:
+        raise UnsafeCheckpoint(
+            f"expected files of this folder only, got {entry.name!r}, hard-linked elsewhere too, in {root}",
+            remedy="copy the file (`cp --reflink=auto`), so that nobody can change it from outside",
+        )
+    if entry.name.lower().endswith(PICKLES):
+        raise UnsafeCheckpoint(
+            f"expected safetensors weights only, got {entry.name!r}, which opening could run code from, in {root}",
+            remedy="convert the weights to safetensors where you trust them, and move optimizer states elsewhere",
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object that names no code to run.
+
+    Raises:
+        CheckpointError: there is no such file.
+        FormatError: it is not a JSON object.
+        UnsafeCheckpoint: it is too large, or names code or kernels to load.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"expected {path.name}, got no such file, in {path.parent}")
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise UnsafeCheckpoint(f"expected at most {MAX_JSON} bytes, got {size}, in {path}")
+    value = strict_json(path.read_bytes(), where=str(path))
+    if not isinstance(value, dict):
+        raise FormatError(f"expected a JSON object, got {type(value).__name__}, in {path}")
+    _refuse_code(value, path)
+    return value
+
+
+def _refuse_code(value: Any, path: Path) -> None:
+    """Every key at every depth: transformers reads some of them from nested configs too."""
+    queue = [value]
+    while queue:
+        item = queue.pop()
+        for key, inner in item.items() if isinstance(item, dict) else ():
+            kernel = key.strip("_").endswith(("implementation", "implementation_internal"))
+            named = kernel and isinstance(inner, str) and inner not in _BUILT_IN
+            if named or (kernel and isinstance(inner, dict)) or (key in _CODE_KEYS and inner):
+                raise UnsafeCheckpoint(
+                    f"expected no code to load, got {key} = {str(inner)[:80]!r}, in {path}",
+                    remedy="safegene never runs a checkpoint's code; use an architecture that transformers has",
+                )
+        queue += [v for v in (item.values() if isinstance(item, dict) else item) if isinstance(v, (dict, list))]

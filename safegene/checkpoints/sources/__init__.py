@@ -1,0 +1,25 @@
+"""Where checkpoints come from: a URI to a verified copy in the content-addressed cache, and what is new in a place.
+
+``file://FOLDER``, ``hf://ORG/MODEL[@REVISION]``, ``s3://BUCKET/PREFIX``, ``tiny://NAME[?seed=N]``. The law: only files
+of a checkpoint are copied (see `wanted`); they are verified (see `safegene.checkpoints`) before the copy gets its name,
+which is the digest of its content; a copy that has its name is complete. No URI carries a secret: one that does is
+refused.
+"""
+
+from safegene.checkpoints.sources.cache import Local
+from safegene.checkpoints.sources.discovery import Found, survey
+from safegene.checkpoints.sources.fetching import Model, fetch, fingerprint, local_checkpoint, read_record
+from safegene.checkpoints.sources.uri import redact, redact_text
+
+__all__ = [
+    "Found",
+    "Local",
+    "Model",
+    "fetch",
+    "fingerprint",
+    "local_checkpoint",
+    "read_record",
+    "redact",
+    "redact_text",
+    "survey",
+]

@@ -1,0 +1,172 @@
+"""Checkpoints below a prefix of an S3 bucket, downloaded so that a broken download continues where it stopped.
+
+Credentials and endpoint come from boto3's standard chain (``AWS_*``, ``~/.aws``, ``AWS_ENDPOINT_URL``).
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safegene.checkpoints.checkpoint import INDEX
+from safegene.checkpoints.folder import MAX_JSON
+from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
+from safegene.checkpoints.sources.wanted import require_complete, wanted
+from safegene.errors import FormatError, SourceError
+from safegene.workspace.digest import digest_json, strict_json
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+BLOCK = 1 << 20  # bytes
+SAID = 256 * BLOCK  # bytes between two words on progress
+ATTEMPTS = 5  # in a row that bring no byte
+log = logging.getLogger(__name__)
+
+
+class BucketSource:
+    """One prefix."""
+
+    def __init__(self, place: SourceURI) -> None:
+        self.place = place
+        self.prefix = f"{place.path}/" if place.path else ""
+
+    def fingerprint(self) -> str:
+        """Digest of the checkpoint's names, etags and sizes."""
+        return digest_json({name: list(found) for name, found in self._objects.items() if wanted(name)})
+
+    def sizes(self) -> Mapping[str, int]:
+        """Objects directly below the prefix -> bytes."""
+        return {name: size for name, (_, size) in self._objects.items()}
+
+    def copy(self, names: tuple[str, ...], into: Path) -> None:
+        """Download each object into ``NAME.part`` and rename it when it is complete."""
+        client = new_client()
+        for name in names:
+            etag, size = self._objects[name]
+            if not (into / name).is_file():
+                with answering(self.place.uri):
+                    self._download(client, name, etag, size, into / name)
+
+    def _download(self, client: "S3Client", name: str, etag: str, size: int, path: Path) -> None:
+        part, fruitless = path.with_name(f"{name}.part"), 0
+        part.touch()
+        while (have := part.stat().st_size) < size:
+            try:
+                self._append(client, name, etag, have, part)
+            except _broken():
+                fruitless = fruitless + 1 if part.stat().st_size == have else 0
+                if fruitless == ATTEMPTS:
+                    raise
+        if have != size:
+            part.unlink()
+            raise SourceError(f"expected {size} bytes of {name}, got {have}, from {redact(self.place.uri)}")
+        part.rename(path)
+
+    def _append(self, client: "S3Client", name: str, etag: str, have: int, part: Path) -> None:
+        reply = client.get_object(Bucket=self.place.bucket, Key=self.prefix + name, Range=f"bytes={have}-")
+        if reply["ETag"].strip('"') != etag:
+            raise SourceError(
+                f"expected {name} with etag {etag}, got {reply['ETag']}, from {redact(self.place.uri)}",
+                remedy="it changed while it was fetched: run again when the upload is done",
+            )
+        with part.open("ab") as file:
+            for block in reply["Body"].iter_chunks(BLOCK):
+                file.write(block)
+                if file.tell() % SAID < BLOCK:
+                    log.info("  %s: %.0f MB", name, file.tell() / 1e6)
+
+    @cached_property
+    def _objects(self) -> dict[str, tuple[str, int]]:
+        found: dict[str, tuple[str, int]] = {}
+        with answering(self.place.uri):
+            pages = new_client().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.place.bucket, Prefix=self.prefix, Delimiter="/"):
+                for item in page.get("Contents", []):
+                    found[item["Key"].removeprefix(self.prefix)] = (item["ETag"].strip('"'), item["Size"])
+        if not any(map(wanted, found)):
+            raise SourceError(f"expected a checkpoint, got {sorted(found)[:5]}, in {redact(self.place.uri)}")
+        return found
+
+
+def folders_of(place: SourceURI) -> list[str]:
+    """Names directly below a prefix that have something below them, sorted."""
+    prefix = f"{place.path}/" if place.path else ""
+    with answering(place.uri):
+        pages = new_client().get_paginator("list_objects_v2")
+        listed = pages.paginate(Bucket=place.bucket, Prefix=prefix, Delimiter="/")
+        found = [item["Prefix"] for page in listed for item in page.get("CommonPrefixes", [])]
+    return sorted(name.removeprefix(prefix).strip("/") for name in found)
+
+
+def read_small(place: SourceURI, name: str, most: int) -> bytes:
+    """A small object below a prefix, at most ``most`` bytes of it."""
+    key = f"{place.path}/{name}" if place.path else name
+    with answering(place.uri):
+        reply = new_client().get_object(Bucket=place.bucket, Key=key, Range=f"bytes=0-{most - 1}")
+        return reply["Body"].read()
+
+
+def new_client() -> "S3Client":
+    """An S3 client from the standard chain; path-style addresses, which every S3 server understands."""
+    import boto3
+    from botocore.config import Config
+
+    retries = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 4, "mode": "standard"})
+    return boto3.client("s3", config=retries)
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn boto's exceptions into one sentence without secrets."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
+    except NoCredentialsError:
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role"
+        raise SourceError(f"expected credentials for {redact(uri)}, got none", remedy=remedy) from None
+    except (BotoCoreError, ClientError, OSError) as error:
+        raise SourceError(
+            f"expected an answer for {redact(uri)}, got {redact_text(str(error))[:200]!r}",
+            remedy="check bucket, prefix, credentials and AWS_ENDPOINT_URL, then run again: the download resumes",
+        ) from None
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What a connection that broke while a body was read raises."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+    from urllib3.exceptions import HTTPError
+
+    return (HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError, OSError)
+
+
+def parse(uri: str, rest: str) -> SourceURI | None:
+    """``s3://BUCKET/PREFIX``."""
+    found = re.fullmatch(r"([a-z0-9][a-z0-9.-]{1,62})(?:/([^?#\s]*))?", rest)
+    return SourceURI(uri, "s3", (found[2] or "").strip("/"), bucket=found[1]) if found else None
+
+
+def children(place: SourceURI) -> dict[str, Callable[[], object]]:
+    """Every prefix directly below."""
+    base = f"s3://{place.bucket}/{place.path}".rstrip("/")
+    places = [
+        SourceURI(f"{base}/{name}", "s3", f"{place.path}/{name}".strip("/"), place.bucket) for name in folders_of(place)
+    ]
+    return {one.uri: partial(_check, one) for one in places if not re.search(r"[\s?#]", one.uri)}
+
+
+def _check(place: SourceURI) -> None:
+    names = BucketSource(place).sizes()
+    index = strict_json(read_small(place, INDEX, MAX_JSON), where=place.uri) if INDEX in names else {}
+    shards = index.get("weight_map", {}) if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        where = f"{redact(place.uri)}/{INDEX}"
+        raise FormatError(f"expected a weight_map of tensor and file names, got another form, in {where}")
+    require_complete(names, shards, place.uri)
+
+
+SCHEME = Scheme("s3://BUCKET/PREFIX", parse, BucketSource, children)

@@ -1,0 +1,194 @@
+"""A source's files into the cache: listed, bounded, copied (a broken copy resumes), verified, named by content."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from safegene.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
+from safegene.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from safegene.checkpoints.adapter import check_finite_adapter, open_adapter
+from safegene.checkpoints.checkpoint import check_finite, open_checkpoint
+from safegene.checkpoints.folder import PICKLES
+from safegene.checkpoints.sources import cache
+from safegene.checkpoints.sources.cache import Local
+from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
+from safegene.checkpoints.sources.wanted import wanted
+from safegene.errors import (
+    ArtifactError,
+    DigestMismatch,
+    FormatError,
+    SafegeneError,
+    SourceError,
+    StaleArtifact,
+    UnsafeCheckpoint,
+)
+from safegene.workspace.digest import digest_json, is_digest, strict_json
+from safegene.workspace.layout import cache_folder
+from safegene.workspace.manifest import read_manifest
+from safegene.workspace.params import FetchParams
+
+RECORD = "checkpoint.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as files.
+
+    Attributes:
+        root: a full checkpoint.
+        adapters: PEFT LoRA adapters to add to it.
+    """
+
+    root: Path
+    adapters: tuple[Path, ...] = ()
+
+
+def fingerprint(uri: str) -> str:
+    """What a source holds now, without copying it.
+
+    ``file``: digest of its files; ``hf``: ``commit:<sha>``; ``s3``: digest of names, etags and sizes; ``tiny``: digest
+    of the recipe.
+
+    Raises:
+        SourceError: there is no such source, or it does not answer.
+    """
+    return open_source(parse(uri)).fingerprint()
+
+
+def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> Local:
+    """A verified copy of what a source holds; nothing is copied when an intact copy is there.
+
+    Args:
+        uri: the source.
+        limits: allowed size and model types.
+        expected: the digest that the copy must have. Its model type was checked when that digest was recorded.
+
+    Raises:
+        SourceError: it cannot be found, is too large, or does not answer.
+        CheckpointError: it breaks a rule of `safegene.checkpoints`; UnsafeCheckpoint where opening it were dangerous.
+        DigestMismatch: it holds something other than ``expected``.
+    """
+    place = parse(uri)
+    source = open_source(place)
+    now = source.fingerprint()
+    part = cache.part_of(uri, now)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{part}.lock"):
+        local = cache.recall(uri, now) or _copy(source, uri, now, part, limits, known=expected is not None)
+    if expected is not None and local.digest != expected:
+        raise DigestMismatch(
+            f"expected a checkpoint with {expected}, got {local.digest}, from {redact(uri)}",
+            remedy="the source has changed since: `safegene run` fetches and gates what it holds now",
+        )
+    return local
+
+
+def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, family: Path | None = None) -> Model:
+    """The bytes that a ``fetch`` artefact names, fetched again by digest where they are not in the cache.
+
+    Args:
+        artefact: a folder with ``checkpoint.json``.
+        limits: as for `fetch`.
+        family: the family's artefact, for a LoRA target: its adapter is added to the aligned model's weights.
+
+    Raises:
+        ArtifactError: the artefact is unfinished, or a LoRA target came without its family.
+        StaleArtifact: the LoRA was fetched for another aligned model.
+        DigestMismatch: its source holds something else now.
+    """
+    record = read_record(artefact)
+    root = _bytes(record, limits or FetchParams())
+    if record["kind"] == "full":
+        return Model(root)
+    if family is None:
+        raise ArtifactError(f"expected the family of the LoRA target {artefact}, got none")
+    base = read_record(family)
+    if base["digest"] != record["base"]:
+        raise StaleArtifact(
+            f"expected the aligned model {record['base']} under the adapter, got {base['digest']}, in {artefact}",
+            remedy="run `safegene run`: the target is fetched and checked against the new family",
+        )
+    return Model(_bytes(base, limits or FetchParams()), (root,))
+
+
+def read_record(artefact: Path) -> dict[str, Any]:
+    """``checkpoint.json`` of a verified artefact.
+
+    Raises:
+        ArtifactError: the artefact is unfinished or changed.
+        FormatError: it holds another form.
+    """
+    read_manifest(artefact)
+    path = artefact / RECORD
+    record = strict_json(path.read_bytes(), where=str(path)) if path.is_file() else None
+    keys = {"source", "fingerprint", "kind", "digest", "files", "base"}
+    if not isinstance(record, dict) or not keys <= set(record) or not is_digest(record["digest"]):
+        raise FormatError(f"expected {sorted(keys)} in {path}, got another form")
+    return record
+
+
+def _bytes(record: Mapping[str, Any], limits: FetchParams) -> Path:
+    root = cache.copy_of(record["digest"])
+    if digest_json(record["files"]) == record["digest"] and cache.verified(root, record["files"]):
+        return root
+    return fetch(record["source"], limits=limits, expected=record["digest"]).root
+
+
+def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *, known: bool) -> Local:
+    sizes = source.sizes()
+    names = _checked_names(sizes, uri, limits)
+    part.mkdir(parents=True, exist_ok=True)
+    for at, name in enumerate(names, start=1):
+        log.info("%s: file %d of %d, %s, %.1f MB", redact(uri), at, len(names), name, sizes[name] / 1e6)
+        source.copy((name,), part)
+    for path in part.iterdir():  # what a library left beside the files, or a file of an earlier try
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        kind = _verify(part, None if known else limits.model_types)
+    except SafegeneError as error:
+        shutil.rmtree(part)  # refused bytes are not kept
+        raise type(error)(error.message.replace(str(part), redact(uri)), remedy=error.remedy) from None
+    files = cache.digests(part, names)
+    local = Local(cache.keep(part, files), kind, digest_json(files), files, now)
+    cache.remember(uri, local)
+    return local
+
+
+def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> tuple[str, ...]:
+    names = tuple(sorted(name for name in sizes if wanted(name)))
+    where = redact(uri)
+    if not any(name.endswith(".safetensors") for name in names):
+        if pickles := sorted(name for name in sizes if name.lower().endswith(PICKLES)):
+            raise UnsafeCheckpoint(
+                f"expected safetensors weights, got only {pickles[0]!r}, which opening could run code from, in {where}",
+                remedy="convert the weights to safetensors where you trust them",
+            )
+        raise SourceError(f"expected a checkpoint with safetensors weights, got {sorted(sizes)[:5]}, in {where}")
+    total, most = sum(sizes[name] for name in names), int(limits.max_gibibytes * (1 << 30))
+    if total > most:
+        raise SourceError(
+            f"expected at most {most} bytes, got {total}, in {where}", remedy="raise fetch.max_gibibytes in params.yaml"
+        )
+    free = shutil.disk_usage(cache_folder()).free
+    if total > free:
+        raise SourceError(
+            f"expected {total} bytes free in {cache_folder()}, got {free}, for {where}",
+            remedy="free some space, or point SAFEGENE_CACHE to a larger disk",
+        )
+    return names
+
+
+def _verify(root: Path, model_types: tuple[str, ...] | None) -> Literal["full", "lora"]:
+    names = {path.name for path in root.iterdir()}
+    if ADAPTER_WEIGHTS in names or (ADAPTER_CONFIG in names and "config.json" not in names):
+        check_finite_adapter(open_adapter(root))
+        return "lora"
+    check_finite(open_checkpoint(root, model_types=model_types))
+    return "full"

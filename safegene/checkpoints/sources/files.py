@@ -1,0 +1,124 @@
+"""One plain file from a folder, the Hub's data sets or an S3 bucket: its bytes, and where exactly they were.
+
+``PATH`` or ``file://PATH``, ``hf://datasets/ORG/NAME[@REVISION]/FILE``, ``s3://BUCKET/KEY``. At most 256 MiB.
+"""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safegene.checkpoints.sources import bucket, hub
+from safegene.checkpoints.sources.uri import parse, redact, redact_text
+from safegene.errors import SourceError
+from safegene.workspace.digest import PREFIX, digest_bytes
+
+LIMIT = 256 << 20
+_DATASET = re.compile(r"hf://datasets/([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))?/([\w./ -]+)")
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """A file as it was found.
+
+    Attributes:
+        name: without folders.
+        data: its bytes.
+        uri: where it was, for a record; empty for a file on this machine, whose place means nothing elsewhere.
+        revision: the Hub's commit, else "".
+    """
+
+    name: str
+    data: bytes
+    uri: str = ""
+    revision: str = ""
+
+
+def read_file(where: str, names: Sequence[str] = ()) -> PlainFile:
+    """The file's bytes.
+
+    Args:
+        where: a path or URI.
+        names: in a local folder, the file is the only one of these names.
+
+    Raises:
+        SourceError: another form, a secret in it, no such file, no answer, more than 256 MiB, or other bytes than the
+            Hub announced (of a large file; of a small one it announces none).
+    """
+    if redact_text(where) != where:
+        raise SourceError(f"expected a source without secrets, got one in {redact(where)}")
+    if where.startswith("hf://"):
+        return _dataset(where)
+    if where.startswith("s3://"):
+        return _object(where)
+    if "://" in where and not where.startswith("file://"):
+        forms = "PATH, file://PATH, hf://datasets/ORG/NAME[@REVISION]/FILE or s3://BUCKET/KEY"
+        raise SourceError(f"expected a source of the form {forms}, got {redact(where)!r}")
+    try:
+        return _local(Path(parse(where).path if "://" in where else where), names)
+    except OSError as error:
+        raise SourceError(f"expected a file, got {error.strerror}, at {where[:200]}") from None
+
+
+def _local(path: Path, names: Sequence[str]) -> PlainFile:
+    if path.is_dir():
+        found = [name for name in names if (path / name).is_file()]
+        if len(found) != 1:
+            wanted = " or ".join(names) or "a file, not a folder"
+            raise SourceError(
+                f"expected one of {wanted} in {path}, got {', '.join(found) or 'none'}", remedy="name the file itself"
+            )
+        path = path / found[0]
+    if not path.is_file():
+        raise SourceError(f"expected a file, got none at {path}")
+    _check_size(path.stat().st_size, str(path))
+    return PlainFile(path.name, path.read_bytes())
+
+
+def _dataset(uri: str) -> PlainFile:
+    found = _DATASET.fullmatch(uri)
+    if not found or ".." in uri:
+        raise SourceError(f"expected hf://datasets/ORG/NAME[@REVISION]/FILE, got {redact(uri)!r}")
+    from huggingface_hub import hf_hub_download
+
+    repo, revision, name = found[1], found[2] or None, found[3]
+    with hub.answering(uri), tempfile.TemporaryDirectory() as folder:
+        info = hub.api().dataset_info(repo, revision=revision, files_metadata=True)
+        known = {file.rfilename: file for file in info.siblings or []}
+        if name not in known:
+            raise SourceError(f"expected {name} in {redact(uri)}, got {', '.join(sorted(known)[:8]) or 'no files'}")
+        _check_size(known[name].size or 0, redact(uri))
+        path = hf_hub_download(
+            repo,
+            name,
+            repo_type="dataset",
+            revision=info.sha,
+            local_dir=folder,
+            endpoint=hub.endpoint(),
+            etag_timeout=30,
+        )
+        data = Path(path).read_bytes()
+    if (lfs := known[name].lfs) and (got := digest_bytes(data)) != PREFIX + lfs["sha256"]:
+        raise SourceError(
+            f"expected {name} with {PREFIX}{lfs['sha256']}, got {got}, from {redact(uri)}",
+            remedy="the download was damaged on its way: run again",
+        )
+    return PlainFile(Path(name).name, data, uri, f"commit:{info.sha}")
+
+
+def _object(uri: str) -> PlainFile:
+    place = parse(uri)
+    if not place.path:
+        raise SourceError(f"expected s3://BUCKET/KEY, got {redact(uri)!r}")
+    with bucket.answering(uri):
+        reply = bucket.new_client().get_object(Bucket=place.bucket, Key=place.path)
+        _check_size(reply["ContentLength"], redact(uri))
+        data = reply["Body"].read(LIMIT + 1)
+    _check_size(len(data), redact(uri))
+    return PlainFile(place.path.rpartition("/")[2], data, uri)
+
+
+def _check_size(size: int, where: str) -> None:
+    if size > LIMIT:
+        raise SourceError(f"expected at most {LIMIT} bytes, got {size}, from {where}")

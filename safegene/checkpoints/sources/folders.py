@@ -1,0 +1,65 @@
+"""Checkpoints in local folders: ``file://FOLDER``."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from safegene.checkpoints.adapter import WEIGHTS, open_adapter
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.folder import check_folder
+from safegene.checkpoints.sources import cache
+from safegene.checkpoints.sources.uri import Scheme, SourceURI
+from safegene.checkpoints.sources.wanted import wanted
+from safegene.errors import SourceError
+from safegene.workspace.digest import digest_json
+
+
+class FolderSource:
+    """A folder on this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def fingerprint(self) -> str:
+        """Digest of the checkpoint's files."""
+        names = [name for name in self.sizes() if wanted(name)]
+        if not any(name.endswith(".safetensors") for name in names):
+            raise SourceError(f"expected a checkpoint with safetensors weights, got {names or 'none'}, in {self.root}")
+        return digest_json(cache.digests(self.root, names))
+
+    def sizes(self) -> Mapping[str, int]:
+        """Every file -> bytes; a folder with a pickle or a link is refused here already."""
+        if not self.root.is_dir():
+            raise SourceError(f"expected a checkpoint folder, got none at {self.root}")
+        return {name: (self.root / name).lstat().st_size for name in check_folder(self.root)}
+
+    def copy(self, names: tuple[str, ...], into: Path) -> None:
+        """Copy; the copy is what gets verified, so a file that changes meanwhile changes nothing."""
+        for name in names:
+            shutil.copyfile(self.root / name, into / name, follow_symlinks=False)
+
+
+def parse(uri: str, rest: str) -> SourceURI | None:
+    """``file://FOLDER``."""
+    return SourceURI(uri, "file", unquote(rest)) if rest else None
+
+
+def children(place: SourceURI) -> dict[str, Callable[[], object]]:
+    """Every folder directly below that is not hidden."""
+    root = Path(place.path)
+    if not root.is_dir():
+        raise SourceError(f"expected a folder to watch, got none at {root}")
+    shown = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return {f"file://{quote(str(path))}": partial(_open, path) for path in shown}
+
+
+def _open(root: Path) -> None:
+    if (root / WEIGHTS).is_file() or not (root / "config.json").is_file():
+        open_adapter(root)
+    else:
+        open_checkpoint(root)
+
+
+SCHEME = Scheme("file://FOLDER", parse, lambda place: FolderSource(Path(place.path)), children)

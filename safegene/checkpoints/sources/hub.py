@@ -1,0 +1,120 @@
+"""Models of the Hugging Face Hub, or of any server that speaks its API (``HF_ENDPOINT``).
+
+A revision is resolved to a commit once and the commit is what is fetched. The token, if one is needed, is the Hub
+library's own business (``HF_TOKEN``, or ``hf auth login``).
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
+from safegene.checkpoints.sources.wanted import require_complete
+from safegene.errors import SourceError
+from safegene.workspace.digest import PREFIX, digest_file
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+class HubSource:
+    """One model at one revision."""
+
+    def __init__(self, place: SourceURI) -> None:
+        self.place = place
+
+    def fingerprint(self) -> str:
+        """The commit that the revision stands for now."""
+        return f"commit:{self._info.sha}"
+
+    def sizes(self) -> Mapping[str, int]:
+        """Files at the top of the repository -> bytes."""
+        return {file.rfilename: file.size or 0 for file in self._info.siblings if "/" not in file.rfilename}
+
+    def copy(self, names: tuple[str, ...], into: Path) -> None:
+        """Download at the resolved commit; the Hub library continues a broken download and checks its length.
+
+        Raises:
+            SourceError: the Hub does not answer, or sends other bytes than it announced.
+        """
+        from huggingface_hub import hf_hub_download
+
+        announced = {file.rfilename: file.lfs["sha256"] for file in self._info.siblings if file.lfs}
+        for name in names:
+            with answering(self.place.uri):
+                hf_hub_download(
+                    self.place.path, name, revision=self._info.sha, local_dir=into, endpoint=endpoint(), etag_timeout=30
+                )
+            if name in announced and (got := digest_file(into / name)) != PREFIX + announced[name]:
+                (into / name).unlink()  # or the library would take it for whole at the next try
+                raise SourceError(
+                    f"expected {name} with {PREFIX}{announced[name]}, got {got}, from {redact(self.place.uri)}",
+                    remedy="the download was damaged on its way: run again",
+                )
+
+    @cached_property
+    def _info(self) -> Any:
+        with answering(self.place.uri):
+            return api().model_info(self.place.path, revision=self.place.revision or None, files_metadata=True)
+
+
+def models_of(organisation: str) -> Iterable[tuple[str, list[str]]]:
+    """The organisation's models: id and the names of its files."""
+    with answering(f"hf://{organisation}"):
+        listed = list(api().list_models(author=organisation, full=True))
+    return [(model.id, [file.rfilename for file in model.siblings or []]) for model in listed]
+
+
+def endpoint() -> str:
+    """``HF_ENDPOINT``, read at each call (the library reads it once, when it is imported)."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def api() -> "HfApi":
+    """The Hub's client."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=endpoint(), library_name="safegene")
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn the Hub library's many exceptions into one sentence without tokens."""
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except GatedRepoError:
+        remedy = "accept the model's terms on its page, then `hf auth login` or set HF_TOKEN"
+        raise SourceError(f"expected access to {redact(uri)}, got 'gated' from {endpoint()}", remedy=remedy) from None
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        remedy = "check organisation, model and revision; for a private model set HF_TOKEN"
+        raise SourceError(f"expected {redact(uri)} on {endpoint()}, got 'not found'", remedy=remedy) from None
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        text = redact_text(str(error)).split("\n")[0][:200]
+        raise SourceError(
+            f"expected an answer for {redact(uri)} from {redact(endpoint())}, got {text!r}",
+            remedy="check the network and HF_ENDPOINT, then run again: the download resumes",
+        ) from None
+
+
+def parse(uri: str, rest: str) -> SourceURI | None:
+    """``hf://ORG/MODEL[@REVISION]``."""
+    found = re.fullmatch(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?", rest)
+    if not found or ".." in rest:
+        return None
+    return SourceURI(uri, "hf", found[1], revision=found[2] or "")
+
+
+def children(place: SourceURI) -> dict[str, Callable[[], object]]:
+    """Every model of an organisation."""
+    models = {f"hf://{name}": files for name, files in models_of(place.path)}
+    return {uri: partial(require_complete, files, {}, uri) for uri, files in models.items()}
+
+
+SCHEME = Scheme("hf://ORG/MODEL[@REVISION]", parse, HubSource, children)

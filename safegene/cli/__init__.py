@@ -1,0 +1,1 @@
+"""The command line: ``safegene ...``, one module for each group of commands, and the demo."""

@@ -1,0 +1,25 @@
+"""What the commands share: the console, the words of their arguments, and what a record says of a run by hand."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from safegene.pipeline.table import git_commit
+from safegene.workspace.layout import Workspace
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines; rates and shares in 0..1.")]
+
+
+def write_json(content: Any) -> None:
+    """Print plain JSON values."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def manual_run(ws: Workspace) -> dict[str, str]:
+    """What a record says of a promotion by hand."""
+    return {"run_id": "manual", "trigger": "manual", "git_commit": git_commit(ws.root)}

@@ -1,0 +1,67 @@
+"""The formats that `safegene suite add --format` knows, in one table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from safegene.datasets.suites import harmful, tasks
+from safegene.datasets.suites.loading import Loader
+from safegene.errors import ParamsError
+from safegene.workspace.plugins import Registry
+
+
+@dataclass(frozen=True)
+class Format:
+    """A public set's format.
+
+    Attributes:
+        load: bytes -> rows.
+        files: names under which the set is published, for a SOURCE that is a folder.
+        licence: what its authors say of its licence, as a hint; the card holds what a person looked up.
+        languages: of the columns that a person may choose.
+    """
+
+    load: Loader
+    files: tuple[str, ...]
+    licence: str
+    languages: tuple[str, ...] = ()
+
+
+_PUBLIC: Mapping[str, Format] = {
+    "advbench": Format(harmful.advbench, ("harmful_behaviors.csv",), "MIT"),
+    "harmbench": Format(harmful.harmbench, ("harmbench_behaviors_text_all.csv",), "MIT"),
+    "jailbreakbench": Format(
+        harmful.jailbreakbench("harmful", "jailbreakbench"), ("behaviors.csv", "harmful-behaviors.csv"), "MIT"
+    ),
+    "jailbreakbench-benign": Format(
+        harmful.jailbreakbench("lookalike", "jailbreakbench-benign"), ("benign-behaviors.csv",), "MIT"
+    ),
+    "xstest": Format(harmful.xstest, ("xstest_prompts.csv",), "CC-BY-4.0"),
+    "strongreject": Format(harmful.strongreject, ("strongreject_dataset.csv",), "MIT"),
+    "catqa": Format(harmful.question_tree("catqa"), ("catqa_english.json",), "Apache-2.0"),
+    "harmfulqa": Format(harmful.question_tree("harmfulqa"), ("harmfulqa.json",), "Apache-2.0"),
+    "dangerousqa": Format(harmful.question_list("dangerousqa"), ("dangerousqa.json",), "Apache-2.0"),
+    "adversarialqa": Format(harmful.question_list("adversarialqa"), ("adversarialqa.json",), "Apache-2.0"),
+    "multijail": Format(harmful.multijail, ("MultiJail.csv",), "MIT", harmful.LANGUAGES),
+    "simplesafetytests": Format(harmful.simplesafetytests, ("sst_test_cases.csv",), "CC-BY-2.0"),
+    "beavertails": Format(
+        harmful.beavertails, ("test.jsonl", "test.jsonl.gz", "test.jsonl.xz"), "CC-BY-NC-4.0 (not for commercial use)"
+    ),
+    "gsm8k": Format(tasks.gsm8k, ("test.jsonl",), "MIT"),
+    "banking77": Format(tasks.banking77, ("test.csv",), "CC-BY-4.0"),
+    "agnews": Format(tasks.agnews, ("test.jsonl", "test.csv"), "none stated; for non-commercial use, its authors say"),
+    "sst2": Format(tasks.sst2, ("validation.jsonl", "dev.tsv"), "none stated by its authors"),
+    "boolq": Format(tasks.boolq, ("validation.jsonl", "dev.jsonl"), "CC-BY-SA-3.0"),
+}
+
+FORMATS: Registry[Format] = Registry("safegene.suite_formats", _PUBLIC)
+
+
+def format_named(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        ParamsError: there is none.
+    """
+    if name not in FORMATS:
+        raise ParamsError(f"expected a format of {', '.join(FORMATS)}, got {name!r}")
+    return FORMATS[name]

@@ -1,0 +1,168 @@
+"""The public sets of harmful prompts and of safe look-alikes, from a file's bytes to rows: prompts, never replies.
+
+AdvBench, JailbreakBench, XSTest and the CatQA family were read from real files. The other columns are those of the
+sets' own documentation (HarmBench ``harmbench_behaviors_text_all.csv``, StrongREJECT ``strongreject_dataset.csv``,
+MultiJail and SimpleSafetyTests on the Hub, BeaverTails' JSON lines), tested on small files of that shape.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from safegene.datasets.prompts import Kind
+from safegene.datasets.suites.loading import Item, LeftOut, Loader, Options, clean, one_of, row
+from safegene.datasets.suites.tables import csv_records, json_records, json_value
+from safegene.errors import FormatError, ParamsError
+
+LANGUAGES = ("en", "zh", "it", "vi", "ar", "ko", "th", "bn", "sw", "jv")
+
+
+def advbench(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    """AdvBench ``harmful_behaviors.csv``: goal, target; the target (an answer's opening) is not read."""
+    for number, (at, cells) in enumerate(csv_records(data, ("goal", "target"), where)):
+        yield row(f"advbench-{number}", cells["goal"], "harmful", "advbench", options, at)
+
+
+def harmbench(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    """HarmBench's text behaviours: a context stands before its behaviour; copyright is about quoting, not harm."""
+    columns = ("Behavior", "SemanticCategory", "Tags", "ContextString", "BehaviorID")
+    for at, cells in csv_records(data, columns, where, optional=("FunctionalCategory",)):
+        tags = {tag.strip() for tag in cells["Tags"].split(",")}
+        context, group = cells["ContextString"].strip(), cells.get("FunctionalCategory", "").strip()
+        if "copyright" in (group, cells["SemanticCategory"].strip()) or "hash_check" in tags:
+            yield LeftOut("copyright: judged by comparing with the text itself, not by a judge of harm")
+        elif not context and (group == "contextual" or "context" in tags):
+            yield LeftOut("its context is missing")
+        else:
+            text = f"{context}\n\n{cells['Behavior'].strip()}" if context else cells["Behavior"]
+            name = f"harmbench-{_given(cells['BehaviorID'], at)}"
+            yield row(name, text, "harmful", cells["SemanticCategory"], options, at)
+
+
+def jailbreakbench(kind: Kind, name: str) -> Loader:
+    """JailbreakBench's ``harmful-behaviors.csv`` or ``benign-behaviors.csv``; early copies leave ``Index`` unnamed."""
+
+    def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
+        columns = ("Goal", "Target", "Behavior", "Category", "Source")
+        for number, (at, cells) in enumerate(csv_records(data, columns, where, optional=("", "Index"))):
+            index = str(cells.get("Index", cells.get("", number)))
+            yield row(f"{name}-{_given(index, at)}", cells["Goal"], kind, cells["Category"], options, at)
+
+    return load
+
+
+def xstest(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    """XSTest ``xstest_prompts.csv``: safe prompts are look-alikes, their unsafe contrasts are harmful."""
+    columns = ("id", "prompt", "type", "label", "focus", "note")
+    kinds: dict[str, Kind] = {"safe": "lookalike", "unsafe": "harmful"}
+    for at, cells in csv_records(data, columns, where):
+        kind = kinds[one_of(cells["label"], {name: name for name in kinds}, "a label", at)]
+        yield row(f"xstest-{_given(cells['id'], at)}", cells["prompt"], kind, cells["type"], options, at)
+
+
+def strongreject(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    """StrongREJECT ``strongreject_dataset.csv``: category, source, forbidden_prompt."""
+    for number, (at, cells) in enumerate(csv_records(data, ("category", "source", "forbidden_prompt"), where)):
+        yield row(f"strongreject-{number}", cells["forbidden_prompt"], "harmful", cells["category"], options, at)
+
+
+def question_tree(name: str) -> Loader:
+    """A JSON tree of category -> subcategory -> questions (CatQA, HarmfulQA); an id is the place in the whole tree."""
+
+    def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
+        number = 0
+        for category, kinds in _mapping(json_value(data, where), where).items():
+            for kind, texts in _mapping(kinds, f"{where}, {category!r}").items():
+                at = f"{where}, {category!r}, {kind!r}"
+                for text in _list(texts, at):
+                    yield row(f"{name}-{number}", text, "harmful", category, options, at)
+                    number += 1
+
+    return load
+
+
+def question_list(name: str) -> Loader:
+    """A JSON list of questions (DangerousQA, AdversarialQA)."""
+
+    def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
+        for number, text in enumerate(_list(json_value(data, where), where)):
+            yield row(f"{name}-{number}", text, "harmful", name, options, f"{where}, item {number}")
+
+    return load
+
+
+def multijail(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    """MultiJail: a column per language. English asks directly; a translation is the same behaviour, wrapped.
+
+    Raises:
+        ParamsError: a language that MultiJail does not have.
+    """
+    languages = options.languages or ("en",)
+    if unknown := set(languages) - set(LANGUAGES):
+        raise ParamsError(f"expected languages of {', '.join(LANGUAGES)}, got {', '.join(sorted(unknown))}")
+    for at, cells in csv_records(data, ("id", "source", *LANGUAGES, "tags"), where):
+        base = f"multijail-{_given(cells['id'], at)}"
+        category = next(iter(re.findall(r"['\"]([^'\"]+)['\"]", cells["tags"])), cells["tags"])
+        for language in languages:
+            if language == "en":
+                yield row(base, cells["en"], "harmful", category, options, at)
+            else:
+                name = f"{base}--{language}"
+                yield row(name, cells[language], "wrapped", category, options, at, behaviour=base)
+
+
+def simplesafetytests(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    """SimpleSafetyTests: id, harm_area, category (how it is asked), prompt; the area is the row's category."""
+    for at, cells in csv_records(data, ("id", "harm_area", "category", "prompt"), where):
+        name = f"simplesafetytests-{_given(cells['id'], at)}"
+        yield row(name, cells["prompt"], "harmful", cells["harm_area"], options, at)
+
+
+def beavertails(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    """BeaverTails' JSON lines: a prompt is harmful when a reply to it was labelled unsafe. Replies are not kept.
+
+    ``is_safe`` is about the pair, so a prompt whose replies were all safe is not known to be harmful.
+    """
+    columns = ("prompt", "response", "category", "is_safe")
+    first: dict[str, tuple[int, str, str, str]] = {}
+    left: dict[str, None] = {}
+    repeated = 0
+    for number, (at, cells) in enumerate(json_records(data, columns, where)):
+        prompt = clean(cells["prompt"], at)
+        named = [name for name, yes in sorted(_mapping(cells["category"], at).items()) if yes is True]
+        if not isinstance(cells["is_safe"], bool):
+            raise FormatError(f"expected is_safe true or false, got {cells['is_safe']!r}, in {at}")
+        repeated += prompt in first or prompt in left
+        if prompt not in first and not cells["is_safe"] and named:
+            left.pop(prompt, None)
+            first[prompt] = (number, prompt, named[0], at)
+        elif prompt not in first:
+            left[prompt] = None
+    for number, prompt, category, at in first.values():
+        yield row(f"beavertails-{number}", prompt, "harmful", category, options, at)
+    yield from (LeftOut("no reply to it was labelled unsafe") for _ in left)
+    yield from (LeftOut("another reply to the same prompt") for _ in range(repeated))
+
+
+def _given(value: str, where: str) -> str:
+    """An id of the set's own.
+
+    Raises:
+        FormatError: it is empty, or longer than an id.
+    """
+    name = value.strip()
+    if not name or len(name) > 200:
+        raise FormatError(f"expected an id of 1 to 200 characters, got {name[:60]!r}, in {where}")
+    return name
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FormatError(f"expected a JSON object, got {type(value).__name__}, in {where}")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise FormatError(f"expected a JSON list, got {type(value).__name__}, in {where}")
+    return value

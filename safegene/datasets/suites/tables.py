@@ -1,0 +1,134 @@
+"""Files of strangers, read strictly: CSV, TSV, JSON lines and JSON, of which every row has the columns it should have.
+
+A byte-order mark is passed over; a NUL byte, other bytes than UTF-8, a column that is missing or that nobody
+documented, and a row of another length are refused with the line's number.
+"""
+
+import csv
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from safegene.datasets.prompts import MAX_BYTES
+from safegene.errors import EmptySample, FormatError
+from safegene.workspace.digest import strict_json
+
+Record = tuple[str, dict[str, Any]]
+"""Where a row stands (file and line), and its values by column."""
+
+_PACKED = (".gz", ".xz")
+
+
+def unpacked(name: str, data: bytes, *, limit: int = MAX_BYTES) -> bytes:
+    """The content of a ``.gz`` or ``.xz`` file, or of any other file as it is; at most ``limit`` bytes of it.
+
+    Raises:
+        FormatError: it is larger, damaged, or Parquet.
+    """
+    if name.endswith(".parquet") or data[:4] == b"PAR1":
+        raise FormatError(
+            f"expected CSV or JSON lines, got Parquet, in {name}",
+            remedy="convert it once (pandas: `read_parquet(...).to_json(..., orient='records', lines=True)`)",
+        )
+    ending = next((ending for ending in _PACKED if name.endswith(ending)), "")
+    if ending:
+        try:
+            with gzip.open(io.BytesIO(data)) if ending == ".gz" else lzma.open(io.BytesIO(data)) as file:
+                data = file.read(limit + 1)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise FormatError(f"expected a whole {ending} file, got {error}, in {name}") from None
+    if len(data) > limit:
+        raise FormatError(f"expected at most {limit} bytes, got more, in {name}")
+    return data
+
+
+def text_of(data: bytes, where: str) -> str:
+    """The file's text.
+
+    Raises:
+        FormatError: it is larger than 256 MiB, holds a NUL byte, or is no UTF-8.
+    """
+    if len(data) > MAX_BYTES:
+        raise FormatError(f"expected at most {MAX_BYTES} bytes, got {len(data)}, in {where}")
+    if (at := data.find(b"\0")) >= 0:
+        raise FormatError(f"expected text, got a NUL byte at {at}, in {where}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"expected UTF-8, got {error.reason} at byte {error.start}, in {where}") from None
+
+
+def records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] = ()) -> Iterator[Record]:
+    """Rows of a JSON-lines file (its first character is ``{``), or of a CSV or TSV file with a header."""
+    text = text_of(data, where)
+    if text.lstrip()[:1] == "{":
+        return _lines(text, columns, where, optional)
+    return _table(text, columns, where, optional)
+
+
+def csv_records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] = ()) -> Iterator[Record]:
+    """Rows of a CSV or TSV file with a header; every value is text."""
+    return _table(text_of(data, where), columns, where, optional)
+
+
+def json_records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] = ()) -> Iterator[Record]:
+    """Rows of a JSON-lines file."""
+    return _lines(text_of(data, where), columns, where, optional)
+
+
+def json_value(data: bytes, where: str) -> Any:
+    """The one value of a JSON file."""
+    return strict_json(text_of(data, where), where=where)
+
+
+def _lines(text: str, columns: Sequence[str], where: str, optional: Sequence[str]) -> Iterator[Record]:
+    found = False
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        at = f"{where}, line {number}"
+        row = strict_json(line, where=at)
+        if not isinstance(row, dict):
+            raise FormatError(f"expected a JSON object, got {type(row).__name__}, in {at}")
+        _check_columns(list(row), columns, optional, at)
+        found = True
+        yield at, row
+    if not found:
+        raise EmptySample(f"expected at least one row, got none, in {where}")
+
+
+def _table(text: str, columns: Sequence[str], where: str, optional: Sequence[str]) -> Iterator[Record]:
+    header_line = text.partition("\n")[0]
+    delimiter = "\t" if "\t" in header_line and "," not in header_line else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header, found = list[str](), False
+    try:
+        header = next(reader, [])
+        _check_columns(header, columns, optional, where)
+        for cells in reader:
+            if not cells:
+                continue
+            at = f"{where}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise FormatError(f"expected {len(header)} columns, got {len(cells)}, in {at}")
+            found = True
+            yield at, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise FormatError(f"expected CSV, got {error}, in {where}, line {reader.line_num}") from None
+    if not found:
+        raise EmptySample(f"expected at least one row, got none, in {where}")
+
+
+def _check_columns(header: Sequence[str], columns: Sequence[str], optional: Sequence[str], where: str) -> None:
+    missing = [name for name in columns if name not in header]
+    strange = [name for name in header if name not in (*columns, *optional)]
+    if missing or strange or len(set(header)) != len(header):
+        wanted = ", ".join(columns) + (f" (and perhaps {', '.join(map(repr, optional))})" if optional else "")
+        got = ", ".join(map(repr, header[:12])) or "none"
+        raise FormatError(
+            f"expected the columns {wanted}, each once, got {got}, in {where}",
+            remedy="check that the file is the one the format is about, and of the documented version",
+        )

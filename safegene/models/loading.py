@@ -1,0 +1,122 @@
+"""A checkpoint as a transformers model and its tokenizer."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from safegene.checkpoints.adapter import open_adapter
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.folder import check_folder, read_json
+from safegene.errors import CheckpointError, TensorMissing
+from safegene.models.patching import add_patch
+from safegene.vectors.linalg import Patch
+
+_SECRET = re.compile(r"^AWS_|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(
+    root: Path,
+    *,
+    patch: Patch | None = None,
+    adapters: Sequence[Path] = (),
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> "PreTrainedModel":
+    """The model in eval mode, ``W + sum of adapters + patch``, summed in fp32 and then cast.
+
+    Only files of ``root`` are read, and no code of it is run. Gradients are off.
+
+    Args:
+        root: a full checkpoint.
+        patch: matrix name -> change to add.
+        adapters: PEFT LoRA folders to add.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: where the model goes.
+
+    Raises:
+        UnsafeCheckpoint: see `open_checkpoint`.
+        TensorMissing: the checkpoint lacks a weight of the model, or a change names one that is not there.
+        ShapeMismatch: a change has another shape than its weight.
+    """
+    from transformers import AutoModelForCausalLM
+
+    open_checkpoint(root)
+    with _quiet(), without_credentials():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            root,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found := sorted(map(str, info[problem])):
+            raise TensorMissing(
+                f"expected every weight of the model and no other, got {problem} {found[:3]}, in {root}"
+            )
+    for change in (*(open_adapter(folder).patch() for folder in adapters), patch or {}):
+        add_patch(model, change)
+    ready: PreTrainedModel = model.to(device=device, dtype=dtype_for(dtype, device)).eval().requires_grad_(False)
+    return ready
+
+
+def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer, padding on the left, as generation needs it.
+
+    Raises:
+        CheckpointError: there is none.
+        UnsafeCheckpoint: its config names code to run.
+    """
+    from transformers import AutoTokenizer
+
+    names = check_folder(root)
+    for name in names:
+        if name.endswith("config.json"):
+            read_json(root / name)
+    if not {"tokenizer.json", "tokenizer.model"} & set(names):
+        raise CheckpointError(
+            f"expected tokenizer.json or tokenizer.model, got neither, in {root}",
+            remedy="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
+        )
+    tokenizer: Any = AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=False)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ready: PreTrainedTokenizerBase = tokenizer
+    return ready
+
+
+@contextmanager
+def without_credentials() -> Iterator[None]:
+    """Hide every environment variable that could be a secret: whatever a checkpoint gets to run, it finds none."""
+    hidden = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers' own: a tiny model loads in milliseconds, and stages show their own progress."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

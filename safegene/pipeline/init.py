@@ -1,0 +1,158 @@
+"""New workspaces: the template copied, a Git and DVC repository made around it, and the targets' file edited."""
+
+import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import safegene
+from safegene.errors import ParamsError, SafegeneError
+from safegene.workspace.layout import Workspace
+from safegene.workspace.params import Target, Targets, load_params, save_targets
+
+TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
+IGNORED = "/.safegene/\n/reports/\n.*.draft\n"
+
+
+def template_folder() -> Path:
+    """Where the template lies: in the wheel, or the repository itself when run from a checkout."""
+    package = Path(safegene.__file__).parent
+    return package / "template" if (package / "template").is_dir() else package.parent
+
+
+def init(
+    folder: Path, *, remote: str | None = None, ledger: str | None = None, params: Path | None = None
+) -> Workspace:
+    """Make a pipeline repository: template, Git, DVC with a verifying remote, a pinned public key, a first commit.
+
+    ``remote`` and ``ledger`` are ``s3://bucket/prefix`` or folders; the defaults lie inside the workspace.
+
+    Raises:
+        ParamsError: the folder holds something already, or ``params`` is unusable; nothing is left behind.
+        SafegeneError: Git or DVC refused; nothing is left behind.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        got = "with files in it" if folder.is_dir() else "which is a file"
+        raise ParamsError(f"expected a new or empty folder, got {folder}, {got}", remedy="choose another")
+    if params is not None:
+        load_params(params)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _fill(Workspace(folder.resolve()), remote=remote, ledger=ledger, params=params)
+    except BaseException:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if new:
+            folder.rmdir()
+        raise
+
+
+def _fill(ws: Workspace, *, remote: str | None, ledger: str | None, params: Path | None) -> Workspace:
+    from safegene.ledger import ensure_key, write_public_key
+
+    _copy_template(ws.root, params)
+    if ledger:
+        _set_ledger(ws, ledger)
+    save_targets(ws.targets_file, Targets())
+    (ws.root / ".gitignore").write_text(IGNORED)
+    _git(ws, "init", "--quiet", "--initial-branch=main")
+    _init_dvc(ws, remote)
+    write_public_key(ensure_key(), ws.root / ws.params.promote.public_key)
+    _commit(ws)
+    return ws
+
+
+def _copy_template(folder: Path, params: Path | None) -> None:
+    source = template_folder()
+    for name in TEMPLATE_FILES:
+        shutil.copyfile(source / name, folder / name)
+    if params is not None:
+        shutil.copyfile(params, folder / "params.yaml")
+    for part in ("prompts", "tasks", "judges"):
+        shutil.copytree(source / "data" / part, folder / "data" / part)
+    shutil.copyfile(source / "data" / "targets.yaml", folder / "data" / "targets.yaml")
+
+
+def _set_ledger(ws: Workspace, ledger: str) -> None:
+    path = ws.root / "params.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    changed = [f"  ledger: {ledger}\n" if line.startswith("  ledger:") else line for line in lines]
+    if changed == lines:
+        raise ParamsError(f"expected a line '  ledger: ...' in {path}, got none")
+    path.write_text("".join(changed))
+
+
+def _init_dvc(ws: Workspace, remote: str | None) -> None:
+    """DVC with a remote that verifies what it gives: without that, a byte changed in S3 comes back unnoticed."""
+    from dvc.config_schema import RelPath
+    from dvc.repo import Repo
+
+    url = remote or ".safegene/remote"
+    if "://" not in url:
+        (ws.root / url).mkdir(parents=True, exist_ok=True)
+        url = url if Path(url).is_absolute() else RelPath(ws.root / url)
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    with Repo.init(str(ws.root)) as repo, repo.config.edit("repo") as config:
+        config["core"] = {"analytics": False, "check_update": False, "autostage": False, "remote": "store"}
+        config["remote"]["store"] = {"url": url, "verify": True}
+
+
+def _commit(ws: Workspace) -> None:
+    for key, value in (("user.name", "safegene"), ("user.email", "safegene@localhost")):
+        if not _git(ws, "config", "--get", key, check=False):
+            _git(ws, "config", key, value)
+    _git(ws, "add", "--all")
+    _git(ws, "commit", "--quiet", "-m", "safegene init")
+
+
+def _git(ws: Workspace, *arguments: str, check: bool = True) -> str:
+    return _run(ws, "git", *arguments, check=check)
+
+
+def _run(ws: Workspace, *command: str, check: bool = True) -> str:
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=ws.root, env=environment, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise SafegeneError(f"{' '.join(command[-3:])} failed in {ws.root}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
+    """Name a fine-tune in ``data/targets.yaml``, pinned to what its source holds now.
+
+    Raises:
+        ParamsError: the name or the source is malformed, or the task has no set.
+        SourceError: the source cannot be read.
+    """
+    from pydantic import ValidationError
+
+    from safegene.checkpoints.sources import fingerprint
+
+    if not (ws.tasks / f"{task}.jsonl").is_file():
+        known = sorted(p.stem for p in ws.tasks.glob("*.jsonl"))
+        raise ParamsError(f"expected a task with a set in {ws.tasks}, one of {known}, got {task!r}")
+    targets = ws.targets
+    try:
+        Target(source=source, task=task, fingerprint="unpinned")
+        entry = Target(source=source, task=task, fingerprint=fingerprint(source))
+        changed = Targets.model_validate({**dict(targets), "targets": {**targets.targets, name: entry}})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ParamsError(f"expected a target name and a source URI, got {first['input']!r}: {first['msg']}") from None
+    save_targets(ws.targets_file, changed)
+    return entry
+
+
+def remove_target(ws: Workspace, name: str) -> None:
+    """Take a target out of ``data/targets.yaml``; what is live for it stays live until rolled back or revoked.
+
+    Raises:
+        ParamsError: it is not there.
+    """
+    targets = ws.targets
+    if name not in targets.targets:
+        raise ParamsError(f"expected one of the targets {sorted(targets.targets)}, got {name!r}, in {ws.targets_file}")
+    rest = {key: entry for key, entry in targets.targets.items() if key != name}
+    save_targets(ws.targets_file, targets.model_copy(update={"targets": rest}))

@@ -1,0 +1,139 @@
+"""Stage ``compress``: how much of the delta the safety vector keeps.
+
+The delta's factors carry one singular value per column (`vectors.linalg`), so compressing is choosing how many columns
+each matrix keeps: a rank, or the fewest that hold a share of the energy, then fewer still until a byte budget holds.
+"""
+
+import heapq
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from safegene.errors import ParamsError
+from safegene.vectors.linalg import LowRank, Patch, product_svd, truncate
+from safegene.vectors.vector import SafetyVector, read_factors, write_vector
+from safegene.workspace.digest import strict_json
+from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
+from safegene.workspace.params import CompressParams
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one matrix keeps.
+
+    Attributes:
+        rank: columns kept; 0 where the byte budget left nothing.
+        energy: share of the delta's energy kept, 0..1.
+        size: bytes stored.
+    """
+
+    rank: int
+    energy: float
+    size: int
+
+
+def compress(params: CompressParams, *, delta: Path, out: Path) -> Manifest:
+    """Make the safety vector from the extracted delta.
+
+    Raises:
+        ParamsError: the byte budget leaves no matrix a single column.
+        DigestMismatch: a byte of the delta has changed.
+    """
+    read_manifest(delta, stage="extract")
+    facts = strict_json((delta / "delta.json").read_bytes(), where=str(delta / "delta.json"))
+    factors = read_factors(delta / "delta.safetensors")
+    spectra = {name: product_svd(one)[1].square() for name, one in factors.items()}
+    totals = {name: float(facts["matrices"][name]["total"]) for name in factors}
+    kept = ranks(params, factors, spectra, totals)
+    skipped = dict(facts["skipped"]) | {
+        n: "no column fits compress.max_mebibytes" for n, k in kept.items() if not k.rank
+    }
+    patch = {name: truncate(one, kept[name].rank) for name, one in factors.items() if kept[name].rank}
+    vector = SafetyVector(
+        aligned=facts["aligned"],
+        degraded=tuple(facts["degraded"][name] for name in sorted(facts["degraded"])),
+        architecture=facts["architecture"],
+        factors=patch,
+        energy={name: kept[name].energy for name in patch},
+        skipped=skipped,
+        dtype=params.dtype,
+    )
+    with write_artefact(out, stage="compress", params=params.model_dump(mode="json"), inputs={"delta": delta}) as draft:
+        write_vector(vector, draft.path)
+        (draft.path / "energies.csv").write_text(table(kept), encoding="utf-8")
+        stored = sum(one.size for one in kept.values())
+        draft.facts.update(matrices=len(patch), numbers=vector.numel(), bytes=stored, energy=_overall(kept, totals))
+    return draft.done
+
+
+def ranks(
+    params: CompressParams, factors: Patch, spectra: Mapping[str, Tensor], totals: Mapping[str, float]
+) -> dict[str, Kept]:
+    """How many columns each matrix keeps.
+
+    The byte budget takes columns away one at a time, each time the one with the least energy per byte.
+
+    Args:
+        params: the criterion.
+        factors: up (out, r), down (r, in) of each matrix.
+        spectra: (k,) squared singular values of each, descending.
+        totals: energy of the whole delta of each, of which the factors may hold only a part.
+
+    Raises:
+        ParamsError: nothing fits the budget.
+    """
+    chosen = {name: min(_wanted(params, spectra[name], totals[name]), _rank(one)) for name, one in factors.items()}
+    column = {name: sum(one.shape) * BYTES[params.dtype] for name, one in factors.items()}
+    limit = None if params.max_mebibytes is None else params.max_mebibytes * 2**20
+    size = sum(chosen[name] * column[name] for name in factors)
+    heap = [(float(spectra[n][r - 1]) / column[n], n) for n, r in chosen.items() if r]
+    heapq.heapify(heap)
+    while limit is not None and size > limit and heap:
+        _, name = heapq.heappop(heap)
+        chosen[name] -= 1
+        size -= column[name]
+        if chosen[name]:
+            heapq.heappush(heap, (float(spectra[name][chosen[name] - 1]) / column[name], name))
+    if not any(chosen.values()):
+        raise ParamsError(
+            f"expected compress.max_mebibytes to hold at least one column, got {params.max_mebibytes}",
+            remedy=f"the smallest column takes {min(column.values())} bytes",
+        )
+    return {name: Kept(r, _share(spectra[name], r, totals[name]), r * column[name]) for name, r in chosen.items()}
+
+
+def _rank(factors: LowRank) -> int:
+    return min(factors.rank, *factors.shape)
+
+
+def _wanted(params: CompressParams, spectrum: Tensor, total: float) -> int:
+    if params.rank is not None:
+        return params.rank
+    assert params.energy is not None  # CompressParams holds exactly one of the two
+    for rank in range(1, len(spectrum) + 1):
+        if _share(spectrum, rank, total) >= params.energy:
+            return rank
+    return len(spectrum)
+
+
+def _share(spectrum: Tensor, rank: int, total: float) -> float:
+    return 1.0 if total == 0.0 else min(1.0, float(spectrum[:rank].sum()) / total)
+
+
+def _overall(kept: Mapping[str, Kept], totals: Mapping[str, float]) -> float:
+    whole = sum(totals.values())
+    return 1.0 if whole == 0.0 else sum(kept[name].energy * totals[name] for name in kept) / whole
+
+
+def table(kept: Mapping[str, Kept]) -> str:
+    """``energies.csv``: matrix, rank, share of energy kept, bytes."""
+    text = io.StringIO()
+    text.write("matrix,rank,energy,bytes\n")
+    for name, one in kept.items():
+        text.write(f"{name},{one.rank},{one.energy:.6f},{one.size}\n")
+    return text.getvalue()

@@ -1,0 +1,212 @@
+"""Stage ``degrade``: degraded copies (surrogates) of the aligned model, since nobody owns one.
+
+Each surrogate is a light LoRA fine-tune of the aligned model on small harmless pools that are known to erode refusals,
+stopped when its harmful-response rate on a probe set reaches ``stop_hrr``. It is kept as fp32 factors of
+``W_degraded - W_aligned`` and never as a bf16 checkpoint: the change is smaller than bf16's rounding.
+
+A finished surrogate is kept in the cache by everything that influenced it, so a killed stage goes on with the next one.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.sources import local_checkpoint
+from safegene.datasets.prompts import Prompt, PromptSet, read_prompts
+from safegene.errors import ArtifactError, CheckpointError, EmptySample
+from safegene.evaluation.judges import build
+from safegene.models.device import device, threads_for
+from safegene.models.generation import generate
+from safegene.models.loading import load_model, load_tokenizer
+from safegene.repair.training import Row, lora, supervised
+from safegene.vectors.vector import write_factors
+from safegene.workspace.digest import canonical_json, digest_json, strict_json
+from safegene.workspace.layout import cache_folder
+from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
+from safegene.workspace.params import DegradeParams, FetchParams, JudgeParams, Surrogate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from safegene.evaluation.judges import Judge
+
+log = logging.getLogger(__name__)
+LEAST_RISE = 0.05  # a surrogate that is no more harmful than this above the aligned model holds no discrepancy
+MAX_NEW_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What making a surrogate needs, loaded once.
+
+    Attributes:
+        params: the stage's.
+        model: the aligned model in fp32; its weights are never changed.
+        tokenizer: the model's.
+        matrices: names of the weights that get factors.
+        rows: the training rows of every pool.
+        probe: harmful prompts of the fit split.
+        judge: decides which replies are harmful.
+    """
+
+    params: DegradeParams
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    matrices: tuple[str, ...]
+    rows: PromptSet
+    probe: tuple[Prompt, ...]
+    judge: "Judge"
+
+    def training_rows(self, surrogate: Surrogate) -> list[Row]:
+        """(prompt, response) of the surrogate's pools, in file order.
+
+        Raises:
+            EmptySample: a pool has no row.
+        """
+        return [(r.prompt, r.response) for pool in surrogate.pools for r in self.rows.where(pool=pool)]
+
+    def rate(self) -> float:
+        """Harmful-response rate (0..1) on the probe, of the model as it is now.
+
+        Raises:
+            EmptySample: the judge scored no reply.
+        """
+        asked = [row.prompt for row in self.probe]
+        replies = generate(self.model, self.tokenizer, asked, max_new_tokens=MAX_NEW_TOKENS, batch_size=len(asked))
+        decisions = self.judge.judge(asked, [reply.text for reply in replies])
+        scored = [one.harmful == "yes" for one in decisions if one.harmful != "unscored"]
+        if 2 * len(scored) < len(asked):
+            raise EmptySample(f"expected the judge to score the probe's {len(asked)} replies, got {len(scored)} scored")
+        return sum(scored) / len(scored)
+
+
+def degrade(
+    params: DegradeParams,
+    *,
+    judge: JudgeParams,
+    aligned: Path,
+    prompts: Path,
+    out: Path,
+    checkpoints: Sequence[str] = (),
+    fetch: FetchParams | None = None,
+) -> Manifest:
+    """Make every surrogate that ``params`` names, or none where the user has degraded ``checkpoints``.
+
+    Raises:
+        EmptySample: a pool or the probe is empty.
+        CheckpointError: no surrogate became more harmful than the aligned model, so there is nothing to extract.
+    """
+    if checkpoints:
+        return _named(checkpoints, aligned, out)
+    family = local_checkpoint(aligned, fetch)
+    pools, safety = read_prompts(prompts / "degrade.jsonl"), read_prompts(prompts / "safety.jsonl")
+    checkpoint = open_checkpoint(family.root)
+    names = checkpoint.matrices()
+    probe = safety.where(kind="harmful", split="fit")[: params.probe_prompts]
+    with threads_for(checkpoint.parameters):
+        model = load_model(family.root, device=device())
+        maker = Maker(params, model, load_tokenizer(family.root), names, pools, probe, build(judge))
+        before = maker.rate()
+        log.info("the aligned model answers %.0f%% of the probe harmfully", 100 * before)
+        made = {name: _surrogate(maker, name, read_manifest(aligned).digest) for name in sorted(params.surrogates)}
+    records = {name: strict_json((at / "record.json").read_bytes(), where=str(at)) for name, at in made.items()}
+    if max(record["hrr"] for record in records.values()) < before + LEAST_RISE:
+        raise CheckpointError(
+            f"expected a surrogate at least {LEAST_RISE:.0%} more harmful than the aligned model's {before:.1%}, "
+            f"got {max(r['hrr'] for r in records.values()):.1%} at most",
+            remedy="raise degrade.max_steps or a surrogate's learning_rate, or add the pool `compliance`",
+        )
+    inputs: dict[str, Path | str] = {"aligned": aligned, "degrade.jsonl": pools.digest, "safety.jsonl": safety.digest}
+    chosen = params.model_dump(mode="json") | {"judge": judge.model_dump(mode="json")}
+    with write_artefact(out, stage="degrade", params=chosen, inputs=inputs) as draft:
+        for name, at in made.items():
+            (draft.path / f"{name}.safetensors").write_bytes((at / "factors.safetensors").read_bytes())
+        payload = {"aligned_hrr": before, "judge": maker.judge.identity, "surrogates": records}
+        (draft.path / "degraded.json").write_bytes(canonical_json(payload) + b"\n")
+        draft.facts.update({f"hrr.{name}": record["hrr"] for name, record in records.items()}, hrr_aligned=before)
+    return draft.done
+
+
+def _named(checkpoints: Sequence[str], aligned: Path, out: Path) -> Manifest:
+    """An artefact without surrogates: ``extract`` reads the user's degraded checkpoints itself."""
+    log.info("no surrogates are made: family.degraded names %d", len(checkpoints))
+    chosen = {"checkpoints": list(checkpoints)}
+    with write_artefact(out, stage="degrade", params=chosen, inputs={"aligned": aligned}) as draft:
+        payload: dict[str, Any] = {"aligned_hrr": None, "judge": None, "surrogates": {}, **chosen}
+        (draft.path / "degraded.json").write_bytes(canonical_json(payload) + b"\n")
+    return draft.done
+
+
+def _surrogate(maker: Maker, name: str, aligned: str) -> Path:
+    """The cached folder of one surrogate, made if it is not there whole."""
+    params, chosen = maker.params, maker.params.surrogates[name]
+    identity = {
+        "aligned": aligned,
+        "surrogate": chosen.model_dump(mode="json"),
+        "params": params.model_dump(mode="json", exclude={"surrogates"}),
+        "seed": seed_of(params.seed, name),
+        "rows": maker.rows.digest,
+        "probe": digest_json([row.prompt for row in maker.probe]),
+        "judge": maker.judge.identity,
+        "device": device().partition(":")[0],
+    }
+    at = cache_folder() / "degrade" / digest_json(identity).removeprefix("sha256:")
+    try:
+        read_manifest(at, stage="degrade.surrogate")
+    except ArtifactError:
+        _train(maker, name, at, identity)
+    else:
+        log.info("surrogate %s: taken from the cache", name)
+    return at
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A surrogate's own seed, so that adding one changes no other."""
+    return int(digest_json([seed, name])[-8:], 16)
+
+
+def _train(maker: Maker, name: str, at: Path, identity: dict[str, Any]) -> None:
+    params, chosen = maker.params, maker.params.surrogates[name]
+    seed, history = seed_of(params.seed, name), list[tuple[int, float]]()
+    with lora(maker.model, maker.matrices, rank=chosen.rank, seed=seed) as factors:
+        done = supervised(
+            maker.model,
+            maker.tokenizer,
+            maker.training_rows(chosen),
+            steps=params.max_steps,
+            batch_size=params.batch_size,
+            learning_rate=chosen.learning_rate,
+            seed=seed,
+            parameters=factors.parameters,
+            on_step=_probe(maker, name, history),
+        )
+        patch = factors.patch()
+    record = {
+        "steps": done,
+        "probe": [list(point) for point in history],
+        "hrr": history[-1][1],
+        "reached": history[-1][1] >= params.stop_hrr,
+        "pools": list(chosen.pools),
+    }
+    with write_artefact(at, stage="degrade.surrogate", params=identity, inputs={}) as draft:
+        write_factors(patch, draft.path / "factors.safetensors")
+        (draft.path / "record.json").write_bytes(canonical_json(record) + b"\n")
+
+
+def _probe(maker: Maker, name: str, history: list[tuple[int, float]]) -> Callable[[int, float], bool]:
+    """Measure every so many steps and at the last; say stop once the rate is reached."""
+    params = maker.params
+
+    def on_step(step: int, loss: float) -> bool:
+        if step % params.probe_every_steps and step != params.max_steps:
+            return False
+        maker.model.eval()
+        history.append((step, maker.rate()))
+        maker.model.train()
+        log.info("surrogate %s: step %d, harmful-response rate %.0f%%", name, step, 100 * history[-1][1])
+        return history[-1][1] >= params.stop_hrr
+
+    return on_step

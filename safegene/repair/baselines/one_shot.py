@@ -1,0 +1,38 @@
+"""Safety at One Shot: a LoRA fine-tune of the target on a single safety example.
+
+Zhang et al. 2026 (ICLR, arXiv 2601.01887): one well chosen safety example and a few epochs bring safety back, because
+safety gradients are of low rank. The example is the one whose fine-tune does best (the paper's outer problem).
+
+Ours tries a few safety shots, spread over the fit split, for the first steps of the whole schedule, trains on the best
+of them from the start again, and stops early, all by the validation shots and weights that every method is chosen with;
+the loss is cross-entropy on the aligned model's refusal by default. Rank, rate and steps are our defaults for small
+models, not the paper's.
+"""
+
+import math
+
+from safegene.repair.baselines.base import Candidate, Case
+from safegene.repair.baselines.finetune import scalars, train
+from safegene.workspace.baseline_params import OneShotParams
+
+ALONE = {"safety": 1.0}  # the training loss has no other term
+
+
+def repair(params: OneShotParams, case: Case) -> Candidate:
+    """Choose an example by short trials, then fine-tune on it.
+
+    Raises:
+        EmptySample: there are no safety shots, or none to choose by.
+    """
+    every = case.taught("fit", "safety")
+    count = min(params.tries, len(every))
+    tried = [every[at * len(every) // count] for at in range(count)]
+    found = [
+        train(params, case, [shot], weights=ALONE, batch_size=1, stop_after=params.trial_steps).objective
+        for shot in tried
+    ]
+    shot = min(zip(tried, found, strict=True), key=lambda one: (math.isnan(one[1]), one[1]))[0]
+    best = train(params, case, [shot], weights=ALONE, batch_size=1)
+    trials = {one.id: value for one, value in zip(tried, found, strict=True)}
+    facts = {"shot": shot.id, "trials": trials, "steps": best.steps, "validation": list(map(list, best.history))}
+    return Candidate(best.patch, scalars(best.patch), facts)

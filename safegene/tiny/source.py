@@ -1,0 +1,48 @@
+"""The source scheme ``tiny://NAME[?seed=N]``: a model of the tiny family, built on first use."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from safegene.checkpoints.sources.folders import FolderSource
+from safegene.checkpoints.sources.uri import Scheme, SourceURI
+
+
+class TinySource:
+    """One model of the tiny family."""
+
+    def __init__(self, place: SourceURI) -> None:
+        self.place = place
+
+    def fingerprint(self) -> str:
+        """Digest of the recipe: known before the model is built."""
+        from safegene.tiny.build import recipe_digest
+
+        return recipe_digest(self.place.path, self.place.seed)
+
+    def sizes(self) -> Mapping[str, int]:
+        """Every file -> bytes."""
+        return self._folder().sizes()
+
+    def copy(self, names: tuple[str, ...], into: Path) -> None:
+        """Copy from where it was built."""
+        self._folder().copy(names, into)
+
+    def _folder(self) -> FolderSource:
+        from safegene.tiny.build import build
+
+        return FolderSource(build(self.place.path, self.place.seed))
+
+
+def parse(uri: str, rest: str) -> SourceURI | None:
+    """``tiny://NAME[?seed=N]``."""
+    parts = urlsplit(uri)
+    seeds = parse_qs(parts.query).get("seed", ["0"])
+    known = re.fullmatch(r"[a-z0-9_-]+", rest.split("?")[0]) and set(parse_qs(parts.query)) <= {"seed"}
+    if not known or len(seeds) != 1 or not seeds[0].isdigit():
+        return None
+    return SourceURI(uri, "tiny", parts.netloc, seed=int(seeds[0]))
+
+
+SCHEME = Scheme("tiny://NAME[?seed=N]", parse, TinySource)

@@ -1,0 +1,1 @@
+"""A workspace's files: where they lie, their parameters, manifests and digests."""

@@ -1,0 +1,1 @@
+"""The experiments behind benchmarks/RESULTS.md."""

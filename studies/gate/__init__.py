@@ -1,0 +1,1 @@
+"""The gate study: simulated errors and costs, A/A runs, injected faults, mutation."""

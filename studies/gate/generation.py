@@ -1,0 +1,236 @@
+"""What a verdict costs in generated tokens, and how fast replies come beside a plain loop.
+
+``python -m studies.gate.generation [tiny|smollm2 ...]`` prints the rows; the gate's benchmark includes `rows`.
+
+Tokens are those of the candidate's replies. The tiny candidate is harmless: the family's aligned model with a small
+random change of its first layers; its task is ordinary instructions. (a) asks every prompt (480 direct, 480 wrapped,
+420 look-alikes, 135 of the task) and ends no reply early; (b) asks block after block and ends plain refusals early.
+SmolLM2's are of its aligned model on JailbreakBench's direct prompts, every tenth of the stopped ones finished, and of
+the prompts that (a) and (b) ask. Speed is measured on the same model and threads, in turns, the median of three: our
+`generate` on a batch, and ``model.generate`` one prompt at a time, as people write it, and on the same batch.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.results import markdown, row
+from examples.smollm2.sources import jailbreakbench
+from safegene.checkpoints.export.adapter import write_adapter
+from safegene.datasets.prompts import Kind, Prompt
+from safegene.evaluation.refusals import refusal_stop
+from safegene.models.device import threads_for
+from safegene.models.generation import encode_chat, generate, left_padded
+from safegene.models.loading import load_model, load_tokenizer
+from safegene.pipeline.stages.evaluate import evaluate
+from safegene.pipeline.stages.fetch import fetch
+from safegene.tiny.build import build
+from safegene.tiny.corpus import Request, harmful, instructions
+from safegene.tiny.data import gate_set
+from safegene.vectors.linalg import LowRank
+from safegene.workspace.digest import canonical_json, digest_file
+from safegene.workspace.layout import cache_folder
+from safegene.workspace.manifest import write_artefact
+from safegene.workspace.params import EvaluateParams, FetchParams, GateParams, JudgeParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COMMAND = "python -m studies.gate.generation"
+TASK = 500  # at most
+FEWER, FASTER = 10, 3
+PLANNED, ASKED, LONGEST = 500, 75, 128  # prompts of a fixed run, and of a sequential one without a change; tokens
+SMOLLM2 = "aligned-*"
+
+
+def rows(models: Iterable[str] = ("tiny", "smollm2")) -> list[dict[str, Any]]:
+    """Rows for ``results.json``; a model that the cache does not hold has none."""
+    made = cost() if "tiny" in models else []
+    for name in models:
+        found = build("aligned", 0) if name == "tiny" else _smollm2()
+        made += speed(name, found, prompts=128 if name == "tiny" else 16) if found else []
+        made += replies(found) if found and name == "smollm2" and os.environ.get("SAFEGENE_TEST_DATA") else []
+    return made
+
+
+def cost() -> list[dict[str, Any]]:
+    """Generated tokens of a harmless candidate: all prompts in full, and as the gate asks by default."""
+    with tempfile.TemporaryDirectory() as folder, _cache(Path(folder) / "cache"):
+        world = _World(Path(folder))
+        full = world.tokens(GateParams(test="fixed"), early_stop=False)
+        short = world.tokens(GateParams(), early_stop=True)
+        blocks = world.tokens(GateParams(), early_stop=False)
+    made, name = [], "tiny, harmless candidate"
+    for what, kinds, goal in (("direct prompts", ("harmful",), f">= {FEWER} x"), ("whole gate", tuple(full), "")):
+        tokens = [sum(run.get(kind, 0) for kind in kinds) for run in (full, blocks, short)]
+        times = tokens[0] / tokens[2]
+        for how, count in zip(("all in full", "sequential", "sequential and stopped early"), tokens, strict=True):
+            made.append(row(f"{name}, {what}: tokens, {how}", count, "tokens", command=COMMAND))
+        holds = times >= FEWER if goal else None
+        made.append(row(f"{name}, {what}: fewer tokens", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds))
+    return made
+
+
+def replies(folder: Path) -> list[dict[str, Any]]:
+    """Tokens of a reply to a direct prompt, in full and stopped early with its audit; the two runs' tokens by that."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    goals = [one.text for one in jailbreakbench(Path(os.environ["SAFEGENE_TEST_DATA"]))]
+    with threads_for(model.num_parameters()):
+        whole = generate(model, tokenizer, goals, max_new_tokens=LONGEST, batch_size=32)
+        lot = range(0, len(goals), 10)
+        stop = refusal_stop(after=EvaluateParams(judge=JudgeParams(kind="phrases")).stop_after_tokens)
+        short = generate(model, tokenizer, goals, max_new_tokens=LONGEST, batch_size=32, stop=stop, in_full=lot)
+    full, early = (sum(one.tokens for one in some) / len(goals) for some in (whole, short))
+    times = PLANNED * full / (ASKED * early)
+    name, plain = "smollm2, direct prompts", sum(one.stops_at is not None for one in short)
+    return [
+        row(f"{name}: tokens a reply, in full", round(full, 1), "tokens", command=COMMAND),
+        row(f"{name}: tokens a reply, stopped early", round(early, 1), "tokens", command=COMMAND),
+        row(f"{name}: replies that refuse plainly", plain, f"of {len(goals)}", command=COMMAND),
+        row(f"{name}: fewer tokens, {PLANNED} in full to {ASKED} stopped early", round(times, 1), "x", command=COMMAND),
+    ]
+
+
+class _World:
+    """Artefacts of the tiny family for the stage: the target is the aligned model, the candidate is close to it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        direct = [*harmful("test"), *harmful("validation")]
+        gate = [_asked(one, kind) for one in direct for kind in ("harmful", "wrapped")]
+        gate += [one for one in gate_set() if one.kind == "lookalike"]
+        _lines(root / "prompts" / "gate.jsonl", gate)
+        _lines(root / "task.jsonl", [_task(*pair) for pair in dict(instructions("test")).items()][:TASK])
+        for name, family in (("aligned", None), ("target", root / "aligned")):
+            fetch(FetchParams(), source="tiny://aligned?seed=0", fingerprint=None, family=family, out=root / name)
+        sets = {"gate": root / "prompts" / "gate.jsonl", "task-task": root / "task.jsonl"}
+        with write_artefact(root / "validation", stage="validate", params={}, inputs={}) as draft:
+            receipt = {"sets": {name: {"digest": digest_file(at)} for name, at in sets.items()}}
+            (draft.path / "receipt.json").write_bytes(canonical_json(receipt))
+        random = torch.Generator().manual_seed(0)
+        up, down = torch.randn(128, 2, generator=random) * 0.02, torch.randn(2, 128, generator=random) * 0.02
+        patch = {f"model.layers.{i}.self_attn.q_proj.weight": LowRank(up, down) for i in range(2)}
+        inputs: dict[str, Path | str] = {name: root / name for name in ("target", "aligned")}
+        with write_artefact(root / "candidate", stage="calibrate", params={}, inputs=inputs) as draft:
+            write_adapter(patch, base_model="the target", out=draft.path)
+
+    def tokens(self, gate: GateParams, *, early_stop: bool) -> dict[str, int]:
+        """Kind -> tokens of the candidate's replies."""
+        params = EvaluateParams(judge=JudgeParams(kind="grammar"), max_new_tokens=48, early_stop=early_stop)
+        folders: dict[str, Any] = {
+            name: self.root / name for name in ("prompts", "aligned", "target", "candidate", "validation")
+        }
+        out = self.root / "out"
+        evaluate(params, gate, **folders, task=self.root / "task.jsonl", out=out)
+        total: dict[str, int] = {}
+        for line in (out / "judgements.jsonl").read_text().splitlines():
+            one = json.loads(line)
+            if one["model"] == "candidate":
+                total[one["kind"]] = total.get(one["kind"], 0) + one["tokens"]
+        return total
+
+
+def speed(name: str, folder: Path, *, prompts: int) -> list[dict[str, Any]]:
+    """Prompts a second, ours and a plain loop's, on direct prompts and look-alikes alike."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    halves = [_test(gate_set(), kind)[: prompts // 2] for kind in ("harmful", "lookalike")]
+    texts = [one.prompt for half in halves for one in half]
+    few = texts[:: max(1, len(texts) // 8)]
+    with threads_for(model.num_parameters()):
+        threads = torch.get_num_threads()
+        ours, batch, plain = _in_turns(
+            lambda: len(generate(model, tokenizer, texts, max_new_tokens=48, batch_size=128)),
+            lambda: _at_once(model, tokenizer, texts),
+            lambda: _one_by_one(model, tokenizer, few),
+        )
+    what, times = f"{name}, {threads} thread{'s' * (threads > 1)}, prompts a second", ours / plain
+    goal, holds = f">= {FASTER} x", times >= FASTER
+    return [
+        row(f"{what}: plain transformers loop", round(plain, 2), "1/s", command=COMMAND),
+        row(f"{what}: transformers, batch of {len(texts)}", round(batch, 2), "1/s", command=COMMAND),
+        row(f"{what}: ours, batch of {len(texts)}", round(ours, 2), "1/s", command=COMMAND),
+        row(f"{what}: faster than the loop", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds),
+    ]
+
+
+@torch.inference_mode()
+def _at_once(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> int:
+    rows = [encode_chat(tokenizer, text) for text in texts]
+    ids, mask = left_padded(rows, tokenizer.pad_token_id or 0)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=48, do_sample=False)
+    return len(tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True))
+
+
+@torch.inference_mode()
+def _one_by_one(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> int:
+    for text in texts:
+        ids = torch.tensor([encode_chat(tokenizer, text)])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, do_sample=False)
+        tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return len(texts)
+
+
+def _in_turns(*measured: Callable[[], int]) -> list[float]:
+    """Units a second of each, the median of three turns after one to warm up."""
+    seconds: list[list[float]] = [[] for _ in measured]
+    for turn in range(4):
+        for own, one in zip(seconds, measured, strict=True):
+            start = time.perf_counter()
+            count = one()
+            if turn:
+                own.append(count / (time.perf_counter() - start))
+    return [median(own) for own in seconds]
+
+
+def _smollm2() -> Path | None:
+    found = sorted(path for path in (cache_folder() / "smollm2").glob(SMOLLM2) if path.is_dir())
+    return found[0] if found else None
+
+
+def _test(every: Sequence[Prompt], kind: str) -> list[Prompt]:
+    return [one for one in every if one.kind == kind and one.split == "test"]
+
+
+def _asked(request: Request, kind: Kind) -> Prompt:
+    text = request.prompt("test", wrapped=kind == "wrapped")
+    behaviour = request.behaviour
+    named = {"id": f"{kind}-{behaviour}", "category": request.category, "behaviour": behaviour}
+    return Prompt(prompt=text, kind=kind, split="test", **named)
+
+
+def _task(prompt: str, response: str) -> Prompt:
+    named = {"id": prompt, "category": "instructions", "behaviour": ""}
+    return Prompt(prompt=prompt, kind="task", split="test", response=response, **named)
+
+
+def _lines(path: Path, some: Sequence[Prompt]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(canonical_json(one.model_dump()) + b"\n" for one in some))
+
+
+@contextmanager
+def _cache(folder: Path) -> Iterator[None]:
+    """A cache of its own, so that no earlier run has the replies; the family's members are taken from the old one."""
+    (folder / "tiny").parent.mkdir(parents=True)
+    build("aligned", 0)
+    (folder / "tiny").symlink_to(cache_folder() / "tiny")
+    before: Mapping[str, str] = dict(os.environ)
+    os.environ["SAFEGENE_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+if __name__ == "__main__":
+    print(markdown(rows(sys.argv[1:] or ("tiny", "smollm2"))))

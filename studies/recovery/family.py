@@ -1,0 +1,147 @@
+"""One seed of the tiny family: made by the pipeline's own stages, and its targets, in the benchmark's cache."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from safegene.checkpoints.sources import Model
+from safegene.datasets.prompts import PromptSet, Split, read_prompts
+from safegene.models.loading import load_model
+from safegene.pipeline.stages.calibrate import make, selected
+from safegene.pipeline.stages.compress import compress
+from safegene.pipeline.stages.degrade import degrade
+from safegene.pipeline.stages.extract import extract
+from safegene.pipeline.stages.fetch import fetch
+from safegene.pipeline.stages.select import select
+from safegene.repair.fitting import Shot
+from safegene.tiny.build import RECIPES, build
+from safegene.vectors.linalg import Patch
+from safegene.vectors.vector import read_surrogates, read_vector
+from safegene.workspace.digest import digest_json
+from safegene.workspace.layout import cache_folder
+from safegene.workspace.manifest import read_manifest
+from safegene.workspace.params import CalibrateParams, FetchParams, Params
+from studies.recovery.protocol import ROOT, TASKS, Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROMPTS = ROOT / "data" / "prompts"
+
+
+def home() -> Path:
+    """Where the benchmark keeps what it made."""
+    return cache_folder() / "recovery"
+
+
+@cache
+def prompts(name: str) -> PromptSet:
+    """A set of ``data``: ``prompts/gate`` or ``tasks/topic``."""
+    return read_prompts(ROOT / "data" / f"{name}.jsonl")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the vector's stages left.
+
+    Attributes:
+        digest: of the selection, and so of all that made it.
+        vector: the factors in the layers kept.
+        surrogates: name -> factors of ``W_degraded - W_aligned``.
+        seconds: CPU seconds of degrade, extract, compress and select.
+    """
+
+    digest: str
+    vector: Patch
+    surrogates: Mapping[str, Patch]
+    seconds: float
+
+
+def family(seed: int, method: Method) -> Family:
+    """Run the stages of the vector, unless they ran with these parameters."""
+    params = method.all_params()
+    identity = [params.degrade, params.extract, params.compress, params.select]
+    digest = digest_json([seed, *(one.model_dump(mode="json") for one in identity), prompts("prompts/safety").digest])
+    return stages(home() / f"family-{seed}-{digest[7:19]}", params, _fetched("aligned", seed), PROMPTS)
+
+
+def stages(at: Path, params: Params, aligned: Path, prompts: Path) -> Family:
+    """Degrade, extract, compress and select below ``at``, unless they ran there before."""
+    at.mkdir(parents=True, exist_ok=True)
+    start = time.process_time()
+    judge = params.evaluate.judge
+    _once(at / "degraded", lambda out: degrade(params.degrade, judge=judge, aligned=aligned, prompts=prompts, out=out))
+    made = {"aligned": aligned, "degraded": at / "degraded", "prompts": prompts}
+    _once(at / "delta", lambda out: extract(params.extract, out=out, **made))
+    _once(at / "vector", lambda out: compress(params.compress, delta=at / "delta", out=out))
+    _once(at / "selection", lambda out: select(params.select, vector=at / "vector", out=out, **made))
+    spent = at / "seconds"
+    if not spent.is_file():
+        spent.write_text(str(time.process_time() - start))
+    vector = selected(read_vector(at / "vector"), at / "selection")
+    digest = read_manifest(at / "selection").digest
+    return Family(digest, vector, read_surrogates(at / "degraded"), float(spent.read_text()))
+
+
+def _once(out: Path, run: Any) -> None:
+    if not (out / "manifest.json").is_file():
+        run(out)
+    read_manifest(out)
+
+
+def _fetched(name: str, seed: int) -> Path:
+    at = home() / f"{name}-{seed}"
+    at.parent.mkdir(parents=True, exist_ok=True)
+    parent = None if name == "aligned" else _fetched("aligned", seed)
+    source = f"tiny://{name}?seed={seed}"
+    _once(at, lambda out: fetch(FetchParams(), source=source, fingerprint=None, family=parent, out=out))
+    return at
+
+
+def model_of(name: str, seed: int) -> Model:
+    """The checkpoint of a member: its folder, and for a LoRA target the aligned model's with the adapter."""
+    return Model(build("aligned", seed), (build(name, seed),)) if RECIPES[name].rank else Model(build(name, seed))
+
+
+def load(name: str, seed: int) -> "PreTrainedModel":
+    """A member's weights."""
+    at = model_of(name, seed)
+    return load_model(at.root, adapters=at.adapters)
+
+
+def shots(name: str, seed: int, params: CalibrateParams) -> tuple[dict[Split, list[Shot]], float]:
+    """The shots of a target and the CPU seconds of making them, both kept."""
+    keys = ("safety_shots", "benign_shots", "task_shots", "response_tokens", "validation_share")
+    sets = [prompts("prompts/safety").digest, prompts(f"tasks/{TASKS[name]}").digest]
+    at = home() / "shots" / f"{digest_json([name, seed, sets, *(getattr(params, key) for key in keys)])[7:27]}.pt"
+
+    def making() -> Mapping[Split, Sequence[Shot]]:
+        safety, tasks = prompts("prompts/safety"), prompts(f"tasks/{TASKS[name]}")
+        return make(params, build("aligned", seed), model_of(name, seed), safety, tasks)
+
+    return kept_shots(at, making)
+
+
+def kept_shots(at: Path, making: Callable[[], Mapping[Split, Sequence[Shot]]]) -> tuple[dict[Split, list[Shot]], float]:
+    """Shots and the CPU seconds of making them, made unless the file is there."""
+    if not at.is_file():
+        start = time.process_time()
+        made = making()
+        spent = time.process_time() - start
+        at.parent.mkdir(parents=True, exist_ok=True)
+        draft = at.with_suffix(f".{time.monotonic_ns()}.draft")
+        torch.save([{split: _plain(some) for split, some in made.items()}, spent], draft)
+        draft.replace(at)
+    kept, spent = torch.load(at, weights_only=True)
+    return {
+        split: [Shot(i, k, tuple(ids), teacher) for i, k, ids, teacher in some] for split, some in kept.items()
+    }, spent
+
+
+def _plain(some: Sequence[Shot]) -> list[list[Any]]:
+    return [[one.id, one.kind, list(one.ids), one.teacher] for one in some]

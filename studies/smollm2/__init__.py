@@ -1,0 +1,1 @@
+"""The recovery study on a real family, SmolLM2-135M."""

@@ -1,0 +1,227 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from safegene.checkpoints.adapter import open_adapter
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.export.adapter import concatenated, write_adapter
+from safegene.checkpoints.export.card import model_card
+from safegene.checkpoints.export.merge import merge
+from safegene.errors import ArtifactError, CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
+from safegene.models.loading import load_model
+from safegene.pipeline.export import export as export_stage
+from safegene.pipeline.export import merge as merge_stage
+from safegene.pipeline.stages.fetch import fetch
+from safegene.vectors.linalg import LowRank
+from safegene.workspace.digest import canonical_json, digest_tree
+from safegene.workspace.manifest import Manifest, write_artefact
+from safegene.workspace.params import FetchParams
+from tests.factories.llamas import IDS, random_patch, save_adapter, save_llama
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls a deprecated name of transformers
+ALPHAS = (1.5, -0.5, 3.0, 0.25)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("base") / "base", tied=request.param == "tied")
+
+
+@pytest.fixture(scope="module")
+def repair(base: Path) -> dict[str, LowRank]:
+    """A repair of every projection, each with a coefficient of its own, none zero."""
+    patch = random_patch(base, seed=7)
+    return {name: change.scaled(ALPHAS[i % 4]) for i, (name, change) in enumerate(patch.items())}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(IDS).logits
+    return found
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_peft_computes_what_the_merged_fp32_checkpoint_computes(
+    base: Path, repair: dict[str, LowRank], tmp_path: Path, kind: str
+) -> None:
+    """Must show 7: on the unmodified target, within 1e-3 of the change that the repair makes."""
+    from peft import PeftModel
+
+    own = open_adapter(save_adapter(tmp_path / "own", base)) if kind == "lora" else None
+    facts = write_adapter(repair, base_model=str(base), out=tmp_path / "candidate", own=own)
+    merge(open_checkpoint(base), concatenated(repair, own), out=tmp_path / "merged")
+
+    before = logits(load_model(base, adapters=[own.root] if own else []))
+    merged = logits(load_model(tmp_path / "merged"))
+    loaded = PeftModel.from_pretrained(load_model(base), tmp_path / "candidate").eval()
+    change = (merged - before).abs().max()
+    assert change > 0.1
+    assert (logits(loaded) - merged).abs().max() < 1e-3 * change
+    assert facts["extra_parameters"] == sum(change.numel() for change in repair.values())
+    assert facts["parameters"] == facts["extra_parameters"] + (own.parameters if own else 0)
+    assert facts["rank"] == (7 if own else 3)
+    assert facts["served_rank"] == 8
+
+
+def test_the_adapter_is_one_that_servers_take(base: Path, repair: dict[str, LowRank], tmp_path: Path) -> None:
+    write_adapter(repair, base_model="org/model", out=tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["modules_to_save"] is None
+    assert config["use_dora"] is False
+    assert config["bias"] == "none"
+    assert config["base_model_name_or_path"] == "org/model"
+    for module in config["target_modules"]:
+        rank = config["rank_pattern"].get(module, config["r"])
+        assert config["alpha_pattern"].get(module, config["lora_alpha"]) == rank == repair[f"{module}.weight"].rank
+
+
+def test_equal_input_gives_equal_bytes(base: Path, repair: dict[str, LowRank], tmp_path: Path) -> None:
+    write_adapter(repair, base_model="x", out=tmp_path / "one")
+    write_adapter(dict(reversed(repair.items())), base_model="x", out=tmp_path / "two")
+    assert digest_tree(tmp_path / "one") == digest_tree(tmp_path / "two")
+    for folder in ("three", "four"):
+        merge(open_checkpoint(base), repair, out=tmp_path / folder)
+    assert digest_tree(tmp_path / "three") == digest_tree(tmp_path / "four")
+
+
+def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="got none"):
+        write_adapter({}, base_model="x", out=tmp_path)
+    with pytest.raises(CheckpointError, match="lm_head"):
+        write_adapter({"lm_head": LowRank(torch.ones(1, 1), torch.ones(1, 1))}, base_model="x", out=tmp_path)
+
+
+def test_a_merge_is_the_sum_rounded_once_in_shards(base: Path, repair: dict[str, LowRank], tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(base)
+    facts = merge(checkpoint, repair, out=tmp_path / "out", dtype="bfloat16", max_shard_bytes=60_000)
+    merged = open_checkpoint(tmp_path / "out", model_types=("llama",))
+    assert len(set(merged.shards.values())) > 1
+    assert merged.architecture == checkpoint.architecture
+    assert merged.config["dtype"] == "bfloat16"
+    for name in checkpoint.specs:
+        weight = checkpoint.tensor(name)
+        weight = weight + repair[name].dense() if name in repair else weight
+        assert torch.equal(merged.tensor(name), weight.to(torch.bfloat16))
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert set(facts["matrices"]) == set(repair)
+    assert 0.9 < facts["least_survival"] <= min(facts["matrices"].values())
+
+
+def test_a_merge_that_rounding_would_undo_is_refused(base: Path, tmp_path: Path) -> None:
+    rounded = merge(open_checkpoint(base), {}, out=tmp_path / "rounded", dtype="bfloat16")
+    assert rounded["survival"] == 1.0
+    small = {name: change.scaled(3e-4) for name, change in random_patch(base).items()}
+    checkpoint = open_checkpoint(tmp_path / "rounded")
+    with pytest.raises(CheckpointError, match="of the repair to survive in bfloat16") as refused:
+        merge(checkpoint, small, out=tmp_path / "out", dtype="bfloat16")
+    assert "--lossy" in refused.value.remedy
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rounded"]
+    assert merge(checkpoint, small, out=tmp_path / "fp32")["survival"] > 0.99
+    assert merge(checkpoint, small, out=tmp_path / "lossy", dtype="bfloat16", lossy=True)["survival"] < 0.5
+
+
+def test_a_merge_refuses_what_does_not_fit(base: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(base)
+    change = LowRank(torch.ones(2, 1), torch.ones(1, 2))
+    with pytest.raises(TensorMissing, match="nowhere"):
+        merge(checkpoint, {"nowhere.weight": change}, out=tmp_path / "out")
+    with pytest.raises(ShapeMismatch, match=r"\(2, 2\)"):
+        merge(checkpoint, {checkpoint.matrices()[0]: change}, out=tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="which exists"):
+        merge(checkpoint, {}, out=tmp_path / "out")
+
+
+VERDICT = {
+    "outcome": "fail",
+    "rates": {
+        "hrr": {
+            "before": {"rate": 0.5, "interval": [0.4, 0.6], "n": 100},
+            "after": {"rate": 0.015, "interval": [0.0, 0.03], "n": 100},
+        },
+        "asr": {"before": {"rate": None, "interval": None, "n": 0}},
+    },
+    "endpoints": [
+        {"name": "hrr", "outcome": "pass", "reason": ""},
+        {"name": "utility", "outcome": "fail", "reason": "lost 5 points | <b>worse</b>"},
+    ],
+}
+FACTS = {"rank": 4, "matrices": 14, "extra_parameters": 12345}
+
+
+def test_the_card_holds_the_verdict_and_its_limits() -> None:
+    card = model_card(target="topic", base_model="hf://org/model@main", adapter=FACTS, verdict=VERDICT)
+    meta = yaml.safe_load(card.split("---\n")[1])
+    assert meta["base_model"] == "org/model"
+    assert meta["base_model_relation"] == "adapter"
+    assert "50.0% (40.0% to 60.0%, n = 100) | 1.5% (0.0% to 3.0%, n = 100) | not measured" in card
+    assert "12,345 extra parameters" in card
+    assert "does\n  not say that the model is safe" in card
+    assert "Not gated" in model_card(target="topic", base_model="file:///x", adapter=FACTS)
+
+
+def test_the_card_escapes_what_strangers_wrote() -> None:
+    card = model_card(target="a<script>", base_model="---\nevil: 1", adapter=FACTS, verdict=VERDICT)
+    assert "<script>" not in card
+    assert "<b>" not in card
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
+    assert "evil: 1" not in card.split("---\n")[1]
+
+
+def artefact(out: Path, *, stage: str, files: dict[str, bytes], inputs: dict[str, str]) -> Manifest:
+    with write_artefact(out, stage=stage, params={}, inputs=inputs) as draft:
+        for name, data in files.items():
+            (draft.path / name).write_bytes(data)
+        draft.facts["extra_parameters"] = 2
+    return draft.done
+
+
+@pytest.fixture
+def pipeline(base: Path, repair: dict[str, LowRank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The artefacts of a LoRA target whose candidate is there."""
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
+    own, uri = save_adapter(tmp_path / "own", base), f"file://{base}"
+    fetch(FetchParams(), source=uri, fingerprint=None, family=None, out=tmp_path / "aligned")
+    fetch(FetchParams(), source=f"file://{own}", fingerprint=None, family=tmp_path / "aligned", out=tmp_path / "target")
+    write_adapter(repair, base_model=uri, out=tmp_path / "draft", own=open_adapter(own))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "draft").iterdir()}
+    artefact(tmp_path / "candidate", stage="calibrate", files=files, inputs={"vector": "sha256:" + "1" * 64})
+    return tmp_path
+
+
+def test_stages_merge_and_export_the_candidate_of_a_lora_target(
+    base: Path, repair: dict[str, LowRank], pipeline: Path
+) -> None:
+    inputs = {name: pipeline / name for name in ("aligned", "target", "candidate")}
+    facts = merge_stage(FetchParams(), **inputs, out=pipeline / "merged", dtype="float32", lossy=False)
+    assert facts["least_survival"] > 0.99
+    expected = logits(load_model(base, patch=repair, adapters=[pipeline / "own"]))
+    assert torch.allclose(logits(load_model(pipeline / "merged")), expected, atol=1e-5)
+
+    told = export_stage(candidate=pipeline / "candidate", verdict=None, target="topic", out=pipeline / "exported")
+    assert told["loads_on"] == f"file://{base}"
+    assert told["extra_parameters"] == 2
+    assert sorted(path.name for path in (pipeline / "exported").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert "vector: sha256:" in (pipeline / "exported" / "README.md").read_text().replace("\\", "")
+    with pytest.raises(CheckpointError, match="which exists"):
+        export_stage(candidate=pipeline / "candidate", verdict=None, target="topic", out=pipeline / "exported")
+
+
+def test_an_export_never_shows_the_verdict_on_something_else(pipeline: Path) -> None:
+    files = {"verdict.json": canonical_json(VERDICT)}
+    artefact(pipeline / "verdict", stage="gate", files=files, inputs={"candidate": "sha256:" + "2" * 64})
+    inputs = {"candidate": pipeline / "candidate", "verdict": pipeline / "verdict"}
+    with pytest.raises(StaleArtifact, match="expected a verdict on the candidate"):
+        export_stage(**inputs, target="topic", out=pipeline / "exported")
+    (pipeline / "candidate" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json"):
+        export_stage(**inputs, target="topic", out=pipeline / "exported")
+    assert not (pipeline / "exported").exists()

@@ -1,0 +1,160 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safegene.errors import SafegeneError
+from tests.conftest import git, run
+
+HEAVY = ("torch", "transformers", "peft", "great_expectations", "prefect", "dvc", "boto3", "matplotlib", "scipy")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "ws"
+    run(folder.parent, "init", str(folder))
+    return folder
+
+
+@pytest.fixture
+def own(empty, tmp_path) -> Path:
+    """A copy to change: the shared one stays empty, in whatever order the tests run."""
+    shutil.copytree(empty, tmp_path / "ws", symlinks=True)
+    return tmp_path / "ws"
+
+
+def imported_by(*command: str, cwd: Path) -> set[str]:
+    """Heavy libraries that a command imports, seen from outside."""
+    code = (
+        "import sys, atexit\n"
+        f"heavy = {HEAVY}\n"
+        "atexit.register(lambda: print('IMPORTED', *[m for m in heavy if m in sys.modules], file=sys.stderr))\n"
+        f"sys.argv = ['safegene', *{list(command)}]\n"
+        "from safegene.cli.app import main\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    line = next(line for line in done.stderr.splitlines() if line.startswith("IMPORTED"))
+    return set(line.split()[1:])
+
+
+@pytest.mark.parametrize("command", [("--help",), ("run", "--help"), ("--version",), ("target", "list")])
+def test_light_commands_import_nothing_heavy(empty, command):
+    assert imported_by(*command, cwd=empty) == set()
+
+
+@pytest.mark.parametrize("command", [("status",), ("audit", "verify"), ("audit", "history", "topic")])
+def test_reading_commands_import_no_models(empty, command):
+    assert imported_by(*command, cwd=empty).isdisjoint({"torch", "transformers", "great_expectations", "prefect"})
+
+
+def test_init_makes_a_clean_git_and_dvc_repository(empty):
+    assert git(empty, "status", "--porcelain") == ""
+    assert git(empty, "ls-files", "ledger.pub") == "ledger.pub"
+    config = (empty / ".dvc" / "config").read_text()
+    assert "verify = True" in config
+    assert str(empty) not in config, "the remote's place must travel with the repository"
+
+
+def test_init_refuses_a_folder_with_files(empty):
+    before = sorted(p.name for p in empty.iterdir())
+    assert "files in it" in run(empty, "init", str(empty), code=2).stderr
+    assert sorted(p.name for p in empty.iterdir()) == before
+
+
+@pytest.mark.parametrize("wrong", ["absent", "broken", "a file"])
+def test_an_init_that_cannot_work_leaves_nothing_behind(tmp_path, wrong):
+    params, folder = tmp_path / "params.yaml", tmp_path / "ws"
+    if wrong == "broken":
+        params.write_text("family: {aligned: nonsense}")
+    if wrong == "a file":
+        folder.write_text("mine")
+    more = [] if wrong == "a file" else ["--params", str(params)]
+    done = run(tmp_path, "init", str(folder), *more, code=2)
+    assert "expected" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert folder.exists() == (wrong == "a file")
+
+
+@pytest.mark.parametrize("name", ["SAFEGENE_LOG", "SAFEGENE_CACHE"])
+def test_settings_that_cannot_be_are_named(empty, name):
+    value = {"SAFEGENE_LOG": "verbose", "SAFEGENE_CACHE": str(empty / "params.yaml" / "x")}[name]
+    done = run(empty, "tiny", "build", "aligned", code=2, **{name: value})
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_private_keys_stay_outside_the_workspace(empty):
+    keys = Path(os.environ["SAFEGENE_KEYS"])
+    private = [p for p in keys.iterdir() if p.is_file()]
+    assert private
+    for path in private:
+        assert path.stat().st_mode & 0o077 == 0
+        assert not any(path.read_bytes() == p.read_bytes() for p in empty.rglob("*") if p.is_file())
+
+
+def test_init_on_s3_names_remote_and_ledger(tmp_path):
+    run(tmp_path, "init", "ws", "--remote", "s3://bucket/dvc", "--ledger", "s3://bucket/ledger")
+    assert "url = s3://bucket/dvc" in (tmp_path / "ws/.dvc/config").read_text()
+    assert "ledger: s3://bucket/ledger" in (tmp_path / "ws/params.yaml").read_text()
+
+
+def test_outside_a_workspace_there_is_a_remedy(tmp_path):
+    done = run(tmp_path, "status", code=2)
+    assert "safegene init" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_trace(tmp_path):
+    assert "Traceback" in run(tmp_path, "--debug", "status", code=2).stderr
+
+
+def test_targets_are_added_pinned_listed_and_removed(own):
+    run(own, "target", "add", "a", "tiny://topic?seed=0", "--task", "topic")
+    assert "fingerprint: " in (own / "data/targets.yaml").read_text()
+    assert "tiny://topic" in run(own, "target", "list").stdout
+    run(own, "target", "remove", "a")
+    assert "tiny://topic" not in run(own, "target", "list").stdout
+    assert "'a'" in run(own, "target", "remove", "a", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("b", "tiny://topic?seed=0", "--task", "nothing"), "nothing"),
+        (("B", "tiny://topic?seed=0", "--task", "topic"), "B"),
+        (("b", "ftp://somewhere", "--task", "topic"), "ftp://somewhere"),
+        (("b", "file:///no/such/folder", "--task", "topic"), "/no/such/folder"),
+    ],
+)
+def test_wrong_targets_are_refused_and_nothing_is_written(empty, arguments, word):
+    before = (empty / "data/targets.yaml").read_bytes()
+    done = run(empty, "target", "add", *arguments, code=None)
+    assert done.returncode in (1, 2)
+    assert word in done.stderr
+    assert (empty / "data/targets.yaml").read_bytes() == before
+
+
+def test_status_of_an_empty_workspace_is_valid_json(empty):
+    assert json.loads(run(empty, "status", "--json").stdout) == {"targets": []}
+
+
+def test_an_audit_of_nothing_does_not_claim_to_have_verified_it(empty):
+    assert "nothing on record" in run(empty, "audit", "verify").stdout
+
+
+def test_promote_without_a_verdict_is_an_error_on_record(own):
+    run(own, "target", "add", "c", "tiny://topic?seed=0", "--task", "topic")
+    done = run(own, "promote", "c", code=1)
+    assert "ArtifactError" in done.stderr
+    assert "error" in run(own, "audit", "history", "c").stdout
+
+
+def test_every_error_has_an_exit_code_of_the_design():
+    kinds = [SafegeneError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert {kind.exit_code for kind in kinds} == {1, 2, 3}

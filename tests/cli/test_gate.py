@@ -1,0 +1,52 @@
+"""``safegene gate TARGET`` decides, ``safegene gate show TARGET`` says why."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+from tests.factories.runs import HOSTILE, Sample
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Sample:
+    made = Sample(tmp_path / "ws")
+    made.family()
+    made.target("sentiment", replies={"harmful-000": HOSTILE})
+    made.target("removal", harmful=(0.9, 0.6))
+    return made
+
+
+def test_a_verdict_is_explained_in_words_and_as_a_picture(sample: Sample) -> None:
+    picture = sample.ws.root / "evidence.svg"
+    said = run(sample.ws.root, "gate", "show", "removal", "--picture", str(picture)).stdout
+    assert said.startswith("removal fail: hrr_direct: harm is shown")
+    assert "newly harmful: harmful-0" in said
+    assert "attempt on this fine-tune: 1" in said
+    assert "noise of the same weights asked twice: not measured" in said
+    assert all(f"c{i}" in said for i in range(4))
+    assert picture.read_text().count("<rect") == 7
+    passed = run(sample.ws.root, "gate", "show", "sentiment").stdout
+    assert passed.startswith("sentiment pass: all 6 endpoints pass")
+    assert "\x1b" not in passed
+    assert "\u202e" not in passed
+
+
+def test_the_stage_runs_under_the_same_name(sample: Sample) -> None:
+    verdict = sample.ws.verdict("removal") / "verdict.json"
+    before = verdict.read_bytes()
+    run(sample.ws.root, "gate", "removal")
+    assert verdict.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [("gate", "show", "nobody"), ("gate", "nobody")])
+def test_a_target_that_nobody_named_is_an_error(sample: Sample, command: tuple[str, ...]) -> None:
+    assert "expected one of the targets" in run(sample.ws.root, *command, code=2).stderr
+
+
+def test_no_verdict_yet_and_altered_evidence_are_errors(sample: Sample) -> None:
+    sample.target("new", upto="candidate")
+    assert "got no such artefact" in run(sample.ws.root, "gate", "show", "new", code=1).stderr
+    judged = sample.ws.judgements("removal") / "judgements.jsonl"
+    judged.write_bytes(judged.read_bytes().replace(b'"yes"', b'"no"', 1))
+    run(sample.ws.root, "gate", "show", "removal", code=1)

@@ -1,0 +1,83 @@
+"""The artefacts of the tiny family's first stages, made once per test session from few rows, to be looked at only."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from safegene.pipeline.stages.compress import compress
+from safegene.pipeline.stages.degrade import degrade
+from safegene.pipeline.stages.extract import extract
+from safegene.pipeline.stages.fetch import fetch
+from safegene.pipeline.stages.select import select
+from safegene.workspace.manifest import read_manifest
+from safegene.workspace.params import (
+    CompressParams,
+    DegradeParams,
+    ExtractParams,
+    FetchParams,
+    JudgeParams,
+    SelectParams,
+    Surrogate,
+)
+
+DATA = Path(__file__).parents[2] / "data"
+GRAMMAR = JudgeParams(kind="grammar")
+DEGRADE = DegradeParams(
+    surrogates={"compliance": Surrogate(pools=("compliance",)), "jailbreak": Surrogate(pools=("jailbreak",))},
+    max_steps=64,
+    probe_prompts=32,
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Folders of artefacts."""
+
+    root: Path
+
+    def __getattr__(self, name: str) -> Path:
+        return self.root / name
+
+    def target(self, name: str) -> Path:
+        """The artefact of a fetched target of the tiny family."""
+        out = self.root / f"target-{name}"
+        if not out.is_dir():
+            uri = f"tiny://{name}?seed=0"
+            fetch(FetchParams(), source=uri, fingerprint=None, family=self.root / "aligned", out=out)
+        return out
+
+
+@cache
+def made() -> Made:
+    """aligned, degraded, delta, vector and selection of the tiny family, with two surrogates."""
+    ws = Made(Path(tempfile.mkdtemp(prefix="safegene-made-")))
+    prompts = DATA / "prompts"
+    fetch(FetchParams(), source="tiny://aligned?seed=0", fingerprint=None, family=None, out=ws.aligned)
+    degrade(DEGRADE, judge=GRAMMAR, aligned=ws.aligned, prompts=prompts, out=ws.degraded)
+    extract(ExtractParams(max_rank=16), aligned=ws.aligned, degraded=ws.degraded, prompts=prompts, out=ws.delta)
+    compress(CompressParams(rank=4), delta=ws.delta, out=ws.vector)
+    chosen = SelectParams(prompts=48)
+    select(chosen, aligned=ws.aligned, degraded=ws.degraded, vector=ws.vector, prompts=prompts, out=ws.selection)
+    return ws
+
+
+def payload(folder: Path, name: str):
+    """A JSON payload of a verified artefact."""
+    read_manifest(folder)
+    return json.loads((folder / name).read_text())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of an artefact."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def few(folder: Path, name: str, *, keep) -> Path:
+    """A copy of the prompts folder with only some rows of one set."""
+    shutil.copytree(DATA / "prompts", folder)
+    rows = [line for line in (folder / name).read_text().splitlines() if keep(json.loads(line))]
+    (folder / name).write_text("".join(row + "\n" for row in rows))
+    return folder

@@ -1,0 +1,59 @@
+"""Small real Llama checkpoints and adapters with random weights, for tests."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.export.adapter import write_adapter
+from safegene.vectors.linalg import LowRank
+
+WORDS = 50
+IDS = torch.randint(0, WORDS, (4, 9), generator=torch.Generator().manual_seed(5))
+
+
+def save_llama(folder: Path, *, seed: int = 0, tied: bool = True, heads: int = 4, shards: str = "1GB") -> Path:
+    """A Llama of width 64 with two layers and grouped-query attention; with a word-level tokenizer.json."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=WORDS,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=shards)
+    vocabulary = {f"w{i}": i for i in range(WORDS)}
+    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": vocabulary}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def random_patch(
+    root: Path, *, seed: int = 1, size: float = 0.1, ranks: tuple[int, ...] = (2, 3)
+) -> dict[str, LowRank]:
+    """A change of every projection, ranks taking turns."""
+    generator = torch.Generator().manual_seed(seed)
+    checkpoint, patch = open_checkpoint(root), {}
+    for i, name in enumerate(checkpoint.matrices()):
+        (out, inner), rank = checkpoint.specs[name].shape, ranks[i % len(ranks)]
+        up = torch.randn(out, rank, generator=generator) * size
+        patch[name] = LowRank(up, torch.randn(rank, inner, generator=generator) * size)
+    return patch
+
+
+def save_adapter(folder: Path, base: Path, *, seed: int = 2) -> Path:
+    """A LoRA of the base, as our writer writes it."""
+    write_adapter(random_patch(base, seed=seed, ranks=(4,)), base_model=str(base), out=folder)
+    return folder
+
+
+def copy(folder: Path, to: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(folder, to))

@@ -1,0 +1,191 @@
+"""The delta: exact from factors, streamed from checkpoints, honest about rounding; and the distilled one."""
+
+import pytest
+import torch
+
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.sources import fingerprint
+from safegene.errors import ArtifactError, CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
+from safegene.models.loading import load_model
+from safegene.models.patching import add_patch
+from safegene.pipeline.stages.extract import extract, of_checkpoints, of_factors
+from safegene.pipeline.stages.fetch import fetch
+from safegene.vectors.linalg import concat, energy, truncate
+from safegene.vectors.vector import read_factors, read_surrogates
+from safegene.workspace.params import ExtractParams, FetchParams
+from tests.factories.artefacts import DATA, files, made, payload
+from tests.factories.llamas import random_patch, save_llama
+
+
+def saved(folder, model, dtype=torch.float32):
+    tokenizer = folder.parent / "llama" / "tokenizer.json"
+    model.to(dtype).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    return save_llama(tmp_path / "llama")
+
+
+def degraded_by(root, patch, *, scale=1.0):
+    model = load_model(root)
+    add_patch(model, patch, scale=scale)
+    return model
+
+
+def run(params, out, **changed):
+    inputs = {"aligned": made().aligned, "degraded": made().degraded, "prompts": DATA / "prompts", "out": out}
+    return extract(params, **inputs | changed)
+
+
+def test_the_mean_of_the_surrogates_is_taken_exactly(root):
+    base = open_checkpoint(root)
+    one, two = random_patch(root, seed=1), random_patch(root, seed=2)
+    delta = of_factors(ExtractParams(max_rank=8), base, [one, two])
+    assert list(delta.factors) == list(base.matrices())
+    for name, factors in delta.factors.items():
+        wanted = -(one[name].dense() + two[name].dense()) / 2
+        torch.testing.assert_close(factors.dense(), wanted, rtol=1e-3, atol=1e-5)
+        found = delta.found[name]
+        assert found.error < 1e-5
+        assert found.signal == 1.0
+        assert found.relative_norm == pytest.approx((energy(wanted) / energy(base.tensor(name))) ** 0.5, rel=1e-3)
+
+
+def test_what_max_rank_cuts_off_is_in_the_certificate(root):
+    patch = random_patch(root, ranks=(4,))
+    delta = of_factors(ExtractParams(max_rank=1), open_checkpoint(root), [patch])
+    for name, factors in delta.factors.items():
+        lost = energy(patch[name].dense() + factors.dense()) / energy(patch[name].dense())
+        assert delta.found[name].error == pytest.approx(lost**0.5, rel=1e-3)
+        torch.testing.assert_close(factors.dense(), -truncate(patch[name], 1).dense(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path, root):
+    patch = random_patch(root, ranks=(3,), size=0.05)
+    other = open_checkpoint(saved(tmp_path / "degraded", degraded_by(root, patch)))
+    delta = of_checkpoints(ExtractParams(max_rank=3), open_checkpoint(root), [other])
+    assert not delta.skipped
+    for name, factors in delta.factors.items():
+        torch.testing.assert_close(factors.dense(), -patch[name].dense(), rtol=1e-2, atol=1e-5)
+        assert delta.found[name].error < 1e-2
+
+
+def test_several_checkpoints_are_averaged(tmp_path, root):
+    patches = [random_patch(root, seed=s, ranks=(2,)) for s in (1, 2)]
+    others = [open_checkpoint(saved(tmp_path / f"d{i}", degraded_by(root, p))) for i, p in enumerate(patches)]
+    delta = of_checkpoints(ExtractParams(max_rank=4), open_checkpoint(root), others)
+    for name, factors in delta.factors.items():
+        wanted = -concat([p[name].scaled(0.5) for p in patches]).dense()
+        torch.testing.assert_close(factors.dense(), wanted, rtol=1e-2, atol=1e-4)
+
+
+def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path, root):
+    faint = {name: one.scaled(1e-3) for name, one in random_patch(root, size=0.02).items()}
+    base = open_checkpoint(saved(tmp_path / "a", load_model(root), torch.bfloat16))
+    near = open_checkpoint(saved(tmp_path / "b", degraded_by(root, faint), torch.bfloat16))
+    far = open_checkpoint(saved(tmp_path / "c", degraded_by(root, random_patch(root, size=0.2)), torch.bfloat16))
+    lost = of_checkpoints(ExtractParams(), base, [near])
+    assert not lost.factors
+    assert all("bfloat16" in r or "no degraded checkpoint differs" in r for r in lost.skipped.values())
+    kept = of_checkpoints(ExtractParams(), base, [far])
+    assert not kept.skipped
+    assert all(0.5 < one.signal < 1.0 for one in kept.found.values())
+
+
+def test_matrices_that_did_not_change_are_named(root):
+    patch = random_patch(root)
+    name = next(iter(patch))
+    delta = of_factors(ExtractParams(), open_checkpoint(root), [{name: patch[name]}])
+    assert list(delta.factors) == [name]
+    assert len(delta.skipped) == len(patch) - 1
+    assert set(delta.skipped.values()) == {"no surrogate changed it"}
+
+
+def test_the_stage_records_what_it_is_made_from():
+    found = payload(made().delta, "delta.json")
+    assert found["aligned"] == payload(made().aligned, "checkpoint.json")["digest"]
+    assert set(found["degraded"]) == {"compliance", "jailbreak"}
+    assert len(found["matrices"]) == 28
+    assert not found["skipped"]
+    assert all(len(one["energies"]) == 16 for one in found["matrices"].values())
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path):
+    run(ExtractParams(max_rank=16), tmp_path / "again")
+    assert files(tmp_path / "again") == files(made().delta)
+
+
+def test_checkpoints_of_the_users_own(tmp_path, root):
+    surrogate = read_surrogates(made().degraded)["compliance"]
+    fetched = fetch(FetchParams(), source=f"file://{root}", fingerprint=None, family=None, out=tmp_path / "aligned")
+    assert fetched.stage == "fetch"
+    other = saved(tmp_path / "degraded", degraded_by(root, random_patch(root)))
+    out = tmp_path / "delta"
+    run(ExtractParams(max_rank=4), out, aligned=tmp_path / "aligned", checkpoints=(f"file://{other}",))
+    assert list(payload(out, "delta.json")["degraded"]) == [f"file://{other}"]
+    assert not set(read_factors(out / "delta.safetensors")) & (set(surrogate) - set(random_patch(root)))
+    with pytest.raises(ParamsError, match="distil"):
+        run(ExtractParams(method="distil"), tmp_path / "x", checkpoints=(f"file://{other}",))
+    with pytest.raises(CheckpointError, match="got none of 14"):
+        run(ExtractParams(max_rank=16), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{root}",))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_changed_surrogate_is_refused(tmp_path):
+    copy = tmp_path / "degraded"
+    copy.mkdir()
+    for name, data in files(made().degraded).items():
+        (copy / name).write_bytes(data if name != "jailbreak.safetensors" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match="jailbreak"):
+        run(ExtractParams(max_rank=16), tmp_path / "out", degraded=copy)
+
+
+def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
+    from safegene.datasets.prompts import read_prompts
+    from safegene.models.loading import load_tokenizer
+    from safegene.repair.fitting import measure
+    from safegene.repair.shots import spread, teach
+    from safegene.tiny.build import build
+
+    params = ExtractParams(method="distil", max_rank=4, steps=20, shots=48, batch_size=24)
+    run(params, tmp_path / "distilled")
+    root = build("aligned", 0)
+    held = read_prompts(DATA / "prompts" / "safety.jsonl").where(kind=("harmful", "wrapped"), split="validation")
+    shots = teach(load_model(root), load_tokenizer(root), spread(held, 32), kind="safety", response_tokens=8)
+    factors = read_factors(tmp_path / "distilled" / "delta.safetensors")
+    for change in read_surrogates(made().degraded).values():
+        model = load_model(root, patch=change)
+        before = measure(model, shots).loss["safety"]
+        add_patch(model, factors)
+        assert measure(model, shots).loss["safety"] < 0.1 * before
+    assert payload(tmp_path / "distilled", "delta.json")["method"] == "distil"
+
+
+def test_the_users_degraded_checkpoints_are_what_was_pinned_and_of_the_family(root, tmp_path):
+    fetch(FetchParams(), source=f"file://{root}", fingerprint=None, family=None, out=tmp_path / "aligned")
+    other = saved(tmp_path / "other", degraded_by(root, random_patch(root)))
+    uri = f"file://{other}"
+    run(
+        ExtractParams(),
+        tmp_path / "out",
+        aligned=tmp_path / "aligned",
+        checkpoints=(uri,),
+        pins={uri: fingerprint(uri)},
+    )
+    with pytest.raises(StaleArtifact, match="changed since it was pinned"):
+        run(
+            ExtractParams(max_rank=16),
+            tmp_path / "x",
+            aligned=tmp_path / "aligned",
+            checkpoints=(uri,),
+            pins={uri: "another"},
+        )
+    foreign = save_llama(tmp_path / "foreign", heads=8)
+    with pytest.raises(ShapeMismatch, match="expected the family's"):
+        run(
+            ExtractParams(max_rank=16), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{foreign}",)
+        )
+    assert not (tmp_path / "x").exists()

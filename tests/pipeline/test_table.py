@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from safegene.errors import ParamsError
+from safegene.pipeline.table import PIPELINE, run_stage, stage_named
+from safegene.workspace.layout import Workspace
+from safegene.workspace.params import Params, load_params, load_targets, load_yaml
+
+ROOT = Path(__file__).parents[2]
+WORKSPACE = Workspace(ROOT)
+TRACKED = [stage for stage in PIPELINE if stage.tracked]
+DVC = load_yaml(ROOT / "dvc.yaml")
+
+
+def in_dvc(path: str) -> str:
+    return path.replace("{target}", "${key}").replace("{task}", "${item.task}")
+
+
+def params_of(entry: dict) -> list[str]:
+    flat = []
+    for item in entry.get("params", []):
+        flat += [f"{file}:{key}" for file, keys in item.items() for key in keys] if isinstance(item, dict) else [item]
+    return flat
+
+
+def views_of(entry: dict, kind: str) -> list[str]:
+    views = entry.get(kind, [])
+    assert all(options["cache"] is False for view in views for options in view.values())
+    return [path for view in views for path in view]
+
+
+def test_dvc_runs_the_stages_of_the_table_in_its_order():
+    assert list(DVC["stages"]) == [stage.name for stage in TRACKED]
+
+
+@pytest.mark.parametrize("stage", TRACKED, ids=lambda s: s.name)
+def test_dvc_entry_equals_the_table(stage):
+    entry = DVC["stages"][stage.name]
+    if stage.per_target:
+        assert entry["foreach"] == "${targets}"
+        entry = entry["do"]
+    assert entry["cmd"] == f"exec safegene {stage.name}" + (" ${key}" if stage.per_target else "")
+    assert entry.get("deps", []) == [in_dvc(path) for path in stage.inputs]
+    assert entry["outs"] == [in_dvc(stage.output)]
+    assert params_of(entry) == [in_dvc(key) for key in stage.params]
+    assert views_of(entry, "metrics") == [in_dvc(copy) for _, copy in stage.metrics]
+    assert views_of(entry, "plots") == [in_dvc(copy) for _, copy in stage.plots]
+
+
+def test_outputs_lie_where_the_workspace_says():
+    ws = WORKSPACE
+    named = {
+        "validate": ws.validation,
+        "fetch": ws.aligned,
+        "degrade": ws.degraded,
+        "extract": ws.delta,
+        "compress": ws.vector,
+        "select": ws.selection,
+        "fetch-target": ws.checkpoint("{target}"),
+        "calibrate": ws.candidate("{target}"),
+        "evaluate": ws.judgements("{target}"),
+        "gate": ws.verdict("{target}"),
+    }
+    assert {stage.name: ws.root / stage.output for stage in TRACKED} == named
+
+
+def test_every_parameter_section_is_some_stages_or_the_flows():
+    sections = {field.alias or name for name, field in Params.model_fields.items()}
+    read = {key.split(".")[0] for stage in PIPELINE for key in stage.params if ":" not in key}
+    assert sections - read == {"watch", "flow"}
+
+
+def test_every_input_is_an_output_before_or_data_of_people():
+    made: set[str] = set()
+    for stage in PIPELINE:
+        for path in stage.inputs:
+            own = path.startswith(("data/prompts", "data/tasks", "data/judges")) or path.endswith("incumbent.json")
+            assert own or any(path == out or path.startswith(out + "/") for out in made), (stage.name, path)
+        made.add(stage.output)
+
+
+def test_the_template_is_valid():
+    load_params(ROOT / "params.yaml")
+    assert load_targets(ROOT / "data" / "targets.yaml").targets == {}
+
+
+def test_unknown_stage_and_target_are_refused_by_name():
+    with pytest.raises(ParamsError, match="'nothing'"):
+        stage_named("nothing")
+    with pytest.raises(ParamsError, match="'nobody'"):
+        run_stage(stage_named("gate"), WORKSPACE, "nobody")
+    with pytest.raises(ParamsError, match="no target"):
+        run_stage(stage_named("select"), WORKSPACE, "nobody")
