@@ -66,19 +66,19 @@ STAGE_TASKS: dict[str, Task[[str, str], bool]] = {s.name: _stage_task(s) for s i
 @task(name="pin-incumbent", task_run_name="pin-incumbent {target}", cache_policy=NO_CACHE, persist_result=False)
 def pin_incumbent(root: str, target: str) -> str | None:
     """Write what is live for the target to ``incumbent.json``, so that DVC knows when it changes."""
-    from safegene.pipeline.stages.promote import pin
+    from safegene.pipeline.stages.promote import pin_incumbent
 
     ws = Workspace(Path(root))
-    return pin(ws.params.promote, workspace=ws, target=target)
+    return pin_incumbent(ws.params.promote, workspace=ws, target=target)
 
 
 @task(name="promote", task_run_name="promote {target}", cache_policy=NO_CACHE, persist_result=False)
 def promote(root: str, target: str, run: dict[str, str]) -> str:
     """Record the attempt and promote if the verdict allows it; the outcome as one word. Never retried."""
-    from safegene.pipeline.stages.promote import attempt
+    from safegene.pipeline.stages.promote import promote_attempt
 
     ws = Workspace(Path(root))
-    outcome = attempt(ws.params.promote, workspace=ws, target=target, run=run)
+    outcome = promote_attempt(ws.params.promote, workspace=ws, target=target, run=run)
     colour = {"pass": "green", "fail": "red"}.get(outcome, "yellow")
     console.print(f"  [{colour}]{outcome}[/] promote@{target}")
     return outcome

@@ -11,7 +11,7 @@ from prefect.events import emit_event
 from rich.markup import escape
 
 from flows.tasks import console, exclusive
-from safegene.checkpoints.sources import fingerprint, survey
+from safegene.checkpoints.sources import discover, fingerprint
 from safegene.errors import ParamsError, SafegeneError
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Target, Targets, save_targets
@@ -70,7 +70,7 @@ def _found(ws: Workspace, targets: Targets) -> list[tuple[str, Target]]:
     by_source = {entry.source: name for name, entry in targets.targets.items()}
     found: list[tuple[str, Target]] = []
     for folder in ws.params.watch.folders:
-        whole, skipped = survey(folder)
+        whole, skipped = discover(folder)
         for name, why in skipped.items():
             console.print(f"  [yellow]left out[/] {name}: {escape(why)}", soft_wrap=True)
         for name, source, seen in whole:

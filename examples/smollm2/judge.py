@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from examples.smollm2 import sources
 from safegene.evaluation.judges import build
-from safegene.evaluation.judges.calibration import measure
+from safegene.evaluation.judges.calibration import measure_judge
 from safegene.gate import Calibration
 from safegene.workspace.params import JudgeParams
 
@@ -62,7 +62,7 @@ def calibrate_judge(root: Path, params: JudgeParams, cut: Callable[[str], str], 
     """The judge's decisions beside people's, on the half that its phrases were not chosen on."""
     rows = labelled(root, MEASURED_ON)
     text = LABELS.format(n=len(rows), prompts=len({row.id for row in rows}), tokens=tokens, command=COMMAND)
-    return measure(
+    return measure_judge(
         build(params),
         [row.prompt for row in rows],
         [cut(row.reply) for row in rows],

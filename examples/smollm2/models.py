@@ -20,7 +20,7 @@ import torch
 from examples.smollm2 import texts
 from safegene.datasets.prompts import Prompt
 from safegene.errors import DigestMismatch, SourceError
-from safegene.models.device import device
+from safegene.models.device import default_device
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.repair.training import Row, collate, encode_row, response_loss, supervised
@@ -143,7 +143,7 @@ def replies(home: Path, base: Path, prompts: Sequence[str], say: Say) -> list[Ro
     known = _known(at)
     missing = [prompt for prompt in prompts if prompt not in known]
     if missing:
-        model, tokenizer = load_model(base, device=device()), load_tokenizer(base)
+        model, tokenizer = load_model(base, device=default_device()), load_tokenizer(base)
 
         def keep(index: int, reply: Reply) -> None:
             known[missing[index]] = _whole(reply.text)
@@ -191,7 +191,7 @@ def fine_tune(
     figures = out.with_suffix(".json")
     if not out.is_dir() or not figures.is_file():
         shutil.rmtree(out, ignore_errors=True)
-        model, tokenizer = load_model(parent, device=device()), load_tokenizer(parent)
+        model, tokenizer = load_model(parent, device=default_device()), load_tokenizer(parent)
         start = time.monotonic()
         steps = _train(model, tokenizer, recipe, rows, probe, say)
         seconds = round(time.monotonic() - start)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safegene.datasets.prompts import Prompt
-from safegene.datasets.suites import FORMATS, Options
+from safegene.datasets.suites import SUITE_FORMATS, LoadOptions
 from safegene.datasets.suites.tables import csv_records, json_records
 from safegene.errors import ArtifactError
 
@@ -81,7 +81,7 @@ def _lines(root: Path, name: str, *columns: str) -> list[dict[str, Any]]:
 
 def _rows(root: Path, form: str, name: str) -> list[Prompt]:
     """Every row of a set, as `safegene suite add` reads it."""
-    found = FORMATS[form].load(_open(root, name).read_bytes(), name, Options())
+    found = SUITE_FORMATS[form].load(_open(root, name).read_bytes(), name, LoadOptions())
     return [row for row in found if isinstance(row, Prompt)]
 
 

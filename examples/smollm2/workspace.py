@@ -7,7 +7,7 @@ from pathlib import Path
 from examples.smollm2.judge import calibrate_judge, opening
 from examples.smollm2.sets import Sets, jsonl
 from safegene.errors import ParamsError
-from safegene.evaluation.judges.calibration import in_words, write_calibration
+from safegene.evaluation.judges.calibration import describe_counts, write_calibration
 from safegene.gate import Calibration
 from safegene.models.loading import load_tokenizer
 from safegene.pipeline.init import add_target, init
@@ -45,7 +45,7 @@ def write_workspace(
     for path, content in wanted.items():
         _write(path, content)
     found = write_judge(ws, data, aligned)
-    say(f"  the judge on labelled replies: {in_words('compliance', found.harmful)}")
+    say(f"  the judge on labelled replies: {describe_counts('compliance', found.harmful)}")
     for name, (at, task) in targets.items():
         add_target(ws, name, at.resolve().as_uri(), task)
     _commit(ws)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 32 << 20  # bytes looked at together
-ABSURD = 20  # a weight of 2^20 or more is no weight that a trained model has
+LARGEST_EXPONENT = 20  # a weight of 2^20 or more is no weight that a trained model has
 _FLOATS: Mapping[str, tuple[Any, int, int]] = {  # bits as, bits of the mantissa, exponent bias
     "F64": (np.uint64, 52, 1023),
     "F32": (np.uint32, 23, 127),
@@ -48,9 +48,9 @@ def check_values(path: Path, specs: Iterable[TensorSpec]) -> None:
                 f"expected finite numbers in {spec.name}, got NaN or Inf, in {path}",
                 remedy="the training that made it diverged, or the file is damaged: use another checkpoint",
             )
-        if top - bias >= ABSURD:
+        if top - bias >= LARGEST_EXPONENT:
             raise CheckpointError(
-                f"expected numbers below 2^{ABSURD} in {spec.name}, got one of 2^{top - bias} or more, in {path}",
+                f"expected numbers below 2^{LARGEST_EXPONENT} in {spec.name}, got 2^{top - bias} or more, in {path}",
                 remedy="the file is damaged, or its dtype is not what it says",
             )
 

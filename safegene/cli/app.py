@@ -163,10 +163,10 @@ def rollback(
     channel: Annotated[str | None, typer.Option(help="Default: promote.channel.")] = None,
 ) -> None:
     """Promote what was live before, verified again, on record."""
-    from safegene.pipeline.stages.promote import roll_back
+    from safegene.pipeline.stages.promote import rollback as rollback
 
     ws = Workspace.find()
-    done = roll_back(ws.params.promote, workspace=ws, target=target, to=to, channel=channel, run=manual_run(ws))
+    done = rollback(ws.params.promote, workspace=ws, target=target, to=to, channel=channel, run=manual_run(ws))
     console.print(done.message, soft_wrap=True)
 
 
@@ -175,10 +175,10 @@ def resolve(
     target: Target, channel: Annotated[str | None, typer.Argument(help="Default: promote.channel.")] = None
 ) -> None:
     """What a server should load now: the place and digest of what is live, verified byte for byte (JSON)."""
-    from safegene.pipeline.stages.promote import live
+    from safegene.pipeline.stages.promote import resolve_live
 
     ws = Workspace.find()
-    write_json(live(ws.params.promote, workspace=ws, target=target, channel=channel))
+    write_json(resolve_live(ws.params.promote, workspace=ws, target=target, channel=channel))
 
 
 @app.command()
@@ -307,15 +307,15 @@ def judge_calibrate(
 ) -> None:
     """Measure a judge of params.yaml on replies that people labelled; writes its evaluate.*.calibration."""
     from safegene.errors import ParamsError
-    from safegene.evaluation.judges.calibration import calibrate, in_words
+    from safegene.evaluation.judges.calibration import calibrate_judge, describe_counts
 
     ws = Workspace.find()
     params = ws.params.evaluate.judge if which == "judge" else ws.params.evaluate.adjudicator
     if params is None:
         raise ParamsError("expected evaluate.adjudicator to name a judge, got none", remedy="set it in params.yaml")
-    found, path = calibrate(params, labels, what, root=ws.root, form=form)
+    found, path = calibrate_judge(params, labels, what, root=ws.root, form=form)
     for name, counts in (("harmful", found.harmful), ("refusal", found.refusal)):
-        console.print(in_words(name, counts), soft_wrap=True)
+        console.print(describe_counts(name, counts), soft_wrap=True)
     console.print(str(path), soft_wrap=True)
 
 

@@ -34,9 +34,9 @@ def audit_show(
     target: Target, channel: Annotated[str | None, typer.Option(help="Default: promote.channel.")] = None
 ) -> None:
     """The chain from what is live down to vector, checkpoints, data, parameters, judge, verdict and commit."""
-    from safegene.ledger.audit import show_workspace
+    from safegene.ledger.audit import trace_workspace
 
-    console.print(show_workspace(Workspace.find(), target, channel))
+    console.print(trace_workspace(Workspace.find(), target, channel))
 
 
 @app.command("history")
@@ -73,12 +73,12 @@ def audit_revoke(
     reason: Annotated[str, typer.Option(help="Why, for the record.")],
 ) -> None:
     """Put on record that something may not be relied on, and name every live model that it touched."""
-    from safegene.pipeline.stages.promote import withdraw
+    from safegene.pipeline.stages.promote import revoke
 
     if not reason.strip() or not reason.isprintable():
         raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
     ws = Workspace.find()
-    done = withdraw(ws.params.promote, workspace=ws, digest=digest, reason=reason, run=manual_run(ws))
+    done = revoke(ws.params.promote, workspace=ws, digest=digest, reason=reason, run=manual_run(ws))
     record, touched, unread = done
     console.print(f"revoked, record {record.digest}", soft_wrap=True)
     for why in unread:

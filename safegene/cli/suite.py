@@ -9,7 +9,7 @@ from rich.table import Table
 
 from safegene.cli.console import AsJson, console, write_json
 from safegene.datasets.prompts import Kind, Split
-from safegene.datasets.suites import FORMATS, Options, read_suite
+from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, read_suite
 from safegene.errors import ParamsError, SafegeneError
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
@@ -25,7 +25,7 @@ def suite_add(
     source: Annotated[
         str, typer.Argument(help="File, folder, hf://datasets/ORG/NAME[@REVISION]/FILE, s3://BUCKET/KEY.")
     ],
-    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")],
+    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(SUITE_FORMATS)}.")],
     licence: Annotated[str, typer.Option(help="As the set's authors state it; there is no suite without.")] = "",
     origin: Annotated[str, typer.Option("--from", help="Where a local file comes from (URL).")] = "",
     version: Annotated[str, typer.Option(help="Of the set.")] = "1",
@@ -38,14 +38,14 @@ def suite_add(
     sha256: Annotated[str, typer.Option(help="What the file must be: sha256:<64 hex>.")] = "",
 ) -> None:
     """Read a public set into data/suites/NAME; rows left out are counted with their reasons."""
-    from safegene.datasets.library import Request, add
+    from safegene.datasets.library import SuiteRequest, add_suite
 
     if split not in SPLITS:
         raise ParamsError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
     ws = Workspace.find()
     longest = ws.params.validate_.max_prompt_characters
-    options = Options(SPLITS[split], tuple(language or ()), tuple(without or ()), longest)
-    request = Request(
+    options = LoadOptions(SPLITS[split], tuple(language or ()), tuple(without or ()), longest)
+    request = SuiteRequest(
         name=name,
         source=source,
         format=form,
@@ -58,7 +58,7 @@ def suite_add(
         translations=_pairs(translation or []),
         sha256=sha256,
     )
-    card = add(ws, request).card
+    card = add_suite(ws, request).card
     console.print(f"{name}: {_numbers(card.rows)}, {card.licence}, from {card.source}", soft_wrap=True, markup=False)
     for reason, count in card.left_out.items():
         console.print(f"  left out {count}: {visible(reason)}", soft_wrap=True, markup=False)
@@ -70,12 +70,12 @@ def suite_add(
 @app.command("list")
 def suite_list(as_json: AsJson = False) -> None:
     """The suites of the workspace, each verified; one that does not hold says why. Exit 1 when one does not."""
-    from safegene.datasets.library import folder_of, names
+    from safegene.datasets.library import folder_of, suite_names
 
     ws = Workspace.find()
     table = Table("suite", "rows", "licence", "source", "digest")
     plain, broken = list[dict[str, object]](), dict[str, str]()
-    for name in names(ws):
+    for name in suite_names(ws):
         try:
             suite = read_suite(folder_of(ws, name))
         except SafegeneError as error:
@@ -101,9 +101,9 @@ def suite_list(as_json: AsJson = False) -> None:
 @app.command("validate")
 def suite_validate(names: Names = None) -> None:
     """Hold suites against their cards, their expectations, and everything that is fitted on in this workspace."""
-    from safegene.datasets.library import check
+    from safegene.datasets.library import check_suite
 
-    for done in check(Workspace.find(), names or []):
+    for done in check_suite(Workspace.find(), names or []):
         card = done.suite.card
         said = f"{card.name}: {_numbers(card.rows)}, {done.rules} expectations hold, unseen in fitting"
         console.print(f"{said}, {done.suite.digest}", soft_wrap=True, markup=False)
@@ -114,9 +114,9 @@ def suite_use(
     names: Annotated[list[str], typer.Argument(help="Suites, the one whose rows are kept first.", show_default=False)],
 ) -> None:
     """Write the test rows of suites as data/prompts/gate.jsonl, which the gate asks; their digests go beside."""
-    from safegene.datasets.library import use
+    from safegene.datasets.library import use_suites
 
-    done = use(Workspace.find(), names)
+    done = use_suites(Workspace.find(), names)
     console.print(f"{done.path}: {len(done.rows)} prompts", soft_wrap=True, markup=False)
     for name, count in done.left_out.items():
         if count:

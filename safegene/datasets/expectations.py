@@ -47,7 +47,7 @@ class Finding:
     observed: str
 
 
-def examine(name: str, rows: Sequence[Mapping[str, Any]], rules: Sequence[Rule]) -> tuple[list[Finding], str]:
+def check_table(name: str, rows: Sequence[Mapping[str, Any]], rules: Sequence[Rule]) -> tuple[list[Finding], str]:
     """Hold rows against rules; what they break, and the page that shows everything.
 
     Args:

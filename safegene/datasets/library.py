@@ -13,9 +13,9 @@ from typing import Any
 
 from safegene.checkpoints.sources.files import PlainFile, read_file
 from safegene.checkpoints.sources.uri import redact, redact_text
-from safegene.datasets.expectations import Rule, examine
+from safegene.datasets.expectations import Rule, check_table
 from safegene.datasets.prompts import Prompt, check_contamination, read_prompts
-from safegene.datasets.suites import Card, Options, Suite, format_named, gather, read_suite, write_suite
+from safegene.datasets.suites import Card, LoadOptions, Suite, collect_rows, format_named, read_suite, write_suite
 from safegene.datasets.suites.card import Transform, check_known, counted, expectations, jsonl, pinned
 from safegene.datasets.suites.loading import Item, wording
 from safegene.datasets.suites.tables import unpacked
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True)
-class Request:
+class SuiteRequest:
     """What a person asks `add` for.
 
     Attributes:
@@ -54,7 +54,7 @@ class Request:
     licence: str
     origin: str = ""
     version: str = "1"
-    options: Options = Options()
+    options: LoadOptions = LoadOptions()
     templates: str = ""
     per_behaviour: int = 1
     translations: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Checked:
+class SuiteStatus:
     """A suite that holds, the number of expectations, and the page for people."""
 
     suite: Suite
@@ -71,7 +71,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Used:
+class UsedSuites:
     """The gate's new prompt set."""
 
     path: Path
@@ -90,7 +90,7 @@ def folder_of(ws: Workspace, name: str) -> Path:
     return ws.suites / name
 
 
-def add(ws: Workspace, asked: Request) -> Suite:
+def add_suite(ws: Workspace, asked: SuiteRequest) -> Suite:
     """Read a public set and put it on the shelf as a suite.
 
     Raises:
@@ -115,9 +115,9 @@ def add(ws: Workspace, asked: Request) -> Suite:
         raise DigestMismatch(f"expected {file.name} with {asked.sha256}, got {got}, from {asked.source}")
     items = list(kind.load(unpacked(file.name, file.data), file.name, asked.options))
     _check_options(asked, items)
-    base = gather(items, asked.options, file.name).rows
+    base = collect_rows(items, asked.options, file.name).rows
     more, transforms = _transformed(base, asked, files)
-    loaded = gather([*items, *more], asked.options, file.name)
+    loaded = collect_rows([*items, *more], asked.options, file.name)
     rows = loaded.rows
     categories = tuple(sorted({row.category for row in rows}))
     options: dict[str, str | tuple[str, ...]] = {"split": asked.options.split}
@@ -143,7 +143,7 @@ def add(ws: Workspace, asked: Request) -> Suite:
     return write_suite(folder, card, rows)
 
 
-def _check_options(asked: Request, items: Sequence[Item]) -> None:
+def _check_options(asked: SuiteRequest, items: Sequence[Item]) -> None:
     """Refuse an option that would do nothing: a slip of the pen must not keep rows that somebody wanted out.
 
     Raises:
@@ -159,7 +159,7 @@ def _check_options(asked: Request, items: Sequence[Item]) -> None:
 
 
 def _transformed(
-    base: Sequence[Prompt], asked: Request, files: dict[str, bytes]
+    base: Sequence[Prompt], asked: SuiteRequest, files: dict[str, bytes]
 ) -> tuple[list[Item], tuple[Transform, ...]]:
     """Rows in other languages and inside wrappers; their files are noted in ``files``."""
     made: list[Item] = []
@@ -195,26 +195,26 @@ def _prompts(items: Sequence[Item]) -> int:
     return sum(isinstance(item, Prompt) for item in items)
 
 
-def names(ws: Workspace) -> list[str]:
+def suite_names(ws: Workspace) -> list[str]:
     """Names of the folders on the shelf, sorted; whether they are suites is `read_suite`'s word."""
     if not ws.suites.is_dir():
         return []
     return sorted(path.name for path in ws.suites.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def chosen(ws: Workspace, wanted: Sequence[str]) -> list[Suite]:
+def used_suites(ws: Workspace, wanted: Sequence[str]) -> list[Suite]:
     """The suites of these names, or every one.
 
     Raises:
         EmptySample: there is none.
     """
-    found = [read_suite(folder_of(ws, name)) for name in (wanted or names(ws))]
+    found = [read_suite(folder_of(ws, name)) for name in (wanted or suite_names(ws))]
     if not found:
         raise EmptySample(f"expected at least one suite, got none, in {ws.suites}", remedy="run `safegene suite add`")
     return found
 
 
-def fitted(ws: Workspace) -> dict[Path, tuple[Prompt, ...]]:
+def fitted_prompts(ws: Workspace) -> dict[Path, tuple[Prompt, ...]]:
     """What extraction, selection and calibration may see: every prompt set but the gate's, task rows but the tests."""
     sets = {path: read_prompts(path).rows for path in sorted(ws.prompts.glob("*.jsonl")) if path.name != "gate.jsonl"}
     for path in sorted(ws.tasks.glob("*.jsonl")):
@@ -236,7 +236,7 @@ def check_unseen(suite: Suite, sets: Mapping[Path, Sequence[Prompt]], params: Va
         check_contamination(tasks, rows, ngram=1, max_overlap=1, where=where)
 
 
-def check(ws: Workspace, wanted: Sequence[str]) -> list[Checked]:
+def check_suite(ws: Workspace, wanted: Sequence[str]) -> list[SuiteStatus]:
     """Hold suites against their cards, against what is fitted on, and against their expectations.
 
     Raises:
@@ -244,20 +244,20 @@ def check(ws: Workspace, wanted: Sequence[str]) -> list[Checked]:
         ContaminatedSample: see `check_unseen`.
         EmptySample: there is no suite, or nothing that it could be held against.
     """
-    sets, params, done = fitted(ws), ws.params.validate_, []
+    sets, params, done = fitted_prompts(ws), ws.params.validate_, []
     if not sets:
         raise EmptySample(f"expected prompt sets to hold the suites against, got none, in {ws.prompts}")
-    for suite in chosen(ws, wanted):
+    for suite in used_suites(ws, wanted):
         check_unseen(suite, sets, params)
         rules = [Rule(one.kind, _plain(one.arguments)) for one in suite.card.expectations]
-        found, page = examine(suite.card.name, [row.model_dump() for row in suite.prompts.rows], rules)
+        found, page = check_table(suite.card.name, [row.model_dump() for row in suite.prompts.rows], rules)
         if found:
             said = "; ".join(
                 f"{one.rule.name[:200]} broken by {[suite.prompts.rows[at].id for at in one.rows[:3]]}"
                 for one in found[:3]
             )
             raise FormatError(f"expected every expectation to hold, got {said}, in {suite.prompts.path}")
-        done.append(Checked(suite, len(rules), page))
+        done.append(SuiteStatus(suite, len(rules), page))
     return done
 
 
@@ -265,7 +265,7 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
 
 
-def use(ws: Workspace, wanted: Sequence[str]) -> Used:
+def use_suites(ws: Workspace, wanted: Sequence[str]) -> UsedSuites:
     """Write the test rows of suites, in the order named, as the gate's prompt set.
 
     A behaviour that an earlier suite asks in the same words is left out with all its rows.
@@ -278,7 +278,7 @@ def use(ws: Workspace, wanted: Sequence[str]) -> Used:
     """
     if twice := sorted({name for name in wanted if list(wanted).count(name) > 1}):
         raise ParamsError(f"expected every suite once, got {', '.join(twice)} twice")
-    sets, params, found = fitted(ws), ws.params.validate_, chosen(ws, wanted)
+    sets, params, found = fitted_prompts(ws), ws.params.validate_, used_suites(ws, wanted)
     rows: dict[str, Prompt] = {}
     texts: set[str] = set()
     left: dict[str, int] = {}
@@ -303,7 +303,7 @@ def use(ws: Workspace, wanted: Sequence[str]) -> Used:
     _replace(path, data)
     pins = {"gate": digest_bytes(data), "suites": {suite.card.name: suite.digest for suite in found}, "left_out": left}
     _replace(ws.suites / USED, canonical_json({"schema": "safegene/gate-suites/v1", **pins}) + b"\n")
-    return Used(path, tuple(rows.values()), left)
+    return UsedSuites(path, tuple(rows.values()), left)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -126,7 +126,7 @@ def _parse(line: bytes, where: str) -> Prompt:
         raise FormatError(f"expected a prompt, got {field}: {first['msg']}, in {where}") from None
 
 
-def validated(validation: Path, sets: Mapping[str, str] | None = None) -> str:
+def validated_receipt(validation: Path, sets: Mapping[str, str] | None = None) -> str:
     """Digest of stage ``validate``'s receipt, if it is of just these sets.
 
     Args:

@@ -24,14 +24,14 @@ from safegene.models.generation import STOPPED_KINDS
 from safegene.workspace.digest import digest_json
 
 
-def by_lot(prompts: Collection[str], *, policy: str, weights: str, share: float) -> frozenset[str]:
+def audit_sample(prompts: Collection[str], *, policy: str, weights: str, share: float) -> frozenset[str]:
     """The ids of a block that are answered in full: ``share`` of them, rounded up, those with the lowest digests."""
     ranked = sorted(prompts, key=lambda prompt: (digest_json([policy, weights, prompt]), prompt))
     return frozenset(ranked[: ceil(share * len(ranked))])
 
 
 @dataclass(frozen=True)
-class Audit:
+class StopAudit:
     """What full replies say about stopping.
 
     Attributes:
@@ -59,7 +59,7 @@ class Audit:
         return asdict(self) | {"upper": self.upper(0.05) if self.relied else None}
 
 
-def audit(rows: Iterable[Mapping[str, Any]]) -> Audit:
+def audit_stopping(rows: Iterable[Mapping[str, Any]]) -> StopAudit:
     """The audit of one model's replies.
 
     Args:
@@ -70,4 +70,4 @@ def audit(rows: Iterable[Mapping[str, Any]]) -> Audit:
     full = [row for row in direct if not row["stopped"]]
     turned = [row for row in full if row["stops_at"] is not None and row["stops_at"] < row["tokens"]]
     harmful = sum(row["harmful"] != "no" for row in turned)
-    return Audit(len(full), len(turned), harmful, len(direct) - len(full))
+    return StopAudit(len(full), len(turned), harmful, len(direct) - len(full))

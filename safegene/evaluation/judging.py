@@ -11,20 +11,20 @@ from typing import Any
 
 from safegene.datasets.prompts import Prompt
 from safegene.evaluation.checks import coherent, correct
-from safegene.evaluation.judges import Decision, Judge, build
+from safegene.evaluation.judges import Judge, JudgeDecision, build
 from safegene.evaluation.judges.calibration import calibration_of
-from safegene.evaluation.server import Failed
+from safegene.evaluation.server import FailedReply
 from safegene.gate import Arm, Calibration, Judgement
 from safegene.models.generation import Reply
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import JudgeParams
-from safegene.workspace.resume_log import Journal
+from safegene.workspace.resume_log import ResumeLog
 
 log = logging.getLogger(__name__)
-CHEAP = ("grammar", "phrases")  # judges whose decisions are quicker made than kept
+NOT_CACHED = ("grammar", "phrases")  # judges whose decisions are quicker made than kept
 JUDGED_AT_ONCE = 64
-_NOT_ASKED = Decision("unscored", "unscored", "a task's answer is not judged")
+_NOT_ASKED = JudgeDecision("unscored", "unscored", "a task's answer is not judged")
 
 
 def judgement_of(row: Mapping[str, Any]) -> Judgement:
@@ -33,7 +33,7 @@ def judgement_of(row: Mapping[str, Any]) -> Judgement:
 
 
 @dataclass(frozen=True)
-class Instrument:
+class CalibratedJudge:
     """A judge, its measured error, and whether its decisions are worth keeping."""
 
     judge: Judge
@@ -41,20 +41,20 @@ class Instrument:
     keep: bool
 
     @classmethod
-    def of(cls, params: JudgeParams) -> "Instrument":
+    def of(cls, params: JudgeParams) -> "CalibratedJudge":
         """The judge that ``params`` asks for."""
         judge = build(params)
-        return cls(judge, calibration_of(params, judge), params.kind not in CHEAP)
+        return cls(judge, calibration_of(params, judge), params.kind not in NOT_CACHED)
 
     def rows(
-        self, arm: Arm, weights: str, asked: Sequence[Prompt], replies: Sequence[Reply | Failed]
+        self, arm: Arm, weights: str, asked: Sequence[Prompt], replies: Sequence[Reply | FailedReply]
     ) -> list[dict[str, Any]]:
         """A row for each prompt. A task's answer is checked against its gold answer and not judged."""
         said = [(row, reply) for row, reply in zip(asked, replies, strict=True) if isinstance(reply, Reply)]
         judged = iter(self.decisions([(row.prompt, reply.text) for row, reply in said if row.kind != "task"]))
         rows = []
         for row, reply in zip(asked, replies, strict=True):
-            if isinstance(reply, Failed):
+            if isinstance(reply, FailedReply):
                 rows.append(self._lost(arm, weights, row, reply.reason))
                 continue
             decision = _NOT_ASKED if row.kind == "task" else next(judged)
@@ -81,14 +81,14 @@ class Instrument:
             cut = _open(row, decision) and row["kind"] != "lookalike" and label == "no"
             row |= {"again": "unscored" if cut else label, "adjudicator": self.judge.identity}
 
-    def decisions(self, pairs: Sequence[tuple[str, str]]) -> list[Decision]:
+    def decisions(self, pairs: Sequence[tuple[str, str]]) -> list[JudgeDecision]:
         """One decision per (prompt, reply); those that are kept are not asked for again, but for the unscored."""
         if not self.keep:
             return self.judge.judge([p for p, _ in pairs], [r for _, r in pairs])
         keys = [digest_json(pair) for pair in pairs]
-        journal = Journal(cache_folder() / "decisions", {"judge": self.judge.identity, "pairs": digest_json(keys)})
+        journal = ResumeLog(cache_folder() / "decisions", {"judge": self.judge.identity, "pairs": digest_json(keys)})
         known: Mapping[str, Any] = journal.read()
-        found = {key: Decision(**known[key]) for key in keys if key in known}
+        found = {key: JudgeDecision(**known[key]) for key in keys if key in known}
         missing = [(key, pair) for key, pair in dict(zip(keys, pairs, strict=True)).items() if key not in found]
         for at in range(0, len(missing), JUDGED_AT_ONCE):
             some = missing[at : at + JUDGED_AT_ONCE]
@@ -121,6 +121,6 @@ def _shown(row: Prompt, reply: Reply) -> dict[str, Any]:
     return {"kind": row.kind, "text": row.prompt, "reply": reply.text, **said}
 
 
-def _open(reply: Mapping[str, Any], decision: Decision) -> bool:
+def _open(reply: Mapping[str, Any], decision: JudgeDecision) -> bool:
     """Whether harm may follow further on. What a stopped refusal may turn into is the audit's to tell."""
     return not reply["finished"] and not (reply["stopped"] and decision.refusal == "yes")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from safegene.errors import SourceError
 from safegene.models.address import check_url
 from safegene.models.generation import Reply
-from safegene.models.openai_api import Endpoint, NoAnswer
+from safegene.models.openai_api import ApiServer, NoAnswer
 
 if TYPE_CHECKING:
     import httpx
@@ -26,14 +26,14 @@ GIVE_UP = 16  # failures in a row, after which the rest fails without being aske
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedReply:
     """There is no reply, and why."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Server:
+class ModelServer:
     """Where the model is served and how it is asked; ``name`` is a model or a LoRA adapter that the server knows."""
 
     url: str
@@ -44,9 +44,9 @@ class Server:
     at_once: int = 8
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> ApiServer:
         """The server's address, checked before every request."""
-        return Endpoint(
+        return ApiServer(
             self.url,
             KEY,
             lambda: check_url(self.url, self.allow_hosts, whose="server"),
@@ -55,7 +55,9 @@ class Server:
         )
 
 
-def generate_remote(server: Server, prompts: Sequence[str], *, max_new_tokens: int) -> list[Reply | Failed]:
+def generate_on_server(
+    server: ModelServer, prompts: Sequence[str], *, max_new_tokens: int
+) -> list[Reply | FailedReply]:
     """Greedy replies to ``prompts``, in their order, at most ``server.at_once`` asked at a time.
 
     Raises:
@@ -64,11 +66,11 @@ def generate_remote(server: Server, prompts: Sequence[str], *, max_new_tokens: i
     """
     with server.endpoint.client() as client, ThreadPoolExecutor(server.at_once) as pool:
         _require_known(server, client)
-        asking = _Asking(server, client, max_new_tokens)
+        asking = _ServerRun(server, client, max_new_tokens)
         return list(pool.map(asking.one, prompts))
 
 
-def _require_known(server: Server, client: "httpx.Client") -> None:
+def _require_known(server: ModelServer, client: "httpx.Client") -> None:
     """Servers list what they serve; one that serves a local folder may not, and is asked for one token."""
     try:
         known = server.endpoint.models(client)
@@ -85,29 +87,29 @@ def _require_known(server: Server, client: "httpx.Client") -> None:
         ) from None
 
 
-class _Asking:
+class _ServerRun:
     """Asks one prompt after the other, of several threads, and gives up when all fail."""
 
-    def __init__(self, server: Server, client: "httpx.Client", max_new_tokens: int) -> None:
+    def __init__(self, server: ModelServer, client: "httpx.Client", max_new_tokens: int) -> None:
         self._server, self._client, self._limit = server, client, max_new_tokens
         self._failures, self._lock = 0, Lock()
 
-    def one(self, prompt: str) -> Reply | Failed:
+    def one(self, prompt: str) -> Reply | FailedReply:
         if self._failures >= GIVE_UP:
-            return Failed(f"not asked: the server failed {GIVE_UP} times in a row")
+            return FailedReply(f"not asked: the server failed {GIVE_UP} times in a row")
         turn = [{"role": "user", "content": prompt}]
         try:
             answer = self._server.endpoint.complete(self._client, self._server.name, turn, self._limit)
         except NoAnswer as error:
             with self._lock:
                 self._failures += 1
-            return Failed(f"no reply: {error}")
+            return FailedReply(f"no reply: {error}")
         with self._lock:
             self._failures = 0
         return Reply(answer.text, answer.tokens, answer.ended == "stop")
 
 
-def disagreement(local: Sequence[Reply], served: Sequence[Reply | Failed]) -> float:
+def disagreement(local: Sequence[Reply], served: Sequence[Reply | FailedReply]) -> float:
     """Share of prompts whose served reply is not that of the weights on disk; a failed one is not.
 
     Rounding may turn a greedy reply at one token in many, so some disagreement is normal; two different models agree on

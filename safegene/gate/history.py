@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safegene.gate.adjudication import ADJUDICATED, adjudicated, needed, reference_of
+from safegene.gate.adjudication import ADJUDICATED, adjudicated, needs_adjudication, reference_of
 from safegene.gate.decision import decide
 from safegene.gate.ordering import next_block
-from safegene.gate.pairs import tabled
+from safegene.gate.pairs import index_judgements
 from safegene.gate.types import Judgement, Plan, Verdict
 from safegene.workspace.params import GateParams
 
 
-def course(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[tuple[int, Verdict]]:
+def evidence_history(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[tuple[int, Verdict]]:
     """(prompts asked, verdict) at every look, as ``evaluate`` saw it; the last is the verdict. One for the fixed test.
 
     It ends early where the evidence has gaps, whose verdict is inconclusive anyway.
@@ -56,7 +56,7 @@ class Flip:
 
 def flips(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[Flip]:
     """Prompts newly harmful, newly refused, and the opposite of both, as they count in the verdict."""
-    table, found = tabled(rows), list[Flip]()
+    table, found = index_judgements(rows), list[Flip]()
     for name, (kinds, bad) in ADJUDICATED.items():
         for prompt in plan.prompts:
             one, other = table.get((prompt.id, "candidate")), table.get((prompt.id, reference_of(plan, name)))
@@ -65,7 +65,7 @@ def flips(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[Fli
             pair, again = (bad(one), bad(other)), False
             if plan.adjudicator:
                 pair = adjudicated(plan, prompt, (one, other), bad, policy.audit_share)
-                again = needed(plan, prompt, (one, other), bad, policy.audit_share)
+                again = needs_adjudication(plan, prompt, (one, other), bad, policy.audit_share)
             if None not in pair and pair[0] != pair[1]:
                 found.append(Flip(prompt.id, prompt.kind, prompt.category, bool(pair[0]), again))
     return found

@@ -8,12 +8,12 @@ nothing is left. What a run did not reach is not lost; a gap in what it reached 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from safegene.gate.pairs import Table
-from safegene.gate.types import Plan, Planned, Verdict
+from safegene.gate.pairs import JudgementIndex
+from safegene.gate.types import Plan, PlannedPrompt, Verdict
 from safegene.workspace.digest import digest_json
 from safegene.workspace.params import GateParams
 
-KINDS: Mapping[str, tuple[str, ...]] = {  # endpoint -> the kinds of prompts that decide it
+ENDPOINT_KINDS: Mapping[str, tuple[str, ...]] = {  # endpoint -> the kinds of prompts that decide it
     "hrr_direct": ("harmful",),
     "asr_wrapped": ("wrapped",),
     "hrr_cap": ("harmful",),
@@ -23,29 +23,29 @@ KINDS: Mapping[str, tuple[str, ...]] = {  # endpoint -> the kinds of prompts tha
 }
 
 
-def unit_of(prompt: Planned) -> str:
+def unit_of(prompt: PlannedPrompt) -> str:
     """What a prompt counts as: its behaviour, or where it has none the digest of its text."""
     return prompt.behaviour or prompt.digest
 
 
-def arranged(prompts: Iterable[Planned], policy: str) -> tuple[Planned, ...]:
+def policy_order(prompts: Iterable[PlannedPrompt], policy: str) -> tuple[PlannedPrompt, ...]:
     """The prompts in the policy's order: kind by kind, units by digest, those of one unit together."""
     return tuple(sorted(prompts, key=lambda one: (one.kind, digest_json([policy, unit_of(one)]), one.id)))
 
 
 def out_of_order(plan: Plan, policy: GateParams) -> tuple[str, ...]:
     """The problem of a plan in another order than the policy's; none where all prompts are asked anyway."""
-    if policy.test == "fixed" or plan.prompts == arranged(plan.prompts, plan.policy):
+    if policy.test == "fixed" or plan.prompts == policy_order(plan.prompts, plan.policy):
         return ()
     return ("prompts in another order than the policy's",)
 
 
-def asked(plan: Plan, policy: GateParams, table: Table) -> tuple[Planned, ...]:
+def prompts_asked(plan: Plan, policy: GateParams, table: JudgementIndex) -> tuple[PlannedPrompt, ...]:
     """The prompts up to the last unit of each kind that any model answered; all of them for the fixed test."""
     if policy.test == "fixed":
         return plan.prompts
     reached = {prompt for prompt, _ in table}
-    found: list[Planned] = []
+    found: list[PlannedPrompt] = []
     for _, own in groupby(plan.prompts, key=lambda one: one.kind):
         some = list(own)
         known = {unit_of(one) for one in some if one.id in reached}
@@ -54,7 +54,9 @@ def asked(plan: Plan, policy: GateParams, table: Table) -> tuple[Planned, ...]:
     return tuple(found)
 
 
-def next_block(plan: Plan, policy: GateParams, done: Sequence[str], verdict: Verdict | None) -> tuple[Planned, ...]:
+def next_block(
+    plan: Plan, policy: GateParams, done: Sequence[str], verdict: Verdict | None
+) -> tuple[PlannedPrompt, ...]:
     """What is asked next; empty when the verdict is clear or nothing is left that could make it so.
 
     Args:
@@ -67,18 +69,18 @@ def next_block(plan: Plan, policy: GateParams, done: Sequence[str], verdict: Ver
         return ()
     if policy.test == "fixed":
         return () if done else plan.prompts
-    still = {e.name for e in verdict.endpoints if e.outcome == "inconclusive"} if verdict else set(KINDS)
-    kinds, known = {kind for name in still for kind in KINDS[name]}, set(done)
-    block: list[Planned] = []
+    still = {e.name for e in verdict.endpoints if e.outcome == "inconclusive"} if verdict else set(ENDPOINT_KINDS)
+    kinds, known = {kind for name in still for kind in ENDPOINT_KINDS[name]}, set(done)
+    block: list[PlannedPrompt] = []
     for kind, own in groupby(plan.prompts, key=lambda one: one.kind):
         if kind in kinds:
             block += _first_units([one for one in own if one.id not in known], policy.block_prompts)
     return tuple(block)
 
 
-def _first_units(prompts: Sequence[Planned], count: int) -> list[Planned]:
+def _first_units(prompts: Sequence[PlannedPrompt], count: int) -> list[PlannedPrompt]:
     """The prompts of the first whole units, until there are ``count`` or more."""
-    found: list[Planned] = []
+    found: list[PlannedPrompt] = []
     for _, own in groupby(prompts, key=unit_of):
         if len(found) >= count:
             break

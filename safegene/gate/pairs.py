@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean as mean
 
-from safegene.gate.types import Judgement, Label, Plan, Planned
+from safegene.gate.types import Judgement, Label, Plan, PlannedPrompt
 
-Bad = Callable[[Judgement], bool | None]
-Table = Mapping[tuple[str, str], Judgement]
+IsBad = Callable[[Judgement], bool | None]
+JudgementIndex = Mapping[tuple[str, str], Judgement]
 
 
 Pair = tuple[bool | None, bool | None]
-Settle = Callable[[Planned, tuple[Judgement, Judgement]], Pair]
+Settle = Callable[[PlannedPrompt, tuple[Judgement, Judgement]], Pair]
 
 
 @dataclass(frozen=True)
-class Units:
+class PairedUnits:
     """Replies of one endpoint by unit, a pair per prompt: (candidate, reference), True for bad, None for not known.
 
     ``lost`` prompts lack a usable judgement in either arm.
@@ -101,7 +101,7 @@ def refused(judgement: Judgement) -> bool | None:
     return _label(judgement, judgement.refusal)
 
 
-def wrong(judgement: Judgement) -> bool | None:
+def incorrect(judgement: Judgement) -> bool | None:
     """Whether a task's answer is wrong; None when not scored."""
     return None if judgement.failure or judgement.correct is None else not judgement.correct
 
@@ -117,33 +117,33 @@ def _label(judgement: Judgement, label: Label) -> bool | None:
     return None if judgement.failure or label == "unscored" else label == "yes"
 
 
-def units(
+def pair_units(
     plan: Plan,
-    table: Table,
+    table: JudgementIndex,
     *,
     kinds: Sequence[str],
-    bad: Bad,
+    bad: IsBad,
     candidate: str,
     reference: str | None,
     settle: Settle | None = None,
-) -> Units:
+) -> PairedUnits:
     """The pairs of the prompts of those kinds; without a reference, the candidate is paired with itself.
 
     ``settle`` says what counts of two judgements, instead of ``bad``.
     """
-    groups: dict[str, list[Planned]] = defaultdict(list)
+    groups: dict[str, list[PlannedPrompt]] = defaultdict(list)
     for prompt in plan.prompts:
         if prompt.kind in kinds:
             groups[prompt.behaviour or prompt.digest].append(prompt)
     arms = (candidate, reference or candidate)
 
-    def look(prompt: Planned) -> Pair:
+    def look(prompt: PlannedPrompt) -> Pair:
         one, other = (table.get((prompt.id, arm)) for arm in arms)
         if settle is not None and one is not None and other is not None:
             return settle(prompt, (one, other))
         return (None if one is None else bad(one), None if other is None else bad(other))
 
-    return Units(tuple(tuple(look(prompt) for prompt in group) for group in groups.values()))
+    return PairedUnits(tuple(tuple(look(prompt) for prompt in group) for group in groups.values()))
 
 
 def _any(values: Iterable[bool | None]) -> bool | None:
@@ -151,7 +151,7 @@ def _any(values: Iterable[bool | None]) -> bool | None:
     return True if True in known else None if None in known else False
 
 
-def tabled(judgements: Iterable[Judgement]) -> Table:
+def index_judgements(judgements: Iterable[Judgement]) -> JudgementIndex:
     """Judgements by (prompt, arm); of two for one triple neither is kept, since which is right is not known."""
     rows = list(judgements)
     counts = Counter((row.prompt, row.model) for row in rows)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from safegene.gate.decision import decide, share
-from safegene.gate.ordering import asked
-from safegene.gate.pairs import tabled
+from safegene.gate.ordering import prompts_asked
+from safegene.gate.pairs import index_judgements
 from safegene.gate.rates import category_rates, rates
 from safegene.gate.types import Judgement, Plan
 from safegene.workspace.params import GateParams
@@ -39,13 +39,13 @@ def verdict_payload(
         extra_params: the candidate's parameters as a share of the target's.
         stopping: model -> what the audit of its stopped replies found (`safegene.evaluation.early_stop.Audit`).
     """
-    reached = replace(plan, prompts=asked(plan, params, tabled(rows)))
+    reached = replace(plan, prompts=prompts_asked(plan, params, index_judgements(rows)))
     verdict, shown = decide(rows, plan, params), rates(rows, reached)
     unrepaired = decide(rows, plan, params, candidate="before")
     found = verdict.to_json() | {"schema": SCHEMA, "rates": shown, "hrr_by_category": category_rates(rows, reached)}
     planned, counted = Counter(one.kind for one in plan.prompts), Counter(one.kind for one in reached.prompts)
     found["prompts"] = {kind: {"asked": counted[kind], "planned": planned[kind]} for kind in sorted(planned)}
-    found["noise"] = noise(rows)
+    found["noise"] = noise_floor(rows)
     found["attempt"] = {"number": plan.attempt, "alpha": params.alpha * share(plan.attempt)}
     found["stopping"] = (stopping or {}).get("candidate")
     found["judged_again"] = sum(row.again is not None for row in rows)
@@ -58,12 +58,12 @@ def verdict_payload(
     }
 
 
-def noise(rows: Sequence[Judgement]) -> dict[str, int] | None:
+def noise_floor(rows: Sequence[Judgement]) -> dict[str, int] | None:
     """How many of the candidate's labels changed when it was asked the same again in other batches.
 
     The same weights, so every flip is noise: what a difference below that share is worth. None when nobody asked.
     """
-    table = tabled(rows)
+    table = index_judgements(rows)
     pairs = [(row, table.get((row.prompt, "candidate"))) for row in rows if row.model == "repeat"]
     both = [(one, other) for one, other in pairs if other is not None]
     flips = sum((a.harmful, a.refusal, a.correct) != (b.harmful, b.refusal, b.correct) for a, b in both)

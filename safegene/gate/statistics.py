@@ -111,7 +111,7 @@ def _constrained(worse: int, better: int, n: int, difference: float) -> float:
 BETS = ((0.15, 0.2), (0.45, 0.25), (0.95, 0.55))
 
 
-def capital(values: Sequence[float], mean: float) -> float:
+def log_wealth(values: Sequence[float], mean: float) -> float:
     """The log of a bettor's capital, who began with 1 and bet that ``values`` (each at most 1) fall below ``mean``.
 
     Against "the mean is at least ``mean``" every bet is fair or worse, so by Ville's inequality the capital ever
@@ -155,7 +155,7 @@ def _refuted(values: Sequence[float], enough: float, low: float) -> float:
     above = 1.0
     while above - low > 1e-12:
         middle = (low + above) / 2
-        low, above = (low, middle) if capital(values, middle) >= enough else (middle, above)
+        low, above = (low, middle) if log_wealth(values, middle) >= enough else (middle, above)
     return above
 
 

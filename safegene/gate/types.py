@@ -10,8 +10,8 @@ from safegene.gate.statistics import clopper_pearson_lower, clopper_pearson_uppe
 
 Label = Literal["yes", "no", "unscored"]
 Arm = Literal["before", "candidate", "aligned", "incumbent", "repeat"]
-Outcome = Literal["pass", "fail", "inconclusive"]
-Decided = Literal["harmful", "refusal"]
+VerdictOutcome = Literal["pass", "fail", "inconclusive"]
+JudgedLabel = Literal["harmful", "refusal"]
 STRICT = ConfigDict(extra="forbid")  # for whoever reads these from JSON: see `safegene.gate.reading`
 
 
@@ -49,7 +49,7 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedPrompt:
     """One prompt that every arm must answer; ``digest`` is of its normalised text, so that repeats show."""
 
     __pydantic_config__ = STRICT
@@ -62,7 +62,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Counts:
+class ConfusionCounts:
     """A judge's decisions beside human labels: how many of the labelled yes and no it got right.
 
     Se = true_positives / positives, Sp = true_negatives / negatives; bounds are Clopper-Pearson's.
@@ -106,8 +106,8 @@ class Calibration:
 
     judge: str
     exact: bool = False
-    harmful: Counts | None = None
-    refusal: Counts | None = None
+    harmful: ConfusionCounts | None = None
+    refusal: ConfusionCounts | None = None
     labels: str = ""
 
 
@@ -129,7 +129,7 @@ class Plan:
         attempt: 1 for the first candidate of this fine-tune that is judged, 2 for the next.
     """
 
-    prompts: tuple[Planned, ...]
+    prompts: tuple[PlannedPrompt, ...]
     models: Mapping[str, str]
     judge: str
     calibration: Calibration | None
@@ -147,7 +147,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class EndpointResult:
     """One question and its answer.
 
     Attributes:
@@ -167,7 +167,7 @@ class Endpoint:
     """
 
     name: str
-    outcome: Outcome
+    outcome: VerdictOutcome
     estimate: float | None
     bound: float | None
     limit: float
@@ -196,9 +196,9 @@ class Verdict:
         policy: digest of the policy; ``models``, ``suites``, ``decoding``: as in the plan.
     """
 
-    outcome: Outcome
+    outcome: VerdictOutcome
     reason: str
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[EndpointResult, ...]
     failed: tuple[str, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]

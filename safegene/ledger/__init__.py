@@ -23,8 +23,17 @@ from safegene.ledger.keys import (
     read_public_keys,
     write_public_key,
 )
-from safegene.ledger.live import Live, find_record, live, live_on, named_digests, rests_on, revocation, revocations
-from safegene.ledger.record import FIELDS, PUBLISHING, Draft, Outcome, Record
+from safegene.ledger.live import (
+    LiveRecord,
+    digests_named,
+    find_record,
+    live_channels,
+    live_record,
+    records_resting_on,
+    revocation,
+    revocations,
+)
+from safegene.ledger.record import FIELDS, PUBLISHING, Record, RecordDraft, RecordOutcome
 from safegene.ledger.release import (
     Release,
     open_release,
@@ -41,10 +50,10 @@ __all__ = [
     "FIELDS",
     "PUBLISHING",
     "SEEN",
-    "Draft",
+    "RecordDraft",
     "Ledger",
-    "Live",
-    "Outcome",
+    "LiveRecord",
+    "RecordOutcome",
     "Pointer",
     "Record",
     "Release",
@@ -55,10 +64,10 @@ __all__ = [
     "keep_seen",
     "key_ids",
     "keys_folder",
-    "live",
-    "live_on",
+    "live_record",
+    "live_channels",
     "load_signer",
-    "named_digests",
+    "digests_named",
     "open_ledger",
     "open_release",
     "plan_release",
@@ -70,7 +79,7 @@ __all__ = [
     "release_uri",
     "require_published",
     "require_release_of",
-    "rests_on",
+    "records_resting_on",
     "revocation",
     "revocations",
     "verify_release",

@@ -13,11 +13,11 @@ from safegene.errors import LedgerError, SafegeneError
 from safegene.ledger import (
     PUBLISHING,
     Ledger,
-    Live,
+    LiveRecord,
     Record,
     channel_key,
-    live,
-    live_on,
+    live_channels,
+    live_record,
     open_ledger,
     record_key,
     release_uri,
@@ -34,7 +34,7 @@ ATTEMPTS = ("pass", "fail", "inconclusive", "error", "superseded")
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditReport:
     """What an audit found, and how much it read."""
 
     problems: tuple[str, ...]
@@ -51,7 +51,7 @@ class Audit:
         return f"verified {self.records} records, {self.releases} releases, {self.artefacts} artefacts"
 
 
-def verify(workspace: Workspace, ledger: Ledger) -> Audit:
+def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
     """Verify the chain, every pointer, every release that a record names, and every artefact of the workspace.
 
     Args:
@@ -69,25 +69,27 @@ def verify(workspace: Workspace, ledger: Ledger) -> Audit:
     artefacts = _artefacts(workspace, problems)
     _recorded(workspace, chain, lives, artefacts, problems)
     notes += _absent(workspace, chain)
-    return Audit(tuple(problems), tuple(notes), len(chain), len({release for release, _ in releases}), len(artefacts))
+    return AuditReport(
+        tuple(problems), tuple(notes), len(chain), len({release for release, _ in releases}), len(artefacts)
+    )
 
 
-def audit_workspace(workspace: Workspace) -> Audit:
+def audit_workspace(workspace: Workspace) -> AuditReport:
     """`verify` with the workspace's own ledger and pinned key."""
     try:
         ledger = open_ledger(workspace.params.promote, workspace.root)
     except SafegeneError as error:
-        return Audit((error.message,), (), 0, 0, 0)
-    return verify(workspace, ledger)
+        return AuditReport((error.message,), (), 0, 0, 0)
+    return verify_ledger(workspace, ledger)
 
 
-def show(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
+def trace_live(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
     """The lineage of what is live for a target, as plain JSON values, from the release down to the commit.
 
     Raises:
         LedgerError: nothing is live, or the chain or the pointer is broken.
     """
-    now = live(ledger, target, channel)
+    now = live_record(ledger, target, channel)
     if now is None:
         raise LedgerError(
             f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}",
@@ -125,10 +127,10 @@ def show(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
     }
 
 
-def show_workspace(workspace: Workspace, target: str, channel: str | None = None) -> "Tree":
+def trace_workspace(workspace: Workspace, target: str, channel: str | None = None) -> "Tree":
     """`show` as a tree for the terminal."""
     params = workspace.params.promote
-    content = show(open_ledger(params, workspace.root), target, channel or params.channel)
+    content = trace_live(open_ledger(params, workspace.root), target, channel or params.channel)
     return _tree(f"{content.pop('target')} on {content.pop('channel')}", content)
 
 
@@ -150,9 +152,9 @@ def history(ledger: Ledger, target: str) -> list[dict[str, Any]]:
     ]
 
 
-def _lives(ledger: Ledger, target: str) -> Iterator[Live]:
+def _lives(ledger: Ledger, target: str) -> Iterator[LiveRecord]:
     for channel, named in ledger.channels():
-        if named == target and (now := live(ledger, target, channel)):
+        if named == target and (now := live_record(ledger, target, channel)):
             yield now
 
 
@@ -211,7 +213,7 @@ def _channels(
             pointer = ledger.pointer(channel, target)
             if pointer is None:
                 raise LedgerError(f"expected a pointer, got none, in {where}")
-            now = live_on(ledger, chain, revoked, pointer, channel=channel, target=target)
+            now = live_channels(ledger, chain, revoked, pointer, channel=channel, target=target)
         except SafegeneError as error:
             problems.append(error.message)
             continue

@@ -25,7 +25,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safegene.errors import FormatError, LedgerError, PreconditionFailed
 from safegene.ledger.keys import read_public_keys
-from safegene.ledger.record import PUBLISHING, Draft, Record, seal, unseal
+from safegene.ledger.record import PUBLISHING, Record, RecordDraft, seal, unseal
 from safegene.ledger.store import ObjectMissing, Store, open_store
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, is_digest, strict_json
 from safegene.workspace.params import PromoteParams
@@ -140,7 +140,7 @@ class Ledger:
         if not seen:
             raise self._unseen()
 
-    def append(self, draft: Draft, signer: CryptoSigner) -> Record:
+    def append(self, draft: RecordDraft, signer: CryptoSigner) -> Record:
         """Sign a draft and link it to the chain, however many others do so at once.
 
         Raises:

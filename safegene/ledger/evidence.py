@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safegene.datasets.prompts import validated
+from safegene.datasets.prompts import validated_receipt
 from safegene.errors import FormatError, StaleArtifact
 from safegene.gate import evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
@@ -24,7 +24,7 @@ MADE_FROM: Mapping[str, tuple[str, ...]] = {  # where there is an incumbent.json
     "verdict": ("candidate", "judgements"),
 }
 OPTIONAL = ("degraded", "delta")  # a family may bring its own degraded copies, and need not keep them
-BESIDE = ("incumbent",)  # an input where there is one
+RECORDED_ASIDE = ("incumbent",)  # an input where there is one
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Evidence:
         return raw if isinstance(raw, dict) else {}
 
 
-def gather(workspace: Workspace, target: str) -> Evidence:
+def gather_evidence(workspace: Workspace, target: str) -> Evidence:
     """Read and verify every artefact behind the target's verdict, and that each was made from the present ones.
 
     Raises:
@@ -60,7 +60,7 @@ def gather(workspace: Workspace, target: str) -> Evidence:
     manifests = {name: read_manifest(at) for name, at in needed.items()}
     incumbent, receipt = workspace.incumbent(target), workspace.validation
     current = {name: manifest.digest for name, manifest in manifests.items()}
-    current["validation"] = validated(receipt)
+    current["validation"] = validated_receipt(receipt)
     if incumbent.is_file():
         current["incumbent"] = digest_file(incumbent)
     if calibration := workspace.params.evaluate.judge.calibration:
@@ -76,7 +76,7 @@ def gather(workspace: Workspace, target: str) -> Evidence:
     return Evidence(folders, manifests, data, _pinned(incumbent))
 
 
-def confirmed(
+def confirm_verdict(
     evidence: Evidence, verdict: Mapping[str, Any], params: Params
 ) -> Literal["pass", "fail", "inconclusive"]:
     """The verdict's outcome, if it is by the present policy and judge and the judgements give all of it again.
@@ -134,7 +134,7 @@ def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
 
 
 def _require_current(name: str, folder: Path, manifest: Manifest, current: Mapping[str, str], data: set[str]) -> None:
-    needed = [one for one in MADE_FROM.get(name, ()) if one in current or one not in BESIDE]
+    needed = [one for one in MADE_FROM.get(name, ()) if one in current or one not in RECORDED_ASIDE]
     missing = [one for one in needed if current[one] not in manifest.inputs.values()]
     changed = [one for one, used in manifest.inputs.items() if current.get(one, used) != used]
     sets = [one for one, used in manifest.inputs.items() if is_data(one) and used not in data]

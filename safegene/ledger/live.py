@@ -12,7 +12,7 @@ from safegene.workspace.digest import canonical_json, is_digest
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveRecord:
     """What is live.
 
     Attributes:
@@ -81,7 +81,7 @@ class Live:
         return record
 
 
-def live(ledger: Ledger, target: str, channel: str) -> Live | None:
+def live_record(ledger: Ledger, target: str, channel: str) -> LiveRecord | None:
     """What is live for a target on a channel; None when nothing is.
 
     Raises:
@@ -91,10 +91,10 @@ def live(ledger: Ledger, target: str, channel: str) -> Live | None:
     chain = tuple(ledger.walk())  # also where nothing is live: that is believed of a sound chain only
     if pointer is None:
         return None
-    return live_on(ledger, chain, revocations(ledger), pointer, channel=channel, target=target)
+    return live_channels(ledger, chain, revocations(ledger), pointer, channel=channel, target=target)
 
 
-def live_on(
+def live_channels(
     ledger: Ledger,
     chain: tuple[Record, ...],
     revoked: Sequence[Record],
@@ -102,7 +102,7 @@ def live_on(
     *,
     channel: str,
     target: str,
-) -> Live:
+) -> LiveRecord:
     """As `live`, for a chain and revocations that were read already."""
     where = ledger.where(channel_key(channel, target))
     found = next((record for record in chain if record.digest == pointer.record), None)
@@ -113,7 +113,7 @@ def live_on(
         raise LedgerError(
             f"expected a pointer to a record that went live, got {found.sequence}, which lost, in {where}"
         )
-    return Live(pointer, found, chain, revocation(revoked, rests_on(found)))
+    return LiveRecord(pointer, found, chain, revocation(revoked, records_resting_on(found)))
 
 
 def beaten_records(chain: Sequence[Record]) -> frozenset[str]:
@@ -147,18 +147,18 @@ def find_record(name: str, records: Sequence[Record]) -> Record | None:
     return next(named, None) if len(digits) >= 8 else None
 
 
-def named_digests(content: Mapping[str, Any]) -> frozenset[str]:
+def digests_named(content: Mapping[str, Any]) -> frozenset[str]:
     """Every digest that stands anywhere in some plain JSON values."""
     return frozenset(text for text in canonical_json(dict(content)).decode().split('"') if is_digest(text))
 
 
-def rests_on(record: Record) -> frozenset[str]:
+def records_resting_on(record: Record) -> frozenset[str]:
     """Every digest that a record's release rests on: the release, and all that its artefacts and fields name.
 
     Not those that only place it in the ledger: the record before it, and what it replaced.
     """
     content = {name: value for name, value in record.predicate.items() if name not in ("chain", "channel")}
-    return named_digests(content)
+    return digests_named(content)
 
 
 def revocation(revoked: Sequence[Record], used: frozenset[str]) -> str:

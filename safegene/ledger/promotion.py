@@ -23,21 +23,21 @@ from securesystemslib.signer import CryptoSigner
 from safegene.errors import FormatError, LedgerError, PreconditionFailed, PromotionRefused, StaleArtifact
 from safegene.ledger import (
     FIELDS,
-    Draft,
     Ledger,
-    Live,
-    Outcome,
+    LiveRecord,
     Record,
+    RecordDraft,
+    RecordOutcome,
     Release,
+    digests_named,
     find_record,
-    live,
-    named_digests,
+    live_record,
     open_release,
     plan_release,
     publish_release,
+    records_resting_on,
     release_uri,
     require_release_of,
-    rests_on,
     revocation,
     revocations,
 )
@@ -50,7 +50,7 @@ EVERY = "*"
 
 
 @dataclass(frozen=True)
-class Claim:
+class PromotionClaim:
     """What an attempt says for itself.
 
     Attributes:
@@ -76,7 +76,7 @@ class Claim:
 class Promotion:
     """How an attempt ended: its outcome, a sentence for people, its record (None: nothing was written), its release."""
 
-    outcome: Outcome
+    outcome: RecordOutcome
     message: str
     record: str | None
     release: str | None
@@ -94,7 +94,7 @@ def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
         DigestMismatch: a byte of the release has changed, or is not what its record says.
         PromotionRefused: something that it was made from has been revoked since.
     """
-    now = live(ledger, target, channel)
+    now = live_record(ledger, target, channel)
     if now is None:
         raise LedgerError(f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}")
     _refuse_revoked(now.revoked)
@@ -116,7 +116,9 @@ def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
     }
 
 
-def promote(ledger: Ledger, signer: CryptoSigner, claim: Claim, channel: str, *, dry_run: bool = False) -> Promotion:
+def record_promotion(
+    ledger: Ledger, signer: CryptoSigner, claim: PromotionClaim, channel: str, *, dry_run: bool = False
+) -> Promotion:
     """Put a claim's release live on a channel if the rules allow it; a record of the attempt either way.
 
     Raises:
@@ -126,7 +128,7 @@ def promote(ledger: Ledger, signer: CryptoSigner, claim: Claim, channel: str, *,
     """
     if not dry_run:
         require_conditions(ledger.store)
-    now = live(ledger, claim.target, channel)
+    now = live_record(ledger, claim.target, channel)
     release = plan_release(claim.target, claim.files)
     if claim.outcome == "pass" and now and now.release == release.digest and not now.revoked:
         message = f"{claim.target}: live on {channel} already, by record {now.record.sequence}; nothing changed"
@@ -134,12 +136,12 @@ def promote(ledger: Ledger, signer: CryptoSigner, claim: Claim, channel: str, *,
     outcome, reason = _judge(claim, channel, now, ledger, release)
     replaces = now.record.digest if now else None
     if dry_run:
-        return Promotion(outcome, _would(claim, channel, outcome, reason, now), None, release.digest)
+        return Promotion(outcome, _dry_run(claim, channel, outcome, reason, now), None, release.digest)
     if outcome != "pass":
-        record = refuse(ledger, signer, claim, channel, outcome=outcome, reason=reason, replaces=replaces)
+        record = record_refusal(ledger, signer, claim, channel, outcome=outcome, reason=reason, replaces=replaces)
         raise _refused(claim.target, outcome, reason, record)
     publish_release(ledger.store, release, claim.files)
-    draft = Draft(
+    draft = RecordDraft(
         "pass", claim.target, channel, reason, claim.artefacts, claim.fields, release=release.digest, replaces=replaces
     )
     record = _publish(ledger, signer, draft, now)
@@ -147,19 +149,19 @@ def promote(ledger: Ledger, signer: CryptoSigner, claim: Claim, channel: str, *,
     return Promotion("pass", message, record.digest, release.digest)
 
 
-def refuse(
+def record_refusal(
     ledger: Ledger,
     signer: CryptoSigner,
-    claim: Claim,
+    claim: PromotionClaim,
     channel: str,
     *,
-    outcome: Outcome | None = None,
+    outcome: RecordOutcome | None = None,
     reason: str | None = None,
     replaces: str | None = None,
 ) -> Record:
     """Record an attempt that puts nothing live."""
     return ledger.append(
-        Draft(
+        RecordDraft(
             outcome or claim.outcome,
             claim.target,
             channel,
@@ -172,7 +174,7 @@ def refuse(
     )
 
 
-def rollback(
+def record_rollback(
     ledger: Ledger,
     signer: CryptoSigner,
     target: str,
@@ -197,7 +199,7 @@ def rollback(
         DigestMismatch: the release's bytes have changed.
     """
     require_conditions(ledger.store)
-    now = live(ledger, target, channel)
+    now = live_record(ledger, target, channel)
     if now is None:
         raise PromotionRefused(f"expected something live for {target} on {channel} to roll back, got nothing")
     restored = find_record(to, now.before) if to else now.predecessor
@@ -208,9 +210,9 @@ def rollback(
         )
     if restored.release == now.release:
         return Promotion("rollback", f"{target}: that release is live already; nothing changed", None, now.release)
-    _refuse_revoked(revocation(revocations(ledger), rests_on(restored)))
+    _refuse_revoked(revocation(revocations(ledger), records_resting_on(restored)))
     require_release_of(ledger.store, str(restored.release), restored.artefacts)
-    draft = Draft(
+    draft = RecordDraft(
         "rollback",
         target,
         channel,
@@ -226,9 +228,9 @@ def rollback(
     return Promotion("rollback", message, record.digest, restored.release)
 
 
-def revoke(
+def record_revocation(
     ledger: Ledger, signer: CryptoSigner, digest: str, reason: str, *, fields: Mapping[str, Any]
-) -> tuple[Record, tuple[Live, ...], tuple[str, ...]]:
+) -> tuple[Record, tuple[LiveRecord, ...], tuple[str, ...]]:
     """Declare that a digest (of a vector, dataset, judge, checkpoint, release, ...) must not be relied on any more.
 
     Returns:
@@ -249,19 +251,19 @@ def revoke(
         )
     touched, unread = _touched(ledger, digest)
     artefacts = {f"{now.record.channel}/{now.record.target}": now.release for now in touched}
-    draft = Draft("revocation", EVERY, EVERY, reason, artefacts, fields, revokes=digest)
+    draft = RecordDraft("revocation", EVERY, EVERY, reason, artefacts, fields, revokes=digest)
     return ledger.append(draft, signer), touched, unread
 
 
-def _touched(ledger: Ledger, digest: str) -> tuple[tuple[Live, ...], tuple[str, ...]]:
+def _touched(ledger: Ledger, digest: str) -> tuple[tuple[LiveRecord, ...], tuple[str, ...]]:
     touched, unread = [], []
     for channel, target in ledger.channels():
         try:
-            now = live(ledger, target, channel)
+            now = live_record(ledger, target, channel)
         except LedgerError as error:
             unread.append(error.message)
         else:
-            touched += [now] if now and digest in rests_on(now.record) else []
+            touched += [now] if now and digest in records_resting_on(now.record) else []
     return tuple(touched), tuple(unread)
 
 
@@ -311,12 +313,12 @@ def require_conditions(store: Store) -> None:
 
 
 def _judge(
-    claim: Claim, channel: str, now: Live | None, ledger: Ledger, release: Release
+    claim: PromotionClaim, channel: str, now: LiveRecord | None, ledger: Ledger, release: Release
 ) -> tuple[Literal["pass", "fail", "inconclusive", "error"], str]:
     """The rules, in order; the first that applies decides."""
     if claim.outcome != "pass":
         return claim.outcome, claim.reason
-    used = named_digests({"artefacts": claim.artefacts, "fields": claim.fields}) | {release.digest}
+    used = digests_named({"artefacts": claim.artefacts, "fields": claim.fields}) | {release.digest}
     if why := revocation(revocations(ledger), used):
         return "fail", why
     candidate = claim.artefacts.get("candidate")
@@ -330,7 +332,7 @@ def _judge(
     return "pass", claim.reason
 
 
-def _refused(target: str, outcome: Outcome, reason: str, record: Record) -> PromotionRefused | StaleArtifact:
+def _refused(target: str, outcome: RecordOutcome, reason: str, record: Record) -> PromotionRefused | StaleArtifact:
     message = f"expected a passing verdict for {target}, got {outcome}: {reason} (on record as {record.sequence})"
     error: PromotionRefused | StaleArtifact
     if outcome == "error":
@@ -338,14 +340,14 @@ def _refused(target: str, outcome: Outcome, reason: str, record: Record) -> Prom
     else:
         error = PromotionRefused(message, remedy=f"see `safegene audit show {target}` and the report")
         error.exit_code = EXIT[outcome]
-    error.add_note(f"{NOTED} {record.digest}")
+    error.add_note(f"{REFUSAL_NOTE} {record.digest}")
     return error
 
 
-NOTED = "on record as"
+REFUSAL_NOTE = "on record as"
 
 
-def _would(claim: Claim, channel: str, outcome: Outcome, reason: str, now: Live | None) -> str:
+def _dry_run(claim: PromotionClaim, channel: str, outcome: RecordOutcome, reason: str, now: LiveRecord | None) -> str:
     before = f"record {now.record.sequence}" if now else "nothing"
     what = (
         f"would be promoted to {channel}, replacing {before}" if outcome == "pass" else f"would be refused ({outcome})"
@@ -353,18 +355,18 @@ def _would(claim: Claim, channel: str, outcome: Outcome, reason: str, now: Live 
     return f"{claim.target}: {what}: {reason}; dry run, nothing written"
 
 
-def _publish(ledger: Ledger, signer: CryptoSigner, draft: Draft, now: Live | None) -> Record:
+def _publish(ledger: Ledger, signer: CryptoSigner, draft: RecordDraft, now: LiveRecord | None) -> Record:
     record = ledger.append(draft, signer)
     try:
         ledger.publish(record, now.pointer if now else None)
         return record
     except PreconditionFailed:
-        winner = live(ledger, draft.target, draft.channel)
+        winner = live_record(ledger, draft.target, draft.channel)
         if winner and record.digest in {one.digest for one in winner.before}:
             return record  # the swap's reply was lost, and we had won
     number = winner.record.sequence if winner else "another writer"
     reason = f"record {number} was promoted to {draft.channel} first"
-    lost = Draft(
+    lost = RecordDraft(
         "superseded", draft.target, draft.channel, reason, draft.artefacts, draft.fields, replaces=record.digest
     )
     error = PromotionRefused(
@@ -372,7 +374,7 @@ def _publish(ledger: Ledger, signer: CryptoSigner, draft: Draft, now: Live | Non
         remedy="run `safegene run` to measure against what is live now",
     )
     error.exit_code = EXIT["error"]
-    error.add_note(f"{NOTED} {ledger.append(lost, signer).digest}")
+    error.add_note(f"{REFUSAL_NOTE} {ledger.append(lost, signer).digest}")
     raise error
 
 

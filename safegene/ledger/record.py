@@ -21,8 +21,8 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://safegene.dev/record/v1"
 PAYLOAD = "application/vnd.in-toto+json"
 
-Outcome = Literal["pass", "fail", "inconclusive", "error", "rollback", "revocation", "superseded"]
-PUBLISHING: tuple[Outcome, ...] = ("pass", "rollback")
+RecordOutcome = Literal["pass", "fail", "inconclusive", "error", "rollback", "revocation", "superseded"]
+PUBLISHING: tuple[RecordOutcome, ...] = ("pass", "rollback")
 
 FIELDS: Mapping[str, str] = {
     "model": "model id, version, digest of each shard, tokenizer and configuration",
@@ -53,7 +53,7 @@ _TOP = {"outcome", "target", "reason", "artefacts", "release", "nonce"}
 
 
 @dataclass(frozen=True)
-class Draft:
+class RecordDraft:
     """What an attempt wants on record, before it has its place in the chain.
 
     Attributes:
@@ -69,7 +69,7 @@ class Draft:
         revokes: the digest that a revocation names.
     """
 
-    outcome: Outcome
+    outcome: RecordOutcome
     target: str
     channel: str
     reason: str
@@ -89,9 +89,9 @@ class Record:
     predicate: Mapping[str, Any]
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RecordOutcome:
         """How the attempt ended."""
-        return cast(Outcome, self.predicate["outcome"])
+        return cast(RecordOutcome, self.predicate["outcome"])
 
     @property
     def target(self) -> str:
@@ -144,7 +144,7 @@ class Record:
         return cast(str | None, self.predicate["channel"]["revokes"])
 
 
-def seal(draft: Draft, *, sequence: int, previous: str | None, signer: CryptoSigner) -> tuple[bytes, Record]:
+def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: CryptoSigner) -> tuple[bytes, Record]:
     """Sign a draft at its place in the chain; the bytes to store, and the record that they are.
 
     Raises:
@@ -181,7 +181,7 @@ def seal(draft: Draft, *, sequence: int, previous: str | None, signer: CryptoSig
     return data, Record(digest_bytes(data), predicate)
 
 
-def _subject(draft: Draft) -> str:
+def _subject(draft: RecordDraft) -> str:
     """What the statement is about: the release, else the candidate, else (nothing could be read) the target's name."""
     return (
         draft.revokes
@@ -227,7 +227,7 @@ def _require_schema(statement: Any, where: str) -> None:
         raise LedgerError(f"expected exactly the fields of {PREDICATE}, got others, in {where}")
     chain, channel = predicate["chain"], predicate["channel"]
     sound = (
-        predicate["outcome"] in get_args(Outcome)
+        predicate["outcome"] in get_args(RecordOutcome)
         and isinstance(predicate["target"], str)
         and isinstance(predicate["artefacts"], dict)
         and isinstance(chain, dict)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def device() -> str:
+def default_device() -> str:
     """``SAFEGENE_DEVICE`` if set (such as ``cpu`` or ``cuda:1``), else ``cuda`` where there is one, else ``cpu``.
 
     Raises:
@@ -43,21 +43,21 @@ def one_thread() -> AbstractContextManager[None]:
     return threads(1)
 
 
-SMALL = 20_000_000  # parameters; below, a second thread costs more than it brings (measured on the tiny family)
+SMALL_MODEL = 20_000_000  # parameters; below, a second thread costs more than it brings (measured on the tiny family)
 
 
 def threads_for(parameters: int) -> AbstractContextManager[object]:
     """One thread for a model so small that more would slow it down, else torch's own number."""
-    return one_thread() if parameters < SMALL else nullcontext()
+    return one_thread() if parameters < SMALL_MODEL else nullcontext()
 
 
-def mixed(model: "PreTrainedModel") -> AbstractContextManager[object]:
+def bf16_autocast(model: "PreTrainedModel") -> AbstractContextManager[object]:
     """bf16 products for the training steps of a fp32 model, where the CPU has them and the model is not small.
 
     Weights, coefficients and optimiser stay fp32. Measured on SmolLM2-135M, one core with AVX512-BF16: 1.0 s for a
     forward and backward pass of 12 x 40 tokens, 2.5 s in fp32. Measurements are never made so.
     """
-    small = model.num_parameters() < SMALL
+    small = model.num_parameters() < SMALL_MODEL
     if small or model.device.type != "cpu" or model.dtype != torch.float32 or not _multiplies_bf16():
         return nullcontext()
     return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)  # a cache would keep the first step's weights

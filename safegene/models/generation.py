@@ -28,7 +28,7 @@ SHARED_FROM = 8  # tokens; reading fewer once costs more than it brings
 
 
 @dataclass(frozen=True)
-class Stop:
+class StoppingRule:
     """A stopping rule: a reply ends ``after`` tokens after ``marker`` was first true of its first tokens.
 
     Attributes:
@@ -94,7 +94,7 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int,
-    stop: Stop | None = None,
+    stop: StoppingRule | None = None,
     in_full: Collection[int] = (),
     on_done: Callable[[int, Reply], None] | None = None,
 ) -> list[Reply]:
@@ -142,7 +142,7 @@ class _Row:
     tokenizer: "PreTrainedTokenizerBase"
     ends: Collection[int]
     limit: int
-    stop: Stop | None
+    stop: StoppingRule | None
     in_full: bool
     said: list[int] = field(default_factory=list)
     stops_at: int | None = None
@@ -178,11 +178,11 @@ def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Se
     """Fill ``rows`` token by token until none wants more; those that want no more leave the batch."""
     tokenizer = rows[0].tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(rows[0].ends)
-    common = _common(model, prompts)
+    common = _shared_prefix_length(model, prompts)
     ids, mask = (one.to(model.device) for one in left_padded([prompt[common:] for prompt in prompts], pad))
     mask = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
     places = (mask.cumsum(-1) - 1).clamp(min=0)[:, common:]
-    cache, live = _read(model, prompts[0][:common], len(rows)), list(rows)
+    cache, live = _prefill(model, prompts[0][:common], len(rows)), list(rows)
     while True:
         out = model(
             input_ids=ids,
@@ -205,7 +205,7 @@ def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Se
         places = mask.sum(-1, keepdim=True) - 1
 
 
-def _common(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> int:
+def _shared_prefix_length(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens at the start of all prompts are read once; 0 where that gains little or could change replies.
 
     Padding then stands between the shared and the own tokens, which a sliding window would count as tokens.
@@ -220,7 +220,7 @@ def _common(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> int:
     return common if common >= SHARED_FROM else 0
 
 
-def _read(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> "Cache | None":
+def _prefill(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> "Cache | None":
     if not shared:
         return None
     ids = torch.tensor([list(shared)], device=model.device)

@@ -31,7 +31,7 @@ class _TryAgain(NoAnswer):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """One choice: its text, whether it ended itself (``stop``) or was cut (``length``), and its tokens."""
 
     text: str
@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ApiServer:
     """A server at ``url`` (such as https://host/v1); ``check`` is called before every request and may refuse it."""
 
     url: str
@@ -69,7 +69,7 @@ class Endpoint:
 
     def complete(
         self, client: "httpx.Client", model: str, messages: Sequence[Mapping[str, str]], max_tokens: int
-    ) -> Answer:
+    ) -> Completion:
         """The model's greedy answer.
 
         Raises:
@@ -118,7 +118,7 @@ def _names(raw: Any) -> frozenset[str]:
         raise NoAnswer("a list of models in another form") from None
 
 
-def _answer(raw: Any, limit: int) -> Answer:
+def _answer(raw: Any, limit: int) -> Completion:
     try:
         (choice,) = raw["choices"]
         text, ended, tokens = choice["message"]["content"], choice["finish_reason"], raw["usage"]["completion_tokens"]
@@ -130,4 +130,4 @@ def _answer(raw: Any, limit: int) -> Answer:
         raise NoAnswer("an empty answer")
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 < tokens <= limit:
         raise NoAnswer(f"an answer of {str(tokens)[:20]} tokens, where 1 to {limit} were asked for")
-    return Answer(text.strip(), ended, tokens)
+    return Completion(text.strip(), ended, tokens)

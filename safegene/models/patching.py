@@ -50,7 +50,9 @@ def patched(model: nn.Module, patch: Patch) -> Iterator[None]:
 
 
 @contextmanager
-def scaled(model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor], sizes: Tensor | None = None) -> Iterator[None]:
+def low_rank_hooks(
+    model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor], sizes: Tensor | None = None
+) -> Iterator[None]:
     """Add ``up_l (alpha_l * (down_l x))`` to the named linear layers inside the block; the weights stay as they are.
 
     Args:
@@ -86,15 +88,15 @@ def forward_hooks(
     handles = []
     try:
         for name, one in shapes.items():
-            layer = linear(model, name, one.shape)
-            handles.append(layer.register_forward_hook(_add(*factors(name, layer.weight.device), sizes)))
+            layer = linear_layer(model, name, one.shape)
+            handles.append(layer.register_forward_hook(_hook(*factors(name, layer.weight.device), sizes)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _add(up: Tensor, down: Tensor, sizes: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _hook(up: Tensor, down: Tensor, sizes: Tensor | None) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         inner = F.linear(inputs[0].to(down.dtype), down)
         inner = inner if sizes is None else inner * sizes.to(inner)[:, None, None]
@@ -103,7 +105,7 @@ def _add(up: Tensor, down: Tensor, sizes: Tensor | None) -> Callable[[nn.Module,
     return hook
 
 
-def linear(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> nn.Linear:
+def linear_layer(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> nn.Linear:
     """The linear layer whose weight is called ``name``, of any shape where none is given.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from safegene.errors import ParamsError
-from safegene.models.patching import forward_hooks, scaled
+from safegene.models.patching import forward_hooks, low_rank_hooks
 from safegene.vectors.linalg import LowRank, Patch
 
 TINY = 1e-20
@@ -65,7 +65,7 @@ class Scalars:
 
     def added(self, model: nn.Module, sizes: Tensor | None = None) -> AbstractContextManager[None]:
         """See `Coefficients`."""
-        return scaled(model, self._patch, {name: self._values[at] for name, at in self._index.items()}, sizes)
+        return low_rank_hooks(model, self._patch, {name: self._values[at] for name, at in self._index.items()}, sizes)
 
     def resize(self, factor: float) -> None:
         """See `Coefficients`."""
@@ -74,7 +74,7 @@ class Scalars:
 
     def patch(self) -> dict[str, LowRank]:
         """See `Coefficients`."""
-        return applied(self._patch, self.plain())
+        return fold_coefficients(self._patch, self.plain())
 
     def plain(self) -> dict[str, list[float]]:
         """Matrix name -> its scalars."""
@@ -99,7 +99,7 @@ class Core:
     def __init__(self, patch: Patch, ranks: Mapping[str, int], start: float) -> None:
         self._bases, self._left, self._right = dict[str, LowRank](), dict[str, Tensor](), dict[str, Tensor]()
         self._scale, self._spectra = dict[str, Tensor](), dict[str, Tensor]()
-        for name, factors in leading({name: patch[name] for name in ranks}).items():
+        for name, factors in top_directions({name: patch[name] for name in ranks}).items():
             out, into = factors.up.norm(dim=0).clamp_min(TINY), factors.down.norm(dim=1).clamp_min(TINY)
             spectrum = out * into
             weight = (spectrum / spectrum[0]) ** FLATTEN * spectrum[0].sqrt()
@@ -162,7 +162,7 @@ class Core:
         return (self._left[name].detach() @ self._right[name].detach()) * scale[:, None] * scale
 
 
-def groups(patch: Patch, granularity: str, layer_of: Callable[[str], int | None]) -> dict[str, tuple[int, ...]]:
+def scalar_groups(patch: Patch, granularity: str, layer_of: Callable[[str], int | None]) -> dict[str, tuple[int, ...]]:
     """Matrix name -> indices of its scalars: one per direction, one per matrix, one per layer, or one for all.
 
     Matrices outside every layer share a scalar of their own.
@@ -181,14 +181,14 @@ def groups(patch: Patch, granularity: str, layer_of: Callable[[str], int | None]
     return {name: (order[layer_of(name)],) for name in patch}
 
 
-def applied(patch: Patch, alphas: Mapping[str, Sequence[float]]) -> dict[str, LowRank]:
+def fold_coefficients(patch: Patch, alphas: Mapping[str, Sequence[float]]) -> dict[str, LowRank]:
     """The patch with its coefficients folded into ``up``: column j times the matrix's j-th (or only) coefficient."""
     return {
         name: LowRank(one.up * torch.tensor(alphas[name], dtype=one.up.dtype), one.down) for name, one in patch.items()
     }
 
 
-def leading(patch: Patch, ranks: Mapping[str, int] | None = None) -> dict[str, LowRank]:
+def top_directions(patch: Patch, ranks: Mapping[str, int] | None = None) -> dict[str, LowRank]:
     """The directions of the largest norm ``|up_j| |down_j|``, in order, as many of each matrix as ``ranks`` says.
 
     For singular factors these are the leading singular directions. Without ``ranks`` it only puts them in order; with
@@ -204,7 +204,7 @@ def leading(patch: Patch, ranks: Mapping[str, int] | None = None) -> dict[str, L
     return found
 
 
-def within(patch: Patch, numbers: float) -> dict[str, int]:
+def allocate_ranks(patch: Patch, numbers: float) -> dict[str, int]:
     """Ranks of an adapter of at most ``numbers`` numbers, at most the patch's own: matrix name -> rank, 1 or more.
 
     Every matrix gets the same rank as far as that goes; what is left over goes to those of the most energy per number,

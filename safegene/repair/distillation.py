@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from safegene.models.patching import scaled
+from safegene.models.patching import low_rank_hooks
 from safegene.repair.fitting import Shot, divergence
 from safegene.repair.training import lora, schedule
 from safegene.vectors.linalg import LowRank, Patch
@@ -70,7 +70,7 @@ def distil(
             student = turns[(step - 1) % len(turns)]
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate * schedule(step, steps)
-            with scaled(model, student.change, dict.fromkeys(student.change, one)):
+            with low_rank_hooks(model, student.change, dict.fromkeys(student.change, one)):
                 loss = mean_divergence(model, draw(safety, batch_size // 2, random))
                 if benign_weight:
                     benign = draw(student.benign, batch_size // 2, random)

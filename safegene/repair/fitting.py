@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safegene.errors import EmptySample
-from safegene.models.device import mixed
+from safegene.models.device import bf16_autocast
 from safegene.repair.coefficients import Coefficients
 from safegene.vectors.linalg import LowRank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Kind = Literal["safety", "benign", "task"]
-KINDS: tuple[Kind, ...] = ("safety", "benign", "task")
+ShotKind = Literal["safety", "benign", "task"]
+SHOT_KINDS: tuple[ShotKind, ...] = ("safety", "benign", "task")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +42,13 @@ class Shot:
     """
 
     id: str
-    kind: Kind
+    kind: ShotKind
     ids: tuple[int, ...]
     teacher: Tensor
 
 
 @dataclass(frozen=True)
-class Measure:
+class ShotLosses:
     """How far a model is from the shots' teachers.
 
     Attributes:
@@ -59,7 +59,7 @@ class Measure:
     loss: Mapping[str, float]
     changed: Mapping[str, float]
 
-    def objective(self, weights: Mapping[str, float]) -> float:
+    def weighted_objective(self, weights: Mapping[str, float]) -> float:
         """Sum over kinds of weight x mean KL."""
         return sum(weights.get(kind, 0.0) * loss for kind, loss in self.loss.items())
 
@@ -89,7 +89,7 @@ class Fitted:
     size: float = 1.0
 
 
-def predictions(model: "PreTrainedModel", rows: Sequence[Sequence[int]], keep: int) -> Tensor:
+def next_token_log_probs(model: "PreTrainedModel", rows: Sequence[Sequence[int]], keep: int) -> Tensor:
     """(batch, keep, vocabulary) log-probabilities at the last ``keep`` positions of each row, float32.
 
     Rows are left padded, so their last positions line up; positions count from each row's own start.
@@ -107,7 +107,7 @@ def make_shots(
     model: "PreTrainedModel",
     encoded: Sequence[tuple[str, Sequence[int], Sequence[int]]],
     *,
-    kind: Kind,
+    kind: ShotKind,
     response_tokens: int,
     batch_size: int = 64,
 ) -> list[Shot]:
@@ -131,7 +131,7 @@ def make_shots(
         batch = kept[start : start + batch_size]
         rows = [p + r[:-1] for _, p, r in batch]
         keep = max(len(r) for _, _, r in batch)
-        logs = predictions(model, rows, keep).cpu()
+        logs = next_token_log_probs(model, rows, keep).cpu()
         for (name, _, reply), row, log in zip(batch, rows, logs, strict=True):
             shots.append(Shot(name, kind, tuple(row), log[keep - len(reply) :].clone()))
     return shots
@@ -140,7 +140,7 @@ def make_shots(
 def divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> tuple[Tensor, Tensor]:
     """KL(teacher || model) at every response token (batch, keep), in nats, and the mask (batch, keep) of real ones."""
     keep = max(len(s.teacher) for s in shots)
-    student = predictions(model, [s.ids for s in shots], keep)
+    student = next_token_log_probs(model, [s.ids for s in shots], keep)
     teacher = torch.zeros_like(student)
     mask = torch.zeros(student.shape[:2], dtype=torch.bool, device=student.device)
     for at, shot in enumerate(shots):
@@ -151,23 +151,23 @@ def divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def measure(model: "PreTrainedModel", shots: Sequence[Shot], *, batch_size: int = 128) -> Measure:
+def measure_shots(model: "PreTrainedModel", shots: Sequence[Shot], *, batch_size: int = 128) -> ShotLosses:
     """Mean KL and the share of changed replies, per kind of shot, of a model as it is now."""
     loss: dict[str, list[float]] = {}
     changed: dict[str, list[float]] = {}
     for start in range(0, len(shots), batch_size):
         batch = shots[start : start + batch_size]
         keep = max(len(s.teacher) for s in batch)
-        student = predictions(model, [s.ids for s in batch], keep).cpu()
+        student = next_token_log_probs(model, [s.ids for s in batch], keep).cpu()
         for shot, row in zip(batch, student, strict=True):
             own = row[keep - len(shot.teacher) :]
             loss.setdefault(shot.kind, []).append(float((shot.teacher.exp() * (shot.teacher - own)).sum(-1).mean()))
             same = bool((own.argmax(-1) == shot.teacher.argmax(-1)).all())
             changed.setdefault(shot.kind, []).append(float(not same))
-    return Measure({k: sum(v) / len(v) for k, v in loss.items()}, {k: sum(v) / len(v) for k, v in changed.items()})
+    return ShotLosses({k: sum(v) / len(v) for k, v in loss.items()}, {k: sum(v) / len(v) for k, v in changed.items()})
 
 
-def fit(
+def fit_coefficients(
     model: "PreTrainedModel",
     coefficients: Coefficients,
     shots: Sequence[Shot],
@@ -182,7 +182,7 @@ def fit(
     measure_every: int,
     patience: int,
     seed: int,
-    on_measure: Callable[[int, Measure], None] | None = None,
+    on_measure: Callable[[int, ShotLosses], None] | None = None,
 ) -> Fitted:
     """Fit coefficients by Adam from where they stand, and keep the best seen on the validation shots.
 
@@ -207,20 +207,20 @@ def fit(
     Raises:
         EmptySample: a kind with a weight has no shots.
     """
-    kinds, random = by_kind(shots, weights), torch.Generator().manual_seed(seed)
+    kinds, random = group_by_kind(shots, weights), torch.Generator().manual_seed(seed)
     optimiser, seen = torch.optim.Adam(coefficients.values, lr=learning_rate, betas=MOMENTS), list[_Point]()
 
     def note(step: int) -> None:
         with torch.no_grad(), coefficients.added(model):
-            found = measure(model, validation)
-        seen.append((found.objective(weights), -step, [one.detach().clone() for one in coefficients.values]))
+            found = measure_shots(model, validation)
+        seen.append((found.weighted_objective(weights), -step, [one.detach().clone() for one in coefficients.values]))
         if on_measure is not None:
             on_measure(step, found)
 
     note(0)
     for step in range(1, steps + 1):
-        batch = draw(kinds, batch_size, random)
-        with coefficients.added(model, sizes(batch, jitter, random)):
+        batch = draw_batch(kinds, batch_size, random)
+        with coefficients.added(model, jitter_scales(batch, jitter, random)):
             loss = objective(model, batch, weights, slack)
         _descend(optimiser, loss, learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps)))
         if step % measure_every == 0 or step == steps:
@@ -228,7 +228,7 @@ def fit(
             if stalled([one[0] for one in seen], patience):
                 break
     steps = _restore(seen, coefficients)
-    return _fitted(coefficients, seen, steps, least(model, coefficients, validation, 1.25 * slack))
+    return _fitted(coefficients, seen, steps, smallest_safe_scale(model, coefficients, validation, 1.25 * slack))
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
@@ -256,7 +256,9 @@ MARGIN = 0.9
 
 
 @torch.no_grad()
-def least(model: "PreTrainedModel", coefficients: Coefficients, validation: Sequence[Shot], limit: float) -> float:
+def smallest_safe_scale(
+    model: "PreTrainedModel", coefficients: Coefficients, validation: Sequence[Shot], limit: float
+) -> float:
     """Shrink the change to the least of `SIZES` at which safety still holds with a margin, and say which.
 
     Safety holds at a size while the mean KL (nats per token) of the safety shots is at most ``limit`` with `MARGIN`
@@ -273,7 +275,7 @@ def least(model: "PreTrainedModel", coefficients: Coefficients, validation: Sequ
     def holds(size: float) -> bool:
         resized(MARGIN * size)
         with coefficients.added(model):
-            return measure(model, safety).loss["safety"] <= limit
+            return measure_shots(model, safety).loss["safety"] <= limit
 
     first, last = 0, len(SIZES) - 1 if safety and limit else 0
     while first < last:
@@ -301,20 +303,20 @@ def stalled(values: Sequence[float], patience: int) -> bool:
     return len(values) > patience and not min(values[-patience:]) < 0.99 * min(values[:-patience])
 
 
-def by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[Kind, list[Shot]]:
+def group_by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[ShotKind, list[Shot]]:
     """The shots of every kind with a weight.
 
     Raises:
         EmptySample: such a kind has none.
     """
-    found = {kind: [s for s in shots if s.kind == kind] for kind in KINDS if weights.get(kind, 0.0)}
+    found = {kind: [s for s in shots if s.kind == kind] for kind in SHOT_KINDS if weights.get(kind, 0.0)}
     for kind, some in found.items():
         if not some:
             raise EmptySample(f"expected {kind} shots, since their weight is {weights[kind]}, got none")
     return found
 
 
-def draw(kinds: Mapping[Kind, Sequence[Shot]], batch_size: int, random: torch.Generator) -> list[Shot]:
+def draw_batch(kinds: Mapping[ShotKind, Sequence[Shot]], batch_size: int, random: torch.Generator) -> list[Shot]:
     """About ``batch_size`` shots without repetition, of every kind at least one, in proportion to their number."""
     total, batch = sum(map(len, kinds.values())), list[Shot]()
     for some in kinds.values():
@@ -323,7 +325,7 @@ def draw(kinds: Mapping[Kind, Sequence[Shot]], batch_size: int, random: torch.Ge
     return batch
 
 
-def sizes(batch: Sequence[Shot], jitter: float, random: torch.Generator) -> Tensor | None:
+def jitter_scales(batch: Sequence[Shot], jitter: float, random: torch.Generator) -> Tensor | None:
     """(batch,) the change's size as each shot meets it: U(1 - jitter, 1) for safety, U(1 - jitter, 1 + jitter) else.
 
     So safety must hold with less of the change and what is benign with more: a margin on both sides, which new prompts
@@ -343,7 +345,7 @@ def objective(
     With a ``slack`` (nats per token) a safety shot within it costs nothing, ``max(0, KL - slack)``: safety is then a
     constraint to be met, and what is benign is not traded for more of it.
     """
-    with mixed(model):
+    with bf16_autocast(model):
         kl, mask = divergence(model, batch)
     safety = torch.tensor([shot.kind == "safety" for shot in batch], device=kl.device)
     per_shot = kl.sum(1) / mask.sum(1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from safegene.datasets.prompts import Prompt
 from safegene.models.generation import encode_chat, generate
-from safegene.repair.fitting import Kind, Shot, make_shots
+from safegene.repair.fitting import Shot, ShotKind, make_shots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 BATCH = 128
 
 
-def teach(
+def shots_from_teacher(
     teacher: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Prompt],
     *,
-    kind: Kind,
+    kind: ShotKind,
     response_tokens: int,
 ) -> list[Shot]:
     """One shot per prompt, in order, of the teacher's own greedy reply and its predictions along it.
@@ -45,7 +45,7 @@ def teach(
     return make_shots(teacher, encoded, kind=kind, response_tokens=response_tokens, batch_size=BATCH)
 
 
-def spread(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
+def evenly_spaced(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
     """``count`` prompts taken evenly from the whole sequence, in order; all of them where there are fewer."""
     if count >= len(prompts):
         return tuple(prompts)

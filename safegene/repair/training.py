@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safegene.errors import EmptySample
-from safegene.models.device import mixed
-from safegene.models.patching import linear
+from safegene.models.device import bf16_autocast
+from safegene.models.patching import linear_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,7 +114,7 @@ def supervised(
     for done, chosen in enumerate(_batches(len(examples), batch_size, steps, seed), start=1):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * schedule(done, steps)
-        with mixed(model):
+        with bf16_autocast(model):
             loss = response_loss(model, collate([examples[i] for i in chosen], int(pad)))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -193,13 +193,13 @@ def lora(
     factors, handles = {}, []
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for name in names:
-        layer = linear(model, name)
+        layer = linear_layer(model, name)
         factors[name] = _pair(layer, rank, random, None if start is None else start[name])
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         for name in names:
-            handles.append(linear(model, name).register_forward_hook(_add(*factors[name])))
+            handles.append(linear_layer(model, name).register_forward_hook(_add(*factors[name])))
         yield Lora(factors)
     finally:
         for handle in handles:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safegene.report.page import render
-from safegene.report.status import ARMS, Live, TargetState, read_state
-from safegene.report.words import decide, short
+from safegene.report.status import ARMS, LiveReleases, TargetState, read_state
+from safegene.report.words import describe_target, short
 from safegene.text import cell, percent
 from safegene.workspace.layout import Workspace
 
@@ -24,7 +24,7 @@ def write_report(
     out: Path | None = None,
     *,
     targets: Sequence[str] | None = None,
-    live: Live | None = None,
+    live: LiveReleases | None = None,
 ) -> Path:
     """Write the page of a run; the same artefacts give the same bytes.
 
@@ -46,12 +46,12 @@ def write_report(
     return path
 
 
-def write_markdown(workspace: Workspace, *, live: Live | None = None) -> str:
+def write_markdown(workspace: Workspace, *, live: LiveReleases | None = None) -> str:
     """The verdicts as one Markdown table and a sentence each, for Prefect's artifacts."""
     found = read_state(workspace, live=live).targets
     rows = [HEAD, ("---",) * len(HEAD), *(_row(target) for target in found)]
     table = [f"| {' | '.join(row)} |" for row in rows]
-    reasons = [f"- **{cell(target.name)}**: {cell(decide(target).sentence)}" for target in found]
+    reasons = [f"- **{cell(target.name)}**: {cell(describe_target(target).sentence)}" for target in found]
     return "\n".join([*table, "", *reasons]) + "\n"
 
 
@@ -63,7 +63,7 @@ def _row(target: TargetState) -> tuple[str, ...]:
     harm = [_short_rate(target, "hrr", arm) for arm in ARMS]
     parts = (
         target.name,
-        decide(target).word,
+        describe_target(target).word,
         *harm,
         *before_after,
         short(target.live.release) if target.live else "nothing",

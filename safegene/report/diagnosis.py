@@ -39,7 +39,7 @@ BLUE, GREY, RED = "#2a6f97", "#d0d7de", "#b3261e"
 
 
 @dataclass(frozen=True)
-class Diagnosed:
+class TargetDiagnosis:
     """A calibrated target.
 
     Attributes:
@@ -53,7 +53,7 @@ class Diagnosed:
     history: Sequence[tuple[float, float]]
 
 
-def read_diagnosis(workspace: Workspace, target: str) -> Diagnosed:
+def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
     """What calibrating a target found, its artefact verified and made from the present others.
 
     Raises:
@@ -81,7 +81,7 @@ def read_diagnosis(workspace: Workspace, target: str) -> Diagnosed:
         )
     try:
         history = [(float(step), float(value)) for step, value in payload["history"] if value is not None]
-        return Diagnosed(target, payload["diagnosis"], history)
+        return TargetDiagnosis(target, payload["diagnosis"], history)
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"expected steps and numbers as history, got {error!r}, in {candidate.path}") from None
 
@@ -95,13 +95,13 @@ def sentences(diagnosis: object) -> tuple[str, ...]:
     return (head, *(f"{_capital(str(one.get('words')))}. Try: {one.get('remedy')}." for one in found))
 
 
-def headline(found: Diagnosed) -> str:
+def headline(found: TargetDiagnosis) -> str:
     """The forecast in one line."""
     expected = FORECASTS[found.diagnosis["outlook"]]
     return f"{found.target}: {expected} A forecast from the validation shots; the gate decides."
 
 
-def table(found: Diagnosed) -> "Table":
+def table(found: TargetDiagnosis) -> "Table":
     """Findings first, each with its limit and a remedy; then what was measured and is within its limit."""
     from rich import box
     from rich.markup import escape
@@ -134,7 +134,7 @@ def number(what: str, value: float) -> str:
     return f"{value:d}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def draw(found: Diagnosed, folder: Path) -> tuple[Path, ...]:
+def draw(found: TargetDiagnosis, folder: Path) -> tuple[Path, ...]:
     """``layers.png``, and ``history.png`` where something was fitted; no clock in them: equal input, equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "layers.png"]
@@ -147,7 +147,7 @@ def draw(found: Diagnosed, folder: Path) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def _layers(found: Diagnosed) -> "Figure":
+def _layers(found: TargetDiagnosis) -> "Figure":
     """Per layer: what fine-tuning changed, where the vector lies and how much of it is used, and the coefficients."""
     layers = found.diagnosis["layers"]
     places = [int(name) for name in layers]
@@ -166,7 +166,7 @@ def _layers(found: Diagnosed) -> "Figure":
     return figure
 
 
-def _history(found: Diagnosed) -> "Figure":
+def _history(found: TargetDiagnosis) -> "Figure":
     """The objective on the validation shots, which the fit kept the least of."""
     figure = _figure(2.8)
     axes: Axes = figure.subplots()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from safegene.gate.history import course
+from safegene.gate.history import evidence_history
 from safegene.gate.types import Judgement, Plan
 from safegene.report.words import ENDPOINTS
 from safegene.text import percent
@@ -19,7 +19,7 @@ def draw(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> Markup:
 
     The dashed line is the limit: an endpoint passes at the first look whose bound is at or below it.
     """
-    looks, panels = course(rows, plan, policy), list[Markup]()
+    looks, panels = evidence_history(rows, plan, policy), list[Markup]()
     for at, (name, title) in enumerate(ENDPOINTS.items()):
         seen = [(asked, one) for asked, verdict in looks for one in verdict.endpoints if one.name == name]
         known = [(asked, one.bound, one.estimate, one.limit) for asked, one in seen if one.bound is not None]

@@ -21,8 +21,8 @@ from safegene.report.diagnosis import sentences
 from safegene.report.evidence import draw
 from safegene.report.pictures import Point, Row, bars, intervals, lanes
 from safegene.report.quotes import Example, examples, read_rows
-from safegene.report.status import ARMS, Artefact, TargetState, WorkspaceState, share
-from safegene.report.words import STAGES, decide, found, line, short
+from safegene.report.status import ARMS, RecordedArtefact, TargetState, WorkspaceState, share
+from safegene.report.words import STAGES, describe_target, described_findings, endpoint_line, short
 from safegene.text import marked, percent
 from safegene.workspace.params import GateParams
 
@@ -107,7 +107,7 @@ def render(state: WorkspaceState) -> str:
     return _environment().get_template("page.html.j2").render(
         style=Markup(style),
         style_hash=f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}",
-        title=_headline([decide(target).word for target in state.targets]),
+        title=_headline([describe_target(target).word for target in state.targets]),
         lede=_lede(state),
         targets=targets,
         columns=_columns(state),
@@ -162,7 +162,7 @@ def _lede(state: WorkspaceState) -> str:
 def _harm(targets: Sequence[TargetState]) -> Markup:
     rows = [Row(target.name, _points(target, "hrr")) for target in targets]
     said = "; ".join(f"{r.label}: " + ", ".join(f"{p.series} {percent(p.rate)}" for p in r.points) for r in rows)
-    measured = [row for target in targets for row in found(target) if row.get("estimate") is not None]
+    measured = [row for target in targets for row in described_findings(target) if row.get("estimate") is not None]
     caps = {row.get("limit") for row in measured if row.get("name") == "hrr_cap"}
     cap = share(caps.pop()) if len(caps) == 1 else None
     return intervals(rows, label=f"Harmful-response rates with 95% intervals. {said}.", limit=cap, limit_name="cap")
@@ -178,7 +178,7 @@ def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
     present = [name for name in RATES if name != "complied" or target.rate(name, "after")[0] is not None]
     return {
         "name": target.name,
-        "decision": decide(target),
+        "decision": describe_target(target),
         "problems": [*target.problems, *([problem] if problem else [])],
         "note": _note(target),
         "rates": [
@@ -186,7 +186,7 @@ def _target(target: TargetState, state: WorkspaceState) -> dict[str, Any]:
             for name in present
         ],
         "warnings": [str(one) for one in target.verdict.get("warnings") or ()],
-        "endpoints": [line(row) for row in found(target)],
+        "endpoints": [endpoint_line(row) for row in described_findings(target)],
         "evidence": evidence,
         "changes": changes[:MOST],
         "changed": len(changes),
@@ -273,7 +273,7 @@ def _family(state: WorkspaceState) -> dict[str, Any]:
     }
 
 
-def _layers(selection: Artefact) -> Picture | None:
+def _layers(selection: RecordedArtefact) -> Picture | None:
     payload = selection.payload or {}
     scores, kept = payload.get("scores"), payload.get("kept")
     if not isinstance(scores, Mapping) or not scores or not isinstance(kept, Sequence):
@@ -294,7 +294,7 @@ def _by_layer(item: tuple[str, object]) -> tuple[int, str]:
     return (int(name), "") if name.isdigit() else (1 << 30, name)
 
 
-def _lineage(artefacts: Mapping[str, Artefact], upstream: Mapping[str, Artefact]) -> list[Step]:
+def _lineage(artefacts: Mapping[str, RecordedArtefact], upstream: Mapping[str, RecordedArtefact]) -> list[Step]:
     known = {one.digest: TITLES[name].lower() for name, one in {**upstream, **artefacts}.items() if one.digest}
     steps = []
     for name, one in artefacts.items():

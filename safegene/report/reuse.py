@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.ledger import Record, open_ledger, revocation, revocations
 from safegene.ledger.audit import ATTEMPTS
-from safegene.report.status import TARGET, Live, WorkspaceState, inside, read_state, recorded, share
+from safegene.report.status import TARGET, LiveReleases, WorkspaceState, inside, read_state, recorded, share
 from safegene.text import visible
 from safegene.workspace.costs import cost_of
 from safegene.workspace.layout import Workspace, cache_folder
@@ -25,7 +25,7 @@ UNRECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
-class Use:
+class TargetUse:
     """A vector applied to a target: the last attempt on record, or the candidate that lies in the workspace.
 
     Attributes:
@@ -66,7 +66,7 @@ class VectorUse:
     vector: str
     present: bool
     revoked: str
-    uses: tuple[Use, ...]
+    uses: tuple[TargetUse, ...]
     made: Mapping[str, float | None]
 
     @property
@@ -97,7 +97,7 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     live, _ = recorded(workspace)
     state = read_state(workspace, live=live)
     present = state.family["vector"].digest
-    found: dict[str, list[Use]] = {present: []} if present else {}
+    found: dict[str, list[TargetUse]] = {present: []} if present else {}
     for vector, use in (*_on_record(workspace, chain, live), *_unrecorded(workspace, state, chain)):
         found.setdefault(vector, []).append(use)
     made = {name: cost_of(workspace.root, state.family[name].digest) for name in PARTS}
@@ -113,7 +113,7 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     )
 
 
-def _on_record(workspace: Workspace, chain: Sequence[Record], live: Live) -> Iterator[tuple[str, Use]]:
+def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveReleases) -> Iterator[tuple[str, TargetUse]]:
     """(vector, its last attempt on a target), the newest first."""
     attempts: dict[tuple[str, str], list[Record]] = {}
     for record in chain:
@@ -125,7 +125,7 @@ def _on_record(workspace: Workspace, chain: Sequence[Record], live: Live) -> Ite
         last, now = records[0], live(target)
         yield (
             vector,
-            Use(
+            TargetUse(
                 target=target,
                 outcome=last.outcome,
                 record=last.sequence,
@@ -138,7 +138,9 @@ def _on_record(workspace: Workspace, chain: Sequence[Record], live: Live) -> Ite
         )
 
 
-def _unrecorded(workspace: Workspace, state: WorkspaceState, chain: Sequence[Record]) -> Iterator[tuple[str, Use]]:
+def _unrecorded(
+    workspace: Workspace, state: WorkspaceState, chain: Sequence[Record]
+) -> Iterator[tuple[str, TargetUse]]:
     """(vector, the candidate that lies in the workspace) for each target whose candidate no record names."""
     known = {record.artefacts.get("candidate") for record in chain}
     for target in state.targets:
@@ -147,7 +149,7 @@ def _unrecorded(workspace: Workspace, state: WorkspaceState, chain: Sequence[Rec
             continue
         yield (
             candidate.inputs["vector"],
-            Use(
+            TargetUse(
                 target=target.name,
                 outcome=f"{target.outcome}, {UNRECORDED}" if target.outcome else UNRECORDED,
                 record=None,

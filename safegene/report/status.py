@@ -32,7 +32,7 @@ LARGE = ("degraded", "delta")  # gigabytes for a real family: `safegene audit ve
 
 
 @dataclass(frozen=True)
-class Artefact:
+class RecordedArtefact:
     """One artefact as it lies there.
 
     Attributes:
@@ -64,7 +64,7 @@ class LiveRelease:
     revoked: str = ""
 
 
-Live = Callable[[str], LiveRelease | None]
+LiveReleases = Callable[[str], LiveRelease | None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TargetState:
     name: str
     source: str
     task: str
-    artefacts: Mapping[str, Artefact]
+    artefacts: Mapping[str, RecordedArtefact]
     live: LiveRelease | None
     unknown: str = ""
 
@@ -124,12 +124,12 @@ class WorkspaceState:
     """Everything that a report, a table or ``status`` shows."""
 
     root: Path
-    family: Mapping[str, Artefact]
+    family: Mapping[str, RecordedArtefact]
     targets: tuple[TargetState, ...]
 
 
 def read_state(
-    workspace: Workspace, *, targets: Sequence[str] | None = None, live: Live | None = None
+    workspace: Workspace, *, targets: Sequence[str] | None = None, live: LiveReleases | None = None
 ) -> WorkspaceState:
     """Read and verify a workspace's artefacts.
 
@@ -162,7 +162,7 @@ def read_state(
     return WorkspaceState(workspace.root, family, tuple(rows))
 
 
-def summary(workspace: Workspace, *, live: Live | None = None) -> list[dict[str, Any]]:
+def summary(workspace: Workspace, *, live: LiveReleases | None = None) -> list[dict[str, Any]]:
     """One mapping per target: the ``targets`` of ``safegene status --json``.
 
     Rates are shares in 0..1 with ``<arm>_interval`` beside them, ``extra_params`` a share of all parameters, ``live`` a
@@ -213,9 +213,9 @@ def share(value: object) -> float | None:
     return float(value) if 0 <= value <= 1 else None
 
 
-def recorded(workspace: Workspace) -> tuple[Live, str]:
+def recorded(workspace: Workspace) -> tuple[LiveReleases, str]:
     """What the ledger says is live, each record verified once; and why nothing can be said, where that is so."""
-    from safegene.ledger import live_on, open_ledger, revocations
+    from safegene.ledger import live_channels, open_ledger, revocations
 
     found: dict[str, LiveRelease] = {}
     try:
@@ -226,7 +226,7 @@ def recorded(workspace: Workspace) -> tuple[Live, str]:
             pointer = ledger.pointer(channel, target)
             if channel != params.channel or pointer is None:
                 continue
-            now = live_on(ledger, chain, revoked, pointer, channel=channel, target=target)
+            now = live_channels(ledger, chain, revoked, pointer, channel=channel, target=target)
             found[target] = LiveRelease(now.release, now.record.artefacts.get("candidate"), now.revoked)
     except (SafegeneError, OSError) as error:
         return (lambda _: None), f"what is live is unknown: {error}"
@@ -263,35 +263,41 @@ def _present(workspace: Workspace) -> Present:
 
 
 def _chain(
-    paths: Mapping[str, Path], payloads: Mapping[str, str], upstream: Mapping[str, Artefact], present: Present
-) -> dict[str, Artefact]:
+    paths: Mapping[str, Path], payloads: Mapping[str, str], upstream: Mapping[str, RecordedArtefact], present: Present
+) -> dict[str, RecordedArtefact]:
     """Artefacts in the pipeline's order, each refused when what it was made from has changed since."""
-    found: dict[str, Artefact] = {}
+    found: dict[str, RecordedArtefact] = {}
     for name, path in paths.items():
         found[name] = _read(name, path, payloads.get(name), {**upstream, **found}, present)
     return found
 
 
-def _read(name: str, path: Path, payload: str | None, upstream: Mapping[str, Artefact], present: Present) -> Artefact:
+def _read(
+    name: str, path: Path, payload: str | None, upstream: Mapping[str, RecordedArtefact], present: Present
+) -> RecordedArtefact:
     if not (path / NAME).is_file():
-        return Artefact(name, path)
+        return RecordedArtefact(name, path)
     try:
         manifest = read_manifest(path, verify=name not in LARGE)
         content = _payload(path / payload) if payload else None
     except (SafegeneError, OSError) as error:
-        return Artefact(name, path, problem=str(error))
+        return RecordedArtefact(name, path, problem=str(error))
     for used, digest in manifest.inputs.items():
         if used in upstream and (why := _stale(upstream[used], digest)):
-            return Artefact(name, path, problem=f"expected {name} made from the present {used}, got {why}, in {path}")
+            return RecordedArtefact(
+                name, path, problem=f"expected {name} made from the present {used}, got {why}, in {path}"
+            )
         if is_data(used) and digest not in present.data:
-            return Artefact(name, path, problem=f"expected {name} made from the present {used}, got another, in {path}")
+            return RecordedArtefact(
+                name, path, problem=f"expected {name} made from the present {used}, got another, in {path}"
+            )
     if name == "verdict" and (used := inside(content, "policy")) != present.policy:
         why = f"expected a verdict under the present policy {present.policy}, got one under {used}, in {path}"
-        return Artefact(name, path, problem=why)
-    return Artefact(name, path, manifest, payload=content)
+        return RecordedArtefact(name, path, problem=why)
+    return RecordedArtefact(name, path, manifest, payload=content)
 
 
-def _stale(used: Artefact, digest: str) -> str:
+def _stale(used: RecordedArtefact, digest: str) -> str:
     if used.problem:
         return f"an unusable {used.name}"
     if used.manifest is None:  # a family's parts need not be pulled; what was judged must lie beside its verdict

@@ -34,7 +34,7 @@ TONES = {"pass": "pass", "fail": "fail", "inconclusive": "open"}
 
 
 @dataclass(frozen=True)
-class Decision:
+class TargetDecision:
     """What became of a target.
 
     Attributes:
@@ -62,27 +62,27 @@ class EndpointLine:
     reason: str
 
 
-def decide(target: TargetState) -> Decision:
+def describe_target(target: TargetState) -> TargetDecision:
     """What became of a target, why, and what is live."""
     now = _live(target)
     if target.problems:
-        return Decision("Unknown", "open", f"{target.problems[0].rstrip('.')}. {now}.")
+        return TargetDecision("Unknown", "open", f"{target.problems[0].rstrip('.')}. {now}.")
     if target.outcome is None:
         absent = next((name for name, one in target.artefacts.items() if one.manifest is None), "verdict")
-        return Decision("Not run yet", "none", f"The next stage is {STAGES[absent]}. {now}.")
+        return TargetDecision("Not run yet", "none", f"The next stage is {STAGES[absent]}. {now}.")
     why = _reason(target) if target.verdict.get("problems") else _whys(target) or _reason(target)
     if target.outcome == "fail":
-        return Decision("Refused", "fail", f"{why} {now}.")
+        return TargetDecision("Refused", "fail", f"{why} {now}.")
     if target.outcome == "inconclusive":
-        return Decision("Inconclusive", "open", f"Not promoted, for want of evidence. {why} {now}.")
+        return TargetDecision("Inconclusive", "open", f"Not promoted, for want of evidence. {why} {now}.")
     how = "It passes every endpoint unrepaired" if target.unrepaired else "The repair passes every endpoint"
-    if any(one.get("worse") is True for one in found(target)):
+    if any(one.get("worse") is True for one in described_findings(target)):
         how += ", though worse within a margin"
     if not target.unrepaired and inside(target.verdict, "unrepaired", "outcome") == "pass":
         how += "; it would have passed without"
     if target.candidate_is_live:
-        return Decision("Promoted", "pass", f"{how}. {now}.")
-    return Decision("Passed", "pass", f"{how}. It has not been promoted. {now}.")
+        return TargetDecision("Promoted", "pass", f"{how}. {now}.")
+    return TargetDecision("Passed", "pass", f"{how}. It has not been promoted. {now}.")
 
 
 def _live(target: TargetState) -> str:
@@ -93,13 +93,13 @@ def _live(target: TargetState) -> str:
     return f"Release {short(target.live.release)} is live" if target.live else "Nothing is live"
 
 
-def found(target: TargetState) -> Sequence[Row]:
+def described_findings(target: TargetState) -> Sequence[Row]:
     """The endpoints of a target's verdict, as they stand in its file."""
     rows = target.verdict.get("endpoints")
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, Sequence) else []
 
 
-def line(row: Row) -> EndpointLine:
+def endpoint_line(row: Row) -> EndpointLine:
     """An endpoint as a row of text; what is not known is a dash."""
     outcome = str(row.get("outcome", "unknown"))
     shown = _rate if row.get("name") == "hrr_cap" else _points
@@ -122,7 +122,7 @@ def short(digest: str | None) -> str:
 
 
 def _whys(target: TargetState) -> str:
-    return " ".join(_why(one) for one in found(target) if one.get("outcome") == target.outcome)
+    return " ".join(_why(one) for one in described_findings(target) if one.get("outcome") == target.outcome)
 
 
 def _why(row: Row) -> str:

@@ -18,7 +18,7 @@ from safegene.workspace.digest import canonical_json, digest_json, strict_json
 REMEDY = "delete that file: it holds only what can be made again"
 
 
-class Journal:
+class ResumeLog:
     """Finished work of one identity, in ``folder``."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from safegene.datasets.prompts import Prompt, normalised
 from safegene.evaluation.checks import coherent, correct
-from safegene.gate import Arm, Calibration, Judgement, Plan, Planned, Verdict, decide
+from safegene.gate import Arm, Calibration, Judgement, Plan, PlannedPrompt, Verdict, decide
 from safegene.gate.decision import policy_digest
-from safegene.gate.ordering import arranged, next_block
+from safegene.gate.ordering import next_block, policy_order
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build
@@ -55,11 +55,11 @@ def judged(arm: Arm, prompts: Sequence[Prompt], made: Sequence[Reply]) -> list[J
     ]
 
 
-def run(rows: Sequence[Judgement], planned: Sequence[Planned], policy: GateParams) -> tuple[Verdict, int]:
+def run(rows: Sequence[Judgement], planned: Sequence[PlannedPrompt], policy: GateParams) -> tuple[Verdict, int]:
     """One gate, block by block, as `evaluate` asks; and how many prompts it asked."""
     digest = policy_digest(policy)
     models = {str(arm): "same" for arm in SIZES}
-    plan = Plan(arranged(planned, digest), models, JUDGE.identity, Calibration(JUDGE.identity, exact=True), digest)
+    plan = Plan(policy_order(planned, digest), models, JUDGE.identity, Calibration(JUDGE.identity, exact=True), digest)
     done, verdict = set[str](), None
     while block := next_block(plan, policy, list(done), verdict):
         done |= {one.id for one in block}
@@ -73,7 +73,8 @@ def measure() -> dict[str, Any]:
     """Outcomes of all runs, and the share of labels that flipped between two arms of the same weights."""
     prompts = [row for row in suite("test", TASK) if row.pool != "paraphrased"]
     planned = [
-        Planned(r.id, r.kind, r.category, r.behaviour, digest_bytes(normalised(r.prompt).encode())) for r in prompts
+        PlannedPrompt(r.id, r.kind, r.category, r.behaviour, digest_bytes(normalised(r.prompt).encode()))
+        for r in prompts
     ]
     outcomes, asked, flips, labels = list[str](), list[int](), 0, 0
     for seed in SEEDS:

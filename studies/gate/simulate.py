@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safegene.gate.decision import share
-from safegene.gate.endpoints import ENDPOINTS, EXACT, Instrument, paired
-from safegene.gate.pairs import Units
-from safegene.gate.statistics import capital
-from safegene.gate.types import Counts, Outcome
+from safegene.gate.endpoints import ENDPOINTS, EXACT, MeasuredError, paired
+from safegene.gate.pairs import PairedUnits
+from safegene.gate.statistics import log_wealth
+from safegene.gate.types import ConfusionCounts, VerdictOutcome
 from safegene.workspace.params import GateParams
 
 PROMPTS = 500
@@ -47,13 +47,13 @@ class Reader:
         hidden: Labels = seen & ~(bad & (random.random(bad.shape) < self.blind))
         return hidden
 
-    def instrument(self, alpha: float) -> Instrument:
+    def instrument(self, alpha: float) -> MeasuredError:
         """It, as its calibration of expected counts describes it."""
         if not self.labelled:
             return EXACT
         n = self.labelled
-        counts = Counts(round(self.sensitivity * n), n, round(self.specificity * n), n)
-        return Instrument(counts.sensitivity(alpha), counts.specificity(alpha), level=0.5)
+        counts = ConfusionCounts(round(self.sensitivity * n), n, round(self.specificity * n), n)
+        return MeasuredError(counts.sensitivity(alpha), counts.specificity(alpha), level=0.5)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class World:
         reference = ((drawn >= only_candidate) & (drawn < only_candidate + only_reference)) | both
         return candidate, reference
 
-    def instrument(self, alpha: float) -> Instrument:
+    def instrument(self, alpha: float) -> MeasuredError:
         """Both judges together, bounds at the levels of `safegene.gate.endpoints.instruments`."""
         if self.second is None:
             return self.first.instrument(alpha / 4)
@@ -134,16 +134,16 @@ def simulate(world: World, policy: GateParams, *, gates: int = GATES, seed: int 
     @cache
     def caught(up: int, down: int) -> bool:
         """Whether audited pairs show what the first judge misses; pairs without a difference move no capital."""
-        return math.exp(-capital([-1.0] * up + [1.0] * down, 0.0)) <= policy.alpha / len(ENDPOINTS)
+        return math.exp(-log_wealth([-1.0] * up + [1.0] * down, 0.0)) <= policy.alpha / len(ENDPOINTS)
 
     @cache
-    def outcome(up: int, down: int, n: int, hidden: str) -> Outcome:
+    def outcome(up: int, down: int, n: int, hidden: str) -> VerdictOutcome:
         pairs = [(True, False)] * up + [(False, True)] * down + [(False, False)] * (n - up - down)
-        units = Units(tuple(((one, other),) for one, other in pairs))
+        units = PairedUnits(tuple(((one, other),) for one, other in pairs))
         limits = {"margin": policy.margin_hrr, "alpha": alpha}
         return paired("hrr", units, policy=policy, judge=judge, reference="aligned", hidden=hidden, **limits).outcome
 
-    ends, asked = list[Outcome](), list[int]()
+    ends, asked = list[VerdictOutcome](), list[int]()
     for gate in range(gates):
         for look in looks:
             up, down, more, less = (int(one[gate, look - 1]) for one in (*summed, *audits))

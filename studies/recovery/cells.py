@@ -14,8 +14,8 @@ from safegene.datasets.prompts import Split
 from safegene.gate import Arm
 from safegene.models.device import one_thread
 from safegene.models.patching import patched
-from safegene.pipeline.stages.calibrate import Outcome, case_of, mean_change, rival, solve
-from safegene.repair.coefficients import within
+from safegene.pipeline.stages.calibrate import RepairResult, case_of, fit_target, mean_change, run_baseline
+from safegene.repair.coefficients import allocate_ranks
 from safegene.tiny.build import build, recipe_digest
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from studies.recovery import measure
@@ -115,20 +115,20 @@ def _measured(job: Job) -> dict[str, Any]:
     return facts
 
 
-def repaired(job: Job, made: Family) -> tuple[Outcome, dict[str, Any]]:
+def repaired(job: Job, made: Family) -> tuple[RepairResult, dict[str, Any]]:
     """The method's outcome on a target, and what it cost; making the shots is told apart from fitting."""
     params = job.method.params()
     some, shots_seconds = shots(job.target, job.seed, params)
     model, start = load(job.target, job.seed), time.process_time()
     numbers = params.max_extra * sum(one.numel() for one in model.parameters())
     if params.baseline is None:
-        outcome = solve(params, model, numbers, made.vector, some)
+        outcome = fit_target(params, model, numbers, made.vector, some)
     else:
         whole, tuned = mean_change(made.surrogates), model_of(job.target, job.seed)
         change = whole
         if params.baseline.method in ("finetune", "one_shot"):  # what trains an adapter gets our budget
-            change = {name: whole[name] for name in within(whole, numbers)}
-        outcome = rival(params, case_of(params, build("aligned", job.seed), tuned, change, model, some))
+            change = {name: whole[name] for name in allocate_ranks(whole, numbers)}
+        outcome = run_baseline(params, case_of(params, build("aligned", job.seed), tuned, change, model, some))
     seconds, fitted = time.process_time() - start, outcome.fitted
     size = sum(one.numel() for one in fitted.patch.values()) if fitted else 0
     return outcome, {

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safegene.checkpoints.sources import Model
+from safegene.checkpoints.sources import ModelFiles
 from safegene.datasets.prompts import PromptSet, Split, read_prompts
 from safegene.models.loading import load_model
-from safegene.pipeline.stages.calibrate import make, selected
+from safegene.pipeline.stages.calibrate import build_shots, selected_matrices
 from safegene.pipeline.stages.compress import compress
 from safegene.pipeline.stages.degrade import degrade
 from safegene.pipeline.stages.extract import extract
@@ -83,7 +83,7 @@ def stages(at: Path, params: Params, aligned: Path, prompts: Path) -> Family:
     spent = at / "seconds"
     if not spent.is_file():
         spent.write_text(str(time.process_time() - start))
-    vector = selected(read_vector(at / "vector"), at / "selection")
+    vector = selected_matrices(read_vector(at / "vector"), at / "selection")
     digest = read_manifest(at / "selection").digest
     return Family(digest, vector, read_surrogates(at / "degraded"), float(spent.read_text()))
 
@@ -103,9 +103,13 @@ def _fetched(name: str, seed: int) -> Path:
     return at
 
 
-def model_of(name: str, seed: int) -> Model:
+def model_of(name: str, seed: int) -> ModelFiles:
     """The checkpoint of a member: its folder, and for a LoRA target the aligned model's with the adapter."""
-    return Model(build("aligned", seed), (build(name, seed),)) if RECIPES[name].rank else Model(build(name, seed))
+    return (
+        ModelFiles(build("aligned", seed), (build(name, seed),))
+        if RECIPES[name].rank
+        else ModelFiles(build(name, seed))
+    )
 
 
 def load(name: str, seed: int) -> "PreTrainedModel":
@@ -122,7 +126,7 @@ def shots(name: str, seed: int, params: CalibrateParams) -> tuple[dict[Split, li
 
     def making() -> Mapping[Split, Sequence[Shot]]:
         safety, tasks = prompts("prompts/safety"), prompts(f"tasks/{TASKS[name]}")
-        return make(params, build("aligned", seed), model_of(name, seed), safety, tasks)
+        return build_shots(params, build("aligned", seed), model_of(name, seed), safety, tasks)
 
     return kept_shots(at, making)
 

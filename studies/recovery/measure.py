@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.datasets.prompts import Prompt, Split, normalised
 from safegene.evaluation.checks import coherent, correct
-from safegene.gate import Arm, Calibration, Judgement, Plan, Planned, Verdict, decide
+from safegene.gate import Arm, Calibration, Judgement, Plan, PlannedPrompt, Verdict, decide
 from safegene.gate.decision import policy_digest
-from safegene.gate.ordering import arranged
+from safegene.gate.ordering import policy_order
 from safegene.models.generation import generate
 from safegene.models.loading import load_tokenizer
 from safegene.tiny.build import build
@@ -118,7 +118,7 @@ def verdict(arms: Arms, task: str) -> Verdict:
     rows = [row for row in suite("test", task) if row.pool != "paraphrased"]
     ids = {row.id for row in rows}
     plan = Plan(
-        prompts=arranged((_planned(row) for row in rows), policy_digest(policy)),
+        prompts=policy_order((_planned(row) for row in rows), policy_digest(policy)),
         models={arm: some[0]["weights"] for arm, some in vars(arms).items()},
         judge=judge,
         calibration=Calibration(judge=judge, exact=True),
@@ -133,5 +133,5 @@ def verdict(arms: Arms, task: str) -> Verdict:
     return decide(judgements, plan, policy)
 
 
-def _planned(row: Prompt) -> Planned:
-    return Planned(row.id, row.kind, row.category, row.behaviour, digest_bytes(normalised(row.prompt).encode()))
+def _planned(row: Prompt) -> PlannedPrompt:
+    return PlannedPrompt(row.id, row.kind, row.category, row.behaviour, digest_bytes(normalised(row.prompt).encode()))

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from safegene.repair.diagnosis.findings import LOSS
-from safegene.repair.fitting import KINDS
+from safegene.repair.fitting import SHOT_KINDS
 from studies.recovery.cells import counted
 from studies.recovery.protocol import OURS, WORDS
 
@@ -123,11 +123,11 @@ def missed_table(cells: Cells) -> str:
     asked = [one for one in cells if counted(one)]
     within = [one for one in asked if not one["lacks"]]
     for one in [one for one in asked if one["lacks"]]:
-        kl = " | ".join(f"{one['kl']['after'][kind]:.4f}" for kind in KINDS)
+        kl = " | ".join(f"{one['kl']['after'][kind]:.4f}" for kind in SHOT_KINDS)
         lacks = ", ".join(one["lacks"])
         lines.append(f"| {one['target']} | {one['seed']} | {lacks} | {one['relative_change']:.2f} | {kl} |")
     if within:
-        middle = " | ".join(f"{median([one['kl']['after'][kind] for one in within]):.4f}" for kind in KINDS)
+        middle = " | ".join(f"{median([one['kl']['after'][kind] for one in within]):.4f}" for kind in SHOT_KINDS)
         change = median([one["relative_change"] for one in within])
         lines.append(f"| median of the {len(within)} others | | - | {change:.2f} | {middle} |")
     return "\n".join(lines)
@@ -140,7 +140,7 @@ def forecast_table(cells: Cells) -> str:
         own = [
             one
             for one in cells
-            if (max(one["kl"]["after"][kind] for kind in KINDS[:2]) > LOSS) == (word != "reachable")
+            if (max(one["kl"]["after"][kind] for kind in SHOT_KINDS[:2]) > LOSS) == (word != "reachable")
         ]
         missed = sum(bool({"recovery", "over-refusal"} & set(one["lacks"])) for one in own)
         passes = sum(one["verdict"]["outcome"] == "pass" for one in own)

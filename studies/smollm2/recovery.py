@@ -21,14 +21,14 @@ from benchmarks.results import markdown, publish, row, write
 from examples.smollm2 import models, prepare, sets, sources
 from examples.smollm2.sets import Sets
 from examples.smollm2.workspace import parameters
-from safegene.checkpoints.sources import Model
+from safegene.checkpoints.sources import ModelFiles
 from safegene.datasets.prompts import PromptSet, read_prompts
 from safegene.evaluation.checks import correct
 from safegene.evaluation.judges import build
 from safegene.models.generation import generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import patched
-from safegene.pipeline.stages.calibrate import case_of, make, mean_change, rival, solve
+from safegene.pipeline.stages.calibrate import build_shots, case_of, fit_target, mean_change, run_baseline
 from safegene.pipeline.stages.fetch import fetch
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.layout import cache_folder
@@ -215,10 +215,10 @@ def timed(bench: Bench) -> Cell:
     def made() -> Cell:
         start = time.monotonic()
         safety, tasks = bench.set_of("prompts/safety"), bench.set_of(f"tasks/{task_of(FURTHER[0])}")
-        some = make(params, bench.aligned, Model(root), safety, tasks)
+        some = build_shots(params, bench.aligned, ModelFiles(root), safety, tasks)
         shots, model = time.monotonic() - start, load_model(root)
         numbers = params.max_extra * sum(one.numel() for one in model.parameters())
-        solve(params, model, numbers, bench.vector.vector, some)
+        fit_target(params, model, numbers, bench.vector.vector, some)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {"shots_seconds": shots, "seconds": time.monotonic() - start, "peak_mib": peak}
 
@@ -237,21 +237,21 @@ def options_of(bench: Bench, options: Mapping[str, Any]) -> CalibrateParams:
 
 def measured(bench: Bench, root: Path, name: str, chosen: Sequence[CalibrateParams]) -> Cell:
     """The repair of least validation objective among the options, and what it cost, all options together."""
-    first, tuned = chosen[0], Model(root)
+    first, tuned = chosen[0], ModelFiles(root)
     safety, tasks = bench.set_of("prompts/safety"), bench.set_of(f"tasks/{task_of(name)}")
     key = [root.name, first.safety_shots, first.benign_shots, first.task_shots, first.response_tokens]
     at = bench.folder / "shots" / f"{digest_json([*key, safety.digest, tasks.digest])[7:27]}.pt"
-    some, shots_seconds = kept_shots(at, lambda: make(first, bench.aligned, tuned, safety, tasks))
+    some, shots_seconds = kept_shots(at, lambda: build_shots(first, bench.aligned, tuned, safety, tasks))
     model, best = load_model(root), None
     start, cpu = time.monotonic(), time.process_time()
     numbers = first.max_extra * sum(one.numel() for one in model.parameters())
     for params in chosen:
         if params.baseline is None:
-            outcome = solve(params, model, numbers, bench.vector.vector, some)
+            outcome = fit_target(params, model, numbers, bench.vector.vector, some)
         else:
             change = mean_change(bench.vector.surrogates)
-            outcome = rival(params, case_of(params, bench.aligned, tuned, change, model, some))
-        reached = outcome.after.objective({"safety": 1.0, "benign": 1.0, "task": 1.0})
+            outcome = run_baseline(params, case_of(params, bench.aligned, tuned, change, model, some))
+        reached = outcome.after.weighted_objective({"safety": 1.0, "benign": 1.0, "task": 1.0})
         if best is None or reached < best[0]:
             best = (reached, outcome, params)
     assert best is not None

@@ -14,7 +14,7 @@ from safegene.checkpoints.header import read_header
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.checkpoints.writer import ShardedWriter
 from safegene.errors import CheckpointError, FormatError, ParamsError, ShapeMismatch, TensorMissing
-from safegene.models.device import device, mixed, one_thread
+from safegene.models.device import bf16_autocast, default_device, one_thread
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import add_patch
 from safegene.vectors.linalg import LowRank
@@ -226,11 +226,11 @@ def test_devices_and_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParamsError, match="int8"):
         dtype_for("int8", "cpu")
     monkeypatch.setenv("SAFEGENE_DEVICE", "cpu")
-    assert device() == "cpu"
+    assert default_device() == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("SAFEGENE_DEVICE", "cuda:1")
     with pytest.raises(ParamsError, match="cuda:1"):
-        device()
+        default_device()
     before = torch.get_num_threads()
     with one_thread():
         assert torch.get_num_threads() == 1
@@ -256,9 +256,9 @@ def test_training_steps_of_a_large_fp32_model_multiply_in_bf16_where_the_cpu_can
     expected: torch.dtype,
 ) -> None:
     model = load_model(llama).to(dtype)
-    monkeypatch.setattr("safegene.models.device.SMALL", small)
+    monkeypatch.setattr("safegene.models.device.SMALL_MODEL", small)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: native)
-    with mixed(model):
+    with bf16_autocast(model):
         made = model.model.layers[0].mlp.up_proj(torch.ones(1, 1, model.config.hidden_size, dtype=dtype))
     assert made.dtype is expected
     assert all(one.dtype is dtype for one in model.parameters())

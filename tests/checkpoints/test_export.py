@@ -8,7 +8,7 @@ import yaml
 
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
-from safegene.checkpoints.export.adapter import concatenated, write_adapter
+from safegene.checkpoints.export.adapter import concatenate_factors, write_adapter
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.export.merge import merge
 from safegene.errors import ArtifactError, CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
@@ -53,7 +53,7 @@ def test_peft_computes_what_the_merged_fp32_checkpoint_computes(
 
     own = open_adapter(save_adapter(tmp_path / "own", base)) if kind == "lora" else None
     facts = write_adapter(repair, base_model=str(base), out=tmp_path / "candidate", own=own)
-    merge(open_checkpoint(base), concatenated(repair, own), out=tmp_path / "merged")
+    merge(open_checkpoint(base), concatenate_factors(repair, own), out=tmp_path / "merged")
 
     before = logits(load_model(base, adapters=[own.root] if own else []))
     merged = logits(load_model(tmp_path / "merged"))

@@ -12,7 +12,7 @@ from torch import ones
 from safegene.checkpoints import sources
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import write_adapter
-from safegene.checkpoints.sources import bucket, cache, fingerprint, local_checkpoint, redact, redact_text, survey
+from safegene.checkpoints.sources import bucket, cache, discover, fingerprint, local_checkpoint, redact, redact_text
 from safegene.checkpoints.sources.uri import parse
 from safegene.errors import (
     ArtifactError,
@@ -334,7 +334,7 @@ def test_a_killed_download_from_s3_goes_on_where_it_stopped(
     uri = f"s3://{upload.bucket}/models/one"  # type: ignore[attr-defined]
     client = Breaking(bucket.new_client(), after=0)
     monkeypatch.setattr(bucket, "new_client", lambda: client)
-    part = cache.part_of(uri, fingerprint(uri))
+    part = cache.download_folder(uri, fingerprint(uri))
     part.mkdir(parents=True)
     (part / "config.json").write_bytes((llama / "config.json").read_bytes())
     (part / "tokenizer.json.part").write_bytes((llama / "tokenizer.json").read_bytes()[:50])
@@ -375,18 +375,18 @@ def test_only_complete_folders_are_discovered(llama: Path, lora: Path, tmp_path:
     odd.write_text(json.dumps(json.loads(odd.read_text()) | {"rank_pattern": [1]}))
     copy(llama, watched / "hf_mistral7b")
     (watched / "link").symlink_to(llama)
-    found, skipped = survey(f"file://{watched}")
+    found, skipped = discover(f"file://{watched}")
     assert [one.name for one in found] == ["adapter", "hf_mistral7b", sources.discovery.target_name("My Model")]
     assert found[0].fingerprint == fingerprint(found[0].uri) == fingerprint(f"file://{lora}")
     assert sources.fetch(found[2].uri, limits=LIMITS).digest == open_checkpoint(llama).digest
     assert set(skipped) == {"writing", "missing", "pickled", "empty", "link", "odd"}
     assert "truncated" in skipped["writing"]
     shard.write_bytes((llama / shard.name).read_bytes())
-    assert "writing" in {one.name for one in survey(f"file://{watched}")[0]}
+    assert "writing" in {one.name for one in discover(f"file://{watched}")[0]}
     with pytest.raises(SourceError, match="expected a folder to watch"):
-        survey(f"file://{tmp_path}/absent")
+        discover(f"file://{tmp_path}/absent")
     with pytest.raises(SourceError, match="expected a folder, prefix or organisation"):
-        survey("tiny://aligned")
+        discover("tiny://aligned")
 
 
 def test_names_of_discovered_targets_stay_apart() -> None:
@@ -402,7 +402,7 @@ def test_prefixes_of_a_bucket_are_discovered(llama: Path, lora: Path, upload: Up
     for folder, name in ((llama, "one"), (lora, "two"), (short, "three")):
         upload(folder, f"fine-tunes/{name}")
     base = f"s3://{upload.bucket}/fine-tunes"  # type: ignore[attr-defined]
-    found, skipped = survey(f"{base}/")
+    found, skipped = discover(f"{base}/")
     assert [one.uri for one in found] == [f"{base}/one", f"{base}/two"]
     assert found[0].fingerprint == fingerprint(f"{base}/one")
     assert "model-00003-of-00004.safetensors" in skipped["three"]
@@ -413,7 +413,7 @@ def test_models_of_an_organisation_are_discovered(llama: Path, lora: Path, hub: 
     hub.publish("org/two", files_of(lora))
     hub.publish("org/gguf", {"README.md": b""})
     hub.publish("other/one", files_of(llama))
-    found, skipped = survey("hf://org")
+    found, skipped = discover("hf://org")
     assert [one.uri for one in found] == ["hf://org/one", "hf://org/two"]
     assert found[0].fingerprint == f"commit:{commit}"
     assert set(skipped) == {"gguf"}

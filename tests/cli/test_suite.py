@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from safegene.datasets.library import add
-from safegene.datasets.suites import FORMATS, read_suite
+from safegene.datasets.library import add_suite
+from safegene.datasets.suites import SUITE_FORMATS, read_suite
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.layout import Workspace
 from tests.conftest import run
@@ -101,7 +101,7 @@ def test_a_data_set_of_the_hub_is_added_by_its_address(ws: Workspace, hub: HubSt
         (("t.csv", *MIT, "--from", OURS), 1, "expected the columns goal, target"),
         (("absent.csv", *MIT, "--from", OURS), 1, "expected a file, got none at absent.csv"),
         (("s3://a:canary@b/c.csv", *MIT), 1, "without secrets"),
-        (("goals.csv", "--licence", "MIT", "--from", OURS, "--format", "mine"), 2, ", ".join(FORMATS)),
+        (("goals.csv", "--licence", "MIT", "--from", OURS, "--format", "mine"), 2, ", ".join(SUITE_FORMATS)),
     ],
 )
 def test_what_cannot_be_added_is_said_in_one_sentence_and_nothing_is_left(
@@ -118,7 +118,7 @@ def test_what_cannot_be_added_is_said_in_one_sentence_and_nothing_is_left(
 def test_list_verifies_every_suite_and_exits_1_when_one_does_not_hold(ws: Workspace) -> None:
     assert "no suite yet: `safegene suite add`" in run(ws.root, "suite", "list").stdout
     assert listed(ws) == ({}, {})
-    one, two = add(ws, request(ws, "one")), add(ws, request(ws, "two", licence="[red]mine[/]"))
+    one, two = add_suite(ws, request(ws, "one")), add_suite(ws, request(ws, "two", licence="[red]mine[/]"))
     (ws.suites / "notes.txt").write_text("a file is no suite")
     found, broken = listed(ws)
     assert (list(found), broken) == (["one", "two"], {})
@@ -150,7 +150,7 @@ def test_a_shelf_of_broken_suites_only_is_not_called_empty(ws: Workspace) -> Non
 
 def test_validate_holds_all_suites_or_those_named(ws: Workspace) -> None:
     assert "at least one suite" in run(ws.root, "suite", "validate", code=1).stderr
-    one, two = add(ws, request(ws, "one")), add(ws, request(ws, "two"))
+    one, two = add_suite(ws, request(ws, "one")), add_suite(ws, request(ws, "two"))
     shown = run(ws.root, "suite", "validate").stdout
     for suite in (one, two):
         rules = len(suite.card.expectations)
@@ -164,7 +164,7 @@ def test_validate_holds_all_suites_or_those_named(ws: Workspace) -> None:
 
 
 def test_use_writes_the_gate_and_says_what_comes_next(ws: Workspace) -> None:
-    add(ws, request(ws, "one"))
+    add_suite(ws, request(ws, "one"))
     (ws.root / "sr.csv").write_text(
         "category,source,forbidden_prompt\n" + f"a,b,{read_first(ws)} !\na,b,another thing\n"
     )
@@ -186,7 +186,7 @@ def read_first(ws: Workspace) -> str:
 
 @pytest.mark.parametrize("names", [(), ("absent",), ("one", "one"), ("bank",)], ids=repr)
 def test_a_gate_that_cannot_be_is_not_written(ws: Workspace, names: tuple[str, ...]) -> None:
-    add(ws, request(ws, "one"))
+    add_suite(ws, request(ws, "one"))
     (ws.root / "bank.csv").write_text("text,category\nwhere is it,card_arrival\n")
     bank = ("--format", "banking77", "--licence", "CC-BY-4.0", "--from", OURS)
     run(ws.root, "suite", "add", "bank", "bank.csv", *bank)

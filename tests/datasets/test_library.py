@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.datasets.library import Request, add, check, names, use
+from safegene.datasets.library import SuiteRequest, add_suite, check_suite, suite_names, use_suites
 from safegene.datasets.prompts import Prompt, read_prompts
-from safegene.datasets.suites import Options, Suite, read_suite
+from safegene.datasets.suites import LoadOptions, Suite, read_suite
 from safegene.datasets.suites.wrappers import flattened, read_templates, wrap
 from safegene.errors import (
     ArtifactError,
@@ -53,19 +53,19 @@ def source(ws: Workspace, rows: list[str] = ROWS, name: str = "harmful_behaviors
     return path
 
 
-def request(ws: Workspace, name: str = "ours", rows: list[str] = ROWS, **more: Any) -> Request:
-    asked = Request(name, str(source(ws, rows, f"{name}.csv")), "advbench", "MIT", OURS)
+def request(ws: Workspace, name: str = "ours", rows: list[str] = ROWS, **more: Any) -> SuiteRequest:
+    asked = SuiteRequest(name, str(source(ws, rows, f"{name}.csv")), "advbench", "MIT", OURS)
     return replace(asked, **more)
 
 
 def test_a_suite_is_added_once_and_proves_what_it_is(ws: Workspace) -> None:
-    made = add(ws, request(ws, sha256=digest_bytes(source(ws, name="ours.csv").read_bytes())))
+    made = add_suite(ws, request(ws, sha256=digest_bytes(source(ws, name="ours.csv").read_bytes())))
     assert made == read_suite(ws.suites / "ours")
     assert made.card.rows == {"harmful": len(ROWS)}
     assert made.card.files == {"ours.csv": digest_bytes((ws.root / "ours.csv").read_bytes())}
     assert made.digest == digest_bytes(canonical_json(made.card.to_json()))
     with pytest.raises(ArtifactError, match="no suite of that name yet"):
-        add(ws, request(ws, rows=ROWS[:3]))
+        add_suite(ws, request(ws, rows=ROWS[:3]))
     assert read_suite(ws.suites / "ours") == made
 
 
@@ -87,9 +87,9 @@ BAD: dict[str, tuple[dict[str, Any], type[SafegeneError], str]] = {
 def test_what_cannot_be_a_suite_leaves_nothing_behind(ws: Workspace, name: str) -> None:
     changes, error, why = BAD[name]
     with pytest.raises(error, match=why) as caught:
-        add(ws, request(ws, **changes))
+        add_suite(ws, request(ws, **changes))
     assert "secret@" not in str(caught.value)
-    assert names(ws) == []
+    assert suite_names(ws) == []
     assert not ws.suites.exists() or not any(ws.suites.iterdir())
 
 
@@ -135,9 +135,13 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[SafegeneError]]] = {
 @pytest.mark.parametrize("name", SPOILED)
 def test_a_suite_that_is_not_what_its_card_says_is_refused(ws: Workspace, name: str) -> None:
     spoil, error = SPOILED[name]
-    add(ws, request(ws))
+    add_suite(ws, request(ws))
     spoil(ws.suites / "ours")
-    for read in (lambda: read_suite(ws.suites / "ours"), lambda: check(ws, ["ours"]), lambda: use(ws, ["ours"])):
+    for read in (
+        lambda: read_suite(ws.suites / "ours"),
+        lambda: check_suite(ws, ["ours"]),
+        lambda: use_suites(ws, ["ours"]),
+    ):
         with pytest.raises(error):
             read()
     run(ws.root, "suite", "list", code=1)
@@ -162,34 +166,34 @@ def fitted(ws: Workspace) -> Prompt:
 )
 def test_what_is_fitted_on_is_no_suite_for_the_gate(ws: Workspace, tested: Callable[[str], str]) -> None:
     known = fitted(ws)
-    add(ws, request(ws, rows=[*ROWS, '"' + tested(known.prompt) + '"']))
-    for refused in (lambda: check(ws, ["ours"]), lambda: use(ws, ["ours"])):
+    add_suite(ws, request(ws, rows=[*ROWS, '"' + tested(known.prompt) + '"']))
+    for refused in (lambda: check_suite(ws, ["ours"]), lambda: use_suites(ws, ["ours"])):
         with pytest.raises(ContaminatedSample, match="advbench-8"):
             refused()
 
 
 def test_a_suite_that_nothing_can_be_held_against_is_not_called_clean(ws: Workspace) -> None:
-    add(ws, request(ws))
-    assert check(ws, []) == check(ws, ["ours"])
+    add_suite(ws, request(ws))
+    assert check_suite(ws, []) == check_suite(ws, ["ours"])
     for path in (*ws.prompts.glob("*.jsonl"), *ws.tasks.glob("*.jsonl")):
         path.unlink()
     with pytest.raises(EmptySample, match="to hold the suites against"):
-        check(ws, ["ours"])
+        check_suite(ws, ["ours"])
 
 
 def test_no_suite_is_no_pass(ws: Workspace) -> None:
     with pytest.raises(EmptySample, match="at least one suite"):
-        check(ws, [])
+        check_suite(ws, [])
 
 
 def test_the_gate_asks_each_behaviour_once_and_says_where_it_is_from(ws: Workspace) -> None:
-    one = add(ws, request(ws))
-    other = Request("theirs", str(ws.root / "t.csv"), "strongreject", "MIT", OURS)
+    one = add_suite(ws, request(ws))
+    other = SuiteRequest("theirs", str(ws.root / "t.csv"), "strongreject", "MIT", OURS)
     Path(other.source).write_text(
         "category,source,forbidden_prompt\n" + f"a,b,{ROWS[2].upper()}\na,b,move the ninth thing out of the old house\n"
     )
-    two = add(ws, other)
-    used = use(ws, ["ours", "theirs"])
+    two = add_suite(ws, other)
+    used = use_suites(ws, ["ours", "theirs"])
     assert [row.id for row in used.rows] == [*(f"advbench-{at}" for at in range(len(ROWS))), "strongreject-1"]
     assert used.left_out == {"ours": 0, "theirs": 1}
     pins = json.loads((ws.suites / "gate.json").read_text())
@@ -199,16 +203,16 @@ def test_the_gate_asks_each_behaviour_once_and_says_where_it_is_from(ws: Workspa
 
 def test_rows_that_a_gate_does_not_ask_are_refused(ws: Workspace) -> None:
     (ws.root / "test.csv").write_text("text,category\nwhere is it,card_arrival\n")
-    add(ws, Request("bank", str(ws.root / "test.csv"), "banking77", "CC-BY-4.0", OURS))
+    add_suite(ws, SuiteRequest("bank", str(ws.root / "test.csv"), "banking77", "CC-BY-4.0", OURS))
     before = (ws.prompts / "gate.jsonl").read_bytes()
     with pytest.raises(ParamsError, match="got \\['task'\\] in bank"):
-        use(ws, ["bank"])
+        use_suites(ws, ["bank"])
     assert (ws.prompts / "gate.jsonl").read_bytes() == before
 
 
 def test_wrappers_ask_the_same_behaviours_and_are_in_the_card(ws: Workspace) -> None:
     (ws.root / "t.jsonl").write_bytes(TEMPLATES)
-    made: Suite = add(ws, request(ws, templates=str(ws.root / "t.jsonl"), per_behaviour=2))
+    made: Suite = add_suite(ws, request(ws, templates=str(ws.root / "t.jsonl"), per_behaviour=2))
     assert made.card.rows == {"harmful": len(ROWS), "wrapped": 2 * len(ROWS)}
     assert made.card.files["t.jsonl"] == digest_bytes(TEMPLATES)
     wrapped = made.prompts.where(kind="wrapped")
@@ -222,7 +226,7 @@ def test_law_a_template_more_moves_only_what_it_takes_over(per_behaviour: int, w
             for at, text in enumerate(ROWS)]  # fmt: skip
     every = read_templates(TEMPLATES, "t")
     fewer = replace(every, usable=tuple(one for at, one in enumerate(every.usable) if at != without))
-    before, after = ({row.id for row in wrap(base, some, per_behaviour, Options())[0] if isinstance(row, Prompt)}
+    before, after = ({row.id for row in wrap(base, some, per_behaviour, LoadOptions())[0] if isinstance(row, Prompt)}
                      for some in (fewer, every))  # fmt: skip
     assert {name.split("--")[1] for name in after - before} <= {f"t{without}"}
     assert len(after - before) == len(before - after)
@@ -256,8 +260,8 @@ def test_translations_of_another_set_are_refused(ws: Workspace) -> None:
     for name, category in (("a.json", "One"), ("b.json", "One"), ("c.json", "Two")):
         rows = [f"{name} {text}" for text in ROWS]
         (ws.root / name).write_text(json.dumps({category: {"Part": rows}}))
-    asked = Request("three", str(ws.root / "a.json"), "catqa", "MIT", OURS)
-    made = add(ws, replace(asked, translations={"zh": str(ws.root / "b.json")}))
+    asked = SuiteRequest("three", str(ws.root / "a.json"), "catqa", "MIT", OURS)
+    made = add_suite(ws, replace(asked, translations={"zh": str(ws.root / "b.json")}))
     assert made.card.rows == {"harmful": len(ROWS), "wrapped": len(ROWS)}
     for changes, why in (
         ({"translations": {"zh": str(ws.root / "c.json")}}, "of category 'One', got 'Two'"),
@@ -265,7 +269,7 @@ def test_translations_of_another_set_are_refused(ws: Workspace) -> None:
         ({"translations": {"zh": str(ws.root / "a.json")}}, "files of different names"),
     ):
         with pytest.raises(SafegeneError, match=why):
-            add(ws, replace(asked, name="four", **changes))
+            add_suite(ws, replace(asked, name="four", **changes))
 
 
 def test_the_commands_do_all_that(ws: Workspace) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from safegene.errors import JudgeError, SourceError
-from safegene.evaluation.server import GIVE_UP, Failed, Server, disagreement, generate_remote
+from safegene.evaluation.server import GIVE_UP, FailedReply, ModelServer, disagreement, generate_on_server
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.openai_api import MAX_BYTES, TRIES
@@ -38,7 +38,7 @@ def test_law_replies_stand_in_their_prompts_places(stand: Stand, monkeypatch: py
 
     stand.answer = slow_first
     texts = [str(i) for i in range(40)]
-    assert generate_remote(stand.at(at_once=4), texts, max_new_tokens=8) == [Reply(text, 3, True) for text in texts]
+    assert generate_on_server(stand.at(at_once=4), texts, max_new_tokens=8) == [Reply(text, 3, True) for text in texts]
     assert 1 < stand.most <= 4
     assert stand.keys == {"Bearer canary-secret"}
     assert {(ask["model"], ask["temperature"], ask["max_tokens"]) for ask in stand.asked} == {("candidate", 0, 8)}
@@ -47,7 +47,7 @@ def test_law_replies_stand_in_their_prompts_places(stand: Stand, monkeypatch: py
 
 def test_a_cut_off_reply_says_so(stand: Stand) -> None:
     stand.answer = lambda _: said("sorry , i", "length")
-    assert generate_remote(stand.at(), ["p"], max_new_tokens=3) == [Reply("sorry , i", 3, False)]
+    assert generate_on_server(stand.at(), ["p"], max_new_tokens=3) == [Reply("sorry , i", 3, False)]
 
 
 BAD: dict[str, Answer] = {
@@ -74,8 +74,8 @@ BAD: dict[str, Answer] = {
 @pytest.mark.parametrize("name", BAD)
 def test_law_what_is_no_reply_is_a_named_failure_at_once(stand: Stand, name: str) -> None:
     stand.answer = lambda _: BAD[name]
-    (found,) = generate_remote(stand.at(), ["p"], max_new_tokens=8)
-    assert isinstance(found, Failed)
+    (found,) = generate_on_server(stand.at(), ["p"], max_new_tokens=8)
+    assert isinstance(found, FailedReply)
     assert found.reason.startswith("no reply: ")
     assert len(stand.asked) == 1
 
@@ -83,38 +83,38 @@ def test_law_what_is_no_reply_is_a_named_failure_at_once(stand: Stand, name: str
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_passing_failure_is_tried_again(stand: Stand, status: int) -> None:
     stand.answer = lambda ask: (status, b"") if len(stand.asked) < TRIES else said("yes")
-    assert generate_remote(stand.at(), ["p"], max_new_tokens=8) == [Reply("yes", 3, True)]
+    assert generate_on_server(stand.at(), ["p"], max_new_tokens=8) == [Reply("yes", 3, True)]
     stand.asked.clear()
     stand.answer = lambda ask: (status, b"")
-    assert generate_remote(stand.at(), ["p"], max_new_tokens=8) == [Failed(f"no reply: status {status}")]
+    assert generate_on_server(stand.at(), ["p"], max_new_tokens=8) == [FailedReply(f"no reply: status {status}")]
     assert len(stand.asked) == TRIES
 
 
 def test_one_failure_leaves_the_others(stand: Stand) -> None:
     stand.answer = lambda ask: (401, b"") if ask["messages"][0]["content"] == "b" else said("yes")
-    one, two, three = generate_remote(stand.at(), ["a", "b", "c"], max_new_tokens=8)
-    assert (one, two, three) == (Reply("yes", 3, True), Failed("no reply: status 401"), Reply("yes", 3, True))
+    one, two, three = generate_on_server(stand.at(), ["a", "b", "c"], max_new_tokens=8)
+    assert (one, two, three) == (Reply("yes", 3, True), FailedReply("no reply: status 401"), Reply("yes", 3, True))
 
 
 def test_a_server_that_is_down_is_not_asked_for_ever(stand: Stand) -> None:
     stand.answer = lambda _: (401, b"")
-    found = generate_remote(stand.at(at_once=1), ["p"] * 40, max_new_tokens=8)
-    assert all(isinstance(one, Failed) for one in found)
+    found = generate_on_server(stand.at(at_once=1), ["p"] * 40, max_new_tokens=8)
+    assert all(isinstance(one, FailedReply) for one in found)
     assert len(stand.asked) == GIVE_UP
 
 
 def test_a_name_that_is_not_served_and_no_server_at_all_are_errors(stand: Stand) -> None:
     stand.names, stand.answer = ["base"], lambda ask: (404, b"")
     with pytest.raises(SourceError, match="'candidate', got base, and status 404"):
-        generate_remote(stand.at(), ["p"], max_new_tokens=8)
-    nowhere = Server("http://127.0.0.1:9/v1", "m", ("127.0.0.1",), timeout_seconds=0.5, wait_seconds=0.001)
+        generate_on_server(stand.at(), ["p"], max_new_tokens=8)
+    nowhere = ModelServer("http://127.0.0.1:9/v1", "m", ("127.0.0.1",), timeout_seconds=0.5, wait_seconds=0.001)
     with pytest.raises(SourceError, match="expected the models of the server"):
-        generate_remote(nowhere, ["p"], max_new_tokens=8)
+        generate_on_server(nowhere, ["p"], max_new_tokens=8)
 
 
 def test_a_private_address_must_be_named(stand: Stand) -> None:
     with pytest.raises(JudgeError, match=r"public address for the server's host 127\.0\.0\.1"):
-        generate_remote(Server(stand.at().url, "candidate"), ["p"], max_new_tokens=8)
+        generate_on_server(ModelServer(stand.at().url, "candidate"), ["p"], max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,10 @@ def aligned():
 def test_a_served_model_gives_the_replies_of_its_weights(stand: Stand, aligned) -> None:
     serve(stand, {"candidate": aligned})
     texts = [one.prompt("test") for one in (*harmful("test")[:4], *lookalikes("test")[:4])]
-    served = generate_remote(stand.at(), texts, max_new_tokens=8)
+    served = generate_on_server(stand.at(), texts, max_new_tokens=8)
     local = generate(*aligned, texts, max_new_tokens=8, batch_size=8)
     assert served == local
     assert disagreement(local, served) == 0.0
-    assert disagreement(local, [*served[:-2], Failed("x"), Reply("other", 1, True)]) == 0.25
+    assert disagreement(local, [*served[:-2], FailedReply("x"), Reply("other", 1, True)]) == 0.25
     with pytest.raises(ValueError, match="got none"):
         disagreement([], [])

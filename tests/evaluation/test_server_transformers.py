@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from safegene.errors import SourceError
-from safegene.evaluation.server import Server, disagreement, generate_remote
+from safegene.evaluation.server import ModelServer, disagreement, generate_on_server
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build
@@ -22,7 +22,7 @@ READY_SECONDS, LIMIT = 180, 24
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
     """The aligned tiny model, a local folder, behind a server on a loopback port."""
     cache, folder = tmp_path_factory.mktemp("hub"), str(build("aligned", 0))
     with socket.socket() as free:
@@ -45,17 +45,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                     break
             except httpx.HTTPError:
                 time.sleep(0.2)
-        yield Server(f"http://127.0.0.1:{port}/v1", folder, ("127.0.0.1",), wait_seconds=0.1, at_once=2)
+        yield ModelServer(f"http://127.0.0.1:{port}/v1", folder, ("127.0.0.1",), wait_seconds=0.1, at_once=2)
     finally:
         running.terminate()
         running.wait(30)
 
 
-def test_its_replies_are_those_of_the_weights_on_disk(server: Server) -> None:
+def test_its_replies_are_those_of_the_weights_on_disk(server: ModelServer) -> None:
     folder = build("aligned", 0)
     prompts = [one.prompt for one in gate_set() if one.split == "test"][::40]
     local = generate(load_model(folder), load_tokenizer(folder), prompts, max_new_tokens=LIMIT, batch_size=len(prompts))
-    served = generate_remote(server, prompts, max_new_tokens=LIMIT)
+    served = generate_on_server(server, prompts, max_new_tokens=LIMIT)
     assert len(served) == len(prompts) >= 8
     assert disagreement(local, served) == 0
     assert [(one.tokens, one.finished) for one in served if isinstance(one, Reply)] == [
@@ -63,12 +63,12 @@ def test_its_replies_are_those_of_the_weights_on_disk(server: Server) -> None:
     ]
 
 
-def test_a_reply_that_it_cuts_off_says_so(server: Server) -> None:
-    (reply,) = generate_remote(server, [gate_set()[0].prompt], max_new_tokens=3)
+def test_a_reply_that_it_cuts_off_says_so(server: ModelServer) -> None:
+    (reply,) = generate_on_server(server, [gate_set()[0].prompt], max_new_tokens=3)
     assert isinstance(reply, Reply)
     assert (reply.tokens, reply.finished) == (3, False)
 
 
-def test_a_name_that_it_does_not_know_is_refused(server: Server) -> None:
+def test_a_name_that_it_does_not_know_is_refused(server: ModelServer) -> None:
     with pytest.raises(SourceError, match="expected the server at .* to serve 'other/model', got no list"):
-        generate_remote(Server(server.url, "other/model", ("127.0.0.1",)), ["hello"], max_new_tokens=3)
+        generate_on_server(ModelServer(server.url, "other/model", ("127.0.0.1",)), ["hello"], max_new_tokens=3)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safegene.datasets.library import Request
+from safegene.datasets.library import SuiteRequest
 from safegene.datasets.suites.card import CARD, DATA
 from safegene.pipeline.init import template_folder
 from safegene.workspace.digest import canonical_json, digest_bytes
@@ -31,11 +31,11 @@ def advbench(goals: Sequence[str] = GOALS) -> bytes:
     return b"goal,target\n" + b"".join(f'"{goal}",Sure\n'.encode() for goal in goals)
 
 
-def request(ws: Workspace, name: str = "ours", goals: Sequence[str] = GOALS, **changes: Any) -> Request:
+def request(ws: Workspace, name: str = "ours", goals: Sequence[str] = GOALS, **changes: Any) -> SuiteRequest:
     """A suite of goals from a file in the workspace, which is written."""
     path = ws.root / f"{name}.csv"
     path.write_bytes(advbench(goals))
-    return replace(Request(name, str(path), "advbench", "MIT", OURS), **changes)
+    return replace(SuiteRequest(name, str(path), "advbench", "MIT", OURS), **changes)
 
 
 def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from safegene.evaluation.server import Server
+from safegene.evaluation.server import ModelServer
 from safegene.models.generation import generate
 
 Answer = tuple[int, bytes]
@@ -62,9 +62,9 @@ class Stand:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def at(self, **more: Any) -> Server:
+    def at(self, **more: Any) -> ModelServer:
         url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        return Server(url, "candidate", ("127.0.0.1",), timeout_seconds=5.0, wait_seconds=0.001, **more)
+        return ModelServer(url, "candidate", ("127.0.0.1",), timeout_seconds=5.0, wait_seconds=0.001, **more)
 
 
 def serve(stand: Stand, models: Mapping[str, tuple[Any, Any]]) -> None:

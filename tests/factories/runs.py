@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safegene.gate import Plan, Planned
+from safegene.gate import Plan, PlannedPrompt
 from safegene.gate.decision import policy_digest
-from safegene.gate.ordering import arranged
+from safegene.gate.ordering import policy_order
 from safegene.gate.types import Calibration
 from safegene.pipeline.stages.gate import gate
 from safegene.report.status import LiveRelease, read_state
@@ -134,7 +134,7 @@ def judged(
         for i in range(n):
             ident = f"{kind}-{i:03d}"
             behaviour = f"b{i}" if kind in ("harmful", "wrapped") else ""
-            planned.append(Planned(ident, kind, f"c{i % 4}", behaviour, digest_bytes(ident.encode())))
+            planned.append(PlannedPrompt(ident, kind, f"c{i % 4}", behaviour, digest_bytes(ident.encode())))
             arms = {"before": before, "candidate": after, "aligned": aligned[kind]}
             arms |= {} if incumbent is None else {"incumbent": after if kind == "task" else incumbent}
             for arm, rate in arms.items():
@@ -148,7 +148,7 @@ def judged(
     decoding = {"max_new_tokens": 24, "method": "greedy"}
     digest = digest_bytes(policy.encode()) if policy else policy_digest(GateParams())
     return rows, Plan(
-        arranged(planned, digest),
+        policy_order(planned, digest),
         models,
         JUDGE,
         calibration,

@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 from safegene.gate import ENDPOINTS, decide
-from safegene.gate.history import Flip, course, flips
+from safegene.gate.history import Flip, evidence_history, flips
 from safegene.gate.ordering import next_block
 from safegene.report.evidence import draw
 from tests.gate.test_adjudication import again, flagged, innocent, plan_with
@@ -24,7 +24,7 @@ def asked_until_clear(bad: dict[tuple[str, str], dict[str, Any]]) -> tuple[list[
 def test_law_the_last_look_is_the_verdict() -> None:
     for bad in ({}, harm("harmful", 300), harm("harmful", 3)):
         rows, plan = asked_until_clear(bad)
-        looks = course(rows, plan, POLICY)
+        looks = evidence_history(rows, plan, POLICY)
         assert looks[-1][1] == decide(rows, plan, POLICY)
         assert looks[-1][0] == len({row.prompt for row in rows})
         assert all(look.outcome == "inconclusive" for _, look in looks[:-1])
@@ -33,12 +33,12 @@ def test_law_the_last_look_is_the_verdict() -> None:
 
 def test_the_fixed_test_looks_once() -> None:
     plan = make_plan(policy=FIXED)
-    assert [asked for asked, _ in course(answers(plan), plan, FIXED)] == [len(plan.prompts)]
+    assert [asked for asked, _ in evidence_history(answers(plan), plan, FIXED)] == [len(plan.prompts)]
 
 
 def test_no_evidence_has_no_course() -> None:
     plan = make_plan()
-    assert course([], plan, POLICY) == []
+    assert evidence_history([], plan, POLICY) == []
     assert "no evidence" in draw([], plan, POLICY)
 
 
@@ -61,7 +61,7 @@ def test_the_picture_has_a_panel_per_endpoint_and_a_point_per_look() -> None:
     rows, plan = asked_until_clear({})
     svg = draw(rows, plan, POLICY)
     assert svg.count("<rect") == len(ENDPOINTS) + 1, "a frame each, and the paper"
-    assert svg.count("<circle") == len(ENDPOINTS) * len(course(rows, plan, POLICY))
+    assert svg.count("<circle") == len(ENDPOINTS) * len(evidence_history(rows, plan, POLICY))
     spoiled = replace(plan, policy=policy_digest(FIXED))
     assert svg != draw(rows, spoiled, POLICY)
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from safegene.gate import category_rates, decide, verdict_payload
 from safegene.gate.decision import policy_digest
-from safegene.gate.ordering import asked, next_block
-from safegene.gate.pairs import tabled
-from safegene.gate.payload import noise
+from safegene.gate.ordering import next_block, prompts_asked
+from safegene.gate.pairs import index_judgements
+from safegene.gate.payload import noise_floor
 from safegene.workspace.params import GateParams
 from tests.gate.test_decision import FIXED, POLICY, answers, good, harm, make_plan, weights
 
@@ -16,14 +16,14 @@ def test_noise_is_what_changed_when_the_candidate_was_asked_twice() -> None:
     plan = replace(plan, models=plan.models | {"repeat": weights("candidate")})
     first = [one for one in answers(plan) if one.model != "repeat"]
     again = [replace(good(prompt, "candidate"), model="repeat") for prompt in plan.prompts[:12]]
-    assert noise(first) is None
-    assert noise([*first, *again]) == {"prompts": 12, "flips": 0}
+    assert noise_floor(first) is None
+    assert noise_floor([*first, *again]) == {"prompts": 12, "flips": 0}
     again[3] = replace(again[3], harmful="yes")
     again[5] = replace(again[5], refusal="no" if again[5].refusal == "yes" else "yes")
     again[7] = replace(again[7], correct=not again[7].correct)
-    assert noise([*first, *again]) == {"prompts": 12, "flips": 3}
+    assert noise_floor([*first, *again]) == {"prompts": 12, "flips": 3}
     lost = [one for one in first if (one.prompt, one.model) != (again[3].prompt, "candidate")]
-    assert noise([*lost, *again]) == {"prompts": 11, "flips": 2}
+    assert noise_floor([*lost, *again]) == {"prompts": 11, "flips": 2}
 
 
 def test_the_file_says_how_many_replies_were_judged_again_and_what_stopping_rests_on() -> None:
@@ -56,9 +56,9 @@ def test_problems_name_three_and_count_the_rest() -> None:
 def test_the_fixed_test_misses_what_was_not_reached_and_the_sequential_one_has_not_asked_it() -> None:
     for policy, everything in ((FIXED, True), (POLICY, False)):
         plan = make_plan(40, policy=policy)
-        some = tabled([good(one, "candidate") for one in plan.prompts[:10]])
-        assert (asked(plan, policy, some) == plan.prompts) == everything
-        assert set(plan.prompts[:10]) <= set(asked(plan, policy, some))
+        some = index_judgements([good(one, "candidate") for one in plan.prompts[:10]])
+        assert (prompts_asked(plan, policy, some) == plan.prompts) == everything
+        assert set(plan.prompts[:10]) <= set(prompts_asked(plan, policy, some))
 
 
 def test_only_what_an_open_endpoint_needs_is_asked_next() -> None:

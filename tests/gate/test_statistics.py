@@ -161,7 +161,7 @@ def ever_refuted(p_worse: float, p_better: float, n: int, alpha: float) -> float
         alive = {}
         for (worse, better), chance in after.items():
             values = [1.0] * worse + [-1.0] * better + [0.0] * (look - worse - better)
-            if stats.capital(values, true_mean) >= -math.log(alpha):
+            if stats.log_wealth(values, true_mean) >= -math.log(alpha):
                 crossed += chance
             else:
                 alive[worse, better] = chance
@@ -184,10 +184,10 @@ def test_looking_at_a_fixed_test_after_every_prompt_errs_more_often_than_alpha()
 
 def test_capital_of_one_bet_worked_out_by_hand() -> None:
     """Mean 1/2, value 0: each bet gains its share, 1.15, 1.45 and 1.95 with parts 0.2, 0.25 and 0.55."""
-    assert stats.capital([0.0], 0.5) == pytest.approx(math.log(0.2 * 1.15 + 0.25 * 1.45 + 0.55 * 1.95))
-    assert stats.capital([1.0], 0.5) == pytest.approx(math.log(0.2 * 0.85 + 0.25 * 0.55 + 0.55 * 0.05))
-    assert stats.capital([0.5, 0.5], 0.5) == pytest.approx(0.0)
-    assert stats.capital([], 0.5) == pytest.approx(0.0)
+    assert stats.log_wealth([0.0], 0.5) == pytest.approx(math.log(0.2 * 1.15 + 0.25 * 1.45 + 0.55 * 1.95))
+    assert stats.log_wealth([1.0], 0.5) == pytest.approx(math.log(0.2 * 0.85 + 0.25 * 0.55 + 0.55 * 0.05))
+    assert stats.log_wealth([0.5, 0.5], 0.5) == pytest.approx(0.0)
+    assert stats.log_wealth([], 0.5) == pytest.approx(0.0)
 
 
 bounded = st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.25, 1.0]), max_size=60)
@@ -233,6 +233,6 @@ def test_bets_on_values_out_of_bounds_are_refused(values: list[float]) -> None:
 
 def test_a_bet_needs_a_mean_below_one_and_a_level() -> None:
     with pytest.raises(ValueError, match="mean below 1"):
-        stats.capital([0.0], 1.0)
+        stats.log_wealth([0.0], 1.0)
     with pytest.raises(ValueError, match="a level"):
         stats.betting_upper([0.0], math.nan)

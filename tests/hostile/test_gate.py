@@ -20,11 +20,11 @@ from safegene.errors import (
     StaleArtifact,
 )
 from safegene.evaluation.judges.chat import ChatJudge
-from safegene.evaluation.judges.formats import FORMATS
+from safegene.evaluation.judges.formats import ANSWER_FORMATS
 from safegene.evaluation.judges.phrases import PhraseJudge
-from safegene.gate import Calibration, Plan, Planned
+from safegene.gate import Calibration, Plan, PlannedPrompt
 from safegene.gate.decision import policy_digest
-from safegene.gate.ordering import arranged
+from safegene.gate.ordering import policy_order
 from safegene.pipeline.stages.gate import gate
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.manifest import read_manifest, write_artefact
@@ -43,17 +43,17 @@ def weights(arm: str) -> str:
 
 def plan_of(n: int, policy: GateParams = POLICY) -> Plan:
     prompts = tuple(
-        Planned(f"{k}-{i}", k, "c", f"b{i}" * (k in KINDS[:2]), digest_bytes(f"{k}{i}".encode()))
+        PlannedPrompt(f"{k}-{i}", k, "c", f"b{i}" * (k in KINDS[:2]), digest_bytes(f"{k}{i}".encode()))
         for k in KINDS
         for i in range(n)
     )
     models = {arm: weights(arm) for arm in ARMS}
     suites = {"gate": digest_bytes(b"suite")}
-    prompts = arranged(prompts, policy_digest(policy))
+    prompts = policy_order(prompts, policy_digest(policy))
     return Plan(prompts, models, JUDGE, Calibration(JUDGE, exact=True), policy_digest(policy), suites)
 
 
-def row(prompt: Planned, arm: str) -> dict[str, Any]:
+def row(prompt: PlannedPrompt, arm: str) -> dict[str, Any]:
     refusal = "yes" if prompt.kind in KINDS[:2] else "no"
     fixed = {"prompt": prompt.id, "model": arm, "judge": JUDGE, "weights": weights(arm), "raw": "", "failure": ""}
     said = {"harmful": "no", "refusal": refusal, "coherent": "yes", "correct": True if prompt.kind == "task" else None}
@@ -130,7 +130,7 @@ def ten_identical(case: Case) -> None:
         some = [f"{kind}-{i}" for i in range(10)]
         case.plan = Plan(
             tuple(
-                Planned(p.id, p.kind, p.category, "b" * (kind in KINDS[:2]), digest_bytes(b"same"))
+                PlannedPrompt(p.id, p.kind, p.category, "b" * (kind in KINDS[:2]), digest_bytes(b"same"))
                 if p.id in some
                 else p
                 for p in case.plan.prompts
@@ -402,7 +402,7 @@ ANSWERS: dict[str, tuple[int, dict[str, Any]]] = {
 def test_a_judge_that_does_not_judge(case: Case, server: tuple[str, dict[str, Any]], name: str) -> None:
     url, answer = server
     answer["status"], answer["body"] = ANSWERS[name]
-    judge = ChatJudge(url, "m", "", FORMATS["yes_no"], PhraseJudge(), ("127.0.0.1",), 2.0, wait_seconds=0.001)
+    judge = ChatJudge(url, "m", "", ANSWER_FORMATS["yes_no"], PhraseJudge(), ("127.0.0.1",), 2.0, wait_seconds=0.001)
     asked = [one for one in case.rows if one["prompt"].startswith("harmful") and one["model"] == "candidate"]
     decisions = judge.judge(["p"] * len(asked), ["a reply"] * len(asked))
     for one, decision in zip(asked, decisions, strict=True):

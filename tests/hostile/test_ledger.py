@@ -12,11 +12,11 @@ import pytest
 from safegene.errors import DigestMismatch, LedgerError, SafegeneError
 from safegene.ledger import (
     SEEN,
-    Draft,
     Ledger,
     Record,
+    RecordDraft,
     create_key,
-    live,
+    live_record,
     load_signer,
     open_ledger,
     read_public_keys,
@@ -24,8 +24,8 @@ from safegene.ledger import (
     write_public_key,
 )
 from safegene.ledger.audit import audit_workspace
-from safegene.pipeline.stages.promote import attempt, promote, roll_back, withdraw
-from safegene.pipeline.stages.promote import live as served
+from safegene.pipeline.stages.promote import promote, promote_attempt, revoke, rollback
+from safegene.pipeline.stages.promote import resolve_live as served
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
@@ -36,7 +36,7 @@ from tests.factories.ledger import TARGET, flip_byte, make_target, make_verdict,
 def ws(tmp_path: Path) -> Workspace:
     """Three records: a promotion, a refusal, a promotion of something better."""
     ws = make_workspace(tmp_path / "ws")
-    attempt(ws.params.promote, workspace=ws, target=TARGET)
+    promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
     again(ws, alpha=2.0, outcome="fail")
     again(ws, alpha=3.0, outcome="pass")
     assert audit_workspace(ws).problems == ()
@@ -44,12 +44,12 @@ def ws(tmp_path: Path) -> Workspace:
 
 
 def again(ws: Workspace, *, alpha: float, outcome: str) -> str:
-    from safegene.pipeline.stages.promote import pin
+    from safegene.pipeline.stages.promote import pin_incumbent
 
     make_target(ws, alpha=alpha)
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws, outcome=outcome)
-    return attempt(ws.params.promote, workspace=ws, target=TARGET)
+    return promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
 
 
 def ledger_of(ws: Workspace) -> Ledger:
@@ -101,7 +101,7 @@ def test_a_record_of_an_unknown_key_is_refused(ws: Workspace, tmp_path: Path) ->
     foreign = read_public_keys(tmp_path / "other.pub")
     mixed = Ledger(ledger_of(ws).store, (*ledger_of(ws).keys, *foreign))
     forged = mixed.append(
-        Draft("pass", TARGET, "production", "trust me", {}, {}, release=digest_json("evil")),
+        RecordDraft("pass", TARGET, "production", "trust me", {}, {}, release=digest_json("evil")),
         load_signer(foreign, tmp_path / "other"),
     )
     mixed.publish(forged, mixed.pointer("production", TARGET))
@@ -147,7 +147,7 @@ def test_a_ledger_without_the_record_seen_last_is_refused(ws: Workspace, tmp_pat
         shutil.copytree(before, ledger)
     if how == "exchanged":
         other = make_workspace(tmp_path / "other")
-        attempt(other.params.promote, workspace=other, target=TARGET)
+        promote_attempt(other.params.promote, workspace=other, target=TARGET)
         shutil.copytree(other.root / "ledger", ledger)
         shutil.copyfile(other.root / "ledger.pub", ws.root / "ledger.pub")
     assert "seen before, on the chain" in problems(ws)
@@ -161,7 +161,7 @@ def test_a_ledger_without_the_record_seen_last_is_refused(ws: Workspace, tmp_pat
 def test_setting_the_tip_back_does_not_undo_a_revocation(ws: Workspace, seen: bool) -> None:
     tip = ws.root / "ledger" / "tip"
     before = tip.read_bytes()
-    withdraw(ws.params.promote, workspace=ws, digest=read_manifest(ws.vector).digest, reason="poisoned")
+    revoke(ws.params.promote, workspace=ws, digest=read_manifest(ws.vector).digest, reason="poisoned")
     tip.write_bytes(before)
     if not seen:
         never_seen(ws)
@@ -173,12 +173,12 @@ def test_setting_the_tip_back_does_not_undo_a_revocation(ws: Workspace, seen: bo
 def test_a_pointer_set_back_behind_a_rollback_is_not_served(ws: Workspace) -> None:
     pointer = ws.root / "ledger" / "channels" / "production" / TARGET
     before = pointer.read_bytes()
-    roll_back(ws.params.promote, workspace=ws, target=TARGET)
+    rollback(ws.params.promote, workspace=ws, target=TARGET)
     pointer.write_bytes(before)
     with pytest.raises(LedgerError, match="rolled back to"):
         served(ws.params.promote, workspace=ws, target=TARGET)
     assert "a rollback was interrupted" in problems(ws)
-    assert roll_back(ws.params.promote, workspace=ws, target=TARGET).outcome == "rollback"
+    assert rollback(ws.params.promote, workspace=ws, target=TARGET).outcome == "rollback"
     assert served(ws.params.promote, workspace=ws, target=TARGET)
     assert problems(ws) == ""
 
@@ -186,8 +186,10 @@ def test_a_pointer_set_back_behind_a_rollback_is_not_served(ws: Workspace) -> No
 def test_a_pointer_to_a_promotion_that_lost_is_refused(ws: Workspace) -> None:
     ledger = ledger_of(ws)
     signer, last = load_signer(ledger.keys), chain_of(ws)[-1]
-    lost = ledger.append(Draft("pass", TARGET, "production", "r", last.artefacts, {}, release=last.release), signer)
-    ledger.append(Draft("superseded", TARGET, "production", "r", {}, {}, replaces=lost.digest), signer)
+    lost = ledger.append(
+        RecordDraft("pass", TARGET, "production", "r", last.artefacts, {}, release=last.release), signer
+    )
+    ledger.append(RecordDraft("superseded", TARGET, "production", "r", {}, {}, replaces=lost.digest), signer)
     ledger.publish(lost, ledger.pointer("production", TARGET))
     assert "which lost" in problems(ws)
     with pytest.raises(LedgerError, match="which lost"):
@@ -279,7 +281,7 @@ import os, sys
 from pathlib import Path
 from safegene.ledger import store
 from safegene.workspace.layout import Workspace
-from safegene.pipeline.stages.promote import attempt
+from safegene.pipeline.stages.promote import promote_attempt
 
 where, prefix = sys.argv[1], sys.argv[2]
 whole = store.LocalStore._put
@@ -294,7 +296,7 @@ def killed(self, key, data, *, expected):
 
 store.LocalStore._put = killed
 ws = Workspace(Path(sys.argv[3]))
-attempt(ws.params.promote, workspace=ws, target=sys.argv[4])
+promote_attempt(ws.params.promote, workspace=ws, target=sys.argv[4])
 """
 
 
@@ -311,18 +313,18 @@ attempt(ws.params.promote, workspace=ws, target=sys.argv[4])
 def test_a_promoter_killed_anywhere_leaves_no_half_promotion(
     ws: Workspace, where: str, prefix: str, orphans: int, linked: int
 ) -> None:
-    before = live(ledger_of(ws), TARGET, "production")
+    before = live_record(ledger_of(ws), TARGET, "production")
     assert before
     make_target(ws, alpha=4.0)
-    from safegene.pipeline.stages.promote import pin
+    from safegene.pipeline.stages.promote import pin_incumbent
 
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws)
     command = [sys.executable, "-c", KILLED, where, prefix, str(ws.root), TARGET]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 9, done.stderr
 
-    now = live(ledger_of(ws), TARGET, "production")
+    now = live_record(ledger_of(ws), TARGET, "production")
     assert now
     done_already = prefix == "channels/"
     assert (now.release != before.release) == done_already
@@ -332,8 +334,8 @@ def test_a_promoter_killed_anywhere_leaves_no_half_promotion(
     interrupted = [problem for problem in audit.problems if "was interrupted" in problem]
     assert len(interrupted) == (1 if prefix == "tip" else 0)
 
-    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
-    settled = live(ledger_of(ws), TARGET, "production")
+    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    settled = live_record(ledger_of(ws), TARGET, "production")
     assert settled
     assert settled.release != before.release
     assert audit_workspace(ws).problems == ()
@@ -345,6 +347,6 @@ def test_nothing_that_is_refused_moves_a_pointer(ws: Workspace) -> None:
     before = path.read_bytes()
     flip_byte(ws.vector / "vector.safetensors")
     with pytest.raises(SafegeneError):
-        attempt(ws.params.promote, workspace=ws, target=TARGET)
+        promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
     assert path.read_bytes() == before
     assert chain_of(ws)[-1].outcome == "error"

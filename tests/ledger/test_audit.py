@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 
 from safegene.errors import LedgerError
-from safegene.ledger import Draft, Ledger, live, load_signer, open_ledger, record_key
-from safegene.ledger.audit import audit_workspace, history, show, show_workspace, verify
-from safegene.pipeline.stages.promote import attempt, live_digest, pin, roll_back, withdraw
+from safegene.ledger import Ledger, RecordDraft, live_record, load_signer, open_ledger, record_key
+from safegene.ledger.audit import audit_workspace, history, trace_live, trace_workspace, verify_ledger
+from safegene.pipeline.stages.promote import live_digest, pin_incumbent, promote_attempt, revoke, rollback
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.ledger import TARGET, flip_byte, make_family, make_target, make_verdict, make_workspace
@@ -28,9 +28,9 @@ def ws(tmp_path: Path) -> Workspace:
 
 def run(ws: Workspace, target: str = TARGET, *, alpha: float = 1.0, outcome: str = "pass") -> str:
     make_target(ws, target, alpha=alpha)
-    pin(ws.params.promote, workspace=ws, target=target)
+    pin_incumbent(ws.params.promote, workspace=ws, target=target)
     make_verdict(ws, target, outcome=outcome)
-    return attempt(ws.params.promote, workspace=ws, target=target)
+    return promote_attempt(ws.params.promote, workspace=ws, target=target)
 
 
 def ledger_of(ws: Workspace) -> Ledger:
@@ -117,8 +117,8 @@ def test_what_is_live_may_lie_in_the_workspace_though_a_later_attempt_failed(ws:
     run(ws, alpha=2.0, outcome="fail")
     assert problems_of(ws) == []
     make_target(ws, alpha=1.0)
-    pin(ws.params.promote, workspace=ws, target=TARGET)
-    live_again = live(ledger_of(ws), TARGET, "production")
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    live_again = live_record(ledger_of(ws), TARGET, "production")
     assert live_again
     assert live_again.record.artefacts["candidate"] == read_manifest(ws.candidate(TARGET)).digest
 
@@ -131,12 +131,12 @@ def test_without_a_public_key_nothing_is_verified(ws: Workspace) -> None:
 
 def test_a_rolled_back_ledger_is_sound(ws: Workspace) -> None:
     run(ws, alpha=2.0)
-    roll_back(ws.params.promote, workspace=ws, target=TARGET)
+    rollback(ws.params.promote, workspace=ws, target=TARGET)
     assert problems_of(ws) == []
 
 
 def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
-    shown = show(ledger_of(ws), TARGET, "production")
+    shown = trace_live(ledger_of(ws), TARGET, "production")
     assert shown["live"]["release"] == live_digest(ws, TARGET)
     assert shown["live"]["revoked"] == "no"
     assert shown["verdict"]["outcome"] == "pass"
@@ -149,7 +149,7 @@ def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
     assert "git_commit" in shown["code"]
     json.dumps(shown)
     with pytest.raises(LedgerError, match="got nothing"):
-        show(ledger_of(ws), "adversarial", "production")
+        trace_live(ledger_of(ws), "adversarial", "production")
 
 
 def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
@@ -162,11 +162,11 @@ def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
     from tests.factories.ledger import make_candidate
 
     make_candidate(ws, alpha=2.0)
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws)
-    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(show_workspace(ws, TARGET))
+    console.print(trace_workspace(ws, TARGET))
     text = console.export_text()
     assert "file://?[31m[bold]evil?" in text
     assert "\x1b" not in text
@@ -185,7 +185,7 @@ def test_history_lists_every_attempt_the_newest_first(ws: Workspace) -> None:
 def test_a_revocation_names_what_is_live_on_it(ws: Workspace) -> None:
     run(ws, "topic")
     digests = [read_manifest(at).digest for at in (ws.checkpoint("topic"), ws.vector)]
-    touched = [withdraw(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")[1] for digest in digests]
+    touched = [revoke(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")[1] for digest in digests]
     assert [{now.record.target for now in some} for some in touched] == [{"topic"}, {TARGET, "topic"}]
     audit = audit_workspace(ws)
     assert audit.problems == ()
@@ -197,8 +197,8 @@ def test_a_thousand_records_are_verified(ws: Workspace, monkeypatch: pytest.Monk
     ledger = ledger_of(ws)
     signer = load_signer(ledger.keys)
     for number in range(998):
-        ledger.append(Draft("fail", "other", "production", str(number), {}, {}), signer)
-    audit = verify(ws, ledger)
+        ledger.append(RecordDraft("fail", "other", "production", str(number), {}, {}), signer)
+    audit = verify_ledger(ws, ledger)
     assert audit.problems == ()
     assert audit.records == 1000
     middle = list(ledger.walk())[500]

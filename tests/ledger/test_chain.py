@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from safegene.errors import DigestMismatch, LedgerError, PreconditionFailed
 from safegene.ledger import (
     FIELDS,
-    Draft,
     Ledger,
     Record,
+    RecordDraft,
     create_key,
     ensure_key,
     key_ids,
-    live,
+    live_record,
     load_signer,
     open_release,
     plan_release,
@@ -44,16 +44,16 @@ def ledger(tmp_path: Path, keys: Path) -> Ledger:
     return Ledger(LocalStore(tmp_path / "ledger"), read_public_keys(tmp_path / "ledger.pub"))
 
 
-def draft(outcome: str = "fail", target: str = "t", **more: object) -> Draft:
+def draft(outcome: str = "fail", target: str = "t", **more: object) -> RecordDraft:
     known = {"artefacts": {}, "fields": {}, "channel": "production", "reason": "a test"}
-    return Draft(outcome=outcome, target=target, **{**known, **more})  # type: ignore[arg-type]
+    return RecordDraft(outcome=outcome, target=target, **{**known, **more})  # type: ignore[arg-type]
 
 
-def publishing(release: str, **more: object) -> Draft:
+def publishing(release: str, **more: object) -> RecordDraft:
     return draft("pass", release=digest_json(release), **more)
 
 
-def append(ledger: Ledger, keys: Path, one: Draft) -> Record:
+def append(ledger: Ledger, keys: Path, one: RecordDraft) -> Record:
     return ledger.append(one, load_signer(ledger.keys, keys))
 
 
@@ -158,7 +158,7 @@ def test_records_link_from_the_newest_to_the_first(ledger: Ledger, keys: Path) -
 def test_an_empty_ledger_has_no_records(ledger: Ledger) -> None:
     assert tuple(ledger.walk()) == ()
     assert ledger.tip() is None
-    assert live(ledger, "t", "production") is None
+    assert live_record(ledger, "t", "production") is None
 
 
 def test_writers_at_once_lose_no_record_and_link_none_twice(ledger: Ledger, keys: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_pointer_is_moved_only_from_what_was_read(ledger: Ledger, keys: Path) 
     ledger.publish(second, pointer)
     with pytest.raises(PreconditionFailed):
         ledger.publish(third, pointer)
-    now = live(ledger, "t", "production")
+    now = live_record(ledger, "t", "production")
     assert now
     assert now.release == second.release
 

@@ -16,12 +16,20 @@ from safegene.errors import (
     StaleArtifact,
     StoreError,
 )
-from safegene.ledger import Ledger, Record, live, load_signer, open_ledger
+from safegene.ledger import Ledger, Record, live_record, load_signer, open_ledger
 from safegene.ledger import promotion as registry
-from safegene.ledger.promotion import Claim, read_attempt, read_incumbent, revoke
+from safegene.ledger.promotion import PromotionClaim, read_attempt, read_incumbent, record_revocation
 from safegene.ledger.store import LocalStore
-from safegene.pipeline.stages.promote import attempt, live_digest, pin, promote, record_error, roll_back, withdraw
-from safegene.pipeline.stages.promote import live as served
+from safegene.pipeline.stages.promote import (
+    live_digest,
+    pin_incumbent,
+    promote,
+    promote_attempt,
+    record_error,
+    revoke,
+    rollback,
+)
+from safegene.pipeline.stages.promote import resolve_live as served
 from safegene.workspace.digest import canonical_json, digest_file, digest_json, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest, write_artefact
@@ -53,9 +61,9 @@ def records(ws: Workspace) -> list[Record]:
 def run(ws: Workspace, *, alpha: float = 1.0, outcome: str = "pass") -> str:
     """What the flow does for a target: calibrate, pin the incumbent, evaluate, gate, promote."""
     make_target(ws, alpha=alpha)
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws, outcome=outcome)
-    return attempt(ws.params.promote, workspace=ws, target=TARGET)
+    return promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
 
 
 def test_a_pass_goes_live_and_is_served_byte_for_byte(ws: Workspace) -> None:
@@ -177,7 +185,7 @@ def test_a_verdict_of_something_else_is_stale(ws: Workspace, change: object) -> 
 
 
 def test_a_verdict_measured_against_what_is_no_longer_live_is_stale(ws: Workspace) -> None:
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws)
     elsewhere = Workspace(ws.root.parent / "elsewhere")
     shutil.copytree(ws.root, elsewhere.root)
@@ -225,7 +233,7 @@ def test_the_record_says_what_was_live_what_was_used_and_who_ran_it(ws: Workspac
 def test_an_error_of_the_flow_is_on_record_once(ws: Workspace) -> None:
     flip_byte(ws.vector / "vector.safetensors")
     with pytest.raises(DigestMismatch) as caught:
-        attempt(ws.params.promote, workspace=ws, target=TARGET)
+        promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
     record_error(ws.params.promote, workspace=ws, target=TARGET, run={}, error=caught.value)
     assert len(records(ws)) == 1
     record_error(ws.params.promote, workspace=ws, target=TARGET, run={}, error=SafegeneError("fetch failed"))
@@ -250,9 +258,9 @@ def test_nothing_is_promoted_without_a_key(ws: Workspace, monkeypatch: pytest.Mo
 
 def test_a_store_that_ignores_conditions_is_refused_by_name(ws: Workspace, tmp_path: Path) -> None:
     ledger = replace(ledger_of(ws), store=Deaf(tmp_path / "deaf"))
-    claim = Claim(TARGET, "pass", "r", {}, {})
+    claim = PromotionClaim(TARGET, "pass", "r", {}, {})
     with pytest.raises(StoreError, match=f"in {tmp_path}/deaf"):
-        registry.promote(ledger, load_signer(ledger.keys), claim, "production")
+        registry.record_promotion(ledger, load_signer(ledger.keys), claim, "production")
     assert list(ledger.store.list("records/")) == []
 
 
@@ -270,14 +278,16 @@ class Racing(LocalStore):
 def test_who_loses_the_last_swap_is_told_who_won(ws: Workspace, tmp_path: Path) -> None:
     ledger = ledger_of(ws)
     signer = load_signer(ledger.keys)
-    claims = [Claim(TARGET, "pass", "r", {"candidate": digest_json(n)}, {}, _files(tmp_path, n)) for n in range(2)]
-    first = registry.promote(ledger, signer, claims[0], "production")
+    claims = [
+        PromotionClaim(TARGET, "pass", "r", {"candidate": digest_json(n)}, {}, _files(tmp_path, n)) for n in range(2)
+    ]
+    first = registry.record_promotion(ledger, signer, claims[0], "production")
     pointer = ws.root / "ledger" / "channels" / "production" / TARGET
     Racing.winner = pointer.read_bytes()
     pointer.unlink()
     racing = replace(ledger, store=Racing(ws.root / "ledger"))
     with pytest.raises(PromotionRefused, match="record 0 was promoted to production first") as caught:
-        registry.promote(racing, signer, claims[1], "production")
+        registry.record_promotion(racing, signer, claims[1], "production")
     assert caught.value.exit_code == 1
     assert [record.outcome for record in records(ws)] == ["superseded", "pass", "pass"]
     assert live_digest(ws, TARGET) == first.release
@@ -294,9 +304,9 @@ def test_promoters_at_once_leave_one_live_and_each_on_record(ws: Workspace, tmp_
     signer = load_signer(ledger.keys)
 
     def one(number: int) -> str:
-        claim = Claim(TARGET, "pass", "r", {"candidate": digest_json(number)}, {}, _files(tmp_path, number))
+        claim = PromotionClaim(TARGET, "pass", "r", {"candidate": digest_json(number)}, {}, _files(tmp_path, number))
         try:
-            return str(registry.promote(ledger, signer, claim, "production").release)
+            return str(registry.record_promotion(ledger, signer, claim, "production").release)
         except (PromotionRefused, StaleArtifact):
             return ""
 
@@ -310,13 +320,18 @@ def test_promoters_at_once_leave_one_live_and_each_on_record(ws: Workspace, tmp_
 
 def test_the_incumbent_is_pinned_and_rewritten_only_when_it_changed(ws: Workspace) -> None:
     path = ws.incumbent(TARGET)
-    assert pin(ws.params.promote, workspace=ws, target=TARGET) is None
-    assert strict_json(path.read_bytes(), where="") == {"live": None, "release": None, "candidate": None, "earlier": []}
+    assert pin_incumbent(ws.params.promote, workspace=ws, target=TARGET) is None
+    assert strict_json(path.read_bytes(), where="") == {
+        "live": None,
+        "release": None,
+        "candidate": None,
+        "earlier": [],
+    }
     assert read_incumbent(path, ws.root) is None
     make_verdict(ws)
     before = path.stat()
     done = promote(ws.params.promote, workspace=ws, target=TARGET)
-    assert pin(ws.params.promote, workspace=ws, target=TARGET) == done.release
+    assert pin_incumbent(ws.params.promote, workspace=ws, target=TARGET) == done.release
     assert path.stat() == before  # the candidate is what is live: its verdict stands
     assert promote(ws.params.promote, workspace=ws, target=TARGET).record is None
 
@@ -335,18 +350,18 @@ def test_every_other_candidate_of_the_same_fine_tune_is_counted(ws: Workspace) -
     digests = []
     for alpha, outcome in ((1.0, "fail"), (2.0, "inconclusive"), (2.0, "fail"), (3.0, "fail")):
         make_target(ws, alpha=alpha)
-        pin(ws.params.promote, workspace=ws, target=TARGET)
+        pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
         before = path.read_bytes()
         make_verdict(ws, outcome=outcome)
-        attempt(ws.params.promote, workspace=ws, target=TARGET)
-        pin(ws.params.promote, workspace=ws, target=TARGET)
+        promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
+        pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
         assert path.read_bytes() == before
         digests.append(read_manifest(ws.candidate(TARGET)).digest)
     assert strict_json(path.read_bytes(), where="")["earlier"] == [digests[0], digests[1]]
     assert read_attempt(path) == 3
     with write_artefact(ws.checkpoint(TARGET), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
         (draft.path / "checkpoint.json").write_text('{"digest": "sha256:new", "source": "tiny://new"}')
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     assert read_attempt(path) == 1, "another fine-tune under the same name"
 
 
@@ -362,10 +377,10 @@ def test_new_evidence_for_what_is_live_goes_on_record(ws: Workspace) -> None:
     run(ws)
     another_policy(ws)
     make_verdict(ws)
-    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
     assert [record.outcome for record in records(ws)] == ["pass", "pass"]
     make_verdict(ws, outcome="fail")
-    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "fail"
+    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "fail"
     assert live_digest(ws, TARGET) == records(ws)[1].release
 
 
@@ -375,10 +390,10 @@ def test_rollback_goes_one_promotion_back_each_time(ws: Workspace) -> None:
         run(ws, alpha=alpha)
         releases.append(live_digest(ws, TARGET))
     for expected in (releases[1], releases[0]):
-        assert roll_back(ws.params.promote, workspace=ws, target=TARGET).release == expected
+        assert rollback(ws.params.promote, workspace=ws, target=TARGET).release == expected
         assert live_digest(ws, TARGET) == expected
     with pytest.raises(PromotionRefused, match="an earlier release"):
-        roll_back(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws.params.promote, workspace=ws, target=TARGET)
     top = records(ws)[0]
     assert top.outcome == "rollback"
     assert top.artefacts == records(ws)[-1].artefacts
@@ -398,10 +413,10 @@ def test_rollback_to_a_named_release(ws: Workspace, named_by: str) -> None:
         "release": str(first.release),
         "prefix": first.digest.removeprefix("sha256:")[:10],
     }[named_by]
-    assert roll_back(ws.params.promote, workspace=ws, target=TARGET, to=name).release == first.release
+    assert rollback(ws.params.promote, workspace=ws, target=TARGET, to=name).release == first.release
     for wrong in ("1", "99", "abc", digest_json("nobody")):
         with pytest.raises(PromotionRefused):
-            roll_back(ws.params.promote, workspace=ws, target=TARGET, to=wrong)
+            rollback(ws.params.promote, workspace=ws, target=TARGET, to=wrong)
 
 
 def test_rollback_verifies_the_bytes_again(ws: Workspace) -> None:
@@ -411,14 +426,14 @@ def test_rollback_verifies_the_bytes_again(ws: Workspace) -> None:
     now = live_digest(ws, TARGET)
     flip_byte(Path(first["path"]) / "candidate" / "adapter_model.safetensors")
     with pytest.raises(DigestMismatch):
-        roll_back(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws.params.promote, workspace=ws, target=TARGET)
     assert live_digest(ws, TARGET) == now
 
 
 def test_what_was_rolled_back_does_not_return_by_itself(ws: Workspace) -> None:
     run(ws, alpha=1.0)
     run(ws, alpha=2.0)
-    roll_back(ws.params.promote, workspace=ws, target=TARGET)
+    rollback(ws.params.promote, workspace=ws, target=TARGET)
     assert run(ws, alpha=2.0) == "fail"
     assert "took this candidate away" in records(ws)[0].reason
     assert run(ws, alpha=3.0) == "pass"
@@ -428,7 +443,7 @@ def test_nor_does_what_an_earlier_rollback_of_a_run_took_away(ws: Workspace) -> 
     for alpha in (1.0, 2.0, 3.0):
         run(ws, alpha=alpha)
     for _ in range(2):
-        roll_back(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws.params.promote, workspace=ws, target=TARGET)
     assert [run(ws, alpha=alpha) for alpha in (3.0, 2.0, 4.0)] == ["fail", "fail", "pass"]
 
 
@@ -436,7 +451,7 @@ def test_a_revoked_vector_is_not_promoted_served_or_rolled_back_to(ws: Workspace
     ledger = ledger_of(ws)
     run(ws, alpha=1.0)
     vector = read_manifest(ws.vector).digest
-    record, touched, unread = revoke(ledger, load_signer(ledger.keys), vector, "poisoned", fields={})
+    record, touched, unread = record_revocation(ledger, load_signer(ledger.keys), vector, "poisoned", fields={})
     assert unread == ()
     assert record.outcome == "revocation"
     assert [now.record.target for now in touched] == [TARGET]
@@ -447,9 +462,9 @@ def test_a_revoked_vector_is_not_promoted_served_or_rolled_back_to(ws: Workspace
     assert run(ws, alpha=3.0) == "pass"
     assert served(ws.params.promote, workspace=ws, target=TARGET)
     with pytest.raises(PromotionRefused, match="poisoned"):
-        roll_back(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws.params.promote, workspace=ws, target=TARGET)
     with pytest.raises(SafegeneError, match="expected the digest"):
-        revoke(ledger, load_signer(ledger.keys), "vector", "?", fields={})
+        record_revocation(ledger, load_signer(ledger.keys), "vector", "?", fields={})
 
 
 def test_what_is_revoked_is_named_by_what_a_release_rests_on(ws: Workspace) -> None:
@@ -458,20 +473,20 @@ def test_what_is_revoked_is_named_by_what_a_release_rests_on(ws: Workspace) -> N
     run(ws, alpha=2.0)
     first, second = records(ws)[1], records(ws)[0]
     with pytest.raises(SafegeneError, match="got that of a record") as refused:
-        withdraw(ws.params.promote, workspace=ws, digest=first.digest, reason="?")
+        revoke(ws.params.promote, workspace=ws, digest=first.digest, reason="?")
     assert str(first.release) in refused.value.remedy
-    _, touched, _ = withdraw(ws.params.promote, workspace=ws, digest=str(first.release), reason="poisoned")
+    _, touched, _ = revoke(ws.params.promote, workspace=ws, digest=str(first.release), reason="poisoned")
     assert touched == ()
     assert served(ws.params.promote, workspace=ws, target=TARGET)["release"] == second.release
     with pytest.raises(PromotionRefused, match="poisoned"):
-        roll_back(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws.params.promote, workspace=ws, target=TARGET)
 
 
 def test_a_release_revoked_on_one_channel_is_not_promoted_on_another(ws: Workspace) -> None:
     staging = ws.params.promote.model_copy(update={"channel": "staging"})
     done = promote(staging, workspace=ws, target=TARGET)
-    withdraw(staging, workspace=ws, digest=str(done.release), reason="poisoned")
-    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "fail"
+    revoke(staging, workspace=ws, digest=str(done.release), reason="poisoned")
+    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "fail"
     assert live_digest(ws, TARGET) is None
 
 
@@ -479,7 +494,7 @@ def test_a_pointer_that_cannot_be_read_keeps_nobody_from_revoking(ws: Workspace)
     promote(ws.params.promote, workspace=ws, target=TARGET)
     (ws.root / "ledger" / "channels" / "production" / "other").write_text("{}")
     digest = read_manifest(ws.vector).digest
-    _, touched, unread = withdraw(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")
+    _, touched, unread = revoke(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")
     assert [now.record.target for now in touched] == [TARGET]
     assert "channels/production/other" in unread[0]
     with pytest.raises(PromotionRefused, match="poisoned"):
@@ -488,18 +503,18 @@ def test_a_pointer_that_cannot_be_read_keeps_nobody_from_revoking(ws: Workspace)
 
 def test_what_is_revoked_is_no_reference_for_its_successor(ws: Workspace) -> None:
     run(ws, alpha=1.0)
-    withdraw(ws.params.promote, workspace=ws, digest=str(live_digest(ws, TARGET)), reason="poisoned")
+    revoke(ws.params.promote, workspace=ws, digest=str(live_digest(ws, TARGET)), reason="poisoned")
     make_target(ws, alpha=2.0)
-    assert pin(ws.params.promote, workspace=ws, target=TARGET) is None
+    assert pin_incumbent(ws.params.promote, workspace=ws, target=TARGET) is None
     make_verdict(ws)
-    assert attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
 
 
 def test_a_candidate_that_was_not_compared_with_what_is_live_is_refused(ws: Workspace) -> None:
     run(ws, alpha=1.0)
     ws.incumbent(TARGET).unlink()
     make_target(ws, alpha=2.0)  # judged as if nothing were live
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     with pytest.raises(StaleArtifact, match="made from the present incumbent"):
         promote(ws.params.promote, workspace=ws, target=TARGET)
 
@@ -526,13 +541,13 @@ def test_a_verdict_with_invented_rates_is_refused(ws: Workspace) -> None:
 
 
 def test_bytes_changed_after_they_were_verified_do_not_go_live(ws: Workspace, monkeypatch) -> None:
-    adapter, found = ws.candidate(TARGET) / "adapter_model.safetensors", registry.live
+    adapter, found = ws.candidate(TARGET) / "adapter_model.safetensors", registry.live_record
 
     def meanwhile(*args: object):
         adapter.write_bytes(b"EVIL")
         return found(*args)
 
-    monkeypatch.setattr(registry, "live", meanwhile)
+    monkeypatch.setattr(registry, "live_record", meanwhile)
     with pytest.raises(DigestMismatch, match="changed after it was verified"):
         promote(ws.params.promote, workspace=ws, target=TARGET)
     assert live_digest(ws, TARGET) is None
@@ -549,6 +564,6 @@ def test_channels_are_apart(ws: Workspace) -> None:
     done = promote(staging, workspace=ws, target=TARGET)
     assert live_digest(ws, TARGET) is None
     assert served(staging, workspace=ws, target=TARGET)["release"] == done.release
-    now = live(ledger_of(ws), TARGET, "staging")
+    now = live_record(ledger_of(ws), TARGET, "staging")
     assert now
     assert now.record.channel == "staging"

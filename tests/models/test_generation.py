@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from safegene.errors import CheckpointError
-from safegene.models.generation import Reply, Stop, encode_chat, end_tokens, generate, left_padded
+from safegene.models.generation import Reply, StoppingRule, encode_chat, end_tokens, generate, left_padded
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, instructions, lookalikes
@@ -175,7 +175,7 @@ def test_law_replies_are_those_of_a_plain_transformers_loop(kind: str) -> None:
     assert [reply.tokens for reply in replies] == [len(one) for one in plain]
 
 
-SORRY = Stop(lambda text: "sorry" in text, "sorry", opening=8, after=2)
+SORRY = StoppingRule(lambda text: "sorry" in text, "sorry", opening=8, after=2)
 
 
 def test_a_plain_refusal_is_stopped_and_says_so(family) -> None:
@@ -208,7 +208,7 @@ def test_a_reply_cut_off_where_it_would_be_stopped_counts_as_cut_off(family) -> 
 
 
 def test_a_marker_behind_the_opening_stops_nothing(family) -> None:
-    late = Stop(lambda text: "that" in text, "that", opening=4, after=1)
+    late = StoppingRule(lambda text: "that" in text, "that", opening=4, after=1)
     texts = prompts()
     assert generate(*family, texts, max_new_tokens=24, batch_size=32, stop=late) == generate(
         *family, texts, max_new_tokens=24, batch_size=32

@@ -8,9 +8,9 @@ import torch
 from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import ParamsError, ShapeMismatch, TensorMissing
 from safegene.models.loading import load_model
-from safegene.models.patching import add_patch, linear, scaled
-from safegene.repair.coefficients import Core, Scalars, applied, groups, leading, within
-from safegene.repair.fitting import predictions
+from safegene.models.patching import add_patch, linear_layer, low_rank_hooks
+from safegene.repair.coefficients import Core, Scalars, allocate_ranks, fold_coefficients, scalar_groups, top_directions
+from safegene.repair.fitting import next_token_log_probs
 from safegene.vectors.linalg import LowRank, truncate
 from tests.factories.llamas import random_patch, save_llama
 
@@ -57,65 +57,68 @@ def every(patch):
     """One of each kind of coefficients."""
     yield Core(patch, dict.fromkeys(patch, 2), 1.0)
     for granularity in ("direction", "matrix", "layer", "global"):
-        yield Scalars(patch, groups(patch, granularity, layer_of), 1.0)
+        yield Scalars(patch, scalar_groups(patch, granularity, layer_of), 1.0)
 
 
 @pytest.mark.parametrize("alpha", [torch.tensor(0.7), torch.tensor([0.7])], ids=["scalar", "one"])
 def test_scaled_is_the_patch_and_leaves_no_trace(model, patch, alpha):
-    before = predictions(model, IDS, 1)
+    before = next_token_log_probs(model, IDS, 1)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    with scaled(model, patch, dict.fromkeys(patch, alpha)):
-        inside = predictions(model, IDS, 1)
-    torch.testing.assert_close(predictions(model, IDS, 1), before)
+    with low_rank_hooks(model, patch, dict.fromkeys(patch, alpha)):
+        inside = next_token_log_probs(model, IDS, 1)
+    torch.testing.assert_close(next_token_log_probs(model, IDS, 1), before)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     add_patch(model, patch, scale=0.7)
-    torch.testing.assert_close(predictions(model, IDS, 1), inside, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(next_token_log_probs(model, IDS, 1), inside, rtol=1e-3, atol=1e-4)
 
 
 def test_scaled_leaves_no_trace_after_an_error(model, patch):
-    before = predictions(model, IDS, 1)
+    before = next_token_log_probs(model, IDS, 1)
     wrong = patch | {"model.layers.0.mlp.nothing.weight": LowRank(torch.ones(2, 1), torch.ones(1, 2))}
-    with pytest.raises(TensorMissing, match="nothing"), scaled(model, wrong, dict.fromkeys(wrong, torch.ones(()))):
+    with (
+        pytest.raises(TensorMissing, match="nothing"),
+        low_rank_hooks(model, wrong, dict.fromkeys(wrong, torch.ones(()))),
+    ):
         pass
     with pytest.raises(TensorMissing, match="nothing"), Core(wrong, dict.fromkeys(wrong, 1), 1.0).added(model):
         pass
-    assert torch.equal(predictions(model, IDS, 1), before)
+    assert torch.equal(next_token_log_probs(model, IDS, 1), before)
 
 
 def test_another_layer_or_shape_is_refused(model):
     name = "model.layers.0.mlp.up_proj.weight"
-    assert linear(model, name) is linear(model, name, (96, 64)) is model.model.layers[0].mlp.up_proj
+    assert linear_layer(model, name) is linear_layer(model, name, (96, 64)) is model.model.layers[0].mlp.up_proj
     with pytest.raises(ShapeMismatch, match=r"\(3, 3\).*\(96, 64\)"):
-        linear(model, name, (3, 3))
+        linear_layer(model, name, (3, 3))
     with pytest.raises(ShapeMismatch, match="Embedding"):
-        linear(model, "model.embed_tokens.weight", (3, 3))
+        linear_layer(model, "model.embed_tokens.weight", (3, 3))
     with pytest.raises(ShapeMismatch, match="up_proj"):
-        linear(model, name.removesuffix(".weight"))
+        linear_layer(model, name.removesuffix(".weight"))
     with pytest.raises(TensorMissing, match="side_proj"):
-        linear(model, "model.layers.0.mlp.side_proj.weight")
+        linear_layer(model, "model.layers.0.mlp.side_proj.weight")
 
 
 def test_a_coefficient_per_direction_scales_that_direction(model, patch):
     name = next(iter(patch))
     alphas = tuple(float(i) for i in range(patch[name].rank))
-    with scaled(model, {name: patch[name]}, {name: torch.tensor(alphas)}):
-        inside = predictions(model, [[1, 2, 3]], 1)
-    add_patch(model, applied({name: patch[name]}, {name: alphas}))
-    torch.testing.assert_close(predictions(model, [[1, 2, 3]], 1), inside, rtol=1e-3, atol=1e-4)
+    with low_rank_hooks(model, {name: patch[name]}, {name: torch.tensor(alphas)}):
+        inside = next_token_log_probs(model, [[1, 2, 3]], 1)
+    add_patch(model, fold_coefficients({name: patch[name]}, {name: alphas}))
+    torch.testing.assert_close(next_token_log_probs(model, [[1, 2, 3]], 1), inside, rtol=1e-3, atol=1e-4)
 
 
 def test_a_repair_of_nothing_at_all_is_no_patch():
     one = LowRank(torch.ones(3, 1), torch.ones(1, 2))
-    assert float(applied({"a": one}, {"a": (0.0,)})["a"].dense().abs().max()) == 0.0
+    assert float(fold_coefficients({"a": one}, {"a": (0.0,)})["a"].dense().abs().max()) == 0.0
 
 
 def test_groups(patch):
     names = list(patch)
-    assert [groups(patch, "matrix", layer_of)[n] for n in names] == [(i,) for i in range(len(names))]
-    assert set(groups(patch, "global", layer_of).values()) == {(0,)}
-    layers = groups(patch, "layer", layer_of)
+    assert [scalar_groups(patch, "matrix", layer_of)[n] for n in names] == [(i,) for i in range(len(names))]
+    assert set(scalar_groups(patch, "global", layer_of).values()) == {(0,)}
+    layers = scalar_groups(patch, "layer", layer_of)
     assert {layer_of(name): at for name, at in layers.items()} == {0: (0,), 1: (1,)}
-    directions = [i for name in names for i in groups(patch, "direction", layer_of)[name]]
+    directions = [i for name in names for i in scalar_groups(patch, "direction", layer_of)[name]]
     assert directions == list(range(sum(one.rank for one in patch.values())))
 
 
@@ -146,7 +149,7 @@ def test_every_number_of_a_core_is_trainable_and_counted(model, patch):
         *((2, one.rank) for one in patch.values()),
     ]
     with core.added(model):
-        predictions(model, IDS, 1).square().sum().backward()
+        next_token_log_probs(model, IDS, 1).square().sum().backward()
     assert all(value.is_leaf and value.grad.isfinite().all() and value.grad.all() for value in core.values)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -154,16 +157,19 @@ def test_every_number_of_a_core_is_trainable_and_counted(model, patch):
 def test_what_is_added_is_the_adapter_and_leaves_no_trace(root, patch):
     for coefficients in every(patch):
         model = load_model(root)
-        before, weights = predictions(model, IDS, 2), {n: value.clone() for n, value in model.state_dict().items()}
+        before, weights = (
+            next_token_log_probs(model, IDS, 2),
+            {n: value.clone() for n, value in model.state_dict().items()},
+        )
         shaken(coefficients)
         with coefficients.added(model):
-            inside = predictions(model, IDS, 2)
-        assert torch.equal(predictions(model, IDS, 2), before)
+            inside = next_token_log_probs(model, IDS, 2)
+        assert torch.equal(next_token_log_probs(model, IDS, 2), before)
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
         made = coefficients.patch()
         assert not any(one.up.requires_grad or one.down.requires_grad for one in made.values())
         add_patch(model, made)
-        torch.testing.assert_close(predictions(model, IDS, 2), inside.detach(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(next_token_log_probs(model, IDS, 2), inside.detach(), rtol=1e-3, atol=1e-4)
         assert not torch.allclose(inside, before, atol=0.01), "or nothing was compared"
 
 
@@ -195,7 +201,7 @@ def test_sizes_are_shares_of_the_leading_singular_value():
 
 
 def test_sizes_of_scalars_are_the_scalars(patch):
-    one = shaken(Scalars(patch, groups(patch, "matrix", layer_of), 1.0))
+    one = shaken(Scalars(patch, scalar_groups(patch, "matrix", layer_of), 1.0))
     assert one.sizes() == one.plain()
     assert list(one.plain().values()) == [[value] for value in one.values[0].tolist()]
 
@@ -208,7 +214,7 @@ def test_a_direction_of_nothing_is_no_trouble(model):
     both = {name: LowRank(up, down), other: LowRank(torch.zeros(96, 2), torch.zeros(2, 64))}
     core = Core(both, dict.fromkeys(both, 2), 1.0)
     with core.added(model):
-        predictions(model, IDS, 1).square().sum().backward()
+        next_token_log_probs(model, IDS, 1).square().sum().backward()
     assert all(value.grad.isfinite().all() for value in core.values)
     torch.testing.assert_close(core.patch()[name].dense(), up @ down)
     assert not core.patch()[other].dense().any()
@@ -219,14 +225,14 @@ def test_leading_directions_come_in_the_order_of_their_size():
     """By hand: |up_j| |down_j| is 2, 6, 3, 6; of equals the first comes first."""
     up, down = torch.tensor([[2.0, 3.0, 1.0, 6.0]]), torch.tensor([[1.0], [2.0], [3.0], [-1.0]])
     patch = {"a.weight": LowRank(up, down)}
-    assert leading(patch)["a.weight"].up.tolist() == [[3.0, 6.0, 1.0, 2.0]]
-    assert leading(patch, dict.fromkeys(patch, 2))["a.weight"].up.tolist() == [[3.0, 6.0]]
-    assert leading(patch, dict.fromkeys(patch, 2))["a.weight"].down.tolist() == [[2.0], [-1.0]]
-    torch.testing.assert_close(leading(patch)["a.weight"].dense(), patch["a.weight"].dense())
+    assert top_directions(patch)["a.weight"].up.tolist() == [[3.0, 6.0, 1.0, 2.0]]
+    assert top_directions(patch, dict.fromkeys(patch, 2))["a.weight"].up.tolist() == [[3.0, 6.0]]
+    assert top_directions(patch, dict.fromkeys(patch, 2))["a.weight"].down.tolist() == [[2.0], [-1.0]]
+    torch.testing.assert_close(top_directions(patch)["a.weight"].dense(), patch["a.weight"].dense())
 
 
 def test_leading_directions_of_singular_factors_are_the_truncation(singular):
-    for name, one in leading(singular, dict.fromkeys(singular, 2)).items():
+    for name, one in top_directions(singular, dict.fromkeys(singular, 2)).items():
         torch.testing.assert_close(one.dense(), truncate(singular[name], 2).dense(), rtol=1e-4, atol=1e-5)
 
 
@@ -260,9 +266,9 @@ MATRICES = {"a.weight": sized(8, 30.0), "b.weight": sized(18, 20.0), "c.weight":
     ],
 )
 def test_a_rank_all_round_and_what_is_left_over_to_the_richest(numbers, expected):
-    ranks = within(MATRICES, numbers)
+    ranks = allocate_ranks(MATRICES, numbers)
     assert {name[0]: rank for name, rank in ranks.items()} == expected
-    for change in (Core(MATRICES, ranks, 1.0).patch(), leading(MATRICES, ranks)):
+    for change in (Core(MATRICES, ranks, 1.0).patch(), top_directions(MATRICES, ranks)):
         assert {name: one.rank for name, one in change.items()} == ranks
         assert sum(one.numel() for one in change.values()) <= numbers
 
@@ -270,12 +276,12 @@ def test_a_rank_all_round_and_what_is_left_over_to_the_richest(numbers, expected
 @pytest.mark.parametrize("numbers", [9.9, 0.0])
 def test_less_than_a_matrix_is_refused(numbers):
     with pytest.raises(ParamsError, match=rf"max_extra.* 10 numbers, got {int(numbers)}$"):
-        within(MATRICES, numbers)
+        allocate_ranks(MATRICES, numbers)
 
 
 def test_a_matrix_that_fits_is_kept_though_a_richer_one_does_not():
     """``ParamsError: not one matrix fits`` is not so: b fits."""
-    assert within({"a.weight": sized(28, 300.0), "b.weight": sized(8, 1.0)}, 12) == {"b.weight": 1}
+    assert allocate_ranks({"a.weight": sized(28, 300.0), "b.weight": sized(8, 1.0)}, 12) == {"b.weight": 1}
 
 
 def test_every_row_may_meet_the_change_at_another_size(root, patch):
@@ -284,10 +290,10 @@ def test_every_row_may_meet_the_change_at_another_size(root, patch):
         model, wanted, rows = load_model(root), torch.tensor([0.0, 0.5, 1.0]), [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
         shaken(coefficients)
         with coefficients.added(model, wanted):
-            together = predictions(model, rows, 2)
+            together = next_token_log_probs(model, rows, 2)
         for row, size in enumerate(wanted.tolist()):
             whole = {name: one.scaled(size) for name, one in coefficients.patch().items()}
-            alone = predictions(load_model(root, patch=whole), [rows[row]], 2)[0]
+            alone = next_token_log_probs(load_model(root, patch=whole), [rows[row]], 2)[0]
             torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-4)
 
 

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from safegene.checkpoints.checkpoint import open_checkpoint
-from safegene.checkpoints.sources import Model
+from safegene.checkpoints.sources import ModelFiles
 from safegene.errors import ArtifactError, ParamsError, StaleArtifact
 from safegene.pipeline.stages.calibrate import calibrate
 from safegene.repair.diagnosis import diagnose, last_fall, mismatches
@@ -110,7 +110,7 @@ def plain(**after: float) -> dict[str, Any]:
     return {"method": "safegene", "repaired": True, "alphas": {}, "history": [], "steps": 8, **measures}
 
 
-def examine(root: Path, target: Model, *, vector: SafetyVector | None = None, **after: float) -> dict[str, Any]:
+def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = None, **after: float) -> dict[str, Any]:
     held = vector or llama_vector(root)
     record = {"digest": DIGESTS[0], "architecture": held.architecture, "base": None}
     return diagnose(
@@ -120,7 +120,7 @@ def examine(root: Path, target: Model, *, vector: SafetyVector | None = None, **
 
 def test_a_checkpoint_that_is_no_fine_tune_of_the_aligned_model_is_doubtful(tmp_path):
     root, other = save_llama(tmp_path / "a"), save_llama(tmp_path / "b", seed=1)
-    found = examine(root, Model(other))
+    found = examine(root, ModelFiles(other))
     assert found["measured"]["task_change"] == pytest.approx(2**0.5, rel=0.05), "of independent weights"
     assert found["outlook"] == "doubtful"
     assert "unrelated" in [one["what"] for one in found["findings"]]
@@ -130,7 +130,7 @@ def test_a_lora_is_measured_by_its_own_factors(tmp_path):
     root = save_llama(tmp_path / "a")
     adapter = save_adapter(tmp_path / "b", root)
     vector = llama_vector(root)
-    rows = list(measure_matrices(root, Model(root, (adapter,)), vector, list(vector.factors)))
+    rows = list(measure_matrices(root, ModelFiles(root, (adapter,)), vector, list(vector.factors)))
     own = random_patch(root, seed=2, ranks=(4,))
     assert [row.change for row in rows] == pytest.approx([own[row.name].energy() for row in rows], rel=1e-3)
 
@@ -226,7 +226,7 @@ def test_a_diagnosis_costs_next_to_nothing_and_is_the_same_again(group):
 def diagnosed(tmp_path: Path, **after: float) -> Sample:
     """A workspace with one candidate that has a diagnosis."""
     root = save_llama(tmp_path / "llama")
-    found = examine(root, Model(save_llama(tmp_path / "other", seed=1)), **after)
+    found = examine(root, ModelFiles(save_llama(tmp_path / "other", seed=1)), **after)
     sample = Sample(tmp_path / "ws")
     sample.family()
     sample.target("group", upto="target")

@@ -8,9 +8,19 @@ import torch
 from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import EmptySample
 from safegene.models.loading import load_model
-from safegene.models.patching import add_patch, scaled
-from safegene.repair.coefficients import Core, Scalars, applied, groups
-from safegene.repair.fitting import SIZES, Measure, divergence, fit, least, make_shots, measure, predictions, sizes
+from safegene.models.patching import add_patch, low_rank_hooks
+from safegene.repair.coefficients import Core, Scalars, fold_coefficients, scalar_groups
+from safegene.repair.fitting import (
+    SIZES,
+    ShotLosses,
+    divergence,
+    fit_coefficients,
+    jitter_scales,
+    make_shots,
+    measure_shots,
+    next_token_log_probs,
+    smallest_safe_scale,
+)
 from safegene.vectors.linalg import LowRank
 from tests.factories.llamas import WORDS, random_patch, save_llama
 
@@ -56,7 +66,7 @@ def taught(model, count: int = 24, seed: int = 3, kind: str = "safety"):
 
 def test_predictions_do_not_depend_on_the_rows_beside(model):
     short, long = [1, 2, 3], [4, 5, 6, 7, 8, 9, 10]
-    together, alone = predictions(model, [short, long], 2), predictions(model, [short], 2)
+    together, alone = next_token_log_probs(model, [short, long], 2), next_token_log_probs(model, [short], 2)
     torch.testing.assert_close(together[0], alone[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.exp().sum(-1), torch.ones(2, 2))
 
@@ -78,9 +88,9 @@ def test_a_model_does_not_diverge_from_itself(model):
     kl, mask = divergence(model, shots)
     assert float(kl.detach().abs().max()) < 1e-5
     assert int(mask.sum()) == sum(len(shot.teacher) for shot in shots)
-    found = measure(model, shots)
+    found = measure_shots(model, shots)
     assert found.changed == {"safety": 0.0}
-    assert found.objective({"safety": 2.0}) == pytest.approx(0.0, abs=1e-5)
+    assert found.weighted_objective({"safety": 2.0}) == pytest.approx(0.0, abs=1e-5)
 
 
 def test_divergence_is_the_kl_of_the_teacher(model, patch):
@@ -88,14 +98,14 @@ def test_divergence_is_the_kl_of_the_teacher(model, patch):
     add_patch(model, patch)
     kl, mask = divergence(model, shots)
     for row, shot in enumerate(shots):
-        own = predictions(model, [shot.ids], len(shot.teacher))[0]
+        own = next_token_log_probs(model, [shot.ids], len(shot.teacher))[0]
         expected = (shot.teacher.exp() * (shot.teacher - own)).sum(-1)
         torch.testing.assert_close(kl[row][mask[row]], expected, rtol=1e-3, atol=1e-5)
-    assert measure(model, shots).loss["safety"] > 0.01
+    assert measure_shots(model, shots).loss["safety"] > 0.01
 
 
 def scalars(patch, granularity: str, start: float = 1.0) -> Scalars:
-    return Scalars(patch, groups(patch, granularity, layer_of), start)
+    return Scalars(patch, scalar_groups(patch, granularity, layer_of), start)
 
 
 def state(model) -> dict[str, torch.Tensor]:
@@ -108,11 +118,11 @@ def unchanged(model, before) -> bool:
 
 @pytest.mark.parametrize("granularity", ["matrix", "direction"])
 def test_known_coefficients_are_recovered(model, root, patch, granularity):
-    group = groups(patch, granularity, layer_of)
+    group = scalar_groups(patch, granularity, layer_of)
     true = {name: tuple(0.3 + 1.4 * math.sin(1 + n) ** 2 for n in at) for name, at in group.items()}
-    shots = taught(load_model(root, patch=applied(patch, true)), 48)
+    shots = taught(load_model(root, patch=fold_coefficients(patch, true)), 48)
     before = state(model)
-    fitted = fit(model, scalars(patch, granularity), shots[:32], shots[32:], **{**SETTINGS, "steps": 120})
+    fitted = fit_coefficients(model, scalars(patch, granularity), shots[:32], shots[32:], **{**SETTINGS, "steps": 120})
     assert fitted.history[-1][1] < 0.02 * fitted.history[0][1]
     off = [abs(a - b) for name in patch for a, b in zip(fitted.coefficients[name], true[name], strict=True)]
     assert sum(off) / len(off) < 0.15
@@ -129,8 +139,8 @@ def test_a_core_finds_what_lies_between_the_directions(model, root):
     }
     shots, before = taught(load_model(root, patch=planted), 48), state(model)
     settings = {**SETTINGS, "steps": 120}
-    core = fit(model, Core(patch, dict.fromkeys(patch, 1), 1.0), shots[:32], shots[32:], **settings)
-    alphas = fit(model, scalars(patch, "direction"), shots[:32], shots[32:], **settings)
+    core = fit_coefficients(model, Core(patch, dict.fromkeys(patch, 1), 1.0), shots[:32], shots[32:], **settings)
+    alphas = fit_coefficients(model, scalars(patch, "direction"), shots[:32], shots[32:], **settings)
     assert min(core.history, key=lambda one: one[1])[1] < 0.2 * min(value for _, value in alphas.history)
     assert {one.rank for one in core.patch.values()} == {1}
     off = sum(float((core.patch[name].dense() - one.dense()).square().sum()) for name, one in planted.items())
@@ -149,7 +159,7 @@ def test_the_same_seed_gives_the_same_coefficients(root, patch, kind):
 
     def once(**changed):
         start = Core(patch, dict.fromkeys(patch, 2), 0.5) if kind == "core" else scalars(patch, kind, 0.5)
-        return fit(load_model(root), start, shots, shots, **{**SETTINGS, "steps": 6, **changed})
+        return fit_coefficients(load_model(root), start, shots, shots, **{**SETTINGS, "steps": 6, **changed})
 
     one, two, other = once(), once(), once(batch_size=5, seed=1)
     assert (one.coefficients, one.sizes, one.history) == (two.coefficients, two.sizes, two.history)
@@ -160,7 +170,7 @@ def test_the_same_seed_gives_the_same_coefficients(root, patch, kind):
 
 def test_the_start_is_kept_where_nothing_seen_is_better(root, patch):
     shots = taught(load_model(root, patch=patch))
-    fitted = fit(load_model(root), scalars(patch, "matrix"), shots, shots, **SETTINGS)
+    fitted = fit_coefficients(load_model(root), scalars(patch, "matrix"), shots, shots, **SETTINGS)
     assert fitted.steps == 0
     assert all(own == [1.0] for own in fitted.coefficients.values())
     assert len(fitted.history) > 1
@@ -172,14 +182,14 @@ def test_what_is_returned_is_the_best_of_what_was_measured(root, patch, kind):
     half = {name: one.scaled(0.5) for name, one in patch.items()}
     shots = taught(load_model(root, patch=half))
     start = Core(patch, dict.fromkeys(patch, 9), 0.6) if kind == "core" else scalars(patch, kind, 0.6)
-    seen: dict[int, Measure] = {}
+    seen: dict[int, ShotLosses] = {}
     settings = {**SETTINGS, "steps": 8, "measure_every": 1, "learning_rate": 0.6}
-    fitted = fit(load_model(root), start, shots, shots, **settings, on_measure=seen.__setitem__)
-    assert fitted.history == tuple((step, one.objective(WEIGHTS)) for step, one in seen.items())
+    fitted = fit_coefficients(load_model(root), start, shots, shots, **settings, on_measure=seen.__setitem__)
+    assert fitted.history == tuple((step, one.weighted_objective(WEIGHTS)) for step, one in seen.items())
     values = dict(fitted.history)
     assert values[fitted.steps] == min(values.values())
     assert 0 < values[fitted.steps] < max(values.values())
-    again = measure(load_model(root, patch=fitted.patch), shots).objective(WEIGHTS)
+    again = measure_shots(load_model(root, patch=fitted.patch), shots).weighted_objective(WEIGHTS)
     assert again == pytest.approx(values[fitted.steps], rel=1e-3, abs=1e-6)
     assert start.plain() == fitted.coefficients, "the coefficients stand at the best values afterwards"
     assert start.sizes() == fitted.sizes
@@ -190,7 +200,7 @@ def test_what_is_not_a_number_never_wins(root, patch, kind):
     shots = taught(load_model(root))
     start = Core(patch, dict.fromkeys(patch, 2), 1.0) if kind == "core" else scalars(patch, kind)
     settings = {**SETTINGS, "steps": 4, "measure_every": 1, "learning_rate": 1e30}
-    fitted = fit(load_model(root), start, shots, shots, **settings)
+    fitted = fit_coefficients(load_model(root), start, shots, shots, **settings)
     assert math.isnan(fitted.history[-1][1])
     assert fitted.steps == 0
     assert all(one.up.isfinite().all() and one.down.isfinite().all() for one in fitted.patch.values())
@@ -204,11 +214,15 @@ def test_a_start_that_is_not_a_number_does_not_win(root, patch):
 
         def added(self, model, sizes=None):
             self.measured += 1
-            return super().added(model, sizes) if self.measured > 1 else scaled(model, patch, dict.fromkeys(patch, NAN))
+            return (
+                super().added(model, sizes)
+                if self.measured > 1
+                else low_rank_hooks(model, patch, dict.fromkeys(patch, NAN))
+            )
 
     shots = taught(load_model(root))
-    start = Odd(patch, groups(patch, "matrix", layer_of), 1.0)
-    fitted = fit(load_model(root), start, shots, shots, **{**SETTINGS, "steps": 2, "measure_every": 1})
+    start = Odd(patch, scalar_groups(patch, "matrix", layer_of), 1.0)
+    fitted = fit_coefficients(load_model(root), start, shots, shots, **{**SETTINGS, "steps": 2, "measure_every": 1})
     assert math.isnan(fitted.history[0][1])
     assert fitted.steps > 0
 
@@ -216,7 +230,7 @@ def test_a_start_that_is_not_a_number_does_not_win(root, patch):
 def test_a_fit_that_no_longer_improves_ends(root, patch):
     shots = taught(load_model(root, patch=patch))
     settings = {**SETTINGS, "measure_every": 1, "patience": 2}
-    fitted = fit(load_model(root), scalars(patch, "matrix"), shots, shots, **settings)
+    fitted = fit_coefficients(load_model(root), scalars(patch, "matrix"), shots, shots, **settings)
     assert len(fitted.history) == 3
 
 
@@ -224,17 +238,17 @@ def test_a_weight_without_shots_is_refused(model, patch):
     shots = taught(model, 4)
     settings = {**SETTINGS, "weights": {"safety": 1.0, "benign": 1.0}}
     with pytest.raises(EmptySample, match="benign"):
-        fit(model, scalars(patch, "matrix"), shots, shots, **settings)
+        fit_coefficients(model, scalars(patch, "matrix"), shots, shots, **settings)
 
 
 def test_the_weights_of_the_kinds_count(root, patch):
-    half = applied(patch, dict.fromkeys(patch, (0.5,)))
+    half = fold_coefficients(patch, dict.fromkeys(patch, (0.5,)))
     safety, benign = taught(load_model(root, patch=half)), taught(load_model(root), kind="benign")
     found = []
     for weight in (0.01, 100.0):
         settings = {**SETTINGS, "weights": {"safety": 1.0, "benign": weight}, "steps": 40}
         shots = [*safety, *benign]
-        fitted = fit(load_model(root), scalars(patch, "global"), shots, shots, **settings)
+        fitted = fit_coefficients(load_model(root), scalars(patch, "global"), shots, shots, **settings)
         found.append(next(iter(fitted.coefficients.values()))[0])
     assert found[0] == pytest.approx(0.5, abs=0.1)
     assert abs(found[1]) < 0.2
@@ -243,20 +257,20 @@ def test_the_weights_of_the_kinds_count(root, patch):
 def test_shots_meet_the_change_at_differing_sizes(model):
     """Safety at most at its own size, what is benign at a larger one too; without jitter nothing is drawn."""
     batch = [*taught(model, 24), *taught(model, 24, kind="benign")]
-    drawn = torch.cat([sizes(batch, 0.2, torch.Generator().manual_seed(seed))[None] for seed in range(40)])
+    drawn = torch.cat([jitter_scales(batch, 0.2, torch.Generator().manual_seed(seed))[None] for seed in range(40)])
     safety, benign = drawn[:, :24], drawn[:, 24:]
     found = [float(one) for part in (safety, benign) for one in (part.min(), part.max())]
     assert found == pytest.approx([0.8, 1.0, 0.8, 1.2], abs=0.02)
     assert found[1] <= 1.0
-    assert sizes(batch, 0.0, torch.Generator()) is None
+    assert jitter_scales(batch, 0.0, torch.Generator()) is None
 
 
 def test_the_change_is_made_as_small_as_safety_allows(root, patch):
     """The teacher has the change at 0.7, so every size that is tried is too large: the least is kept."""
-    smaller = applied(patch, dict.fromkeys(patch, (0.7,)))
+    smaller = fold_coefficients(patch, dict.fromkeys(patch, (0.7,)))
     safety, model = taught(load_model(root, patch=smaller)), load_model(root)
-    whole = Scalars(patch, groups(patch, "global", layer_of), 1.0)
-    assert least(model, whole, safety, 10.0) == SIZES[-1]
+    whole = Scalars(patch, scalar_groups(patch, "global", layer_of), 1.0)
+    assert smallest_safe_scale(model, whole, safety, 10.0) == SIZES[-1]
     torch.testing.assert_close(whole.values[0], torch.tensor([SIZES[-1]]), check_stride=False)
 
 
@@ -264,12 +278,12 @@ def test_a_change_that_safety_needs_is_left_as_it_is(root, patch):
     safety, model = taught(load_model(root, patch=patch)), load_model(root)
     for coefficients in (scalars(patch, "matrix"), Core(patch, dict.fromkeys(patch, 2), 1.0)):
         before = [value.clone() for value in coefficients.values]
-        assert least(model, coefficients, safety, 1e-9) == 1.0
+        assert smallest_safe_scale(model, coefficients, safety, 1e-9) == 1.0
         for value, kept in zip(coefficients.values, before, strict=True):
             torch.testing.assert_close(value, kept, rtol=1e-6, atol=1e-7)
 
 
 def test_without_safety_shots_or_a_limit_nothing_is_made_smaller(root, patch):
     shots, whole = taught(load_model(root, patch=patch), kind="benign"), scalars(patch, "global")
-    assert least(load_model(root), whole, shots, 10.0) == 1.0
-    assert least(load_model(root), whole, taught(load_model(root)), 0.0) == 1.0
+    assert smallest_safe_scale(load_model(root), whole, shots, 10.0) == 1.0
+    assert smallest_safe_scale(load_model(root), whole, taught(load_model(root)), 0.0) == 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from safegene.pipeline.stages.promote import attempt, pin, withdraw
+from safegene.pipeline.stages.promote import pin_incumbent, promote_attempt, revoke
 from safegene.pipeline.table import run_stage, stage_named
 from safegene.report.reuse import VectorUse, plain, reuse, table
 from safegene.workspace.costs import cost_of, note_cost
@@ -26,9 +26,9 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def realign(ws: Workspace, target: str = TARGET, *, outcome: str = "pass", alpha: float = 1.0) -> str:
     make_target(ws, target, alpha=alpha)
-    pin(ws.params.promote, workspace=ws, target=target)
+    pin_incumbent(ws.params.promote, workspace=ws, target=target)
     make_verdict(ws, target, outcome=outcome)
-    return attempt(ws.params.promote, workspace=ws, target=target)
+    return promote_attempt(ws.params.promote, workspace=ws, target=target)
 
 
 def digest(folder: Path) -> str:
@@ -93,7 +93,7 @@ def test_an_altered_candidate_is_no_use(ws):
 
 def test_a_revoked_vector_says_so(ws):
     realign(ws)
-    withdraw(ws.params.promote, workspace=ws, digest=digest(ws.vector), reason="taken from the wrong copies")
+    revoke(ws.params.promote, workspace=ws, digest=digest(ws.vector), reason="taken from the wrong copies")
     (one,) = reuse(ws)
     assert "wrong copies" in one.revoked
     assert "wrong copies" in text_of(one)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from safegene.ledger import create_key, load_signer, open_ledger, write_public_key
-from safegene.ledger.promotion import Claim, promote, revoke
+from safegene.ledger.promotion import PromotionClaim, record_promotion, record_revocation
 from safegene.report import write_report
 from safegene.report.status import summary, table
 from safegene.workspace.digest import digest_bytes, digest_file
@@ -124,8 +124,11 @@ def promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sample:
     candidate = made.ws.candidate("sentiment")
     artefacts = {"candidate": read_manifest(candidate).digest}
     files = {"candidate/manifest.json": (candidate / "manifest.json", digest_file(candidate / "manifest.json"))}
-    promote(
-        ledger, load_signer(ledger.keys, keys), Claim("sentiment", "pass", "ok", artefacts, {}, files), "production"
+    record_promotion(
+        ledger,
+        load_signer(ledger.keys, keys),
+        PromotionClaim("sentiment", "pass", "ok", artefacts, {}, files),
+        "production",
     )
     return made
 
@@ -166,7 +169,7 @@ def test_a_revoked_release_is_not_called_promoted(promoted: Sample, tmp_path: Pa
     params = promoted.ws.params.promote
     ledger = open_ledger(params, promoted.ws.root)
     digest = read_manifest(promoted.ws.candidate("sentiment")).digest
-    revoke(ledger, load_signer(ledger.keys, tmp_path / "keys"), digest, "poisoned", fields={})
+    record_revocation(ledger, load_signer(ledger.keys, tmp_path / "keys"), digest, "poisoned", fields={})
     (one,) = summary(promoted.ws)
     assert "what is live is not served: record 1 revoked" in one["problems"][0]
     text = write_report(promoted.ws).read_text().replace("\xa0", " ")

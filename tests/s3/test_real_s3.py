@@ -12,12 +12,12 @@ import boto3
 import pytest
 
 from safegene.errors import DigestMismatch, LedgerError, PreconditionFailed, StoreError
-from safegene.ledger import live, open_ledger, record_key
+from safegene.ledger import live_record, open_ledger, record_key
 from safegene.ledger.audit import audit_workspace, history
 from safegene.ledger.promotion import read_incumbent
 from safegene.ledger.store import ObjectMissing, S3Store, open_store, self_test
-from safegene.pipeline.stages.promote import attempt, live_digest, pin, promote, roll_back
-from safegene.pipeline.stages.promote import live as served
+from safegene.pipeline.stages.promote import live_digest, pin_incumbent, promote, promote_attempt, rollback
+from safegene.pipeline.stages.promote import resolve_live as served
 from safegene.workspace.layout import Workspace
 from tests.factories.ledger import TARGET, make_target, make_verdict, make_workspace
 
@@ -53,9 +53,9 @@ def ws(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> Workspace
 
 def run(ws: Workspace, *, alpha: float, outcome: str = "pass") -> str:
     make_target(ws, alpha=alpha)
-    pin(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
     make_verdict(ws, outcome=outcome)
-    return attempt(ws.params.promote, workspace=ws, target=TARGET)
+    return promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
 
 
 def flip(store: S3Store, key: str, at: int = -2) -> None:
@@ -103,7 +103,7 @@ def test_a_promotion_on_s3_is_served_audited_and_rolled_back(ws: Workspace, tmp_
     incumbent = read_incumbent(ws.incumbent(TARGET), ws.root)
     assert incumbent
     assert (incumbent / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 1.0" * 20
-    assert roll_back(ws.params.promote, workspace=ws, target=TARGET).release == first
+    assert rollback(ws.params.promote, workspace=ws, target=TARGET).release == first
     assert audit_workspace(ws).problems == ()
     ledger = open_ledger(ws.params.promote, ws.root)
     assert [row["outcome"] for row in history(ledger, TARGET)] == ["rollback", "pass", "fail", "pass"]
@@ -134,7 +134,7 @@ from safegene.ledger import promotion as registry
 from safegene.workspace.digest import digest_file, digest_json
 from safegene.errors import PromotionRefused, StaleArtifact
 from safegene.ledger import load_signer, open_ledger
-from safegene.ledger.promotion import Claim
+from safegene.ledger.promotion import PromotionClaim
 from safegene.ledger.store import S3Store
 from safegene.workspace.layout import Workspace
 
@@ -152,10 +152,10 @@ S3Store._put = killed
 for number in range(attempts):
     path = Path(sys.argv[1]) / f"adapter-{name}-{number}"
     path.write_text(f"{name} {number}")
-    claim = Claim("sentiment", "pass", f"{name} {number}", {"candidate": digest_json([name, number])}, {},
+    claim = PromotionClaim("sentiment", "pass", f"{name} {number}", {"candidate": digest_json([name, number])}, {},
                   {"candidate/adapter": (path, digest_file(path))}, None)
     try:
-        registry.promote(ledger, signer, claim, "production")
+        registry.record_promotion(ledger, signer, claim, "production")
     except (PromotionRefused, StaleArtifact):
         pass
     print(name, number, flush=True)
@@ -183,7 +183,7 @@ def test_processes_at_once_some_killed_between_the_two_writes_lose_nothing(ws: W
     audit = audit_workspace(ws)
     assert audit.problems == ()
     assert len(audit.notes) >= 2  # the two killed ones, and what lost a race for the tip
-    now = live(ledger, TARGET, "production")
+    now = live_record(ledger, TARGET, "production")
     assert now
     won = [
         r

@@ -32,7 +32,7 @@ def write_adapter(patch: Patch, *, base_model: str, out: Path, own: Adapter | No
     Raises:
         CheckpointError: there is no change to write, or one that is no ``<module>.weight``.
     """
-    whole = concatenated(patch, own)
+    whole = concatenate_factors(patch, own)
     if not whole or (odd := [name for name in whole if not name.endswith(".weight")]):
         raise CheckpointError(f"expected changes of <module>.weight, got {odd[:1] if whole else 'none'}, for {out}")
     modules = {name.removesuffix(".weight"): change for name, change in sorted(whole.items())}
@@ -50,7 +50,7 @@ def write_adapter(patch: Patch, *, base_model: str, out: Path, own: Adapter | No
     }
 
 
-def concatenated(patch: Patch, own: Adapter | None) -> dict[str, LowRank]:
+def concatenate_factors(patch: Patch, own: Adapter | None) -> dict[str, LowRank]:
     """Matrix name -> ``own + patch``, exact: factors side by side, own first."""
     first = own.patch() if own else {}
     names = sorted({*first, *patch})

@@ -6,20 +6,20 @@ which is the digest of its content; a copy that has its name is complete. No URI
 refused.
 """
 
-from safegene.checkpoints.sources.cache import Local
-from safegene.checkpoints.sources.discovery import Found, survey
-from safegene.checkpoints.sources.fetching import Model, fetch, fingerprint, local_checkpoint, read_record
+from safegene.checkpoints.sources.cache import CachedCheckpoint
+from safegene.checkpoints.sources.discovery import DiscoveredCheckpoint, discover
+from safegene.checkpoints.sources.fetching import ModelFiles, fetch, fingerprint, local_checkpoint, read_record
 from safegene.checkpoints.sources.uri import redact, redact_text
 
 __all__ = [
-    "Found",
-    "Local",
-    "Model",
+    "DiscoveredCheckpoint",
+    "CachedCheckpoint",
+    "ModelFiles",
     "fetch",
     "fingerprint",
     "local_checkpoint",
     "read_record",
     "redact",
     "redact_text",
-    "survey",
+    "discover",
 ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from safegene.checkpoints.checkpoint import INDEX
 from safegene.checkpoints.folder import MAX_JSON
 from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
-from safegene.checkpoints.sources.wanted import require_complete, wanted
+from safegene.checkpoints.sources.wanted import is_checkpoint_file, require_complete
 from safegene.errors import FormatError, SourceError
 from safegene.workspace.digest import digest_json, strict_json
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BLOCK = 1 << 20  # bytes
-SAID = 256 * BLOCK  # bytes between two words on progress
+PROGRESS_EVERY = 256 * BLOCK  # bytes between two words on progress
 ATTEMPTS = 5  # in a row that bring no byte
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class BucketSource:
 
     def fingerprint(self) -> str:
         """Digest of the checkpoint's names, etags and sizes."""
-        return digest_json({name: list(found) for name, found in self._objects.items() if wanted(name)})
+        return digest_json({name: list(found) for name, found in self._objects.items() if is_checkpoint_file(name)})
 
     def sizes(self) -> Mapping[str, int]:
         """Objects directly below the prefix -> bytes."""
@@ -48,7 +48,7 @@ class BucketSource:
         for name in names:
             etag, size = self._objects[name]
             if not (into / name).is_file():
-                with answering(self.place.uri):
+                with translate_s3_errors(self.place.uri):
                     self._download(client, name, etag, size, into / name)
 
     def _download(self, client: "S3Client", name: str, etag: str, size: int, path: Path) -> None:
@@ -76,18 +76,18 @@ class BucketSource:
         with part.open("ab") as file:
             for block in reply["Body"].iter_chunks(BLOCK):
                 file.write(block)
-                if file.tell() % SAID < BLOCK:
+                if file.tell() % PROGRESS_EVERY < BLOCK:
                     log.info("  %s: %.0f MB", name, file.tell() / 1e6)
 
     @cached_property
     def _objects(self) -> dict[str, tuple[str, int]]:
         found: dict[str, tuple[str, int]] = {}
-        with answering(self.place.uri):
+        with translate_s3_errors(self.place.uri):
             pages = new_client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.place.bucket, Prefix=self.prefix, Delimiter="/"):
                 for item in page.get("Contents", []):
                     found[item["Key"].removeprefix(self.prefix)] = (item["ETag"].strip('"'), item["Size"])
-        if not any(map(wanted, found)):
+        if not any(map(is_checkpoint_file, found)):
             raise SourceError(f"expected a checkpoint, got {sorted(found)[:5]}, in {redact(self.place.uri)}")
         return found
 
@@ -95,7 +95,7 @@ class BucketSource:
 def folders_of(place: SourceURI) -> list[str]:
     """Names directly below a prefix that have something below them, sorted."""
     prefix = f"{place.path}/" if place.path else ""
-    with answering(place.uri):
+    with translate_s3_errors(place.uri):
         pages = new_client().get_paginator("list_objects_v2")
         listed = pages.paginate(Bucket=place.bucket, Prefix=prefix, Delimiter="/")
         found = [item["Prefix"] for page in listed for item in page.get("CommonPrefixes", [])]
@@ -105,7 +105,7 @@ def folders_of(place: SourceURI) -> list[str]:
 def read_small(place: SourceURI, name: str, most: int) -> bytes:
     """A small object below a prefix, at most ``most`` bytes of it."""
     key = f"{place.path}/{name}" if place.path else name
-    with answering(place.uri):
+    with translate_s3_errors(place.uri):
         reply = new_client().get_object(Bucket=place.bucket, Key=key, Range=f"bytes=0-{most - 1}")
         return reply["Body"].read()
 
@@ -120,7 +120,7 @@ def new_client() -> "S3Client":
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_s3_errors(uri: str) -> Iterator[None]:
     """Turn boto's exceptions into one sentence without secrets."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 

@@ -21,7 +21,7 @@ SETTLED_S = 2.0  # a file changed within this time could change again within one
 
 
 @dataclass(frozen=True)
-class Local:
+class CachedCheckpoint:
     """A verified copy of a checkpoint.
 
     Attributes:
@@ -39,28 +39,28 @@ class Local:
     fingerprint: str
 
 
-def copy_of(digest: str) -> Path:
+def cached_folder(digest: str) -> Path:
     """Where the copy with that digest is, or would be."""
     return cache_folder() / "checkpoints" / digest.removeprefix(PREFIX)
 
 
-def part_of(uri: str, fingerprint: str) -> Path:
+def download_folder(uri: str, fingerprint: str) -> Path:
     """Where an unfinished download of exactly this content is kept."""
     return cache_folder() / "parts" / digest_bytes(f"{uri}\n{fingerprint}".encode()).removeprefix(PREFIX)[:32]
 
 
-def verified(root: Path, files: Mapping[str, str]) -> bool:
+def is_intact(root: Path, files: Mapping[str, str]) -> bool:
     """Whether ``root`` holds exactly ``files``, byte for byte (files unchanged since they were read are not reread)."""
     if not root.is_dir() or {path.name for path in root.iterdir()} != set(files):
         return False
     return all(not (root / name).is_symlink() and known_digest(root / name) == got for name, got in files.items())
 
 
-def keep(part: Path, files: Mapping[str, str]) -> Path:
+def store_download(part: Path, files: Mapping[str, str]) -> Path:
     """Give a complete, verified download its name; a copy that is there and intact stays, a damaged one goes."""
-    home = copy_of(digest_json(dict(files)))
+    home = cached_folder(digest_json(dict(files)))
     home.parent.mkdir(parents=True, exist_ok=True)
-    if home.exists() and not verified(home, files):
+    if home.exists() and not is_intact(home, files):
         shutil.rmtree(home)
     if home.exists():
         shutil.rmtree(part)
@@ -69,19 +69,19 @@ def keep(part: Path, files: Mapping[str, str]) -> Path:
     return home
 
 
-def remember(uri: str, local: Local) -> None:
+def note_source(uri: str, local: CachedCheckpoint) -> None:
     """Note what a source held, so that fetching the same content again needs no bytes."""
     value = {"fingerprint": local.fingerprint, "digest": local.digest, "kind": local.kind, "files": dict(local.files)}
     _write(_note(uri, local.fingerprint), value)
 
 
-def recall(uri: str, fingerprint: str) -> Local | None:
+def find_cached(uri: str, fingerprint: str) -> CachedCheckpoint | None:
     """The intact copy of what the source holds now, if there is one."""
     note = _read(_note(uri, fingerprint))
     if note is None or digest_json(note["files"]) != note["digest"]:
         return None
-    local = Local(copy_of(note["digest"]), note["kind"], note["digest"], note["files"], fingerprint)
-    return local if verified(local.root, local.files) else None
+    local = CachedCheckpoint(cached_folder(note["digest"]), note["kind"], note["digest"], note["files"], fingerprint)
+    return local if is_intact(local.root, local.files) else None
 
 
 def known_digest(path: Path) -> str:

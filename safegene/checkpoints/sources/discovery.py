@@ -14,7 +14,7 @@ from safegene.errors import SafegeneError, SourceError
 from safegene.workspace.digest import PREFIX, digest_bytes
 
 
-class Found(NamedTuple):
+class DiscoveredCheckpoint(NamedTuple):
     """A checkpoint that is there: a name for the target, its URI, and what it holds."""
 
     name: str
@@ -22,7 +22,7 @@ class Found(NamedTuple):
     fingerprint: str
 
 
-def survey(uri: str) -> tuple[list[Found], dict[str, str]]:
+def discover(uri: str) -> tuple[list[DiscoveredCheckpoint], dict[str, str]]:
     """The complete checkpoints directly below a place, sorted by name, and name -> why another did not count.
 
     Raises:
@@ -37,7 +37,7 @@ def survey(uri: str) -> tuple[list[Found], dict[str, str]]:
         name = target_name(unquote(child).rstrip("/").rsplit("/", 1)[-1])
         try:
             require_complete()
-            found.append(Found(name, child, fingerprint(child)))
+            found.append(DiscoveredCheckpoint(name, child, fingerprint(child)))
         except (SafegeneError, OSError) as error:
             skipped[name] = str(error)
     return sorted(found), skipped

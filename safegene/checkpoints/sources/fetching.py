@@ -15,9 +15,9 @@ from safegene.checkpoints.adapter import check_finite_adapter, open_adapter
 from safegene.checkpoints.checkpoint import check_finite, open_checkpoint
 from safegene.checkpoints.folder import PICKLES
 from safegene.checkpoints.sources import cache
-from safegene.checkpoints.sources.cache import Local
+from safegene.checkpoints.sources.cache import CachedCheckpoint
 from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
-from safegene.checkpoints.sources.wanted import wanted
+from safegene.checkpoints.sources.wanted import is_checkpoint_file
 from safegene.errors import (
     ArtifactError,
     DigestMismatch,
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFiles:
     """A model as files.
 
     Attributes:
@@ -61,7 +61,7 @@ def fingerprint(uri: str) -> str:
     return open_source(parse(uri)).fingerprint()
 
 
-def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> Local:
+def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> CachedCheckpoint:
     """A verified copy of what a source holds; nothing is copied when an intact copy is there.
 
     Args:
@@ -77,10 +77,10 @@ def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> Loca
     place = parse(uri)
     source = open_source(place)
     now = source.fingerprint()
-    part = cache.part_of(uri, now)
+    part = cache.download_folder(uri, now)
     part.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{part}.lock"):
-        local = cache.recall(uri, now) or _copy(source, uri, now, part, limits, known=expected is not None)
+        local = cache.find_cached(uri, now) or _copy(source, uri, now, part, limits, known=expected is not None)
     if expected is not None and local.digest != expected:
         raise DigestMismatch(
             f"expected a checkpoint with {expected}, got {local.digest}, from {redact(uri)}",
@@ -89,7 +89,7 @@ def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> Loca
     return local
 
 
-def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, family: Path | None = None) -> Model:
+def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, family: Path | None = None) -> ModelFiles:
     """The bytes that a ``fetch`` artefact names, fetched again by digest where they are not in the cache.
 
     Args:
@@ -105,7 +105,7 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
     record = read_record(artefact)
     root = _bytes(record, limits or FetchParams())
     if record["kind"] == "full":
-        return Model(root)
+        return ModelFiles(root)
     if family is None:
         raise ArtifactError(f"expected the family of the LoRA target {artefact}, got none")
     base = read_record(family)
@@ -114,7 +114,7 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
             f"expected the aligned model {record['base']} under the adapter, got {base['digest']}, in {artefact}",
             remedy="run `safegene run`: the target is fetched and checked against the new family",
         )
-    return Model(_bytes(base, limits or FetchParams()), (root,))
+    return ModelFiles(_bytes(base, limits or FetchParams()), (root,))
 
 
 def read_record(artefact: Path) -> dict[str, Any]:
@@ -134,13 +134,13 @@ def read_record(artefact: Path) -> dict[str, Any]:
 
 
 def _bytes(record: Mapping[str, Any], limits: FetchParams) -> Path:
-    root = cache.copy_of(record["digest"])
-    if digest_json(record["files"]) == record["digest"] and cache.verified(root, record["files"]):
+    root = cache.cached_folder(record["digest"])
+    if digest_json(record["files"]) == record["digest"] and cache.is_intact(root, record["files"]):
         return root
     return fetch(record["source"], limits=limits, expected=record["digest"]).root
 
 
-def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *, known: bool) -> Local:
+def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *, known: bool) -> CachedCheckpoint:
     sizes = source.sizes()
     names = _checked_names(sizes, uri, limits)
     part.mkdir(parents=True, exist_ok=True)
@@ -156,13 +156,13 @@ def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *
         shutil.rmtree(part)  # refused bytes are not kept
         raise type(error)(error.message.replace(str(part), redact(uri)), remedy=error.remedy) from None
     files = cache.digests(part, names)
-    local = Local(cache.keep(part, files), kind, digest_json(files), files, now)
-    cache.remember(uri, local)
+    local = CachedCheckpoint(cache.store_download(part, files), kind, digest_json(files), files, now)
+    cache.note_source(uri, local)
     return local
 
 
 def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> tuple[str, ...]:
-    names = tuple(sorted(name for name in sizes if wanted(name)))
+    names = tuple(sorted(name for name in sizes if is_checkpoint_file(name)))
     where = redact(uri)
     if not any(name.endswith(".safetensors") for name in names):
         if pickles := sorted(name for name in sizes if name.lower().endswith(PICKLES)):

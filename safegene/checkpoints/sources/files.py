@@ -49,9 +49,9 @@ def read_file(where: str, names: Sequence[str] = ()) -> PlainFile:
     if redact_text(where) != where:
         raise SourceError(f"expected a source without secrets, got one in {redact(where)}")
     if where.startswith("hf://"):
-        return _dataset(where)
+        return _hub_file(where)
     if where.startswith("s3://"):
-        return _object(where)
+        return _s3_file(where)
     if "://" in where and not where.startswith("file://"):
         forms = "PATH, file://PATH, hf://datasets/ORG/NAME[@REVISION]/FILE or s3://BUCKET/KEY"
         raise SourceError(f"expected a source of the form {forms}, got {redact(where)!r}")
@@ -76,14 +76,14 @@ def _local(path: Path, names: Sequence[str]) -> PlainFile:
     return PlainFile(path.name, path.read_bytes())
 
 
-def _dataset(uri: str) -> PlainFile:
+def _hub_file(uri: str) -> PlainFile:
     found = _DATASET.fullmatch(uri)
     if not found or ".." in uri:
         raise SourceError(f"expected hf://datasets/ORG/NAME[@REVISION]/FILE, got {redact(uri)!r}")
     from huggingface_hub import hf_hub_download
 
     repo, revision, name = found[1], found[2] or None, found[3]
-    with hub.answering(uri), tempfile.TemporaryDirectory() as folder:
+    with hub.translate_hub_errors(uri), tempfile.TemporaryDirectory() as folder:
         info = hub.api().dataset_info(repo, revision=revision, files_metadata=True)
         known = {file.rfilename: file for file in info.siblings or []}
         if name not in known:
@@ -107,11 +107,11 @@ def _dataset(uri: str) -> PlainFile:
     return PlainFile(Path(name).name, data, uri, f"commit:{info.sha}")
 
 
-def _object(uri: str) -> PlainFile:
+def _s3_file(uri: str) -> PlainFile:
     place = parse(uri)
     if not place.path:
         raise SourceError(f"expected s3://BUCKET/KEY, got {redact(uri)!r}")
-    with bucket.answering(uri):
+    with bucket.translate_s3_errors(uri):
         reply = bucket.new_client().get_object(Bucket=place.bucket, Key=place.path)
         _check_size(reply["ContentLength"], redact(uri))
         data = reply["Body"].read(LIMIT + 1)

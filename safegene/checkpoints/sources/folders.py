@@ -11,7 +11,7 @@ from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.folder import check_folder
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
-from safegene.checkpoints.sources.wanted import wanted
+from safegene.checkpoints.sources.wanted import is_checkpoint_file
 from safegene.errors import SourceError
 from safegene.workspace.digest import digest_json
 
@@ -24,7 +24,7 @@ class FolderSource:
 
     def fingerprint(self) -> str:
         """Digest of the checkpoint's files."""
-        names = [name for name in self.sizes() if wanted(name)]
+        names = [name for name in self.sizes() if is_checkpoint_file(name)]
         if not any(name.endswith(".safetensors") for name in names):
             raise SourceError(f"expected a checkpoint with safetensors weights, got {names or 'none'}, in {self.root}")
         return digest_json(cache.digests(self.root, names))

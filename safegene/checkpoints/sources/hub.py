@@ -45,7 +45,7 @@ class HubSource:
 
         announced = {file.rfilename: file.lfs["sha256"] for file in self._info.siblings if file.lfs}
         for name in names:
-            with answering(self.place.uri):
+            with translate_hub_errors(self.place.uri):
                 hf_hub_download(
                     self.place.path, name, revision=self._info.sha, local_dir=into, endpoint=endpoint(), etag_timeout=30
                 )
@@ -58,13 +58,13 @@ class HubSource:
 
     @cached_property
     def _info(self) -> Any:
-        with answering(self.place.uri):
+        with translate_hub_errors(self.place.uri):
             return api().model_info(self.place.path, revision=self.place.revision or None, files_metadata=True)
 
 
 def models_of(organisation: str) -> Iterable[tuple[str, list[str]]]:
     """The organisation's models: id and the names of its files."""
-    with answering(f"hf://{organisation}"):
+    with translate_hub_errors(f"hf://{organisation}"):
         listed = list(api().list_models(author=organisation, full=True))
     return [(model.id, [file.rfilename for file in model.siblings or []]) for model in listed]
 
@@ -82,7 +82,7 @@ def api() -> "HfApi":
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def translate_hub_errors(uri: str) -> Iterator[None]:
     """Turn the Hub library's many exceptions into one sentence without tokens."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError

@@ -27,7 +27,7 @@ WANTED = (
 _WEIGHTS = re.compile(r"(?:adapter_)?model(?:-[A-Za-z0-9_.-]+)?\.safetensors")
 
 
-def wanted(name: str) -> bool:
+def is_checkpoint_file(name: str) -> bool:
     """Whether a file at the top of a source belongs to its checkpoint."""
     return name in WANTED or (_WEIGHTS.fullmatch(name) is not None and ".." not in name)
 

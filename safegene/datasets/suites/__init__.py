@@ -6,18 +6,18 @@ and ``card`` is the suite on disk.
 """
 
 from safegene.datasets.suites.card import Card, Suite, read_suite, write_suite
-from safegene.datasets.suites.formats import FORMATS, Format, format_named
-from safegene.datasets.suites.loading import Loaded, Options, gather
+from safegene.datasets.suites.formats import SUITE_FORMATS, SuiteFormat, format_named
+from safegene.datasets.suites.loading import LoadedRows, LoadOptions, collect_rows
 
 __all__ = [
-    "FORMATS",
+    "SUITE_FORMATS",
     "Card",
-    "Format",
-    "Loaded",
-    "Options",
+    "SuiteFormat",
+    "LoadedRows",
+    "LoadOptions",
     "Suite",
     "format_named",
-    "gather",
+    "collect_rows",
     "read_suite",
     "write_suite",
 ]

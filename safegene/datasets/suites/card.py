@@ -25,8 +25,8 @@ CARD, DATA = "suite.json", "data.jsonl"
 MAX_CARD = 1 << 20
 COLUMNS = ("id", "prompt", "kind", "category", "behaviour", "split")
 UNKNOWN = frozenset(["", "unknown", "none", "n/a", "na", "tbd", "todo", "other", "?", "-"])
-LONGEST_SAID = 1000  # characters
-Said = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_SAID, strip_whitespace=True)]
+MAX_TEXT = 1000  # characters
+CardText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, strip_whitespace=True)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -37,7 +37,7 @@ class _Strict(BaseModel):
 class Expectation(_Strict):
     """A Great Expectations class and its arguments."""
 
-    kind: Said
+    kind: CardText
     arguments: dict[str, str | int | tuple[str, ...]]
 
 
@@ -54,7 +54,7 @@ class Transform(_Strict):
 
     kind: Literal["wrap", "translate"]
     file: Digest
-    said: Said
+    said: CardText
     made: Count
     left_out: dict[str, Count] = {}
 
@@ -83,18 +83,18 @@ class Card(_Strict):
 
     schema_: Literal["safegene/suite/v1"] = Field(default="safegene/suite/v1", alias="schema")
     name: Name
-    version: Said
-    source: Said
+    version: CardText
+    source: CardText
     revision: str = ""
-    licence: Said
-    format: Said
+    licence: CardText
+    format: CardText
     options: dict[str, str | tuple[str, ...]] = {}
     files: dict[str, Digest]
     sha256: Digest
     rows: dict[Kind, Positive]
     left_out: dict[str, Count] = {}
     transforms: tuple[Transform, ...] = ()
-    categories: tuple[Said, ...]
+    categories: tuple[CardText, ...]
     longest: Positive
     expectations: tuple[Expectation, ...]
 
@@ -123,8 +123,8 @@ def check_known(what: str, value: str, *, hint: str = "") -> str:
     Raises:
         ParamsError: it is empty, longer than a card's field, not one line of text, or a word for not knowing.
     """
-    if value.strip().casefold() in UNKNOWN or not value.isprintable() or len(value) > LONGEST_SAID:
-        most = f" in at most {LONGEST_SAID} characters" if len(value) > LONGEST_SAID else ""
+    if value.strip().casefold() in UNKNOWN or not value.isprintable() or len(value) > MAX_TEXT:
+        most = f" in at most {MAX_TEXT} characters" if len(value) > MAX_TEXT else ""
         raise ParamsError(f"expected the suite's {what}{most}, got {value[:80]!r}", remedy=hint)
     return value.strip()
 

@@ -10,7 +10,7 @@ from safegene.workspace.plugins import Registry
 
 
 @dataclass(frozen=True)
-class Format:
+class SuiteFormat:
     """A public set's format.
 
     Attributes:
@@ -26,42 +26,44 @@ class Format:
     languages: tuple[str, ...] = ()
 
 
-_PUBLIC: Mapping[str, Format] = {
-    "advbench": Format(harmful.advbench, ("harmful_behaviors.csv",), "MIT"),
-    "harmbench": Format(harmful.harmbench, ("harmbench_behaviors_text_all.csv",), "MIT"),
-    "jailbreakbench": Format(
+_PUBLIC: Mapping[str, SuiteFormat] = {
+    "advbench": SuiteFormat(harmful.advbench, ("harmful_behaviors.csv",), "MIT"),
+    "harmbench": SuiteFormat(harmful.harmbench, ("harmbench_behaviors_text_all.csv",), "MIT"),
+    "jailbreakbench": SuiteFormat(
         harmful.jailbreakbench("harmful", "jailbreakbench"), ("behaviors.csv", "harmful-behaviors.csv"), "MIT"
     ),
-    "jailbreakbench-benign": Format(
+    "jailbreakbench-benign": SuiteFormat(
         harmful.jailbreakbench("lookalike", "jailbreakbench-benign"), ("benign-behaviors.csv",), "MIT"
     ),
-    "xstest": Format(harmful.xstest, ("xstest_prompts.csv",), "CC-BY-4.0"),
-    "strongreject": Format(harmful.strongreject, ("strongreject_dataset.csv",), "MIT"),
-    "catqa": Format(harmful.question_tree("catqa"), ("catqa_english.json",), "Apache-2.0"),
-    "harmfulqa": Format(harmful.question_tree("harmfulqa"), ("harmfulqa.json",), "Apache-2.0"),
-    "dangerousqa": Format(harmful.question_list("dangerousqa"), ("dangerousqa.json",), "Apache-2.0"),
-    "adversarialqa": Format(harmful.question_list("adversarialqa"), ("adversarialqa.json",), "Apache-2.0"),
-    "multijail": Format(harmful.multijail, ("MultiJail.csv",), "MIT", harmful.LANGUAGES),
-    "simplesafetytests": Format(harmful.simplesafetytests, ("sst_test_cases.csv",), "CC-BY-2.0"),
-    "beavertails": Format(
+    "xstest": SuiteFormat(harmful.xstest, ("xstest_prompts.csv",), "CC-BY-4.0"),
+    "strongreject": SuiteFormat(harmful.strongreject, ("strongreject_dataset.csv",), "MIT"),
+    "catqa": SuiteFormat(harmful.question_tree("catqa"), ("catqa_english.json",), "Apache-2.0"),
+    "harmfulqa": SuiteFormat(harmful.question_tree("harmfulqa"), ("harmfulqa.json",), "Apache-2.0"),
+    "dangerousqa": SuiteFormat(harmful.question_list("dangerousqa"), ("dangerousqa.json",), "Apache-2.0"),
+    "adversarialqa": SuiteFormat(harmful.question_list("adversarialqa"), ("adversarialqa.json",), "Apache-2.0"),
+    "multijail": SuiteFormat(harmful.multijail, ("MultiJail.csv",), "MIT", harmful.LANGUAGES),
+    "simplesafetytests": SuiteFormat(harmful.simplesafetytests, ("sst_test_cases.csv",), "CC-BY-2.0"),
+    "beavertails": SuiteFormat(
         harmful.beavertails, ("test.jsonl", "test.jsonl.gz", "test.jsonl.xz"), "CC-BY-NC-4.0 (not for commercial use)"
     ),
-    "gsm8k": Format(tasks.gsm8k, ("test.jsonl",), "MIT"),
-    "banking77": Format(tasks.banking77, ("test.csv",), "CC-BY-4.0"),
-    "agnews": Format(tasks.agnews, ("test.jsonl", "test.csv"), "none stated; for non-commercial use, its authors say"),
-    "sst2": Format(tasks.sst2, ("validation.jsonl", "dev.tsv"), "none stated by its authors"),
-    "boolq": Format(tasks.boolq, ("validation.jsonl", "dev.jsonl"), "CC-BY-SA-3.0"),
+    "gsm8k": SuiteFormat(tasks.gsm8k, ("test.jsonl",), "MIT"),
+    "banking77": SuiteFormat(tasks.banking77, ("test.csv",), "CC-BY-4.0"),
+    "agnews": SuiteFormat(
+        tasks.agnews, ("test.jsonl", "test.csv"), "none stated; for non-commercial use, its authors say"
+    ),
+    "sst2": SuiteFormat(tasks.sst2, ("validation.jsonl", "dev.tsv"), "none stated by its authors"),
+    "boolq": SuiteFormat(tasks.boolq, ("validation.jsonl", "dev.jsonl"), "CC-BY-SA-3.0"),
 }
 
-FORMATS: Registry[Format] = Registry("safegene.suite_formats", _PUBLIC)
+SUITE_FORMATS: Registry[SuiteFormat] = Registry("safegene.suite_formats", _PUBLIC)
 
 
-def format_named(name: str) -> Format:
+def format_named(name: str) -> SuiteFormat:
     """The format of that name.
 
     Raises:
         ParamsError: there is none.
     """
-    if name not in FORMATS:
-        raise ParamsError(f"expected a format of {', '.join(FORMATS)}, got {name!r}")
-    return FORMATS[name]
+    if name not in SUITE_FORMATS:
+        raise ParamsError(f"expected a format of {', '.join(SUITE_FORMATS)}, got {name!r}")
+    return SUITE_FORMATS[name]

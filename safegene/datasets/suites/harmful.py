@@ -10,29 +10,29 @@ from collections.abc import Iterator
 from typing import Any
 
 from safegene.datasets.prompts import Kind
-from safegene.datasets.suites.loading import Item, LeftOut, Loader, Options, clean, one_of, row
+from safegene.datasets.suites.loading import Item, Loader, LoadOptions, SkippedRow, clean, one_of, row
 from safegene.datasets.suites.tables import csv_records, json_records, json_value
 from safegene.errors import FormatError, ParamsError
 
 LANGUAGES = ("en", "zh", "it", "vi", "ar", "ko", "th", "bn", "sw", "jv")
 
 
-def advbench(data: bytes, where: str, options: Options) -> Iterator[Item]:
+def advbench(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """AdvBench ``harmful_behaviors.csv``: goal, target; the target (an answer's opening) is not read."""
     for number, (at, cells) in enumerate(csv_records(data, ("goal", "target"), where)):
         yield row(f"advbench-{number}", cells["goal"], "harmful", "advbench", options, at)
 
 
-def harmbench(data: bytes, where: str, options: Options) -> Iterator[Item]:
+def harmbench(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """HarmBench's text behaviours: a context stands before its behaviour; copyright is about quoting, not harm."""
     columns = ("Behavior", "SemanticCategory", "Tags", "ContextString", "BehaviorID")
     for at, cells in csv_records(data, columns, where, optional=("FunctionalCategory",)):
         tags = {tag.strip() for tag in cells["Tags"].split(",")}
         context, group = cells["ContextString"].strip(), cells.get("FunctionalCategory", "").strip()
         if "copyright" in (group, cells["SemanticCategory"].strip()) or "hash_check" in tags:
-            yield LeftOut("copyright: judged by comparing with the text itself, not by a judge of harm")
+            yield SkippedRow("copyright: judged by comparing with the text itself, not by a judge of harm")
         elif not context and (group == "contextual" or "context" in tags):
-            yield LeftOut("its context is missing")
+            yield SkippedRow("its context is missing")
         else:
             text = f"{context}\n\n{cells['Behavior'].strip()}" if context else cells["Behavior"]
             name = f"harmbench-{_given(cells['BehaviorID'], at)}"
@@ -42,7 +42,7 @@ def harmbench(data: bytes, where: str, options: Options) -> Iterator[Item]:
 def jailbreakbench(kind: Kind, name: str) -> Loader:
     """JailbreakBench's ``harmful-behaviors.csv`` or ``benign-behaviors.csv``; early copies leave ``Index`` unnamed."""
 
-    def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    def load(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
         columns = ("Goal", "Target", "Behavior", "Category", "Source")
         for number, (at, cells) in enumerate(csv_records(data, columns, where, optional=("", "Index"))):
             index = str(cells.get("Index", cells.get("", number)))
@@ -51,7 +51,7 @@ def jailbreakbench(kind: Kind, name: str) -> Loader:
     return load
 
 
-def xstest(data: bytes, where: str, options: Options) -> Iterator[Item]:
+def xstest(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """XSTest ``xstest_prompts.csv``: safe prompts are look-alikes, their unsafe contrasts are harmful."""
     columns = ("id", "prompt", "type", "label", "focus", "note")
     kinds: dict[str, Kind] = {"safe": "lookalike", "unsafe": "harmful"}
@@ -60,7 +60,7 @@ def xstest(data: bytes, where: str, options: Options) -> Iterator[Item]:
         yield row(f"xstest-{_given(cells['id'], at)}", cells["prompt"], kind, cells["type"], options, at)
 
 
-def strongreject(data: bytes, where: str, options: Options) -> Iterator[Item]:
+def strongreject(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """StrongREJECT ``strongreject_dataset.csv``: category, source, forbidden_prompt."""
     for number, (at, cells) in enumerate(csv_records(data, ("category", "source", "forbidden_prompt"), where)):
         yield row(f"strongreject-{number}", cells["forbidden_prompt"], "harmful", cells["category"], options, at)
@@ -69,7 +69,7 @@ def strongreject(data: bytes, where: str, options: Options) -> Iterator[Item]:
 def question_tree(name: str) -> Loader:
     """A JSON tree of category -> subcategory -> questions (CatQA, HarmfulQA); an id is the place in the whole tree."""
 
-    def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    def load(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
         number = 0
         for category, kinds in _mapping(json_value(data, where), where).items():
             for kind, texts in _mapping(kinds, f"{where}, {category!r}").items():
@@ -84,14 +84,14 @@ def question_tree(name: str) -> Loader:
 def question_list(name: str) -> Loader:
     """A JSON list of questions (DangerousQA, AdversarialQA)."""
 
-    def load(data: bytes, where: str, options: Options) -> Iterator[Item]:
+    def load(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
         for number, text in enumerate(_list(json_value(data, where), where)):
             yield row(f"{name}-{number}", text, "harmful", name, options, f"{where}, item {number}")
 
     return load
 
 
-def multijail(data: bytes, where: str, options: Options) -> Iterator[Item]:
+def multijail(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """MultiJail: a column per language. English asks directly; a translation is the same behaviour, wrapped.
 
     Raises:
@@ -111,14 +111,14 @@ def multijail(data: bytes, where: str, options: Options) -> Iterator[Item]:
                 yield row(name, cells[language], "wrapped", category, options, at, behaviour=base)
 
 
-def simplesafetytests(data: bytes, where: str, options: Options) -> Iterator[Item]:
+def simplesafetytests(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """SimpleSafetyTests: id, harm_area, category (how it is asked), prompt; the area is the row's category."""
     for at, cells in csv_records(data, ("id", "harm_area", "category", "prompt"), where):
         name = f"simplesafetytests-{_given(cells['id'], at)}"
         yield row(name, cells["prompt"], "harmful", cells["harm_area"], options, at)
 
 
-def beavertails(data: bytes, where: str, options: Options) -> Iterator[Item]:
+def beavertails(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """BeaverTails' JSON lines: a prompt is harmful when a reply to it was labelled unsafe. Replies are not kept.
 
     ``is_safe`` is about the pair, so a prompt whose replies were all safe is not known to be harmful.
@@ -140,8 +140,8 @@ def beavertails(data: bytes, where: str, options: Options) -> Iterator[Item]:
             left[prompt] = None
     for number, prompt, category, at in first.values():
         yield row(f"beavertails-{number}", prompt, "harmful", category, options, at)
-    yield from (LeftOut("no reply to it was labelled unsafe") for _ in left)
-    yield from (LeftOut("another reply to the same prompt") for _ in range(repeated))
+    yield from (SkippedRow("no reply to it was labelled unsafe") for _ in left)
+    yield from (SkippedRow("another reply to the same prompt") for _ in range(repeated))
 
 
 def _given(value: str, where: str) -> str:

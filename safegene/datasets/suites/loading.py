@@ -12,7 +12,7 @@ LONGEST, LONGEST_CATEGORY = 8000, 200  # characters
 
 
 @dataclass(frozen=True)
-class Options:
+class LoadOptions:
     """What a person chooses of a set.
 
     Attributes:
@@ -29,22 +29,22 @@ class Options:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRow:
     """A row that the suite does not hold, and why."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRows:
     """Rows in file order, and how many were left out for which reason."""
 
     rows: tuple[Prompt, ...]
     left_out: Mapping[str, int]
 
 
-Item = Prompt | LeftOut
-Loader = Callable[[bytes, str, Options], Iterator[Item]]
+Item = Prompt | SkippedRow
+Loader = Callable[[bytes, str, LoadOptions], Iterator[Item]]
 """A pure function: the file's bytes, its name for messages, the options -> every row of the file, in order."""
 
 
@@ -53,7 +53,7 @@ def row(
     text: object,
     kind: Kind,
     category: object,
-    options: Options,
+    options: LoadOptions,
     where: str,
     *,
     behaviour: str | None = None,
@@ -74,9 +74,9 @@ def row(
         got = len(said["category"])
         raise FormatError(f"expected a category of at most {LONGEST_CATEGORY} characters, got {got}, in {where}")
     if not said["prompt"]:
-        return LeftOut("no text")
+        return SkippedRow("no text")
     if not said["category"]:
-        return LeftOut("no category")
+        return SkippedRow("no category")
     return Prompt(kind=kind, split=options.split, behaviour=said["id"] if behaviour is None else behaviour, **said)
 
 
@@ -105,7 +105,7 @@ def one_of(value: Any, known: Mapping[str, str], what: str, where: str) -> str:
     return known[key]
 
 
-def gather(items: Iterable[Item], options: Options, where: str) -> Loaded:
+def collect_rows(items: Iterable[Item], options: LoadOptions, where: str) -> LoadedRows:
     """Rows with distinct ids and distinct texts, within the options.
 
     Raises:
@@ -116,7 +116,7 @@ def gather(items: Iterable[Item], options: Options, where: str) -> Loaded:
     texts: set[str] = set()
     left = Counter[str]()
     for item in items:
-        reason = item.reason if isinstance(item, LeftOut) else _unwanted(item, options, texts)
+        reason = item.reason if isinstance(item, SkippedRow) else _unwanted(item, options, texts)
         if isinstance(item, Prompt) and item.id in rows:
             raise FormatError(f"expected every id once, got {item.id!r} twice, in {where}")
         if reason:
@@ -127,10 +127,10 @@ def gather(items: Iterable[Item], options: Options, where: str) -> Loaded:
     if not rows:
         said = ", ".join(f"{count} left out: {reason}" for reason, count in sorted(left.items())) or "no rows"
         raise EmptySample(f"expected at least one prompt, got none ({said}), in {where}")
-    return Loaded(tuple(rows.values()), dict(sorted(left.items())))
+    return LoadedRows(tuple(rows.values()), dict(sorted(left.items())))
 
 
-def _unwanted(prompt: Prompt, options: Options, texts: set[str]) -> str:
+def _unwanted(prompt: Prompt, options: LoadOptions, texts: set[str]) -> str:
     if prompt.category in options.without:
         return f"category {prompt.category}"
     if len(prompt.prompt) > options.longest:

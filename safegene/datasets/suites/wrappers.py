@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safegene.datasets.prompts import Prompt
-from safegene.datasets.suites.loading import Item, LeftOut, Options, clean
+from safegene.datasets.suites.loading import Item, LoadOptions, SkippedRow, clean
 from safegene.datasets.suites.tables import csv_records, json_records, json_value, text_of
 from safegene.errors import EmptySample, FormatError, ParamsError
 
@@ -90,7 +90,7 @@ def read_templates(data: bytes, where: str) -> Templates:
 
 
 def wrap(
-    rows: Sequence[Prompt], templates: Templates, per_behaviour: int, options: Options
+    rows: Sequence[Prompt], templates: Templates, per_behaviour: int, options: LoadOptions
 ) -> tuple[list[Item], dict[str, int]]:
     """Each harmful row inside ``per_behaviour`` templates, and how many templates were left out for which reason.
 
@@ -126,8 +126,8 @@ def translate(rows: Sequence[Prompt], translated: Sequence[Item], language: str,
     bases = {base.id: base for base in rows if base.kind == "harmful"}
     made: list[Item] = []
     for other in translated:
-        if isinstance(other, LeftOut) or other.id not in bases:
-            made.append(LeftOut("no direct row of that id") if isinstance(other, Prompt) else other)
+        if isinstance(other, SkippedRow) or other.id not in bases:
+            made.append(SkippedRow("no direct row of that id") if isinstance(other, Prompt) else other)
             continue
         base = bases[other.id]
         if other.category != base.category:

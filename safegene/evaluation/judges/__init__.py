@@ -3,11 +3,11 @@
 from typing import cast
 
 from safegene.errors import JudgeError
-from safegene.evaluation.judges.base import Decision, Judge
+from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.workspace.params import JudgeParams
 from safegene.workspace.plugins import JUDGES
 
-__all__ = ["Decision", "Judge", "build"]
+__all__ = ["Judge", "JudgeDecision", "build"]
 
 
 def build(params: JudgeParams) -> Judge:

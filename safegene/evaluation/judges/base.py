@@ -13,7 +13,7 @@ from safegene.gate import Label
 
 
 @dataclass(frozen=True)
-class Decision:
+class JudgeDecision:
     """One reply, judged.
 
     Attributes:
@@ -35,7 +35,7 @@ class Judge(Protocol):
         """Digest of everything that influences the judge's decisions."""
         ...
 
-    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[Decision]:
+    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[JudgeDecision]:
         """One decision per reply, in order; unscored with a reason in ``raw`` where there is none.
 
         Raises:

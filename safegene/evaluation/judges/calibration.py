@@ -16,7 +16,7 @@ from safegene.errors import EmptySample, FormatError, JudgeError, ParamsError
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.base import Judge
 from safegene.evaluation.judges.labels import LabelForm, read_labels
-from safegene.gate import Calibration, Counts, Label
+from safegene.gate import Calibration, ConfusionCounts, Label
 from safegene.gate.statistics import wilson
 from safegene.workspace.digest import canonical_json, strict_json
 from safegene.workspace.params import JudgeParams
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SCHEMA = "safegene/calibration/v1"
 
 
-def measure(
+def measure_judge(
     judge: Judge,
     prompts: Sequence[str],
     replies: Sequence[str],
@@ -66,7 +66,7 @@ def log_cost(name: str, judge: Judge) -> None:
         log.info("%s: %s", name, cost)
 
 
-def calibrate(
+def calibrate_judge(
     params: JudgeParams, labels: Path, what: str, *, root: Path, form: LabelForm = "ours"
 ) -> tuple[Calibration, Path]:
     """Measure the judge of ``params`` on labelled replies of ``form``, and write its file below ``root``.
@@ -83,7 +83,7 @@ def calibrate(
         )
     rows = read_labels(labels, form)
     judge = build(params)
-    found = measure(judge, rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
+    found = measure_judge(judge, rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
     log_cost("judge", judge)
     path = root / params.calibration
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +91,9 @@ def calibrate(
     return found, path
 
 
-def _counts(decided: Sequence[Label], truth: Sequence[bool]) -> Counts:
+def _counts(decided: Sequence[Label], truth: Sequence[bool]) -> ConfusionCounts:
     pairs = list(zip(decided, truth, strict=True))
-    return Counts(
+    return ConfusionCounts(
         true_positives=sum(one == "yes" for one, is_so in pairs if is_so),
         positives=sum(truth),
         true_negatives=sum(one == "no" for one, is_so in pairs if not is_so),
@@ -144,14 +144,14 @@ def calibration_from(path: Path) -> Calibration:
     )
 
 
-def _read_counts(raw: Any, path: Path) -> Counts | None:
+def _read_counts(raw: Any, path: Path) -> ConfusionCounts | None:
     if raw is None:
         return None
-    names = set(Counts.__dataclass_fields__)
+    names = set(ConfusionCounts.__dataclass_fields__)
     if not isinstance(raw, dict) or set(raw) != names or any(type(count) is not int for count in raw.values()):
         raise FormatError(f"expected the counts {sorted(names)}, got {raw!r}, in {path}")
     try:
-        return Counts(**raw)
+        return ConfusionCounts(**raw)
     except ValueError as error:
         raise FormatError(f"{error}, in {path}") from None
 
@@ -183,7 +183,7 @@ class Agreement:
     bias: float
 
 
-def agreement(counts: Counts) -> Agreement:
+def agreement(counts: ConfusionCounts) -> Agreement:
     """Accuracy, kappa and bias of counts; an unscored reply counts as the wrong decision, as in `measure`.
 
     Raises:
@@ -199,7 +199,7 @@ def agreement(counts: Counts) -> Agreement:
     return Agreement(n, counts.positives / n, right / n, kappa, (said - counts.positives) / n)
 
 
-def in_words(what: str, counts: Counts | None) -> str:
+def describe_counts(what: str, counts: ConfusionCounts | None) -> str:
     """Sensitivity and specificity with 95% Wilson intervals, then how far judge and people agree."""
     if counts is None:
         return f"{what}: not measured"

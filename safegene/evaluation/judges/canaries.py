@@ -10,7 +10,7 @@ A judge whose language is another (the tiny family's grammar) has canaries of it
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safegene.evaluation.judges.base import Decision, Judge
+from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.gate import Label
 
 ANY: frozenset[Label] = frozenset({"yes", "no", "unscored"})
@@ -29,7 +29,7 @@ class Canary:
     harmful: frozenset[Label] = ANY
     refusal: frozenset[Label] = ANY
 
-    def allows(self, decision: Decision) -> bool:
+    def allows(self, decision: JudgeDecision) -> bool:
         """Whether a sane judge may decide so."""
         return decision.harmful in self.harmful and decision.refusal in self.refusal
 
@@ -58,7 +58,7 @@ CANARIES = (
 )
 
 
-def check(judge: Judge) -> list[str]:
+def check_canaries(judge: Judge) -> list[str]:
     """What the judge decided on canaries and must not have; empty when all is well.
 
     Raises:

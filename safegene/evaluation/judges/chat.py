@@ -22,9 +22,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from safegene.errors import FormatError, JudgeError
-from safegene.evaluation.judges.base import Decision
-from safegene.evaluation.judges.formats import FORMATS, Format, Messages, nonce
-from safegene.evaluation.judges.meter import Cost, Meter, Spent
+from safegene.evaluation.judges.base import JudgeDecision
+from safegene.evaluation.judges.formats import ANSWER_FORMATS, AnswerFormat, Messages, nonce
+from safegene.evaluation.judges.meter import BudgetSpent, Meter, TokenPrice
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.judges.phrases import build as phrase_judge
 from safegene.models.address import check_url
@@ -61,7 +61,7 @@ class ChatJudge:
     url: str
     model: str
     revision: str
-    format: Format
+    format: AnswerFormat
     phrases: PhraseJudge
     allow_hosts: tuple[str, ...]
     timeout_seconds: float
@@ -82,11 +82,11 @@ class ChatJudge:
         return digest_json({"kind": "chat", **who, "wording": self.format.wording, "phrases": self.phrases.identity})
 
     @property
-    def cost(self) -> Cost:
+    def cost(self) -> TokenPrice:
         """What this judge has spent so far, over all calls."""
         return self.meter.cost
 
-    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[Decision]:
+    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[JudgeDecision]:
         """One decision per reply.
 
         Raises:
@@ -103,27 +103,27 @@ class ChatJudge:
         ):
             return list(pool.map(lambda pair: self._one(client, *pair), pairs))
 
-    def _one(self, client: "httpx.Client", prompt: str, reply: str) -> Decision:
+    def _one(self, client: "httpx.Client", prompt: str, reply: str) -> JudgeDecision:
         if not reply.strip():
-            return Decision("unscored", "unscored", "empty reply")
+            return JudgeDecision("unscored", "unscored", "empty reply")
         try:
             mark = nonce(self.identity, prompt, reply)
         except UnicodeEncodeError:
-            return Decision("unscored", "unscored", "not asked: half a character in the prompt or reply")
+            return JudgeDecision("unscored", "unscored", "not asked: half a character in the prompt or reply")
         if self._failures >= GIVE_UP:
-            return Decision("unscored", "unscored", f"not asked: the judge failed {GIVE_UP} times in a row")
+            return JudgeDecision("unscored", "unscored", f"not asked: the judge failed {GIVE_UP} times in a row")
         try:
             answer = self._answer(client, self.format.ask(prompt, reply, mark))
-        except Spent as error:
-            return Decision("unscored", "unscored", f"not asked: {error}")
+        except BudgetSpent as error:
+            return JudgeDecision("unscored", "unscored", f"not asked: {error}")
         except (_Unusable, _TryAgain) as error:
             with self._lock:
                 self._failures += 1
-            return Decision("unscored", "unscored", f"no answer: {error}")
+            return JudgeDecision("unscored", "unscored", f"no answer: {error}")
         with self._lock:
             self._failures = 0
         if mark in answer.casefold():
-            return Decision("unscored", "unscored", f"the answer repeats the marks of the reply: {answer[:300]!r}")
+            return JudgeDecision("unscored", "unscored", f"the answer repeats the marks of the reply: {answer[:300]!r}")
         return self.format.read(answer, reply, self.phrases)
 
     def _answer(self, client: "httpx.Client", messages: Messages) -> str:
@@ -241,7 +241,7 @@ def build(params: JudgeParams) -> ChatJudge:
         url=params.url,
         model=params.model,
         revision=params.revision or "",
-        format=FORMATS[params.format],
+        format=ANSWER_FORMATS[params.format],
         phrases=phrase_judge(params),
         allow_hosts=params.allow_hosts,
         timeout_seconds=params.timeout_seconds,

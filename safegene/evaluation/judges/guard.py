@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safegene.errors import JudgeError, SafegeneError
-from safegene.evaluation.judges.base import Decision
-from safegene.evaluation.judges.formats import FORMATS, Format, Messages, nonce
+from safegene.evaluation.judges.base import JudgeDecision
+from safegene.evaluation.judges.formats import ANSWER_FORMATS, AnswerFormat, Messages, nonce
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.judges.phrases import build as phrase_judge
 from safegene.evaluation.judges.weights import model_folder
-from safegene.models.device import device, threads_for
+from safegene.models.device import default_device, threads_for
 from safegene.models.generation import end_tokens, greedy_decoding, left_padded
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.workspace.digest import digest_files, digest_json
@@ -58,7 +58,7 @@ class GuardJudge:
     tokenizer: "PreTrainedTokenizerBase"
     weights: str
     words: str
-    format: Format
+    format: AnswerFormat
     phrases: PhraseJudge
     batch_size: int
 
@@ -69,18 +69,18 @@ class GuardJudge:
         asked = {"wording": self.format.wording, "phrases": self.phrases.identity}
         return digest_json({"kind": "guard", **files, **asked})
 
-    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[Decision]:
+    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[JudgeDecision]:
         """One decision per reply; the longest conversations first, so that too little memory shows at once.
 
         Raises:
             JudgeError: the chat template cannot take a conversation.
         """
-        found: dict[int, Decision] = {}
+        found: dict[int, JudgeDecision] = {}
         rows: dict[int, list[int]] = {}
         for at, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
             row = self._row(prompt, reply)
             if isinstance(row, str):
-                found[at] = Decision("unscored", "unscored", row)
+                found[at] = JudgeDecision("unscored", "unscored", row)
             else:
                 rows[at] = row
         order = sorted(rows, key=lambda at: (-len(rows[at]), at))
@@ -91,9 +91,11 @@ class GuardJudge:
                     found[at] = self._decide(answer, replies[at])
         return [found[at] for at in range(len(found))]
 
-    def _decide(self, answer: str | None, reply: str) -> Decision:
+    def _decide(self, answer: str | None, reply: str) -> JudgeDecision:
         if answer is None:
-            return Decision("unscored", "unscored", "the guard did not end its answer, or its scores are no numbers")
+            return JudgeDecision(
+                "unscored", "unscored", "the guard did not end its answer, or its scores are no numbers"
+            )
         return self.format.read(answer, reply, self.phrases)
 
     def _row(self, prompt: str, reply: str) -> list[int] | str:
@@ -179,12 +181,12 @@ def build(params: JudgeParams) -> GuardJudge:
         )
     folder = model_folder(params.model, params.revision, (*WEIGHTS, *WORDS), cache_folder() / "judges")
     try:
-        model = load_model(folder, dtype=params.dtype, device=device())
+        model = load_model(folder, dtype=params.dtype, device=default_device())
         tokenizer = load_tokenizer(folder)
         ends = end_tokens(model, tokenizer)
     except (SafegeneError, OSError, ValueError) as error:
         raise JudgeError(f"expected a causal language model with a tokenizer in {folder}, got {error}") from error
-    form = FORMATS[params.format]
+    form = ANSWER_FORMATS[params.format]
     if not ends or tokenizer.pad_token_id is None:
         raise JudgeError(f"expected a token that ends an answer, got none, in {folder}")
     if form.whole is None and not tokenizer.chat_template:

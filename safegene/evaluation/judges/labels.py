@@ -20,12 +20,12 @@ from safegene.errors import EmptySample, FormatError, JudgeError
 from safegene.workspace.digest import strict_json
 
 LabelForm = Literal["ours", "gptfuzz", "xstest"]
-LABELS = ("harmful", "refusal")
+LABEL_READERS = ("harmful", "refusal")
 _XSTEST = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledReply:
     """Replies that people have labelled; labels of a kind are there for every reply, or None."""
 
     prompts: tuple[str, ...]
@@ -34,7 +34,7 @@ class Labelled:
     refusal: tuple[bool, ...] | None
 
 
-def read_labels(path: Path, form: LabelForm = "ours") -> Labelled:
+def read_labels(path: Path, form: LabelForm = "ours") -> LabelledReply:
     """Read labelled replies of a form, see above.
 
     Raises:
@@ -50,27 +50,27 @@ def read_labels(path: Path, form: LabelForm = "ours") -> Labelled:
     return read
 
 
-def _ours(path: Path) -> Labelled:
+def _ours(path: Path) -> LabelledReply:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             rows.append(_labelled(strict_json(line, where=f"{path}, line {number}"), rows, f"{path}, line {number}"))
-    given = {name: tuple(row[name] for row in rows) if rows and name in rows[0] else None for name in LABELS}
-    return Labelled(tuple(r["prompt"] for r in rows), tuple(r["reply"] for r in rows), **given)
+    given = {name: tuple(row[name] for row in rows) if rows and name in rows[0] else None for name in LABEL_READERS}
+    return LabelledReply(tuple(r["prompt"] for r in rows), tuple(r["reply"] for r in rows), **given)
 
 
 def _labelled(row: Any, before: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
     keys = set(row) if isinstance(row, dict) else set()
-    sound = {"prompt", "reply"} <= keys <= {"prompt", "reply", *LABELS} and len(keys) > 2
+    sound = {"prompt", "reply"} <= keys <= {"prompt", "reply", *LABEL_READERS} and len(keys) > 2
     if not sound or (before and keys != set(before[0])):
         wanted = sorted(before[0]) if before else ["prompt", "reply", "harmful or refusal"]
         raise FormatError(f"expected a labelled reply with the keys {wanted}, got {sorted(keys)}, in {where}")
-    if not all(isinstance(row[key], bool if key in LABELS else str) for key in keys):
+    if not all(isinstance(row[key], bool if key in LABEL_READERS else str) for key in keys):
         raise FormatError(f"expected texts, and labels that are true or false, got others, in {where}")
     return dict(row)
 
 
-def _gptfuzz(path: Path) -> Labelled:
+def _gptfuzz(path: Path) -> LabelledReply:
     beside = path.with_name("question_list.csv")
     if not beside.is_file():
         raise JudgeError(
@@ -86,17 +86,19 @@ def _gptfuzz(path: Path) -> Labelled:
                 f"expected a question of {beside.name} and a label 0 or 1, got {got}, in {path} row {number}"
             )
     harmful = tuple(row["label"] == "1" for row in rows)
-    return Labelled(tuple(questions[r["question"]] for r in rows), tuple(r["Response"] for r in rows), harmful, None)
+    return LabelledReply(
+        tuple(questions[r["question"]] for r in rows), tuple(r["Response"] for r in rows), harmful, None
+    )
 
 
-def _xstest(path: Path) -> Labelled:
+def _xstest(path: Path) -> LabelledReply:
     labels = ("annotation_1", "annotation_2", "final_label")
     rows = _table(path, ("prompt", "completion", *labels))
     for number, row in enumerate(rows, start=1):
         if wrong := [row[name][:40] for name in labels if row[name] not in _XSTEST]:
             raise FormatError(f"expected the labels {', '.join(_XSTEST)}, got {wrong}, in {path} row {number}")
     refusal = tuple(row["final_label"] != _XSTEST[0] for row in rows)
-    return Labelled(tuple(r["prompt"] for r in rows), tuple(r["completion"] for r in rows), None, refusal)
+    return LabelledReply(tuple(r["prompt"] for r in rows), tuple(r["completion"] for r in rows), None, refusal)
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

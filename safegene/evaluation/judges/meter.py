@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Cost:
+class TokenPrice:
     """What was spent so far.
 
     Attributes:
@@ -36,7 +36,7 @@ class Cost:
         return f"{self.requests} requests, {self.retries} of them again, {tokens}{upper}"
 
 
-class Spent(Exception):  # noqa: N818 (no error: a budget that is spent)
+class BudgetSpent(Exception):  # noqa: N818 (no error: a budget that is spent)
     """The budget is spent; says which."""
 
 
@@ -49,12 +49,12 @@ class Meter:
     max_tokens: int | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    _cost: Cost = field(default_factory=Cost, init=False)
+    _cost: TokenPrice = field(default_factory=TokenPrice, init=False)
     _free_at: float = field(default=0.0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
-    def cost(self) -> Cost:
+    def cost(self) -> TokenPrice:
         """What was spent so far."""
         return self._cost
 
@@ -67,9 +67,9 @@ class Meter:
         with self._lock:
             cost = self._cost
             if self.max_requests is not None and cost.requests >= self.max_requests:
-                raise Spent(f"the budget of {self.max_requests} requests is spent")
+                raise BudgetSpent(f"the budget of {self.max_requests} requests is spent")
             if self.max_tokens is not None and cost.prompt_tokens + cost.completion_tokens >= self.max_tokens:
-                raise Spent(f"the budget of {self.max_tokens} tokens is spent")
+                raise BudgetSpent(f"the budget of {self.max_tokens} tokens is spent")
             self._cost = replace(cost, requests=cost.requests + 1, retries=cost.retries + again)
             now = self.clock()
             starts = max(now, self._free_at)

@@ -22,17 +22,17 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import layer_of, open_checkpoint
 from safegene.checkpoints.export.adapter import write_adapter
 from safegene.checkpoints.export.card import model_card
-from safegene.checkpoints.sources import Model, local_checkpoint, read_record
+from safegene.checkpoints.sources import ModelFiles, local_checkpoint, read_record
 from safegene.datasets.prompts import Prompt, PromptSet, Split, read_prompts
 from safegene.errors import CheckpointError, StaleArtifact
-from safegene.models.device import device, threads_for
+from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model, load_tokenizer
-from safegene.models.patching import scaled
+from safegene.models.patching import low_rank_hooks
 from safegene.repair.baselines import Candidate, Case, repair
-from safegene.repair.coefficients import Coefficients, Core, Scalars, groups, leading, within
+from safegene.repair.coefficients import Coefficients, Core, Scalars, allocate_ranks, scalar_groups, top_directions
 from safegene.repair.diagnosis import diagnose
-from safegene.repair.fitting import KINDS, Fitted, Measure, Shot, fit, measure
-from safegene.repair.shots import spread, teach
+from safegene.repair.fitting import SHOT_KINDS, Fitted, Shot, ShotLosses, fit_coefficients, measure_shots
+from safegene.repair.shots import evenly_spaced, shots_from_teacher
 from safegene.vectors.linalg import LowRank, Patch, concat
 from safegene.vectors.vector import SafetyVector, read_surrogates, read_vector
 from safegene.workspace.digest import canonical_json, strict_json
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SPLITS: tuple[Split, ...] = ("fit", "validation")
-SAFE_ALREADY = "the target answers safety prompts as the aligned model does"
+ALREADY_SAFE = "the target answers safety prompts as the aligned model does"
 UNCHANGED = 0.02  # a target whose replies to safety prompts differ from the aligned model's less often needs no repair
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RepairResult:
     """What calibrating found.
 
     Attributes:
@@ -61,8 +61,8 @@ class Outcome:
     """
 
     fitted: Fitted | None
-    before: Measure
-    after: Measure
+    before: ShotLosses
+    after: ShotLosses
     reason: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,20 +97,20 @@ def calibrate(
             f"expected a vector of the aligned model {family['digest']}, got one of {held.aligned}, in {vector}",
             remedy="run `safegene run`: the vector is made again for this aligned model",
         )
-    usable = selected(held, selection)
+    usable = selected_matrices(held, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
     root, tuned = local_checkpoint(aligned, fetch).root, local_checkpoint(target, fetch, family=aligned)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
     with threads_for(open_checkpoint(root).parameters):
-        shots = make(params, root, tuned, safety, tasks)
-        model = load_model(tuned.root, adapters=tuned.adapters, device=device())
+        shots = build_shots(params, root, tuned, safety, tasks)
+        model = load_model(tuned.root, adapters=tuned.adapters, device=default_device())
         if params.baseline is None:
-            outcome = solve(params, model, params.max_extra * record["parameters"], usable, shots)
+            outcome = fit_target(params, model, params.max_extra * record["parameters"], usable, shots)
         else:
             inputs["degraded"] = degraded
             change = mean_change(read_surrogates(degraded)) or held.factors
-            outcome = rival(params, case_of(params, root, tuned, change, model, shots))
+            outcome = run_baseline(params, case_of(params, root, tuned, change, model, shots))
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         base = str((family if tuned.adapters else record)["source"])
         patch = outcome.fitted.patch if outcome.fitted else _nothing(usable)
@@ -118,7 +118,7 @@ def calibrate(
         facts = write_adapter(patch, base_model=base, out=draft.path, own=own)
         payload = _payload(params, outcome, shots, patch, facts["extra_parameters"] / record["parameters"])
         payload["diagnosis"] = diagnose(payload, shots, held, patch, root=root, target=tuned, records=(family, record))
-        (draft.path / "coefficients.json").write_bytes(canonical_json(_sayable(payload)) + b"\n")
+        (draft.path / "coefficients.json").write_bytes(canonical_json(json_safe(payload)) + b"\n")
         sizes = outcome.fitted.sizes if outcome.fitted else {name: (0.0,) for name in patch}
         (draft.path / "coefficients.csv").write_text(_table(sizes), encoding="utf-8")
         lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
@@ -130,11 +130,11 @@ def calibrate(
 
 def _nothing(patch: Patch) -> dict[str, LowRank]:
     """An adapter that changes nothing."""
-    return {name: one.scaled(0.0) for name, one in leading(patch, dict.fromkeys(patch, 1)).items()}
+    return {name: one.scaled(0.0) for name, one in top_directions(patch, dict.fromkeys(patch, 1)).items()}
 
 
 def _payload(
-    params: CalibrateParams, outcome: Outcome, shots: Mapping[Split, Sequence[Shot]], patch: Patch, share: float
+    params: CalibrateParams, outcome: RepairResult, shots: Mapping[Split, Sequence[Shot]], patch: Patch, share: float
 ) -> dict[str, Any]:
     """``coefficients.json``: no clock, so the same inputs give the same bytes on the same machine.
 
@@ -160,7 +160,7 @@ def _payload(
     }
 
 
-def selected(vector: SafetyVector, selection: Path) -> Patch:
+def selected_matrices(vector: SafetyVector, selection: Path) -> Patch:
     """The vector's factors in the layers kept.
 
     Raises:
@@ -175,8 +175,8 @@ def selected(vector: SafetyVector, selection: Path) -> Patch:
     return usable
 
 
-def make(
-    params: CalibrateParams, root: Path, tuned: Model, safety: PromptSet, tasks: PromptSet
+def build_shots(
+    params: CalibrateParams, root: Path, tuned: ModelFiles, safety: PromptSet, tasks: PromptSet
 ) -> dict[Split, list[Shot]]:
     """Shots of both splits: safety by the aligned model, benign and task by the target as it came.
 
@@ -186,32 +186,35 @@ def make(
     tokenizer, tokens = load_tokenizer(root), params.response_tokens
     shots: dict[Split, list[Shot]] = {split: [] for split in SPLITS}
     share: dict[Split, float] = {"fit": 1.0, "validation": params.validation_share}
-    model = load_model(root, device=device())
+    model = load_model(root, device=default_device())
     for split in SPLITS:
         half = share[split] * params.safety_shots / 2
         asked = _mixed(safety, split, {"harmful": half, "wrapped": half})
-        shots[split] += teach(model, tokenizer, asked, kind="safety", response_tokens=tokens)
+        shots[split] += shots_from_teacher(model, tokenizer, asked, kind="safety", response_tokens=tokens)
     del model
-    model = load_model(tuned.root, adapters=tuned.adapters, device=device())
+    model = load_model(tuned.root, adapters=tuned.adapters, device=default_device())
     for split in SPLITS:
         third = share[split] * params.benign_shots / 3
         plain = _mixed(safety, split, {"lookalike": 2 * third, "generic": third})
-        own = spread(tasks.where(split=split), max(1, round(share[split] * params.task_shots)))
-        shots[split] += teach(model, tokenizer, plain, kind="benign", response_tokens=tokens)
-        shots[split] += teach(model, tokenizer, own, kind="task", response_tokens=tokens)
+        own = evenly_spaced(tasks.where(split=split), max(1, round(share[split] * params.task_shots)))
+        shots[split] += shots_from_teacher(model, tokenizer, plain, kind="benign", response_tokens=tokens)
+        shots[split] += shots_from_teacher(model, tokenizer, own, kind="task", response_tokens=tokens)
     return shots
 
 
 def _mixed(safety: PromptSet, split: Split, parts: Mapping[Any, float]) -> list[Prompt]:
     """Prompts of several kinds, evenly spread over each; a set may lack a kind, but not all of them."""
     safety.where(kind=tuple(parts), split=split)
-    rows = [spread(safety.where(kind=kind, split=split, required=False), max(1, round(n))) for kind, n in parts.items()]
+    rows = [
+        evenly_spaced(safety.where(kind=kind, split=split, required=False), max(1, round(n)))
+        for kind, n in parts.items()
+    ]
     return [row for some in rows for row in some]
 
 
-def weights_of(params: CalibrateParams) -> dict[str, float]:
+def term_weights(params: CalibrateParams) -> dict[str, float]:
     """Kind of shot -> weight of its term of the objective."""
-    return dict(zip(KINDS, (params.safety_weight, params.benign_weight, params.task_weight), strict=True))
+    return dict(zip(SHOT_KINDS, (params.safety_weight, params.benign_weight, params.task_weight), strict=True))
 
 
 def coefficients_of(params: CalibrateParams, patch: Patch, numbers: float) -> Coefficients:
@@ -220,20 +223,20 @@ def coefficients_of(params: CalibrateParams, patch: Patch, numbers: float) -> Co
     Raises:
         ParamsError: that is too little for one matrix.
     """
-    ranks = within(patch, numbers)
+    ranks = allocate_ranks(patch, numbers)
     if params.granularity == "core":
         return Core(patch, ranks, params.start)
-    kept = leading(patch, ranks)
-    return Scalars(kept, groups(kept, params.granularity, layer_of), params.start)
+    kept = top_directions(patch, ranks)
+    return Scalars(kept, scalar_groups(kept, params.granularity, layer_of), params.start)
 
 
-def solve(
+def fit_target(
     params: CalibrateParams,
     model: "PreTrainedModel",
     numbers: float,
     patch: Patch,
     shots: Mapping[Split, Sequence[Shot]],
-) -> Outcome:
+) -> RepairResult:
     """Fit the coefficients of a target, or leave it as it is where it needs no repair or none helps.
 
     The objective decides: the weighted KL on the validation shots must be lower than the unrepaired target's.
@@ -245,15 +248,15 @@ def solve(
         patch: the safety vector's factors.
         shots: of both splits.
     """
-    weights, before = weights_of(params), measure(model, shots["validation"])
+    weights, before = term_weights(params), measure_shots(model, shots["validation"])
     if before.changed["safety"] <= UNCHANGED:
-        return _left(before, SAFE_ALREADY)
+        return _left(before, ALREADY_SAFE)
 
-    def on_measure(step: int, now: Measure) -> None:
-        log.info("step %d of %d: objective %.3f", step, params.steps, now.objective(weights))
+    def on_measure(step: int, now: ShotLosses) -> None:
+        log.info("step %d of %d: objective %.3f", step, params.steps, now.weighted_objective(weights))
 
     coefficients = coefficients_of(params, patch, numbers)
-    fitted = fit(
+    fitted = fit_coefficients(
         model,
         coefficients,
         shots["fit"],
@@ -270,15 +273,15 @@ def solve(
         on_measure=on_measure,
     )
     with torch.no_grad(), coefficients.added(model):
-        after = measure(model, shots["validation"])
-    if not after.objective(weights) < before.objective(weights):  # also when it is not a number
+        after = measure_shots(model, shots["validation"])
+    if not after.weighted_objective(weights) < before.weighted_objective(weights):  # also when it is not a number
         return _left(before, "no coefficients that were tried improve on the target as it is")
-    return Outcome(fitted, before, after, "")
+    return RepairResult(fitted, before, after, "")
 
 
-def _left(before: Measure, reason: str) -> Outcome:
+def _left(before: ShotLosses, reason: str) -> RepairResult:
     log.warning("not repaired: %s", reason)
-    return Outcome(None, before, before, reason)
+    return RepairResult(None, before, before, reason)
 
 
 def mean_change(surrogates: Mapping[str, Patch]) -> dict[str, LowRank]:
@@ -291,7 +294,7 @@ def mean_change(surrogates: Mapping[str, Patch]) -> dict[str, LowRank]:
 def case_of(
     params: CalibrateParams,
     root: Path,
-    tuned: Model,
+    tuned: ModelFiles,
     change: Patch,
     model: "PreTrainedModel",
     shots: Mapping[Split, Sequence[Shot]],
@@ -304,43 +307,43 @@ def case_of(
         target=lambda name: weights[name].detach().cpu().float(),
         safety=change,
         model=model,
-        anchor=lambda: load_model(root, device=device()),
+        anchor=lambda: load_model(root, device=default_device()),
         shots=shots,
-        weights=weights_of(params),
+        weights=term_weights(params),
         seed=params.seed,
     )
 
 
-def rival(params: CalibrateParams, case: Case) -> Outcome:
+def run_baseline(params: CalibrateParams, case: Case) -> RepairResult:
     """The repair of ``params.baseline``; it is taken as it comes, also where it is worse than the target unrepaired."""
     assert params.baseline is not None
-    before = measure(case.model, case.shots["validation"])
+    before = measure_shots(case.model, case.shots["validation"])
     if before.changed["safety"] <= UNCHANGED:
-        return _left(before, SAFE_ALREADY)
+        return _left(before, ALREADY_SAFE)
     made: Candidate = repair(params.baseline, case)
     if not made.patch:
         return _left(before, f"{params.baseline.method} changes nothing")
-    with scaled(case.model, made.patch, dict.fromkeys(made.patch, torch.ones(()))):
-        after = measure(case.model, case.shots["validation"])
+    with low_rank_hooks(case.model, made.patch, dict.fromkeys(made.patch, torch.ones(()))):
+        after = measure_shots(case.model, case.shots["validation"])
     sizes = {name: (1.0,) for name in made.patch}
-    history = ((0, before.objective(case.weights)), (1, after.objective(case.weights)))
+    history = ((0, before.weighted_objective(case.weights)), (1, after.weighted_objective(case.weights)))
     fitted = Fitted(made.patch, {}, sizes, dict.fromkeys(made.patch, 1.0), made.trained, 1, history)
-    return Outcome(fitted, before, after, "", made.facts)
+    return RepairResult(fitted, before, after, "", made.facts)
 
 
-def _plain(found: Measure) -> dict[str, dict[str, float | None]]:
+def _plain(found: ShotLosses) -> dict[str, dict[str, float | None]]:
     return {
         "loss": {kind: _finite(value, 4) for kind, value in found.loss.items()},
         "changed": {kind: _finite(value, 4) for kind, value in found.changed.items()},
     }
 
 
-def _sayable(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Null for every number that JSON cannot say."""
     if isinstance(value, Mapping):
-        return {key: _sayable(one) for key, one in value.items()}
+        return {key: json_safe(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_sayable(one) for one in value]
+        return [json_safe(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -23,7 +23,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptMatrix:
     """What one matrix keeps.
 
     Attributes:
@@ -49,7 +49,7 @@ def compress(params: CompressParams, *, delta: Path, out: Path) -> Manifest:
     factors = read_factors(delta / "delta.safetensors")
     spectra = {name: product_svd(one)[1].square() for name, one in factors.items()}
     totals = {name: float(facts["matrices"][name]["total"]) for name in factors}
-    kept = ranks(params, factors, spectra, totals)
+    kept = choose_ranks(params, factors, spectra, totals)
     skipped = dict(facts["skipped"]) | {
         n: "no column fits compress.max_mebibytes" for n, k in kept.items() if not k.rank
     }
@@ -65,15 +65,15 @@ def compress(params: CompressParams, *, delta: Path, out: Path) -> Manifest:
     )
     with write_artefact(out, stage="compress", params=params.model_dump(mode="json"), inputs={"delta": delta}) as draft:
         write_vector(vector, draft.path)
-        (draft.path / "energies.csv").write_text(table(kept), encoding="utf-8")
+        (draft.path / "energies.csv").write_text(spectrum_table(kept), encoding="utf-8")
         stored = sum(one.size for one in kept.values())
         draft.facts.update(matrices=len(patch), numbers=vector.numel(), bytes=stored, energy=_overall(kept, totals))
     return draft.done
 
 
-def ranks(
+def choose_ranks(
     params: CompressParams, factors: Patch, spectra: Mapping[str, Tensor], totals: Mapping[str, float]
-) -> dict[str, Kept]:
+) -> dict[str, KeptMatrix]:
     """How many columns each matrix keeps.
 
     The byte budget takes columns away one at a time, each time the one with the least energy per byte.
@@ -104,7 +104,7 @@ def ranks(
             f"expected compress.max_mebibytes to hold at least one column, got {params.max_mebibytes}",
             remedy=f"the smallest column takes {min(column.values())} bytes",
         )
-    return {name: Kept(r, _share(spectra[name], r, totals[name]), r * column[name]) for name, r in chosen.items()}
+    return {name: KeptMatrix(r, _share(spectra[name], r, totals[name]), r * column[name]) for name, r in chosen.items()}
 
 
 def _rank(factors: LowRank) -> int:
@@ -125,12 +125,12 @@ def _share(spectrum: Tensor, rank: int, total: float) -> float:
     return 1.0 if total == 0.0 else min(1.0, float(spectrum[:rank].sum()) / total)
 
 
-def _overall(kept: Mapping[str, Kept], totals: Mapping[str, float]) -> float:
+def _overall(kept: Mapping[str, KeptMatrix], totals: Mapping[str, float]) -> float:
     whole = sum(totals.values())
     return 1.0 if whole == 0.0 else sum(kept[name].energy * totals[name] for name in kept) / whole
 
 
-def table(kept: Mapping[str, Kept]) -> str:
+def spectrum_table(kept: Mapping[str, KeptMatrix]) -> str:
     """``energies.csv``: matrix, rank, share of energy kept, bytes."""
     text = io.StringIO()
     text.write("matrix,rank,energy,bytes\n")

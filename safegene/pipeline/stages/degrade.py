@@ -18,7 +18,7 @@ from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import Prompt, PromptSet, read_prompts
 from safegene.errors import ArtifactError, CheckpointError, EmptySample
 from safegene.evaluation.judges import build
-from safegene.models.device import device, threads_for
+from safegene.models.device import default_device, threads_for
 from safegene.models.generation import generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.repair.training import Row, lora, supervised
@@ -39,7 +39,7 @@ MAX_NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
-class Maker:
+class SurrogateTrainer:
     """What making a surrogate needs, loaded once.
 
     Attributes:
@@ -107,8 +107,8 @@ def degrade(
     names = checkpoint.matrices()
     probe = safety.where(kind="harmful", split="fit")[: params.probe_prompts]
     with threads_for(checkpoint.parameters):
-        model = load_model(family.root, device=device())
-        maker = Maker(params, model, load_tokenizer(family.root), names, pools, probe, build(judge))
+        model = load_model(family.root, device=default_device())
+        maker = SurrogateTrainer(params, model, load_tokenizer(family.root), names, pools, probe, build(judge))
         before = maker.rate()
         log.info("the aligned model answers %.0f%% of the probe harmfully", 100 * before)
         made = {name: _surrogate(maker, name, read_manifest(aligned).digest) for name in sorted(params.surrogates)}
@@ -140,7 +140,7 @@ def _named(checkpoints: Sequence[str], aligned: Path, out: Path) -> Manifest:
     return draft.done
 
 
-def _surrogate(maker: Maker, name: str, aligned: str) -> Path:
+def _surrogate(maker: SurrogateTrainer, name: str, aligned: str) -> Path:
     """The cached folder of one surrogate, made if it is not there whole."""
     params, chosen = maker.params, maker.params.surrogates[name]
     identity = {
@@ -151,7 +151,7 @@ def _surrogate(maker: Maker, name: str, aligned: str) -> Path:
         "rows": maker.rows.digest,
         "probe": digest_json([row.prompt for row in maker.probe]),
         "judge": maker.judge.identity,
-        "device": device().partition(":")[0],
+        "device": default_device().partition(":")[0],
     }
     at = cache_folder() / "degrade" / digest_json(identity).removeprefix("sha256:")
     try:
@@ -168,7 +168,7 @@ def seed_of(seed: int, name: str) -> int:
     return int(digest_json([seed, name])[-8:], 16)
 
 
-def _train(maker: Maker, name: str, at: Path, identity: dict[str, Any]) -> None:
+def _train(maker: SurrogateTrainer, name: str, at: Path, identity: dict[str, Any]) -> None:
     params, chosen = maker.params, maker.params.surrogates[name]
     seed, history = seed_of(params.seed, name), list[tuple[int, float]]()
     with lora(maker.model, maker.matrices, rank=chosen.rank, seed=seed) as factors:
@@ -196,7 +196,7 @@ def _train(maker: Maker, name: str, at: Path, identity: dict[str, Any]) -> None:
         (draft.path / "record.json").write_bytes(canonical_json(record) + b"\n")
 
 
-def _probe(maker: Maker, name: str, history: list[tuple[int, float]]) -> Callable[[int, float], bool]:
+def _probe(maker: SurrogateTrainer, name: str, history: list[tuple[int, float]]) -> Callable[[int, float], bool]:
     """Measure every so many steps and at the last; say stop once the rate is reached."""
     params = maker.params
 

@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints.sources import local_checkpoint, read_record
-from safegene.datasets.prompts import Prompt, normalised, read_prompts, validated
+from safegene.datasets.prompts import Prompt, normalised, read_prompts, validated_receipt
 from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
-from safegene.evaluation.early_stop import audit
-from safegene.evaluation.engines import Contender, Engine
+from safegene.evaluation.early_stop import audit_stopping
+from safegene.evaluation.engines import Engine, EvaluatedModel
 from safegene.evaluation.judges.calibration import log_cost
-from safegene.evaluation.judges.canaries import check
-from safegene.evaluation.judging import Instrument, judgement_of
+from safegene.evaluation.judges.canaries import check_canaries
+from safegene.evaluation.judging import CalibratedJudge, judgement_of
 from safegene.evaluation.refusals import refusal_stop
-from safegene.gate import Arm, Plan, Planned, decide
-from safegene.gate.adjudication import due
+from safegene.gate import Arm, Plan, PlannedPrompt, decide
+from safegene.gate.adjudication import replies_to_adjudicate
 from safegene.gate.decision import policy_digest
-from safegene.gate.ordering import arranged, next_block
-from safegene.gate.pairs import tabled
+from safegene.gate.ordering import next_block, policy_order
+from safegene.gate.pairs import index_judgements
 from safegene.ledger.promotion import read_attempt, read_incumbent
 from safegene.models.generation import STOPPED_KINDS
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_files
@@ -84,12 +84,12 @@ def evaluate(
     """
     first, second = _instruments(params)
     suites = {"gate": read_prompts(prompts / "gate.jsonl"), "task": read_prompts(task)}
-    receipt = validated(validation, {"gate": suites["gate"].digest, f"task-{task.stem}": suites["task"].digest})
+    receipt = validated_receipt(validation, {"gate": suites["gate"].digest, f"task-{task.stem}": suites["task"].digest})
     asked = {"gate": suites["gate"].where(split="test"), "task": suites["task"].where(kind="task", split="test")}
     arms = _arms(aligned, target, candidate, incumbent, fetch)
     policy = policy_digest(gate)
     plan = Plan(
-        prompts=arranged((_planned(row) for rows in asked.values() for row in rows), policy),
+        prompts=policy_order((_planned(row) for rows in asked.values() for row in rows), policy),
         models={**{arm: one.digest for arm, one in arms.items()}, "repeat": arms["candidate"].digest},
         judge=first.judge.identity,
         calibration=first.calibration,
@@ -103,8 +103,8 @@ def evaluate(
     )
     _require_distinct(plan, prompts, task)
     known = {row.id: row for rows in asked.values() for row in rows}
-    ask = Asking(arms, plan, gate, Engine(dtype, params.server), first, second)
-    rows = _until_clear(ask, known, gate)
+    ask = EvaluationRun(arms, plan, gate, Engine(dtype, params.server), first, second)
+    rows = _run_sequential(ask, known, gate)
     inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
     inputs |= {"aligned": aligned, "target": target, "candidate": candidate, "validation": receipt}
     inputs |= {"incumbent": incumbent} if incumbent and incumbent.is_file() else {}
@@ -113,18 +113,18 @@ def evaluate(
     return _write(out, plan, rows, params=chosen, inputs=inputs)
 
 
-def _instruments(params: EvaluateParams) -> tuple[Instrument, Instrument | None]:
-    first = Instrument.of(params.judge)
-    second = Instrument.of(params.adjudicator) if params.adjudicator else None
+def _instruments(params: EvaluateParams) -> tuple[CalibratedJudge, CalibratedJudge | None]:
+    first = CalibratedJudge.of(params.judge)
+    second = CalibratedJudge.of(params.adjudicator) if params.adjudicator else None
     if second and second.judge.identity == first.judge.identity:
         raise JudgeError("expected an adjudicator that is another judge, got the judge itself, in evaluate.adjudicator")
     return first, second
 
 
-def _canaries(*instruments: Instrument | None) -> tuple[str, ...]:
+def _canaries(*instruments: CalibratedJudge | None) -> tuple[str, ...]:
     """What the judges got wrong of the replies whose labels are known."""
     judges = [one.judge for one in instruments if one]
-    return tuple(f"{judge.identity[:19]}: {said}" for judge in judges for said in check(judge))
+    return tuple(f"{judge.identity[:19]}: {said}" for judge in judges for said in check_canaries(judge))
 
 
 def _calibrations(params: EvaluateParams) -> dict[str, Path]:
@@ -135,15 +135,15 @@ def _calibrations(params: EvaluateParams) -> dict[str, Path]:
 
 
 @dataclass
-class Asking:
+class EvaluationRun:
     """The models that answer, and the judges of their replies."""
 
-    arms: Mapping[Arm, Contender]
+    arms: Mapping[Arm, EvaluatedModel]
     plan: Plan
     gate: GateParams
     engine: Engine
-    first: Instrument
-    second: Instrument | None
+    first: CalibratedJudge
+    second: CalibratedJudge | None
     in_full: set[Arm] = field(default_factory=set)
 
     def rows(self, block: Sequence[Prompt], *, twice: bool) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ class Asking:
         rule, done = self.plan.decoding["stop"], list(rows)
         for arm in sorted({row["model"] for row in rows}) if rule else ():
             done = self._whole(done, arm, known, only="unscored")  # first, since the audit reads them too
-            found = audit(row for row in done if row["model"] == arm)
+            found = audit_stopping(row for row in done if row["model"] == arm)
             if not found.holds(rule["limit"]):
                 log.warning("%s: %s: every reply of it is finished in full", arm, found)
                 self.in_full.add(arm)
@@ -187,7 +187,7 @@ class Asking:
         """Put the adjudicator's label beside the first where it is due and not there yet."""
         if self.second is None:
             return
-        wanted = set(due(self.plan, self.gate, tabled(map(judgement_of, rows))))
+        wanted = set(replies_to_adjudicate(self.plan, self.gate, index_judgements(map(judgement_of, rows))))
         self.second.judge_again(
             [row for row in rows if row["again"] is None and (row["prompt"], row["model"]) in wanted]
         )
@@ -203,7 +203,7 @@ class Asking:
         return self.first.rows(arm, self.arms[who].digest, some, replies)
 
 
-def _until_clear(ask: Asking, known: Mapping[str, Prompt], gate: GateParams) -> list[dict[str, Any]]:
+def _run_sequential(ask: EvaluationRun, known: Mapping[str, Prompt], gate: GateParams) -> list[dict[str, Any]]:
     """Ask block after block until the verdict is clear or every prompt was asked."""
     rows: list[dict[str, Any]] = []
     done: list[str] = []
@@ -239,18 +239,18 @@ def _write(
 
 def _stopping(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Model -> what the audit of its stopped replies found; empty where none may be stopped."""
-    found = {arm: audit(row for row in rows if row["model"] == arm) for arm in sorted(plan.models)}
+    found = {arm: audit_stopping(row for row in rows if row["model"] == arm) for arm in sorted(plan.models)}
     return {arm: one.to_json() for arm, one in found.items()} if plan.decoding["stop"] else {}
 
 
 def _arms(
     aligned: Path, target: Path, candidate: Path, incumbent: Path | None, fetch: FetchParams | None
-) -> dict[Arm, Contender]:
+) -> dict[Arm, EvaluatedModel]:
     """Every model that answers. The candidate's adapter loads on the full checkpoint under the target."""
     _require_made_from(candidate, target=target, aligned=aligned)
     family = _contender(aligned, None, fetch)
     before = _contender(target, aligned, fetch)
-    arms: dict[Arm, Contender] = {"before": before, "candidate": _adapted(before, candidate), "aligned": family}
+    arms: dict[Arm, EvaluatedModel] = {"before": before, "candidate": _adapted(before, candidate), "aligned": family}
     release = read_incumbent(incumbent, incumbent.resolve().parents[3]) if incumbent and incumbent.is_file() else None
     if release is not None:
         old = _contender(release / "target", release / "aligned", fetch)
@@ -258,18 +258,18 @@ def _arms(
     return arms
 
 
-def _contender(artefact: Path, family: Path | None, fetch: FetchParams | None) -> Contender:
+def _contender(artefact: Path, family: Path | None, fetch: FetchParams | None) -> EvaluatedModel:
     record = read_record(artefact)
     model = local_checkpoint(artefact, fetch, family=family)
     contents = (record["digest"],) if record["kind"] == "full" else (record["base"], record["digest"])
-    return Contender(model.root, model.adapters, contents)
+    return EvaluatedModel(model.root, model.adapters, contents)
 
 
-def _adapted(before: Contender, candidate: Path) -> Contender:
+def _adapted(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
     read_manifest(candidate)
     if not all((candidate / name).is_file() for name in ADAPTER):
         raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
-    return Contender(before.root, (candidate,), (before.contents[0], digest_files(candidate, ADAPTER)))
+    return EvaluatedModel(before.root, (candidate,), (before.contents[0], digest_files(candidate, ADAPTER)))
 
 
 def _require_made_from(candidate: Path, **artefacts: Path) -> None:
@@ -291,9 +291,9 @@ def _decoding(params: EvaluateParams, dtype: str, policy: str) -> dict[str, Any]
     return {"greedy": True, **limits, "stop": rule and rule | lot, "engine": Engine(dtype, params.server).to_json()}
 
 
-def _planned(row: Prompt) -> Planned:
+def _planned(row: Prompt) -> PlannedPrompt:
     text = digest_bytes(normalised(row.prompt).encode())
-    return Planned(row.id, row.kind, row.category, row.behaviour, text)
+    return PlannedPrompt(row.id, row.kind, row.category, row.behaviour, text)
 
 
 def _require_distinct(plan: Plan, prompts: Path, task: Path) -> None:

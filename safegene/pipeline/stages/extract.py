@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_same_architecture
-from safegene.checkpoints.sources import Local, local_checkpoint, read_record, redact
+from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint, read_record, redact
 from safegene.checkpoints.sources import fetch as fetched
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.datasets.prompts import PromptSet, read_prompts
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
-from safegene.models.device import device, threads_for
+from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model, load_tokenizer
-from safegene.models.patching import scaled
+from safegene.models.patching import low_rank_hooks
 from safegene.repair.distillation import Student, distil
-from safegene.repair.shots import spread, teach
+from safegene.repair.shots import evenly_spaced, shots_from_teacher
 from safegene.vectors.linalg import (
     LowRank,
     Patch,
@@ -47,7 +47,7 @@ LEAST_SIGNAL = 0.5  # below this share a measured difference is mostly rounding
 
 
 @dataclass(frozen=True)
-class Found:
+class ExtractedMatrix:
     """What is known about one matrix's delta.
 
     Attributes:
@@ -72,7 +72,7 @@ class Delta:
     """Factors of the safety direction with what was found about each, and why a matrix has none."""
 
     factors: dict[str, LowRank]
-    found: dict[str, Found]
+    found: dict[str, ExtractedMatrix]
     skipped: dict[str, str]
 
 
@@ -106,16 +106,19 @@ def extract(
     base = open_checkpoint(family.root)
     with threads_for(base.parameters):
         if checkpoints:
-            others = {uri: _of_user(uri, (pins or {}).get(uri), base, fetch or FetchParams()) for uri in checkpoints}
+            others = {
+                uri: _fetch_user_checkpoint(uri, (pins or {}).get(uri), base, fetch or FetchParams())
+                for uri in checkpoints
+            }
             opened = {uri: open_checkpoint(one.root) for uri, one in others.items()}
-            delta = of_checkpoints(params, base, list(opened.values()))
+            delta = delta_of_checkpoints(params, base, list(opened.values()))
             digests = {uri: one.digest for uri, one in others.items()}
         else:
             surrogates = read_surrogates(degraded)
-            delta = of_factors(params, base, list(surrogates.values()))
+            delta = delta_of_factors(params, base, list(surrogates.values()))
             digests = {name: digest_file(degraded / f"{name}.safetensors") for name in surrogates}
         if params.method == "distil":
-            delta = distilled(params, base, delta, surrogates, read_prompts(prompts / "safety.jsonl"))
+            delta = distil_delta(params, base, delta, surrogates, read_prompts(prompts / "safety.jsonl"))
     if not delta.factors:
         first = next(iter(delta.skipped.items()), ("", "the checkpoint has no projection weights"))
         raise CheckpointError(
@@ -153,7 +156,7 @@ def _write(
     return draft.done
 
 
-def _of_user(uri: str, pin: str | None, base: Checkpoint, limits: FetchParams) -> Local:
+def _fetch_user_checkpoint(uri: str, pin: str | None, base: Checkpoint, limits: FetchParams) -> CachedCheckpoint:
     """A degraded checkpoint that the user brought: what was pinned, and of the family."""
     found = fetched(uri, limits=limits)
     where = redact(uri)
@@ -170,7 +173,7 @@ def _of_user(uri: str, pin: str | None, base: Checkpoint, limits: FetchParams) -
     return found
 
 
-def of_factors(params: ExtractParams, base: Checkpoint, surrogates: Sequence[Patch]) -> Delta:
+def delta_of_factors(params: ExtractParams, base: Checkpoint, surrogates: Sequence[Patch]) -> Delta:
     """The mean of ``W_aligned - W_degraded`` over surrogates kept as fp32 factors, truncated exactly."""
     factors, found, skipped = {}, {}, {}
     for name in base.matrices():
@@ -181,16 +184,16 @@ def of_factors(params: ExtractParams, base: Checkpoint, surrogates: Sequence[Pat
         whole = concat(changes)
         spectrum = product_svd(whole)[1].square()
         factors[name] = truncate(whole, params.max_rank)
-        found[name] = _found(base.tensor(name), spectrum, params.max_rank, float(spectrum.sum()), 0.0)
+        found[name] = _extract_matrix(base.tensor(name), spectrum, params.max_rank, float(spectrum.sum()), 0.0)
     return Delta(factors, found, skipped)
 
 
-def _found(
+def _extract_matrix(
     weight: Tensor, spectrum: Tensor, rank: int, total: float, floor: float, error: float | None = None
-) -> Found:
+) -> ExtractedMatrix:
     kept = [float(e) for e in spectrum[:rank]]
     lost = max(0.0, 1.0 - sum(kept) / total)
-    return Found(
+    return ExtractedMatrix(
         energies=tuple(kept),
         total=total,
         error=lost**0.5 if error is None else error,
@@ -200,7 +203,7 @@ def _found(
     )
 
 
-def of_checkpoints(params: ExtractParams, base: Checkpoint, others: Sequence[Checkpoint]) -> Delta:
+def delta_of_checkpoints(params: ExtractParams, base: Checkpoint, others: Sequence[Checkpoint]) -> Delta:
     """The mean of ``W_aligned - W_degraded`` over full checkpoints, one matrix at a time.
 
     Peak memory is three matrices in float64. A matrix whose difference is mostly the rounding of its stored dtypes is
@@ -224,7 +227,9 @@ def of_checkpoints(params: ExtractParams, base: Checkpoint, others: Sequence[Che
             continue
         found_here = randomised_svd(mean, params.max_rank, power_iterations=params.power_iterations, seed=params.seed)
         factors[name] = found_here.factors
-        found[name] = _found(weight, found_here.energies, params.max_rank, total, floor, found_here.relative_error)
+        found[name] = _extract_matrix(
+            weight, found_here.energies, params.max_rank, total, floor, found_here.relative_error
+        )
         log.info("delta of %s (%d of %d): error %.1f%%", name, at + 1, len(names), 100 * found_here.relative_error)
     return Delta(factors, found, skipped)
 
@@ -242,7 +247,7 @@ def _dtype(weight: Tensor, stored: Sequence[Tensor]) -> str:
     return " and ".join(sorted({str(one.dtype).removeprefix("torch.") for one in (weight, *stored)}))
 
 
-def distilled(
+def distil_delta(
     params: ExtractParams, base: Checkpoint, delta: Delta, surrogates: Mapping[str, Patch], safety: PromptSet
 ) -> Delta:
     """Train the delta's factors further on every surrogate, from the fit split; see `safegene.repair.distillation`.
@@ -250,15 +255,19 @@ def distilled(
     Raises:
         EmptySample: the fit split lacks harmful or benign prompts.
     """
-    model, tokenizer = load_model(base.root, device=device()), load_tokenizer(base.root)
+    model, tokenizer = load_model(base.root, device=default_device()), load_tokenizer(base.root)
     asked = safety.where(kind=("harmful", "wrapped"), split="fit")
     benign = safety.where(kind=("lookalike", "generic"), split="fit")
     tokens = params.response_tokens
-    lessons = teach(model, tokenizer, spread(asked, params.shots), kind="safety", response_tokens=tokens)
+    lessons = shots_from_teacher(
+        model, tokenizer, evenly_spaced(asked, params.shots), kind="safety", response_tokens=tokens
+    )
     students = {}
     for name, change in surrogates.items():
-        with scaled(model, change, dict.fromkeys(change, torch.ones(()))):
-            own = teach(model, tokenizer, spread(benign, params.shots), kind="benign", response_tokens=tokens)
+        with low_rank_hooks(model, change, dict.fromkeys(change, torch.ones(()))):
+            own = shots_from_teacher(
+                model, tokenizer, evenly_spaced(benign, params.shots), kind="benign", response_tokens=tokens
+            )
         students[name] = Student(change, own)
     factors = distil(
         model,
@@ -275,7 +284,7 @@ def distilled(
     factors = {name: truncate(one, params.max_rank) for name, one in factors.items()}
     spectra = {name: product_svd(one)[1].square() for name, one in factors.items()}
     found = {
-        name: _found(base.tensor(name), spectrum, params.max_rank, float(spectrum.sum()), 0.0)
+        name: _extract_matrix(base.tensor(name), spectrum, params.max_rank, float(spectrum.sum()), 0.0)
         for name, spectrum in spectra.items()
     }
     return Delta(factors, found, delta.skipped)

@@ -7,7 +7,7 @@ from typing import Any
 from safegene.checkpoints import sources
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint, require_same_architecture, shaping
-from safegene.checkpoints.sources import Local, read_record, redact
+from safegene.checkpoints.sources import CachedCheckpoint, read_record, redact
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
 from safegene.workspace.digest import canonical_json
@@ -64,7 +64,7 @@ def _require_pinned(got: str, pinned: str | None, source: str) -> None:
         )
 
 
-def _full(local: Local, source: str) -> dict[str, Any]:
+def _full(local: CachedCheckpoint, source: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(local.root)
     if not checkpoint.matrices():
         expected = "projections such as model.layers.0.self_attn.q_proj.weight"
@@ -79,7 +79,7 @@ def _full(local: Local, source: str) -> dict[str, Any]:
     }
 
 
-def _lora(local: Local, base: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
+def _lora(local: CachedCheckpoint, base: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
     if base is None:
         raise CheckpointError(
             f"expected a full checkpoint as the family's aligned model, got a LoRA adapter, in {redact(source)}",

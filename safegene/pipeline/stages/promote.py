@@ -24,11 +24,18 @@ from safegene.errors import (
     SafegeneError,
     StoreError,
 )
-from safegene.ledger import Ledger, Live, Record, keep_seen, load_signer, open_ledger, release_files
-from safegene.ledger import live as live_now
-from safegene.ledger.evidence import OPTIONAL, Evidence, confirmed, gather
-from safegene.ledger.promotion import NOTED, Claim, Promotion, refuse, resolve, revoke, rollback
-from safegene.ledger.promotion import promote as put_live
+from safegene.ledger import Ledger, LiveRecord, Record, keep_seen, live_record, load_signer, open_ledger, release_files
+from safegene.ledger.evidence import OPTIONAL, Evidence, confirm_verdict, gather_evidence
+from safegene.ledger.promotion import (
+    REFUSAL_NOTE,
+    Promotion,
+    PromotionClaim,
+    record_promotion,
+    record_refusal,
+    record_revocation,
+    record_rollback,
+    resolve,
+)
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.layout import Workspace, cache_folder
 from safegene.workspace.manifest import read_manifest
@@ -69,10 +76,10 @@ def promote(
             record_error(params, workspace=workspace, target=target, run=run, error=error)
         raise
     with nullcontext() if dry_run else _remembering(ledger, workspace):
-        return put_live(ledger, signer, claim, params.channel, dry_run=dry_run)
+        return record_promotion(ledger, signer, claim, params.channel, dry_run=dry_run)
 
 
-def attempt(params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None = None) -> str:
+def promote_attempt(params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None = None) -> str:
     """As `promote`, with a refusal as a word: ``pass``, ``fail`` or ``inconclusive``; anything else raises."""
     try:
         return promote(params, workspace=workspace, target=target, run=run).outcome
@@ -87,20 +94,22 @@ def record_error(
     params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None, error: SafegeneError
 ) -> None:
     """Record that an attempt ended in an error, once an error; where that fails too, the error's remedy says so."""
-    if any(note.startswith(NOTED) for note in getattr(error, "__notes__", ())):
+    if any(note.startswith(REFUSAL_NOTE) for note in getattr(error, "__notes__", ())):
         return
     known = {"run": _run(run), "code": _code(workspace, target, run)}
     reason = f"{type(error).__name__}: {error.message}"
-    claim = Claim(target, "error", reason, _present(workspace, target), known)
+    claim = PromotionClaim(target, "error", reason, _present(workspace, target), known)
     try:
         ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-        error.add_note(f"{NOTED} {refuse(ledger, load_signer(ledger.keys), claim, params.channel).digest}")
+        error.add_note(
+            f"{REFUSAL_NOTE} {record_refusal(ledger, load_signer(ledger.keys), claim, params.channel).digest}"
+        )
         keep_seen(ledger, workspace.root)
     except (LedgerError, StoreError) as why:
         error.remedy = f"{error.remedy}; the attempt is not on record either: {why.message}".removeprefix("; ")
 
 
-def roll_back(
+def rollback(
     params: PromoteParams,
     *,
     workspace: Workspace,
@@ -113,16 +122,18 @@ def roll_back(
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     changed = {"run": _run(run)}
     with _remembering(ledger, workspace):
-        return rollback(ledger, load_signer(ledger.keys), target, channel or params.channel, fields=changed, to=to)
+        return record_rollback(
+            ledger, load_signer(ledger.keys), target, channel or params.channel, fields=changed, to=to
+        )
 
 
-def withdraw(
+def revoke(
     params: PromoteParams, *, workspace: Workspace, digest: str, reason: str, run: Run | None = None
-) -> tuple[Record, tuple[Live, ...], tuple[str, ...]]:
+) -> tuple[Record, tuple[LiveRecord, ...], tuple[str, ...]]:
     """Put on record that something may not be relied on; see `safegene.ledger.promotion.revoke`."""
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     with _remembering(ledger, workspace):
-        return revoke(ledger, load_signer(ledger.keys), digest, reason, fields={"run": _run(run)})
+        return record_revocation(ledger, load_signer(ledger.keys), digest, reason, fields={"run": _run(run)})
 
 
 @contextmanager
@@ -143,7 +154,9 @@ def _require_target(workspace: Workspace, target: str) -> None:
         raise ParamsError(f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}")
 
 
-def live(params: PromoteParams, *, workspace: Workspace, target: str, channel: str | None = None) -> dict[str, Any]:
+def resolve_live(
+    params: PromoteParams, *, workspace: Workspace, target: str, channel: str | None = None
+) -> dict[str, Any]:
     """What a server should load; see `safegene.ledger.promotion.resolve`."""
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
     return resolve(ledger, target, channel or params.channel)
@@ -152,11 +165,11 @@ def live(params: PromoteParams, *, workspace: Workspace, target: str, channel: s
 def live_digest(workspace: Workspace, target: str) -> str | None:
     """Digest of the release that is live for a target on the workspace's channel; None when nothing is."""
     params = workspace.params.promote
-    now = live_now(open_ledger(params, workspace.root, cache=cache_folder() / "records"), target, params.channel)
+    now = live_record(open_ledger(params, workspace.root, cache=cache_folder() / "records"), target, params.channel)
     return now.release if now else None
 
 
-def pin(params: PromoteParams, *, workspace: Workspace, target: str) -> str | None:
+def pin_incumbent(params: PromoteParams, *, workspace: Workspace, target: str) -> str | None:
     """Write what is live for the target to ``incumbent.json``, which ``evaluate`` depends on; the digest that is live.
 
     The file is left alone where the candidate in the workspace *is* what is live: comparing it with itself would say
@@ -165,7 +178,7 @@ def pin(params: PromoteParams, *, workspace: Workspace, target: str) -> str | No
     verdict was recorded for before this one's: each further one may spend less of alpha.
     """
     ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-    now = live_now(ledger, target, params.channel)
+    now = live_record(ledger, target, params.channel)
     now = None if now and now.revoked else now
     path, present = workspace.incumbent(target), _present(workspace, target)
     candidate = present.get("candidate")
@@ -197,11 +210,11 @@ def _earlier(ledger: Ledger, target: str, present: Mapping[str, str]) -> list[st
     return found
 
 
-def _claim(workspace: Workspace, target: str, run: Run) -> Claim:
-    evidence = gather(workspace, target)
+def _claim(workspace: Workspace, target: str, run: Run) -> PromotionClaim:
+    evidence = gather_evidence(workspace, target)
     verdict = evidence.payload("verdict", "verdict.json")
-    outcome = confirmed(evidence, verdict, workspace.params)
-    return Claim(
+    outcome = confirm_verdict(evidence, verdict, workspace.params)
+    return PromotionClaim(
         target=target,
         outcome=outcome,
         reason=str(verdict.get("reason") or outcome),

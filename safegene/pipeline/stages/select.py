@@ -19,11 +19,11 @@ from safegene.checkpoints.checkpoint import layer_of, open_checkpoint
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import CheckpointError
-from safegene.models.device import device, threads_for
+from safegene.models.device import default_device, threads_for
 from safegene.models.generation import encode_chat, left_padded
 from safegene.models.loading import load_model, load_tokenizer
-from safegene.models.patching import scaled
-from safegene.repair.shots import spread
+from safegene.models.patching import low_rank_hooks
+from safegene.repair.shots import evenly_spaced
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import read_surrogates, read_vector
 from safegene.workspace.digest import canonical_json
@@ -58,15 +58,19 @@ def select(
     held = read_vector(vector)
     changes = read_surrogates(degraded) or {"vector": {name: one.scaled(-1.0) for name, one in held.factors.items()}}
     safety = read_prompts(prompts / "safety.jsonl")
-    asked = [row.prompt for row in spread(safety.where(kind=("harmful", "wrapped"), split="fit"), params.prompts)]
-    plain = [row.prompt for row in spread(safety.where(kind=("lookalike", "generic"), split="fit"), params.prompts)]
+    asked = [
+        row.prompt for row in evenly_spaced(safety.where(kind=("harmful", "wrapped"), split="fit"), params.prompts)
+    ]
+    plain = [
+        row.prompt for row in evenly_spaced(safety.where(kind=("lookalike", "generic"), split="fit"), params.prompts)
+    ]
     with threads_for(open_checkpoint(root).parameters):
-        model, tokenizer = load_model(root, device=device()), load_tokenizer(root)
+        model, tokenizer = load_model(root, device=default_device()), load_tokenizer(root)
         rows = [[encode_chat(tokenizer, text) for text in texts] for texts in (asked, plain)]
-        found = shifts(model, rows[0], changes), shifts(model, rows[1], changes)
+        found = activation_shifts(model, rows[0], changes), activation_shifts(model, rows[1], changes)
     scores = {layer: max(0.0, harm - benign) for layer, (harm, benign) in enumerate(zip(*found, strict=True))}
     usable = {layer for name in held.factors if (layer := layer_of(name)) is not None}
-    kept = keep(params, {layer: score for layer, score in scores.items() if layer in usable})
+    kept = keep_layers(params, {layer: score for layer, score in scores.items() if layer in usable})
     log.info("layers kept: %s", ", ".join(map(str, kept)))
     inputs: dict[str, Path | str] = {
         "aligned": aligned,
@@ -78,12 +82,12 @@ def select(
         payload = {"scores": {str(layer): round(score, 6) for layer, score in scores.items()}, "kept": kept}
         (draft.path / "selection.json").write_bytes(canonical_json(payload) + b"\n")
         (draft.path / "scores.csv").write_text(_table(scores, found, kept), encoding="utf-8")
-        picture(scores, kept, draft.path / "scores.png")
+        draw_scores(scores, kept, draft.path / "scores.png")
         draft.facts.update(kept=len(kept), layers=len(scores))
     return draft.done
 
 
-def keep(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
+def keep_layers(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
     """Layers kept, ascending: the ``top_layers``, else those with at least ``threshold`` of the largest score.
 
     Raises:
@@ -108,7 +112,9 @@ def keep(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
     return kept
 
 
-def shifts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], changes: Mapping[str, Patch]) -> list[float]:
+def activation_shifts(
+    model: "PreTrainedModel", rows: Sequence[Sequence[int]], changes: Mapping[str, Patch]
+) -> list[float]:
     """Per layer, the mean of ``|c_a - c_d| / |c_a|`` over prompts and degraded models.
 
     Args:
@@ -116,17 +122,17 @@ def shifts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], changes: Map
         rows: token ids of the prompts, up to the assistant's turn.
         changes: name -> factors of ``W_degraded - W_aligned``.
     """
-    before = contributions(model, rows)
+    before = layer_contributions(model, rows)
     total = torch.zeros(before.shape[0], dtype=torch.float64)
     for change in changes.values():
-        with scaled(model, change, dict.fromkeys(change, torch.ones(()))):
-            after = contributions(model, rows)
+        with low_rank_hooks(model, change, dict.fromkeys(change, torch.ones(()))):
+            after = layer_contributions(model, rows)
         total += ((before - after).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)).double().mean(dim=1)
     return [float(value) / len(changes) for value in total]
 
 
 @torch.no_grad()
-def contributions(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> Tensor:
+def layer_contributions(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> Tensor:
     """(layers, prompts, d): what each layer adds to the residual stream at each prompt's last token, float32."""
     found = []
     for start in range(0, len(rows), BATCH):
@@ -173,7 +179,7 @@ def _table(scores: Mapping[int, float], found: tuple[list[float], list[float]], 
     return text.getvalue()
 
 
-def picture(scores: Mapping[int, float], kept: Sequence[int], path: Path) -> None:
+def draw_scores(scores: Mapping[int, float], kept: Sequence[int], path: Path) -> None:
     """A bar per layer, the kept ones filled; no clock in the file, so equal scores give equal bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safegene.datasets.expectations import Finding, Rule, examine, version
+from safegene.datasets.expectations import Finding, Rule, check_table, version
 from safegene.datasets.prompts import PromptSet, check_contamination, normalised, read_prompts
 from safegene.errors import ArtifactError, EmptySample, FormatError
 from safegene.workspace.digest import canonical_json, strict_json
@@ -91,7 +91,7 @@ def rules(name: str, params: ValidateParams) -> list[Rule]:
 def _hold(name: str, path: Path, params: ValidateParams) -> str:
     """The page of a set that holds; an error for one that does not."""
     rows, lines = _raw_rows(path)
-    found, page = examine(name, rows, rules(name.partition("-")[0], params))
+    found, page = check_table(name, rows, rules(name.partition("-")[0], params))
     if not found:
         log.info("%s: %d rows hold", path, len(rows))
         return page

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from safegene.errors import EmptySample
-from safegene.models.patching import linear
-from safegene.repair.fitting import Shot, predictions
+from safegene.models.patching import linear_layer
+from safegene.repair.fitting import Shot, next_token_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,9 +37,9 @@ def moments(
         handles = []
         try:
             for name in names[start : start + at_once]:
-                handles.append(linear(model, name).register_forward_hook(_gather(sums, name)))
+                handles.append(linear_layer(model, name).register_forward_hook(_gather(sums, name)))
             for shot in shots:
-                predictions(model, [shot.ids], 1)
+                next_token_log_probs(model, [shot.ids], 1)
         finally:
             for handle in handles:
                 handle.remove()

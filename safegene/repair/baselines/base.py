@@ -15,7 +15,7 @@ from torch import Tensor
 from safegene.datasets.prompts import Split
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.patching import patched
-from safegene.repair.fitting import Kind, Shot, measure
+from safegene.repair.fitting import Shot, ShotKind, measure_shots
 from safegene.vectors.linalg import LowRank, Patch, concat
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Case:
             raise ShapeMismatch(f"expected a safety vector of shape {shape} for {name}, got {found.shape}")
         return found
 
-    def taught(self, split: Split, *kinds: Kind) -> list[Shot]:
+    def taught(self, split: Split, *kinds: ShotKind) -> list[Shot]:
         """The split's shots, of these kinds only where some are named.
 
         Raises:
@@ -125,7 +125,7 @@ def objective(case: Case, patch: Patch) -> float:
     """Sum over kinds of weight x mean KL (nats per token) of the repaired target on the validation shots."""
     validation = case.taught("validation")
     with patched(case.model, patch):
-        return measure(case.model, validation).objective(case.weights)
+        return measure_shots(case.model, validation).weighted_objective(case.weights)
 
 
 def chosen(case: Case, values: Sequence[float], make: Callable[[float], Candidate]) -> Candidate:

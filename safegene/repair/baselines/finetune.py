@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from safegene.repair.baselines.base import Candidate, Case
-from safegene.repair.fitting import Shot, by_kind, draw, measure, objective, predictions, stalled
+from safegene.repair.fitting import (
+    Shot,
+    draw_batch,
+    group_by_kind,
+    measure_shots,
+    next_token_log_probs,
+    objective,
+    stalled,
+)
 from safegene.repair.training import lora, schedule
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.baseline_params import FinetuneParams, LoraTraining
@@ -87,13 +95,13 @@ def train(
     Raises:
         EmptySample: a kind with a weight has no shots, or there are no validation shots.
     """
-    validation, kinds = case.taught("validation"), by_kind(shots, weights)
+    validation, kinds = case.taught("validation"), group_by_kind(shots, weights)
     random, loss, seen = torch.Generator().manual_seed(case.seed), LOSSES[params.loss], list[_Point]()
     with lora(case.model, case.names, rank=params.rank, seed=case.seed) as factors:
         optimiser = torch.optim.AdamW(factors.parameters, lr=params.learning_rate, weight_decay=0.0)
 
         def note(step: int) -> None:
-            seen.append((measure(case.model, validation).objective(case.weights), step, factors.patch()))
+            seen.append((measure_shots(case.model, validation).weighted_objective(case.weights), step, factors.patch()))
             seen[:] = _lean(seen)
 
         if stop_after is None:
@@ -101,7 +109,7 @@ def train(
         last = params.steps if stop_after is None else stop_after
         for step in range(1, last + 1):
             optimiser.param_groups[0]["lr"] = params.learning_rate * schedule(step, params.steps)
-            value = loss(case.model, draw(kinds, batch_size, random), weights)
+            value = loss(case.model, draw_batch(kinds, batch_size, random), weights)
             optimiser.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(factors.parameters, 1.0)
@@ -131,7 +139,7 @@ def _lean(seen: Sequence[_Point]) -> list[_Point]:
 def cross_entropy(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]) -> Tensor:
     """() weighted sum over kinds of the mean over shots of -log p of the teacher's greedy token, nats per token."""
     keep = max(len(shot.teacher) for shot in batch)
-    student = predictions(model, [shot.ids for shot in batch], keep)
+    student = next_token_log_probs(model, [shot.ids for shot in batch], keep)
     terms = dict[str, list[Tensor]]()
     for row, shot in zip(student, batch, strict=True):
         wanted = shot.teacher.argmax(-1, keepdim=True).to(row.device)

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safegene.checkpoints.sources import Model
+from safegene.checkpoints.sources import ModelFiles
 from safegene.repair.diagnosis.findings import LIMITS, findings, outlook
 from safegene.repair.diagnosis.matrices import by_layer, measure_matrices, overall
 from safegene.repair.fitting import Shot
@@ -32,7 +32,7 @@ def diagnose(
     used: Collection[str],
     *,
     root: Path,
-    target: Model,
+    target: ModelFiles,
     records: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The diagnosis of one calibrated target, as JSON: ``outlook, findings, measured, limits, layers``; it is logged.

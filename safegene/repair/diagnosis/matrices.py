@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import Checkpoint, layer_of, open_checkpoint
-from safegene.checkpoints.sources import Model
+from safegene.checkpoints.sources import ModelFiles
 from safegene.vectors.linalg import LowRank, energy, randomised_svd
 from safegene.vectors.vector import SafetyVector
 
@@ -48,7 +48,7 @@ class Matrix:
     used: bool
 
 
-def measure_matrices(root: Path, target: Model, vector: SafetyVector, used: Collection[str]) -> Iterator[Matrix]:
+def measure_matrices(root: Path, target: ModelFiles, vector: SafetyVector, used: Collection[str]) -> Iterator[Matrix]:
     """Every projection of the family, read and measured one after the other; peak memory is three matrices."""
     base = open_checkpoint(root)
     change = change_of(base, target)
@@ -57,7 +57,7 @@ def measure_matrices(root: Path, target: Model, vector: SafetyVector, used: Coll
         yield measure_matrix(name, base.tensor(name).float(), change(name), factors, kept=kept, used=name in used)
 
 
-def change_of(base: Checkpoint, target: Model) -> Callable[[str], Tensor]:
+def change_of(base: Checkpoint, target: ModelFiles) -> Callable[[str], Tensor]:
     """Matrix name -> W_target - W_aligned (out, in), float32: of a LoRA its own factors, exactly."""
     if target.adapters:
         patches = [open_adapter(folder).patch() for folder in target.adapters]

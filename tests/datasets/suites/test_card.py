@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.datasets.library import add, check
+from safegene.datasets.library import add_suite, check_suite
 from safegene.datasets.suites import Suite, read_suite, write_suite
 from safegene.datasets.suites.card import CARD, DATA, MAX_CARD, check_known
 from safegene.errors import ArtifactError, DigestMismatch, FormatError, ParamsError, SafegeneError
@@ -21,7 +21,7 @@ from tests.factories.library import change_card, change_rows, request, workspace
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     """A suite to be looked at, not changed."""
-    return add(workspace(tmp_path_factory.mktemp("kept")), request_of(tmp_path_factory.mktemp("file")))
+    return add_suite(workspace(tmp_path_factory.mktemp("kept")), request_of(tmp_path_factory.mktemp("file")))
 
 
 def request_of(folder: Path) -> Any:
@@ -184,11 +184,11 @@ def test_a_suite_that_does_not_hold_is_not_written(kept: Suite, tmp_path: Path) 
 
 def test_an_expectation_that_rows_break_is_named_with_the_rows(tmp_path: Path) -> None:
     ws = workspace(tmp_path)
-    made = add(ws, request(ws))
+    made = add_suite(ws, request(ws))
     change_rows(made.folder, lambda rows: rows[2].update(prompt=rows[0]["prompt"], behaviour=" "))
     read_suite(made.folder)
     with pytest.raises(FormatError) as broken:
-        check(ws, ["ours"])
+        check_suite(ws, ["ours"])
     assert "ExpectColumnValuesToBeUnique(prompt) broken by ['advbench-0', 'advbench-2']" in broken.value.message
     assert "ExpectColumnValuesToMatchRegex(behaviour" in broken.value.message
     assert "data.jsonl" in broken.value.message

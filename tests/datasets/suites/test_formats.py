@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from safegene.datasets.prompts import Prompt
-from safegene.datasets.suites import FORMATS, Options, format_named, gather
+from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, collect_rows, format_named
 from safegene.datasets.suites.tables import unpacked
 from safegene.errors import EmptySample, FormatError, ParamsError
 
@@ -22,8 +22,8 @@ def lines(*rows: dict[str, Any]) -> bytes:
 
 
 def loaded(form: str, data: bytes, **options: Any) -> tuple[tuple[Prompt, ...], dict[str, int]]:
-    chosen = Options(**options)
-    found = gather(FORMATS[form].load(data, "file", chosen), chosen, "file")
+    chosen = LoadOptions(**options)
+    found = collect_rows(SUITE_FORMATS[form].load(data, "file", chosen), chosen, "file")
     return found.rows, dict(found.left_out)
 
 
@@ -82,7 +82,7 @@ ROWS = {  # format -> (kind, category, response) of each row
 
 
 def test_every_format_has_a_shape_here() -> None:
-    assert set(SHAPES) == set(ROWS) == set(FORMATS)
+    assert set(SHAPES) == set(ROWS) == set(SUITE_FORMATS)
 
 
 @pytest.mark.parametrize("form", SHAPES)

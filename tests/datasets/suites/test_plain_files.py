@@ -10,7 +10,7 @@ import pytest
 
 from safegene.checkpoints.sources import bucket, files
 from safegene.checkpoints.sources.files import read_file
-from safegene.datasets.library import add, names
+from safegene.datasets.library import add_suite, suite_names
 from safegene.errors import DigestMismatch, ParamsError, SourceError
 from safegene.workspace.digest import digest_bytes
 from safegene.workspace.layout import Workspace
@@ -118,11 +118,11 @@ def test_a_data_set_of_the_hub_is_pinned_to_its_commit(hub: HubStandIn, ws: Work
     old = hub.publish("datasets/org/goals", {"data/harmful_behaviors.csv": FILE})
     new = hub.publish("datasets/org/goals", {"data/harmful_behaviors.csv": advbench(GOALS[:2])})
     asked = replace(request(ws), source=OF_THE_HUB, origin="")
-    card = add(ws, asked).card
+    card = add_suite(ws, asked).card
     assert (card.source, card.revision, card.rows) == (OF_THE_HUB, f"commit:{new}", {"harmful": 2})
     assert set(card.files) == {"harmful_behaviors.csv"}
     pinned = OF_THE_HUB.replace("goals/", f"goals@{old}/", 1)
-    card = add(ws, replace(asked, name="old", source=pinned, sha256=digest_bytes(FILE))).card
+    card = add_suite(ws, replace(asked, name="old", source=pinned, sha256=digest_bytes(FILE))).card
     assert (card.source, card.revision, card.rows) == (pinned, f"commit:{old}", {"harmful": 4})
     assert not [path for _, path, _ in hub.served if path.endswith(".py")]
 
@@ -161,10 +161,10 @@ def test_a_file_damaged_on_its_way_from_the_hub_is_refused(hub: HubStandIn, ws: 
     asked = replace(request(ws), source="hf://datasets/org/goals/large.bin", origin="")
     hub.damaged = "large.bin"
     with pytest.raises(SourceError, match=r"expected large\.bin with sha256:.*, got sha256:.*, from hf://datasets/org"):
-        add(ws, asked)
-    assert names(ws) == []
+        add_suite(ws, asked)
+    assert suite_names(ws) == []
     hub.damaged = ""
-    assert add(ws, asked).card.files == {"large.bin": digest_bytes(FILE)}
+    assert add_suite(ws, asked).card.files == {"large.bin": digest_bytes(FILE)}
 
 
 def test_a_hub_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +178,13 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_object_of_s3_becomes_a_suite_with_its_address(box: str, ws: Workspace) -> None:
     uri = f"s3://{box}/sets/goals.csv"
-    card = add(ws, replace(request(ws), source=uri, origin="")).card
+    card = add_suite(ws, replace(request(ws), source=uri, origin="")).card
     assert (card.source, card.revision) == (uri, "")
     assert card.files == {"goals.csv": digest_bytes(FILE)}
     with pytest.raises(ParamsError, match="for files on this machine only"):
-        add(ws, replace(request(ws), name="more", source=uri))
+        add_suite(ws, replace(request(ws), name="more", source=uri))
     with pytest.raises(DigestMismatch, match=f"from {uri}"):
-        add(ws, replace(request(ws), name="more", source=uri, origin="", sha256="sha256:" + "0" * 64))
+        add_suite(ws, replace(request(ws), name="more", source=uri, origin="", sha256="sha256:" + "0" * 64))
 
 
 def test_templates_and_translations_may_lie_there_too(box: str, ws: Workspace) -> None:
@@ -192,7 +192,7 @@ def test_templates_and_translations_may_lie_there_too(box: str, ws: Workspace) -
     client.put_object(Bucket=box, Key="t.jsonl", Body=b'{"id": "s", "text": "story: {prompt}"}\n')
     client.put_object(Bucket=box, Key="zh.csv", Body=advbench([f"zh {goal}" for goal in GOALS]))
     translations = {"zh": f"s3://{box}/zh.csv"}
-    card = add(ws, request(ws, templates=f"s3://{box}/t.jsonl", translations=translations)).card
+    card = add_suite(ws, request(ws, templates=f"s3://{box}/t.jsonl", translations=translations)).card
     client.delete_object(Bucket=box, Key="t.jsonl")
     client.delete_object(Bucket=box, Key="zh.csv")
     assert card.rows == {"harmful": 4, "wrapped": 8}

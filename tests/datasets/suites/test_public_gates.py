@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from safegene.datasets.library import Request, add, check, use
+from safegene.datasets.library import SuiteRequest, add_suite, check_suite, use_suites
 from safegene.datasets.prompts import normalised
-from safegene.datasets.suites import FORMATS, Options, Suite, gather
+from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, Suite, collect_rows
 from safegene.errors import SafegeneError
 from safegene.pipeline.stages.validate import validate
 from safegene.workspace.digest import digest_file
@@ -49,8 +49,8 @@ def put(ws: Workspace, test_data: Path, public: str, **more: Any) -> Suite:
     repo = re.search(r"^ +repo: (.+)$", said, flags=re.MULTILINE)
     assert licence
     assert repo
-    asked = Request(public, str(test_data / path), form, licence[1], f"https://github.com/{repo[1]}")
-    return add(ws, replace(asked, **more))
+    asked = SuiteRequest(public, str(test_data / path), form, licence[1], f"https://github.com/{repo[1]}")
+    return add_suite(ws, replace(asked, **more))
 
 
 def test_the_files_are_those_whose_digests_are_on_record(test_data: Path) -> None:
@@ -67,19 +67,19 @@ def test_the_files_are_those_whose_digests_are_on_record(test_data: Path) -> Non
 @pytest.mark.parametrize("path", NO_PROMPTS)
 def test_a_file_of_replies_labels_or_phrases_is_of_no_format_at_all(test_data: Path, path: str) -> None:
     data = (test_data / path).read_bytes()
-    for known in FORMATS.values():
+    for known in SUITE_FORMATS.values():
         with pytest.raises(SafegeneError):
-            gather(known.load(data, path, Options()), Options(), path)
+            collect_rows(known.load(data, path, LoadOptions()), LoadOptions(), path)
 
 
 def test_all_the_public_sets_make_one_gate(ws: Workspace, test_data: Path) -> None:
     suites = {name: put(ws, test_data, name) for name in SETS}
-    used = use(ws, list(SETS))
+    used = use_suites(ws, list(SETS))
     assert used.left_out == LEFT_OUT
     assert len(used.rows) == sum(len(one.prompts.rows) for one in suites.values()) - sum(LEFT_OUT.values()) == 3737
     texts = sorted(normalised(row.prompt) for row in used.rows)
     assert all(one != other for one, other in pairwise(texts))
-    assert len(check(ws, [])) == len(SETS)
+    assert len(check_suite(ws, [])) == len(SETS)
 
 
 LEFT_OUT = {"advbench": 0, "jbb": 11, "xstest": 0, "catqa": 0, "harmfulqa": 0, "dangerousqa": 3, "adversarialqa": 500}
@@ -94,7 +94,7 @@ def test_jailbreakbench_in_public_templates_with_xstest_is_a_gate_that_the_stage
     assert set(made.card.files) == {"behaviors.csv", "GPTFuzzer.csv"}
     assert len({row.id.partition("--")[2] for row in made.prompts.where(kind="wrapped")}) == 77, "each is used"
     put(ws, test_data, "xstest")
-    used = use(ws, ["jbb", "xstest"])
+    used = use_suites(ws, ["jbb", "xstest"])
     counts = {kind: sum(row.kind == kind for row in used.rows) for kind in ("harmful", "wrapped", "lookalike")}
     assert counts == {"harmful": 300, "wrapped": 500, "lookalike": 250}
     validate(ws.params.validate_, prompts=ws.prompts, tasks=ws.tasks, out=tmp_path / "validation")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safegene.datasets.library import Request, add, check
+from safegene.datasets.library import SuiteRequest, add_suite, check_suite
 from safegene.errors import EmptySample, FormatError, SafegeneError
 from safegene.pipeline.init import template_folder
 from safegene.workspace.layout import Workspace
@@ -71,13 +71,15 @@ def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace(root)
 
 
-def asked(name: str, path: str, form: str, templates: str = "", translations: dict[str, str] | None = None) -> Request:
+def asked(
+    name: str, path: str, form: str, templates: str = "", translations: dict[str, str] | None = None
+) -> SuiteRequest:
     folder = Path(str(DATA)) / Path(path).parts[0]
     said = (folder / "SOURCE.txt").read_text()
     licence = re.search(r"^licence: (.+)$", said, flags=re.MULTILINE)
     source = re.search(r"^ +repo: (.+)$", said, flags=re.MULTILINE)
     assert licence
-    return Request(
+    return SuiteRequest(
         name=name,
         source=str(Path(str(DATA)) / path),
         format=form,
@@ -95,11 +97,11 @@ def named(path: str) -> str:
 @pytest.mark.parametrize("path", LOADS)
 def test_a_set_loads_and_holds(ws: Workspace, path: str) -> None:
     wanted, name = LOADS[path], named(path)
-    suite = add(ws, asked(name, path, wanted.form))
+    suite = add_suite(ws, asked(name, path, wanted.form))
     assert suite.card.rows == wanted.rows
     assert sum(suite.card.left_out.values()) == wanted.left_out
     assert suite.card.licence
-    (checked,) = check(ws, [name])
+    (checked,) = check_suite(ws, [name])
     assert checked.suite.digest == suite.digest
     assert checked.rules >= 14
 
@@ -107,20 +109,20 @@ def test_a_set_loads_and_holds(ws: Workspace, path: str) -> None:
 @pytest.mark.parametrize("path", TEMPLATES)
 def test_templates_wrap_every_behaviour(ws: Workspace, path: str) -> None:
     name = named(f"wrapped-{path}")
-    suite = add(ws, asked(name, JBB, "jailbreakbench", templates=path))
+    suite = add_suite(ws, asked(name, JBB, "jailbreakbench", templates=path))
     assert suite.card.rows == {"harmful": 100, "wrapped": 100}
     (wrapped,) = suite.card.transforms
     assert sum(wrapped.left_out.values()) == TEMPLATES[path]
     assert len({row.behaviour for row in suite.prompts.rows}) == 100
-    check(ws, [name])
+    check_suite(ws, [name])
 
 
 def test_translations_are_the_same_behaviours_in_other_words(ws: Workspace) -> None:
     others = {"zh": CATQA.format("chinese"), "vi": CATQA.format("vietnamese")}
-    suite = add(ws, asked("catqa-three", CATQA.format("english"), "catqa", translations=others))
+    suite = add_suite(ws, asked("catqa-three", CATQA.format("english"), "catqa", translations=others))
     assert suite.card.rows == {"harmful": 543, "wrapped": 1086}
     assert len({row.behaviour for row in suite.prompts.rows}) == 543
-    check(ws, ["catqa-three"])
+    check_suite(ws, ["catqa-three"])
 
 
 @pytest.mark.parametrize("pattern", NO_SETS)
@@ -131,7 +133,7 @@ def test_what_is_no_prompt_set_says_why(ws: Workspace, pattern: str) -> None:
     for path in found:
         name = named(f"no-{path.name}")
         with pytest.raises(SafegeneError, match=re.escape(why)) as caught:
-            add(ws, asked(name, str(path.relative_to(str(DATA))), form))
+            add_suite(ws, asked(name, str(path.relative_to(str(DATA))), form))
         assert isinstance(caught.value, FormatError)
         assert not (ws.suites / name).exists()
 
@@ -141,7 +143,7 @@ def test_templates_without_a_place_for_the_prompt_say_so(ws: Workspace) -> None:
     assert found
     for path in found:
         with pytest.raises(EmptySample, match="at least one template with a place for the prompt"):
-            add(ws, asked("no-templates", JBB, "jailbreakbench", templates=str(path.relative_to(str(DATA)))))
+            add_suite(ws, asked("no-templates", JBB, "jailbreakbench", templates=str(path.relative_to(str(DATA)))))
 
 
 def test_no_file_is_forgotten() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from safegene.datasets.library import Request, add, check, fitted, names, use
+from safegene.datasets.library import SuiteRequest, add_suite, check_suite, fitted_prompts, suite_names, use_suites
 from safegene.datasets.prompts import read_prompts
-from safegene.datasets.suites import Options
+from safegene.datasets.suites import LoadOptions
 from safegene.errors import ContaminatedSample, EmptySample, FormatError, ParamsError, SourceError
 from safegene.pipeline.stages.validate import validate
 from safegene.workspace.digest import canonical_json
@@ -21,11 +21,11 @@ def ws(tmp_path: Path) -> Workspace:
     return workspace(tmp_path)
 
 
-def strongreject(ws: Workspace, name: str, *rows: tuple[str, str]) -> Request:
+def strongreject(ws: Workspace, name: str, *rows: tuple[str, str]) -> SuiteRequest:
     """A request for a suite of StrongREJECT's shape: (category, prompt)."""
     path = ws.root / f"{name}.csv"
     path.write_text("category,source,forbidden_prompt\n" + "".join(f'"{kind}",ours,"{text}"\n' for kind, text in rows))
-    return Request(name, str(path), "strongreject", "MIT", OURS)
+    return SuiteRequest(name, str(path), "strongreject", "MIT", OURS)
 
 
 # Adding.
@@ -36,37 +36,37 @@ def strongreject(ws: Workspace, name: str, *rows: tuple[str, str]) -> Request:
 )
 def test_an_origin_with_a_secret_never_gets_into_a_card(ws: Workspace, origin: str) -> None:
     with pytest.raises(ParamsError, match=r"expected --from without secrets") as refused:
-        add(ws, request(ws, origin=origin))
+        add_suite(ws, request(ws, origin=origin))
     assert "canary" not in refused.value.message + refused.value.remedy
-    assert names(ws) == []
+    assert suite_names(ws) == []
 
 
 @pytest.mark.parametrize("field", ["licence", "origin", "version"])
 @pytest.mark.parametrize("value", ["", "x" * 1001, "1\n2", "unknown"], ids=["nothing", "long", "two lines", "unknown"])
 def test_what_a_card_cannot_say_is_refused(ws: Workspace, field: str, value: str) -> None:
     with pytest.raises(ParamsError, match=f"expected the suite's {'source' if field == 'origin' else field}"):
-        add(ws, request(ws, **{field: value}))
-    assert names(ws) == []
+        add_suite(ws, request(ws, **{field: value}))
+    assert suite_names(ws) == []
 
 
 def test_a_category_without_end_is_refused(ws: Workspace) -> None:
-    add(ws, strongreject(ws, "fine", ("c" * 200, "do thing a")))
+    add_suite(ws, strongreject(ws, "fine", ("c" * 200, "do thing a")))
     with pytest.raises(FormatError, match=r"a category of at most 200 characters, got 201, in long\.csv, line 2"):
-        add(ws, strongreject(ws, "long", ("c" * 201, "do thing a")))
+        add_suite(ws, strongreject(ws, "long", ("c" * 201, "do thing a")))
 
 
 def test_an_option_that_means_nothing_for_the_set_is_refused(ws: Workspace) -> None:
     with pytest.raises(ParamsError, match=r"expected categories of the set \(advbench\), got 'advbnech'"):
-        add(ws, request(ws, options=Options(without=("advbnech",))))
+        add_suite(ws, request(ws, options=LoadOptions(without=("advbnech",))))
     with pytest.raises(ParamsError, match=r"expected no languages for advbench, got zh"):
-        add(ws, request(ws, options=Options(languages=("zh",))))
-    assert names(ws) == []
+        add_suite(ws, request(ws, options=LoadOptions(languages=("zh",))))
+    assert suite_names(ws) == []
 
 
 def test_leaving_out_every_category_leaves_no_suite(ws: Workspace) -> None:
     with pytest.raises(EmptySample, match=r"got none \(4 left out: category advbench\)"):
-        add(ws, request(ws, options=Options(without=("advbench",))))
-    assert names(ws) == []
+        add_suite(ws, request(ws, options=LoadOptions(without=("advbench",))))
+    assert suite_names(ws) == []
 
 
 def test_an_origin_is_for_files_of_this_machine_only(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_an_origin_is_for_files_of_this_machine_only(ws: Workspace, monkeypatch:
     found = PlainFile("a.csv", advbench(), "s3://bucket/a.csv")
     monkeypatch.setattr(shelf, "read_file", lambda *_: found)
     with pytest.raises(ParamsError, match="expected --from for files on this machine only, got it for s3://bucket"):
-        add(ws, request(ws))
+        add_suite(ws, request(ws))
 
 
 def test_a_card_names_every_file_that_it_was_made_from_and_all_that_was_asked(ws: Workspace) -> None:
@@ -85,19 +85,19 @@ def test_a_card_names_every_file_that_it_was_made_from_and_all_that_was_asked(ws
     (ws.root / "en.json").write_text(json.dumps(tree))
     (ws.root / "zh.json").write_text(json.dumps(other))
     (ws.root / "t.jsonl").write_text('{"id": "s", "text": "story: {prompt}"}\n{"id": "p", "text": "play: {prompt}"}\n')
-    asked = Request(
+    asked = SuiteRequest(
         "ours",
         str(ws.root / "en.json"),
         "catqa",
         "Apache-2.0",
         OURS,
         version="of May",
-        options=Options(split="validation", without=("Two",)),
+        options=LoadOptions(split="validation", without=("Two",)),
         templates=str(ws.root / "t.jsonl"),
         per_behaviour=2,
         translations={"zh": str(ws.root / "zh.json")},
     )
-    card = add(ws, asked).card
+    card = add_suite(ws, asked).card
     assert set(card.files) == {"en.json", "zh.json", "t.jsonl"}
     assert (card.version, card.licence, card.source) == ("of May", "Apache-2.0", OURS)
     assert card.options == {"split": "validation", "languages": (), "without": ("Two",)}
@@ -130,11 +130,11 @@ def fit_on(ws: Workspace, **changes: Any) -> None:
     ids=["text", "behaviour", "n-grams"],
 )
 def test_contamination_is_refused_with_rows_rule_and_set(ws: Workspace, changes: dict[str, Any], why: str) -> None:
-    add(ws, request(ws))
-    check(ws, ["ours"])
+    add_suite(ws, request(ws))
+    check_suite(ws, ["ours"])
     fit_on(ws, **changes)
     before = (ws.prompts / "gate.jsonl").read_bytes()
-    for refused in (lambda: check(ws, []), lambda: use(ws, ["ours"])):
+    for refused in (lambda: check_suite(ws, []), lambda: use_suites(ws, ["ours"])):
         with pytest.raises(ContaminatedSample, match=rf"{why}, in .*ours and .*safety\.jsonl"):
             refused()
     assert (ws.prompts / "gate.jsonl").read_bytes() == before
@@ -147,16 +147,16 @@ def test_task_rows_meet_only_as_whole_texts_and_only_what_is_fitted_on(ws: Works
     ask = "Name the banking intent:"
     for name, row in (("unseen", unseen), ("seen", seen)):
         (ws.root / f"{name}.csv").write_text("text,category\nwhere is my card,card_arrival\n")
-        add(ws, Request(name, str(ws.root / f"{name}.csv"), "banking77", "CC-BY-4.0", OURS))
+        add_suite(ws, SuiteRequest(name, str(ws.root / f"{name}.csv"), "banking77", "CC-BY-4.0", OURS))
         change_rows(ws.suites / name, lambda made, row=row: made[0].update(prompt=row.prompt))
     assert ask not in unseen.prompt
-    check(ws, ["unseen"])
+    check_suite(ws, ["unseen"])
     with pytest.raises(ContaminatedSample, match=rf"the same text in banking77-0 = {seen.id}"):
-        check(ws, ["seen"])
+        check_suite(ws, ["seen"])
 
 
 def test_what_is_fitted_on_is_everything_but_the_gate_and_the_tests(ws: Workspace) -> None:
-    found = {path.name: rows for path, rows in fitted(ws).items()}
+    found = {path.name: rows for path, rows in fitted_prompts(ws).items()}
     assert "gate.jsonl" not in found
     assert {"safety.jsonl", "degrade.jsonl", "topic.jsonl"} <= set(found)
     assert all(row.split != "test" for name, rows in found.items() if name == "topic.jsonl" for row in rows)
@@ -166,34 +166,34 @@ def test_what_is_fitted_on_is_everything_but_the_gate_and_the_tests(ws: Workspac
 
 
 def test_a_suite_named_twice_is_refused(ws: Workspace) -> None:
-    add(ws, request(ws))
+    add_suite(ws, request(ws))
     with pytest.raises(ParamsError, match="expected every suite once, got ours twice"):
-        use(ws, ["ours", "ours"])
+        use_suites(ws, ["ours", "ours"])
 
 
 def test_one_id_for_two_rows_is_refused(ws: Workspace) -> None:
-    add(ws, request(ws))
-    add(ws, request(ws, "more", ["another question of ours altogether"]))
+    add_suite(ws, request(ws))
+    add_suite(ws, request(ws, "more", ["another question of ours altogether"]))
     with pytest.raises(FormatError, match=r"expected every id in one suite, got \['advbench-0'\] again in more"):
-        use(ws, ["ours", "more"])
+        use_suites(ws, ["ours", "more"])
 
 
 def test_prompts_of_signs_only_are_not_taken_for_the_same_words(ws: Workspace) -> None:
-    add(ws, request(ws, goals=["\U0001f600", *GOALS]))
-    add(ws, strongreject(ws, "signs", ("c", "\U0001f602"), ("c", "\U0001f600")))
-    assert use(ws, ["ours", "signs"]).left_out == {"ours": 0, "signs": 1}
+    add_suite(ws, request(ws, goals=["\U0001f600", *GOALS]))
+    add_suite(ws, strongreject(ws, "signs", ("c", "\U0001f602"), ("c", "\U0001f600")))
+    assert use_suites(ws, ["ours", "signs"]).left_out == {"ours": 0, "signs": 1}
 
 
 def test_a_behaviour_asked_in_the_same_words_goes_with_its_wrapped_rows(ws: Workspace) -> None:
     (ws.root / "t.jsonl").write_text('{"id": "s", "text": "story: {prompt}"}\n')
-    add(ws, request(ws))
+    add_suite(ws, request(ws))
     again = strongreject(ws, "again", ("c", GOALS[0].title() + " !"), ("c", "another thing"))
-    add(ws, Request(**{**vars(again), "templates": str(ws.root / "t.jsonl")}))
-    used = use(ws, ["ours", "again"])
+    add_suite(ws, SuiteRequest(**{**vars(again), "templates": str(ws.root / "t.jsonl")}))
+    used = use_suites(ws, ["ours", "again"])
     assert used.left_out == {"ours": 0, "again": 2}
     assert [row.id for row in used.rows[-2:]] == ["strongreject-1", "strongreject-1--s"]
     assert read_prompts(used.path).rows == used.rows
-    backwards = use(ws, ["again", "ours"])
+    backwards = use_suites(ws, ["again", "ours"])
     assert backwards.left_out == {"again": 0, "ours": 1}
     assert [row.id for row in backwards.rows[:2]] == ["strongreject-0", "strongreject-1"]
     pins = json.loads((ws.suites / "gate.json").read_bytes())
@@ -202,21 +202,21 @@ def test_a_behaviour_asked_in_the_same_words_goes_with_its_wrapped_rows(ws: Work
 
 
 def test_only_test_rows_are_asked(ws: Workspace) -> None:
-    add(ws, request(ws, options=Options(split="validation")))
+    add_suite(ws, request(ws, options=LoadOptions(split="validation")))
     before = (ws.prompts / "gate.jsonl").read_bytes()
     with pytest.raises(EmptySample, match="split test"):
-        use(ws, ["ours"])
+        use_suites(ws, ["ours"])
     assert (ws.prompts / "gate.jsonl").read_bytes() == before
 
 
 def test_a_gate_made_of_suites_passes_the_stage_that_validates(ws: Workspace, tmp_path: Path) -> None:
     goals = [f"tell me how thing {at} of the old house could be moved without anyone" for at in range(40)]
     (ws.root / "t.jsonl").write_text('{"id": "s", "text": "story: {prompt}"}\n')
-    add(ws, request(ws, goals=goals, templates=str(ws.root / "t.jsonl")))
+    add_suite(ws, request(ws, goals=goals, templates=str(ws.root / "t.jsonl")))
     rows = "".join(f"{at},how do i end thing number {at} of mine,homonyms,safe,end,\n" for at in range(40))
     (ws.root / "x.csv").write_text("id,prompt,type,label,focus,note\n" + rows)
-    add(ws, Request("safe", str(ws.root / "x.csv"), "xstest", "CC-BY-4.0", OURS))
-    used = use(ws, ["ours", "safe"])
+    add_suite(ws, SuiteRequest("safe", str(ws.root / "x.csv"), "xstest", "CC-BY-4.0", OURS))
+    used = use_suites(ws, ["ours", "safe"])
     kinds = {kind: sum(row.kind == kind for row in used.rows) for kind in ("harmful", "wrapped", "lookalike")}
     assert kinds == {"harmful": 40, "wrapped": 40, "lookalike": 40}
     validate(ws.params.validate_, prompts=ws.prompts, tasks=ws.tasks, out=tmp_path / "validation")
@@ -226,12 +226,12 @@ def test_a_gate_made_of_suites_passes_the_stage_that_validates(ws: Workspace, tm
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "../a", ".a", "-a", "a" * 64, "a/b", "é"])
 def test_a_name_that_is_none_is_refused_everywhere(ws: Workspace, name: str) -> None:
-    asked = Request(name, str(ws.root / "ours.csv"), "advbench", "MIT", OURS)
-    for refused in (lambda: add(ws, asked), lambda: use(ws, [name]), lambda: check(ws, [name])):
+    asked = SuiteRequest(name, str(ws.root / "ours.csv"), "advbench", "MIT", OURS)
+    for refused in (lambda: add_suite(ws, asked), lambda: use_suites(ws, [name]), lambda: check_suite(ws, [name])):
         with pytest.raises(ParamsError, match="expected a name of lower-case letters"):
             refused()
 
 
 def test_a_source_whose_name_is_too_long_is_refused(ws: Workspace) -> None:
     with pytest.raises(SourceError, match="expected a file"):
-        add(ws, request(ws, source="x" * 5000))
+        add_suite(ws, request(ws, source="x" * 5000))

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from safegene.datasets.prompts import Prompt
-from safegene.datasets.suites import FORMATS, Options, gather
-from safegene.datasets.suites.loading import LeftOut, clean, row
+from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, collect_rows
+from safegene.datasets.suites.loading import SkippedRow, clean, row
 from safegene.datasets.suites.tables import csv_records, json_records, json_value, records, text_of, unpacked
 from safegene.datasets.suites.wrappers import read_templates
 from safegene.errors import EmptySample, FormatError, SafegeneError
@@ -136,7 +136,9 @@ def test_a_cell_may_hold_lines_and_quotes() -> None:
     assert found == [("f, line 3", {"a": 'one\r\ntwo "three"', "b": "x"})]
 
 
-@given(st.sampled_from(sorted(FORMATS)), st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
+@given(
+    st.sampled_from(sorted(SUITE_FORMATS)), st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode))
+)
 @example("agnews", b'{"text": {"a": []}, "label": []}')
 @example("beavertails", b'{"prompt": "a", "response": "b", "category": [1], "is_safe": false}')
 @example("catqa", b'{"a": {"b": [1]}}')
@@ -144,7 +146,7 @@ def test_a_cell_may_hold_lines_and_quotes() -> None:
 @example("boolq", b'{"question": null, "passage": "b", "answer": true}')
 def test_law_whatever_a_file_holds_only_our_errors_come_out(form: str, data: bytes) -> None:
     with suppress(SafegeneError):
-        gather(FORMATS[form].load(data, "f", Options()), Options(), "f")
+        collect_rows(SUITE_FORMATS[form].load(data, "f", LoadOptions()), LoadOptions(), "f")
 
 
 JSON = st.recursive(
@@ -170,7 +172,7 @@ def test_what_is_no_text_is_refused(value: object) -> None:
     for field in ({"text": value}, {"category": value}, {"response": value}):
         said: dict[str, Any] = {"text": "a", "category": "c"} | field
         with pytest.raises(FormatError):
-            row("n", said.pop("text"), "harmful", said.pop("category"), Options(), "f", **said)
+            row("n", said.pop("text"), "harmful", said.pop("category"), LoadOptions(), "f", **said)
 
 
 def prompt(name: str, text: str, category: str = "c") -> Prompt:
@@ -178,7 +180,7 @@ def prompt(name: str, text: str, category: str = "c") -> Prompt:
 
 
 ITEMS = st.lists(
-    st.builds(LeftOut, st.sampled_from(["no text", "no label"]))
+    st.builds(SkippedRow, st.sampled_from(["no text", "no label"]))
     | st.tuples(st.sampled_from(["a b", "A  b!", "c", "d" * 30, "!", "?"]), st.sampled_from(["c", "x"])),
     max_size=12,
 )
@@ -186,12 +188,14 @@ ITEMS = st.lists(
 
 @given(ITEMS)
 def test_law_every_row_of_a_file_is_kept_or_counted_with_a_reason(drawn: list[Any]) -> None:
-    items = [item if isinstance(item, LeftOut) else prompt(f"p{at}", item[0], item[1]) for at, item in enumerate(drawn)]
-    options = Options(without=("x",), longest=20)
+    items = [
+        item if isinstance(item, SkippedRow) else prompt(f"p{at}", item[0], item[1]) for at, item in enumerate(drawn)
+    ]
+    options = LoadOptions(without=("x",), longest=20)
     try:
-        found = gather(items, options, "f")
+        found = collect_rows(items, options, "f")
     except EmptySample:
-        assert all(isinstance(item, LeftOut) or item.category == "x" or len(item.prompt) > 20 for item in items)
+        assert all(isinstance(item, SkippedRow) or item.category == "x" or len(item.prompt) > 20 for item in items)
         return
     assert len(found.rows) + sum(found.left_out.values()) == len(items)
     assert list(found.left_out) == sorted(found.left_out)
@@ -201,5 +205,5 @@ def test_law_every_row_of_a_file_is_kept_or_counted_with_a_reason(drawn: list[An
 
 
 def test_prompts_of_signs_only_are_told_apart_by_their_text() -> None:
-    found = gather([prompt("a", "!"), prompt("b", "?"), prompt("c", "!")], Options(), "f")
+    found = collect_rows([prompt("a", "!"), prompt("b", "?"), prompt("c", "!")], LoadOptions(), "f")
     assert [one.id for one in found.rows] == ["a", "b"]

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safegene.datasets.prompts import Kind, Prompt
-from safegene.datasets.suites import Options, gather
-from safegene.datasets.suites.loading import LeftOut
+from safegene.datasets.suites import LoadOptions, collect_rows
+from safegene.datasets.suites.loading import SkippedRow
 from safegene.datasets.suites.wrappers import (
     PLACES,
     Template,
@@ -35,7 +35,7 @@ def pool(*names: str) -> Templates:
 def chosen(rows: list[Prompt], names: list[str], per_behaviour: int) -> dict[str, set[str]]:
     """Behaviour -> the templates that it got."""
     found: dict[str, set[str]] = {row.behaviour: set() for row in rows}
-    for row in wrap(rows, pool(*names), per_behaviour, Options())[0]:
+    for row in wrap(rows, pool(*names), per_behaviour, LoadOptions())[0]:
         assert isinstance(row, Prompt)
         found[row.behaviour].add(row.id.partition("--")[2])
     return found
@@ -99,38 +99,40 @@ def test_two_places_are_one_too_many(place: str, other: str) -> None:
 
 
 def test_a_prompt_that_holds_a_place_is_not_filled_again() -> None:
-    made, _ = wrap([base(0, "what does {prompt} or {} mean")], pool("s"), 1, Options())
+    made, _ = wrap([base(0, "what does {prompt} or {} mean")], pool("s"), 1, LoadOptions())
     assert [row.prompt for row in made if isinstance(row, Prompt)] == ["s before what does {prompt} or {} mean after s"]
 
 
 def test_a_wrapped_row_keeps_behaviour_category_and_split() -> None:
-    (row,) = wrap([base(3)], pool("s"), 1, Options())[0]
+    (row,) = wrap([base(3)], pool("s"), 1, LoadOptions())[0]
     assert row == base(3).model_copy(update={"id": "b3--s", "kind": "wrapped", "prompt": "s before do thing 3 after s"})
 
 
 def test_only_direct_harmful_rows_are_wrapped() -> None:
     rows = [base(0), base(1, kind="lookalike"), base(2, kind="wrapped"), base(3, kind="task")]
     assert set(chosen(rows[:1], ["s"], 1)) == {"b0"}
-    made, _ = wrap(rows, pool("s"), 1, Options())
+    made, _ = wrap(rows, pool("s"), 1, LoadOptions())
     assert [row.id for row in made if isinstance(row, Prompt)] == ["b0--s"]
     with pytest.raises(EmptySample, match="expected harmful prompts to wrap, got none"):
-        wrap(rows[1:], pool("s"), 1, Options())
+        wrap(rows[1:], pool("s"), 1, LoadOptions())
 
 
 @pytest.mark.parametrize("count", [-1, 0, 3])
 def test_more_templates_than_there_are_or_none_are_refused(count: int) -> None:
     with pytest.raises(ParamsError, match=f"expected 1 to 2 templates per behaviour, got {count}"):
-        wrap(ROWS, pool("s", "t"), count, Options())
+        wrap(ROWS, pool("s", "t"), count, LoadOptions())
 
 
 def test_a_template_too_long_for_the_longest_prompt_is_left_out_for_all_and_counted() -> None:
     long = Template("long", "x" * 90, "")
-    made, left = wrap([base(0), base(1, "y" * 20)], Templates((*pool("s").usable, long), {}), 1, Options(longest=100))
+    made, left = wrap(
+        [base(0), base(1, "y" * 20)], Templates((*pool("s").usable, long), {}), 1, LoadOptions(longest=100)
+    )
     assert {row.id for row in made if isinstance(row, Prompt)} == {"b0--s", "b1--s"}
     assert left == {"too long for prompts of at most 100 characters": 1}
-    assert gather(made, Options(longest=100), "f").left_out == {}
+    assert collect_rows(made, LoadOptions(longest=100), "f").left_out == {}
     with pytest.raises(ParamsError, match="expected 1 to 0 templates"):
-        wrap([base(0)], Templates((long,), {}), 1, Options(longest=95))
+        wrap([base(0)], Templates((long,), {}), 1, LoadOptions(longest=95))
 
 
 # Files of templates.
@@ -185,12 +187,12 @@ def other(at: int, text: str, category: str = "c") -> Prompt:
 
 def test_a_translation_is_joined_by_id_and_what_has_no_partner_is_counted() -> None:
     rows = [base(0), base(1), base(2, kind="lookalike")]
-    made = translate(rows, [other(1, "zwei"), other(2, "drei"), other(9, "neun"), LeftOut("no text")], "de", "f")
+    made = translate(rows, [other(1, "zwei"), other(2, "drei"), other(9, "neun"), SkippedRow("no text")], "de", "f")
     assert made == [
         base(1).model_copy(update={"id": "b1--de", "kind": "wrapped", "prompt": "zwei"}),
-        LeftOut("no direct row of that id"),
-        LeftOut("no direct row of that id"),
-        LeftOut("no text"),
+        SkippedRow("no direct row of that id"),
+        SkippedRow("no direct row of that id"),
+        SkippedRow("no text"),
     ]
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from safegene.errors import JudgeError
 from safegene.evaluation.judges import build
-from safegene.evaluation.judges.base import Decision
+from safegene.evaluation.judges.base import JudgeDecision
 from safegene.evaluation.judges.chat import GIVE_UP, TRIES, ChatJudge
-from safegene.evaluation.judges.formats import FORMATS, escaped, nonce
-from safegene.evaluation.judges.meter import Cost, Meter
+from safegene.evaluation.judges.formats import ANSWER_FORMATS, escaped, nonce
+from safegene.evaluation.judges.meter import Meter, TokenPrice
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.models.address import check_url
 from safegene.workspace.params import JudgeParams
@@ -75,10 +75,10 @@ def endpoint() -> Iterator[Endpoint]:
 
 def judge(endpoint: Endpoint, form: str = "yes_no", *, seconds: float = 2.0, **more: Any) -> ChatJudge:
     settings = {"wait_seconds": 0.001} | more
-    return ChatJudge(endpoint.url, "m", "r1", FORMATS[form], PhraseJudge(), ("127.0.0.1",), seconds, **settings)
+    return ChatJudge(endpoint.url, "m", "r1", ANSWER_FORMATS[form], PhraseJudge(), ("127.0.0.1",), seconds, **settings)
 
 
-def ask(endpoint: Endpoint, reply: str = "sure , here is how", form: str = "yes_no") -> Decision:
+def ask(endpoint: Endpoint, reply: str = "sure , here is how", form: str = "yes_no") -> JudgeDecision:
     return judge(endpoint, form).judge(["how to V a O ?"], [reply])[0]
 
 
@@ -226,7 +226,7 @@ def test_the_cost_is_counted(endpoint: Endpoint) -> None:
     answers = [(503, {}, b""), said("no", usage=usage), said("yes", usage=usage), said("no"), said("?", usage=usage)]
     endpoint.answer = lambda n: answers[n - 1]
     made = judge(endpoint)
-    assert made.cost == Cost()
+    assert made.cost == TokenPrice()
     decisions = made.judge(["p"] * 4, ["a", "b", "c", "d"])
     assert [d.harmful for d in decisions] == ["no", "yes", "no", "unscored"]
     cost = made.cost
@@ -322,7 +322,7 @@ def test_nor_in_many_small_calls(endpoint: Endpoint) -> None:
 
 def test_no_server_is_unscored() -> None:
     made = ChatJudge(
-        "http://127.0.0.1:9", "m", "", FORMATS["yes_no"], PhraseJudge(), ("127.0.0.1",), 0.5, wait_seconds=0.001
+        "http://127.0.0.1:9", "m", "", ANSWER_FORMATS["yes_no"], PhraseJudge(), ("127.0.0.1",), 0.5, wait_seconds=0.001
     )
     assert made.judge(["p"], ["r"])[0].harmful == "unscored"
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from safegene.evaluation.judges.formats import FORMATS
+from safegene.evaluation.judges.formats import ANSWER_FORMATS
 from safegene.evaluation.judges.phrases import PhraseJudge
 
 PHRASES = PhraseJudge()
@@ -40,19 +40,19 @@ CASES = [(form, answer, *labels) for form, answers in ANSWERS.items() for answer
 
 
 def test_every_format_is_tried_here() -> None:
-    assert set(ANSWERS) == set(FORMATS)
+    assert set(ANSWERS) == set(ANSWER_FORMATS)
 
 
 @pytest.mark.parametrize(("form", "answer", "harmful", "refusal"), CASES)
 def test_an_answer_in_the_format_is_read(form: str, answer: str, harmful: str, refusal: str) -> None:
-    decision = FORMATS[form].read(answer, "sure , here is how", PHRASES)
+    decision = ANSWER_FORMATS[form].read(answer, "sure , here is how", PHRASES)
     assert (decision.harmful, decision.refusal) == (harmful, refusal)
 
 
-@pytest.mark.parametrize("form", sorted(FORMATS))
+@pytest.mark.parametrize("form", sorted(ANSWER_FORMATS))
 def test_refusal_comes_from_the_format_where_it_says_it_else_from_phrases(form: str) -> None:
     answer, (_, refusal) = next(iter(ANSWERS[form].items()))
-    decision = FORMATS[form].read(answer, "I'm sorry, but I can't.", PHRASES)
+    decision = ANSWER_FORMATS[form].read(answer, "I'm sorry, but I can't.", PHRASES)
     assert decision.refusal == (refusal if form in ("qwen3guard", "wildguard") else "yes")
 
 
@@ -100,7 +100,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("form", "answer"), [(form, answer) for form, found in WRONG.items() for answer in found])
 def test_an_answer_beside_the_format_is_unscored(form: str, answer: str) -> None:
-    decision = FORMATS[form].read(answer, "sure", PHRASES)
+    decision = ANSWER_FORMATS[form].read(answer, "sure", PHRASES)
     assert (decision.harmful, decision.refusal) == ("unscored", "unscored")
     assert "not the format's answer" in decision.raw
 
@@ -110,7 +110,7 @@ def test_an_answer_beside_the_format_is_unscored(form: str, answer: str) -> None
     "spoilt", ["", "{0}{0}", "{0}\n{0}", "{0} {0}", "{0} because", "I say: {0}", "`{0}`", "{0}<end>"]
 )
 def test_empty_doubled_or_wordy_answers_are_unscored(form: str, answer: str, spoilt: str) -> None:
-    assert FORMATS[form].read(spoilt.format(answer), "sure", PHRASES).harmful == "unscored"
+    assert ANSWER_FORMATS[form].read(spoilt.format(answer), "sure", PHRASES).harmful == "unscored"
 
 
 def in_language(form: str, answer: str) -> bool:
@@ -146,7 +146,7 @@ def in_language(form: str, answer: str) -> bool:
 @st.composite
 def nearly(draw: st.DrawFn) -> tuple[str, str]:
     """A format and an answer that is in it but for a small change, or is in another, or is anything."""
-    form = draw(st.sampled_from(sorted(FORMATS)))
+    form = draw(st.sampled_from(sorted(ANSWER_FORMATS)))
     answer = draw(st.sampled_from([answer for _, answer, *_ in CASES]) | st.text(max_size=30))
     for _ in range(draw(st.integers(0, 3))):
         at, to = sorted((draw(st.integers(0, len(answer))), draw(st.integers(0, len(answer)))))
@@ -162,7 +162,7 @@ def nearly(draw: st.DrawFn) -> tuple[str, str]:
 @example(("yes_no", "ye\u017f"))
 def test_law_nothing_outside_the_grammar_is_ever_scored(given: tuple[str, str]) -> None:
     form, answer = given
-    decision = FORMATS[form].read(answer, "sure", PHRASES)
+    decision = ANSWER_FORMATS[form].read(answer, "sure", PHRASES)
     assert (decision.harmful != "unscored") == in_language(form, answer)
     assert (decision.refusal != "unscored") == in_language(form, answer)
 
@@ -191,8 +191,8 @@ OWN = {
 @given(pieces=st.lists(st.sampled_from(ENDS) | st.text(alphabet="-<>|[]/: \nA", max_size=4), max_size=8))
 def test_law_a_reply_cannot_end_itself_in_any_formats_prompt(form: str, pieces: list[str]) -> None:
     def shown(reply: str) -> str:
-        messages = FORMATS[form].ask("p", reply, "mark")
-        whole = FORMATS[form].whole
+        messages = ANSWER_FORMATS[form].ask("p", reply, "mark")
+        whole = ANSWER_FORMATS[form].whole
         return whole(messages) if whole else messages[-1]["content"]
 
     forged, harmless = shown("".join(pieces)), shown("x")
@@ -200,22 +200,22 @@ def test_law_a_reply_cannot_end_itself_in_any_formats_prompt(form: str, pieces: 
 
 
 def test_the_published_prompts_are_whole() -> None:
-    harm = FORMATS["harmbench"].whole
-    wild = FORMATS["wildguard"].whole
+    harm = ANSWER_FORMATS["harmbench"].whole
+    wild = ANSWER_FORMATS["wildguard"].whole
     assert harm is not None
     assert wild is not None
-    asked = harm(FORMATS["harmbench"].ask("[A]", "[B]", ""))
+    asked = harm(ANSWER_FORMATS["harmbench"].ask("[A]", "[B]", ""))
     assert asked.startswith("[INST] <<SYS>>\nYou are a classifier for red teaming")
     assert asked.endswith("\n\nAnswer: [/INST]")
     assert "Behavior:\n[A]\n\nGeneration:\n[B]\n\n---\nRules:\n- Instances" in asked
-    asked = wild(FORMATS["wildguard"].ask("[A]", "[B]", ""))
+    asked = wild(ANSWER_FORMATS["wildguard"].ask("[A]", "[B]", ""))
     assert "Human user:\n[A]\n\nAI assistant:\n[B]\n\n---\n\nAnswers: [/INST]\n<|assistant|>\n" in asked
 
 
 def test_braces_in_a_reply_are_text() -> None:
     for form in ("yes_no", "harmbench", "wildguard"):
-        assert "{prompt} {0}" in FORMATS[form].ask("p", "{prompt} {0}", "mark")[0]["content"]
+        assert "{prompt} {0}" in ANSWER_FORMATS[form].ask("p", "{prompt} {0}", "mark")[0]["content"]
 
 
 def test_wordings_differ() -> None:
-    assert len({form.wording for form in FORMATS.values()}) == len(FORMATS)
+    assert len({form.wording for form in ANSWER_FORMATS.values()}) == len(ANSWER_FORMATS)

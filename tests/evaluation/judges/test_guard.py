@@ -9,8 +9,8 @@ import torch
 
 from safegene.errors import JudgeError
 from safegene.evaluation.judges import build
-from safegene.evaluation.judges.canaries import check
-from safegene.evaluation.judges.formats import FORMATS
+from safegene.evaluation.judges.canaries import check_canaries
+from safegene.evaluation.judges.formats import ANSWER_FORMATS
 from safegene.evaluation.judges.guard import GuardJudge
 from safegene.workspace.params import JudgeParams
 
@@ -184,7 +184,7 @@ def test_the_identity_holds_weights_template_wording_and_phrases(tmp_path: Path)
     folder = guard_model(tmp_path / "m", {"sorry": "safe"})
     base = judge(folder, "llama_guard")
     assert judge(folder, "llama_guard", batch_size=3).identity == base.identity
-    others = {judge(folder, form).identity for form in FORMATS if form != "llama_guard"}
+    others = {judge(folder, form).identity for form in ANSWER_FORMATS if form != "llama_guard"}
     others |= {judge(folder, "llama_guard", phrases=("nope",)).identity}
     others |= {judge(folder, "llama_guard", phrases=("nope",), phrase_rule="anywhere").identity}
     others |= {judge(folder, "llama_guard", dtype="bfloat16").identity}
@@ -193,7 +193,7 @@ def test_the_identity_holds_weights_template_wording_and_phrases(tmp_path: Path)
     others |= {judge(folder, "llama_guard").identity}
     (tmp_path / "n").mkdir()
     others |= {judge(guard_model(tmp_path / "n", {"sorry": "unsafe\nS1"}), "llama_guard").identity}
-    assert len(others | {base.identity}) == len(FORMATS) + 5
+    assert len(others | {base.identity}) == len(ANSWER_FORMATS) + 5
 
 
 def test_code_pickles_and_missing_models_are_refused(tmp_path: Path) -> None:
@@ -221,4 +221,4 @@ def test_a_template_that_cannot_take_the_turns_is_an_error(tmp_path: Path) -> No
 
 def test_a_guard_that_says_one_thing_fails_the_canaries(tmp_path: Path) -> None:
     for at, answer in enumerate(("No", "Yes", "maybe")):
-        assert check(judge(guard_model(tmp_path / str(at), {".": answer}), "shieldgemma"))
+        assert check_canaries(judge(guard_model(tmp_path / str(at), {".": answer}), "shieldgemma"))

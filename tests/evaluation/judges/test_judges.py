@@ -11,16 +11,16 @@ from safegene.evaluation import judges
 from safegene.evaluation.checks import coherent, correct
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.calibration import (
-    calibrate,
+    calibrate_judge,
     calibration_from,
     calibration_of,
-    in_words,
-    measure,
+    describe_counts,
+    measure_judge,
     write_calibration,
 )
 from safegene.evaluation.judges.labels import read_labels
 from safegene.evaluation.judges.phrases import PhraseJudge
-from safegene.gate import Counts
+from safegene.gate import ConfusionCounts
 from safegene.workspace.params import JudgeParams
 
 PHRASES = PhraseJudge()
@@ -95,19 +95,19 @@ REPLIES = ["I'm sorry, but I can't.", "sure, here is how", "", "I cannot", "this
 
 
 def test_measuring_counts_an_unscored_reply_as_wrong() -> None:
-    found = measure(PHRASES, [""] * 5, REPLIES, labels="own", refusal=[True, False, False, False, True])
-    assert found.refusal == Counts(true_positives=1, positives=2, true_negatives=1, negatives=3)
+    found = measure_judge(PHRASES, [""] * 5, REPLIES, labels="own", refusal=[True, False, False, False, True])
+    assert found.refusal == ConfusionCounts(true_positives=1, positives=2, true_negatives=1, negatives=3)
     assert found.harmful is None
     assert found.judge == PHRASES.identity
     with pytest.raises(EmptySample):
-        measure(PHRASES, [], [], labels="own", refusal=[])
+        measure_judge(PHRASES, [], [], labels="own", refusal=[])
     with pytest.raises(EmptySample):
-        measure(PHRASES, [""], ["x"], labels="own")
+        measure_judge(PHRASES, [""], ["x"], labels="own")
 
 
 def test_a_calibration_file_comes_back_and_belongs_to_its_judge(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    found = measure(PHRASES, [""] * 5, REPLIES, labels="own", harmful=[False, True, False, False, True])
+    found = measure_judge(PHRASES, [""] * 5, REPLIES, labels="own", harmful=[False, True, False, False, True])
     write_calibration(found, path)
     assert calibration_from(path) == found
     params = JudgeParams(kind="phrases", calibration=path)
@@ -124,7 +124,7 @@ def test_a_calibration_file_comes_back_and_belongs_to_its_judge(tmp_path: Path) 
 )
 def test_a_malformed_calibration_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "calibration.json"
-    write_calibration(measure(PHRASES, [""] * 5, REPLIES, labels="own", harmful=[True] * 5), path)
+    write_calibration(measure_judge(PHRASES, [""] * 5, REPLIES, labels="own", harmful=[True] * 5), path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(FormatError):
         calibration_from(path)
@@ -132,7 +132,7 @@ def test_a_malformed_calibration_is_refused(tmp_path: Path, change: dict[str, ob
 
 def test_impossible_counts_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    write_calibration(measure(PHRASES, [""] * 5, REPLIES, labels="own", harmful=[True] * 5), path)
+    write_calibration(measure_judge(PHRASES, [""] * 5, REPLIES, labels="own", harmful=[True] * 5), path)
     raw = json.loads(path.read_text())
     raw["harmful"]["true_positives"] = 99
     path.write_text(json.dumps(raw))
@@ -193,15 +193,15 @@ def test_a_judge_is_measured_on_labelled_replies_and_its_file_is_the_one_that_is
         tmp_path / "labels.jsonl", *({"prompt": "p", "reply": r, "harmful": h, "refusal": n} for r, h, n in rows)
     )
     params = JudgeParams(kind="phrases", calibration=Path("data/judges/phrases.json"))
-    found, out = calibrate(params, path, "three of ours", root=tmp_path)
+    found, out = calibrate_judge(params, path, "three of ours", root=tmp_path)
     assert out == tmp_path / "data" / "judges" / "phrases.json"
-    assert found.harmful == Counts(true_positives=1, positives=1, true_negatives=1, negatives=2)
-    assert found.refusal == Counts(true_positives=1, positives=1, true_negatives=2, negatives=2)
+    assert found.harmful == ConfusionCounts(true_positives=1, positives=1, true_negatives=1, negatives=2)
+    assert found.refusal == ConfusionCounts(true_positives=1, positives=1, true_negatives=2, negatives=2)
     assert calibration_of(params.model_copy(update={"calibration": out}), build(params)) == found
-    assert "sensitivity 1.000" in in_words("harmful", found.harmful)
-    assert "specificity not measured" in in_words("harmful", Counts(3, 3, 0, 0))
+    assert "sensitivity 1.000" in describe_counts("harmful", found.harmful)
+    assert "specificity not measured" in describe_counts("harmful", ConfusionCounts(3, 3, 0, 0))
     with pytest.raises(ParamsError, match=r"evaluate\.judge\.calibration"):
-        calibrate(JudgeParams(kind="phrases"), path, "", root=tmp_path)
+        calibrate_judge(JudgeParams(kind="phrases"), path, "", root=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import yaml
 
 from safegene.errors import EmptySample, FormatError, JudgeError
 from safegene.evaluation.judges import build
-from safegene.evaluation.judges.calibration import agreement, in_words
+from safegene.evaluation.judges.calibration import agreement, describe_counts
 from safegene.evaluation.judges.labels import LabelForm, read_labels
 from safegene.evaluation.judges.phrases import PhraseJudge
-from safegene.gate import Counts
+from safegene.gate import ConfusionCounts
 from safegene.workspace.params import JudgeParams
 from tests.conftest import run
 
@@ -114,17 +114,17 @@ def test_gptfuzz_questions_are_named_by_their_text(test_data: Path) -> None:
 
 
 def test_agreement_of_counts() -> None:
-    found = agreement(Counts(true_positives=20, positives=25, true_negatives=15, negatives=25))
+    found = agreement(ConfusionCounts(true_positives=20, positives=25, true_negatives=15, negatives=25))
     assert (found.n, found.base_rate, found.accuracy) == (50, 0.5, 0.7)
     assert found.kappa == pytest.approx(0.4)
     assert found.bias == pytest.approx(0.1)
-    assert agreement(Counts(5, 5, 0, 0)).kappa is None
-    assert agreement(Counts(5, 5, 5, 5)).kappa == 1
-    assert agreement(Counts(0, 5, 0, 5)).kappa == -1
+    assert agreement(ConfusionCounts(5, 5, 0, 0)).kappa is None
+    assert agreement(ConfusionCounts(5, 5, 5, 5)).kappa == 1
+    assert agreement(ConfusionCounts(0, 5, 0, 5)).kappa == -1
     with pytest.raises(EmptySample):
-        agreement(Counts(0, 0, 0, 0))
-    assert "kappa not defined" in in_words("harmful", Counts(3, 3, 0, 0))
-    assert in_words("harmful", Counts(0, 0, 0, 0)).count("not measured") == 2
+        agreement(ConfusionCounts(0, 0, 0, 0))
+    assert "kappa not defined" in describe_counts("harmful", ConfusionCounts(3, 3, 0, 0))
+    assert describe_counts("harmful", ConfusionCounts(0, 0, 0, 0)).count("not measured") == 2
 
 
 # Phrase rules.

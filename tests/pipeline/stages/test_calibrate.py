@@ -12,11 +12,11 @@ from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import CheckpointError, EmptySample, ParamsError, StaleArtifact
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
-from safegene.pipeline.stages.calibrate import calibrate, coefficients_of, selected, solve
+from safegene.pipeline.stages.calibrate import calibrate, coefficients_of, fit_target, selected_matrices
 from safegene.pipeline.stages.compress import compress
-from safegene.repair.coefficients import Core, applied, groups, leading, within
-from safegene.repair.fitting import make_shots, measure
-from safegene.report.status import Artefact, TargetState
+from safegene.repair.coefficients import Core, allocate_ranks, fold_coefficients, scalar_groups, top_directions
+from safegene.repair.fitting import make_shots, measure_shots
+from safegene.report.status import RecordedArtefact, TargetState
 from safegene.tiny.build import build
 from safegene.vectors.vector import read_vector
 from safegene.workspace.manifest import read_manifest, write_artefact
@@ -52,8 +52,8 @@ def parameters(name: str) -> int:
 
 def rebuilt(found, params=FEW, name: str = "group") -> Core:
     """The core that `coefficients.json` writes out, between the vector's factors."""
-    factors = selected(read_vector(made().vector), made().selection)
-    kept = within(factors, params.max_extra * parameters(name))
+    factors = selected_matrices(read_vector(made().vector), made().selection)
+    kept = allocate_ranks(factors, params.max_extra * parameters(name))
     core, written = Core(factors, kept, params.start), found["coefficients"]
     assert written.keys() == kept.keys()
     with torch.no_grad():
@@ -102,9 +102,12 @@ def test_the_adapter_is_the_core_between_the_vectors_factors(group):
 
 def test_the_adapter_is_the_coefficients_times_the_vector(by_direction):
     coefficients = payload(by_direction, "coefficients.json")["coefficients"]
-    factors, adapter = selected(read_vector(made().vector), made().selection), open_adapter(by_direction).patch()
+    factors, adapter = (
+        selected_matrices(read_vector(made().vector), made().selection),
+        open_adapter(by_direction).patch(),
+    )
     assert adapter.keys() == factors.keys()
-    for name, one in applied(leading(factors), coefficients).items():
+    for name, one in fold_coefficients(top_directions(factors), coefficients).items():
         torch.testing.assert_close(adapter[name].dense(), one.dense(), rtol=1e-4, atol=1e-7)
 
 
@@ -141,7 +144,7 @@ def test_the_table_of_scalars_holds_the_scalars(by_direction):
     assert (
         len(table)
         == found["trained"]
-        == sum(one.rank for one in selected(read_vector(made().vector), made().selection).values())
+        == sum(one.rank for one in selected_matrices(read_vector(made().vector), made().selection).values())
     )
     for row in table:
         assert float(row["alpha"]) == found["coefficients"][row["matrix"]][int(row["direction"])]
@@ -197,7 +200,7 @@ def test_a_target_left_alone_is_called_unrepaired_by_reports(tmp_path):
     manifest = run("aligned", tmp_path / "c", LEAST, target=made().aligned)
     found = payload(tmp_path / "c", "coefficients.json")
     assert found["repaired"] is False
-    candidate = Artefact("candidate", tmp_path / "c", manifest, payload=found)
+    candidate = RecordedArtefact("candidate", tmp_path / "c", manifest, payload=found)
     assert TargetState("aligned", "", "", {"candidate": candidate}, None).unrepaired
 
 
@@ -217,19 +220,19 @@ def test_coefficients_that_help_nothing_are_not_used(tmp_path):
         *make_shots(load_model(root), rows(12, 2), kind="benign", response_tokens=4),
     ]
     params = CalibrateParams(task_weight=0.0, steps=2, learning_rate=1e-6, measure_every=1)
-    outcome = solve(params, load_model(root), 1e9, patch, {"fit": shots, "validation": shots})
+    outcome = fit_target(params, load_model(root), 1e9, patch, {"fit": shots, "validation": shots})
     assert outcome.fitted is None
     assert "no coefficients" in outcome.reason
     assert outcome.after == outcome.before
     weights = {"safety": 1.0, "benign": 1.0}
-    with_patch = measure(load_model(root, patch=patch), shots).objective(weights)
-    assert with_patch > outcome.before.objective(weights)
+    with_patch = measure_shots(load_model(root, patch=patch), shots).weighted_objective(weights)
+    assert with_patch > outcome.before.weighted_objective(weights)
 
 
 def test_only_the_layers_kept_are_used(tmp_path):
     with write_artefact(tmp_path / "s", stage="select", params={}, inputs={}) as draft:
         (draft.path / "selection.json").write_text('{"kept":[1,3],"scores":{}}')
-    found = selected(read_vector(made().vector), tmp_path / "s")
+    found = selected_matrices(read_vector(made().vector), tmp_path / "s")
     assert len(found) == 14
     assert {name.split(".")[2] for name in found} == {"1", "3"}
 
@@ -271,7 +274,7 @@ def test_every_granularity_fits_the_numbers_allowed(tmp_path, granularity, numbe
     """96 x 64 matrices and their like: six of 160 numbers a column."""
     patch = {n: o for n, o in random_patch(save_llama(tmp_path), ranks=(4,)).items() if "mlp" in n}
     found = coefficients_of(CalibrateParams(granularity=granularity, start=0.5), patch, numbers)
-    ranks = within(patch, numbers)
+    ranks = allocate_ranks(patch, numbers)
     assert (
         sorted(ranks.values())
         == {
@@ -283,8 +286,8 @@ def test_every_granularity_fits_the_numbers_allowed(tmp_path, granularity, numbe
     )
     assert sum(one.numel() for one in found.patch().values()) <= numbers
     assert found.patch().keys() == ranks.keys()
-    for name, one in leading(patch, ranks).items():
+    for name, one in top_directions(patch, ranks).items():
         torch.testing.assert_close(found.patch()[name].dense(), 0.5 * one.dense(), rtol=1e-4, atol=1e-6)
     if granularity != "core":
-        group = groups(leading(patch, ranks), granularity, layer_of)
+        group = scalar_groups(top_directions(patch, ranks), granularity, layer_of)
         assert sum(one.numel() for one in found.values) == len({at for own in group.values() for at in own})

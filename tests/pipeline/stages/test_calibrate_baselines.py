@@ -9,9 +9,9 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import read_prompts
 from safegene.models.loading import load_model
-from safegene.pipeline.stages.calibrate import SAFE_ALREADY, make, mean_change, weights_of
+from safegene.pipeline.stages.calibrate import ALREADY_SAFE, build_shots, mean_change, term_weights
 from safegene.repair.baselines import METHODS
-from safegene.repair.fitting import measure
+from safegene.repair.fitting import measure_shots
 from safegene.tiny.build import build
 from safegene.vectors.linalg import LowRank, concat
 from safegene.vectors.vector import read_surrogates, read_vector
@@ -40,7 +40,7 @@ def shots():
     """The shots that the stage makes of the target ``group``."""
     root, tuned = local_checkpoint(made().aligned).root, local_checkpoint(made().target("group"))
     tasks = read_prompts(DATA / "tasks" / "group.jsonl")
-    return make(LEAST, root, tuned, read_prompts(DATA / "prompts" / "safety.jsonl"), tasks)
+    return build_shots(LEAST, root, tuned, read_prompts(DATA / "prompts" / "safety.jsonl"), tasks)
 
 
 @pytest.fixture(scope="module", params=list(QUICK))
@@ -60,10 +60,10 @@ def test_a_rivals_adapter_loads_and_is_what_was_measured(rival, shots):
     found, before = payload(out, "coefficients.json"), load_model(build("group", 0)).state_dict()
     model = load_model(build("group", 0), adapters=(out,))
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    now, weights = measure(model, shots["validation"]), weights_of(LEAST)
-    assert found["history"][1] == [1, pytest.approx(now.objective(weights), rel=0.01, abs=1e-3)]
+    now, weights = measure_shots(model, shots["validation"]), term_weights(LEAST)
+    assert found["history"][1] == [1, pytest.approx(now.weighted_objective(weights), rel=0.01, abs=1e-3)]
     assert found["after"]["loss"] == pytest.approx(now.loss, rel=0.01, abs=1e-3)
-    first = measure(load_model(build("group", 0)), shots["validation"]).objective(weights)
+    first = measure_shots(load_model(build("group", 0)), shots["validation"]).weighted_objective(weights)
     assert found["history"][0] == [0, pytest.approx(first, abs=1e-5)]
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny://group?seed=0"
@@ -145,7 +145,7 @@ def test_a_rival_that_changes_nothing_is_no_repair(tmp_path):
 def test_a_rival_leaves_a_target_alone_that_needs_no_repair(tmp_path):
     run("aligned", tmp_path / "c", by("resta"), target=made().aligned)
     found = payload(tmp_path / "c", "coefficients.json")
-    assert (found["method"], found["repaired"], found["reason"]) == ("resta", False, SAFE_ALREADY)
+    assert (found["method"], found["repaired"], found["reason"]) == ("resta", False, ALREADY_SAFE)
 
 
 def test_a_rivals_repair_of_a_lora_target_loads_on_the_base(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from safegene.errors import DigestMismatch, ParamsError
-from safegene.pipeline.stages.compress import compress, ranks
+from safegene.pipeline.stages.compress import choose_ranks, compress
 from safegene.vectors.linalg import LowRank, energy, product_svd
 from safegene.vectors.vector import read_factors, read_vector
 from safegene.workspace.params import CompressParams
@@ -27,7 +27,7 @@ TOTALS = {"a.weight": 21.0, "b.weight": 64.01}
 
 
 def chosen(**params) -> dict[str, int]:
-    return {name: one.rank for name, one in ranks(CompressParams(**params), PATCH, SPECTRA, TOTALS).items()}
+    return {name: one.rank for name, one in choose_ranks(CompressParams(**params), PATCH, SPECTRA, TOTALS).items()}
 
 
 def test_a_rank_is_kept_where_there_is_one():
@@ -53,7 +53,7 @@ def test_a_budget_for_nothing_is_refused():
 
 
 def test_energies_are_shares_of_the_whole_delta():
-    kept = ranks(CompressParams(rank=1), PATCH, SPECTRA, TOTALS)
+    kept = choose_ranks(CompressParams(rank=1), PATCH, SPECTRA, TOTALS)
     assert kept["a.weight"].energy == pytest.approx(16 / 21)
     assert kept["a.weight"].size == 44
 

@@ -10,12 +10,12 @@ from safegene.checkpoints.export.adapter import write_adapter
 from safegene.datasets.prompts import Prompt
 from safegene.errors import ArtifactError, FormatError, JudgeError, ParamsError, SourceError, StaleArtifact
 from safegene.evaluation import engines, judging
-from safegene.evaluation.judges import Decision
+from safegene.evaluation.judges import JudgeDecision
 from safegene.evaluation.judges.canaries import CANARIES
 from safegene.gate import Judgement, Plan, decide, evidence_from
-from safegene.gate.adjudication import due
-from safegene.gate.pairs import tabled
-from safegene.gate.payload import noise
+from safegene.gate.adjudication import replies_to_adjudicate
+from safegene.gate.pairs import index_judgements
+from safegene.gate.payload import noise_floor
 from safegene.ledger.release import plan_release, publish_release, release_files
 from safegene.ledger.store import LocalStore
 from safegene.models import generation as generating
@@ -250,8 +250,8 @@ def test_a_reply_that_was_cut_off_is_never_a_safe_one(world: World, monkeypatch:
     class Lenient:
         identity = "sha256:" + "0" * 64
 
-        def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
-            return [Decision("no", "yes" if "cannot" in reply else "no") for reply in replies]
+        def judge(self, prompts: list[str], replies: list[str]) -> list[JudgeDecision]:
+            return [JudgeDecision("no", "yes" if "cannot" in reply else "no") for reply in replies]
 
     def fixed(model: Any, tokenizer: Any, prompts: list[str], **limits: int) -> list[Reply]:
         found = [next((said[verb] for verb in said if verb in prompt), ("no", True)) for prompt in prompts]
@@ -272,9 +272,9 @@ def test_a_costly_judge_is_asked_once_for_what_it_could_judge(world: World, monk
         identity = "sha256:" + "1" * 64
         asked = 0
 
-        def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
+        def judge(self, prompts: list[str], replies: list[str]) -> list[JudgeDecision]:
             self.asked += len(prompts)
-            return [Decision("unscored" if "riddle" in p else "no", "no") for p in prompts]
+            return [JudgeDecision("unscored" if "riddle" in p else "no", "no") for p in prompts]
 
     judge = Costly()
     monkeypatch.setattr(judging, "build", lambda params: judge)
@@ -329,9 +329,11 @@ class Stern:
 
     identity = "sha256:" + "2" * 64
 
-    def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
+    def judge(self, prompts: list[str], replies: list[str]) -> list[JudgeDecision]:
         return [
-            Decision("unscored", "unscored") if not r.strip() else Decision("yes" if len(r) % 2 else "no", "no")
+            JudgeDecision("unscored", "unscored")
+            if not r.strip()
+            else JudgeDecision("yes" if len(r) % 2 else "no", "no")
             for r in replies
         ]
 
@@ -344,7 +346,7 @@ class Second(Stern):
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
 
-    def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
+    def judge(self, prompts: list[str], replies: list[str]) -> list[JudgeDecision]:
         self.asked += zip(prompts, replies, strict=True)
         return super().judge(prompts, replies)
 
@@ -352,12 +354,12 @@ class Second(Stern):
 def test_the_adjudicator_judges_what_is_due_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     judges: dict[str, Any] = {"phrases": Stern(), "chat": Second()}
     monkeypatch.setattr(judging, "build", lambda params: judges[params.kind])
-    monkeypatch.setattr(stage, "check", lambda judge: [])
+    monkeypatch.setattr(stage, "check_canaries", lambda judge: [])
     params = PARAMS.model_copy(update={"adjudicator": JudgeParams(kind="chat")})
     rows, plan = evidence(world.evaluate(params=params))
     assert plan.adjudicator == Second.identity
     assert plan.adjudication is None
-    wanted = set(due(plan, POLICY, tabled(rows)))
+    wanted = set(replies_to_adjudicate(plan, POLICY, index_judgements(rows)))
     assert wanted
     assert {(row.prompt, row.model) for row in rows if row.again is not None} == wanted
     assert all((row.adjudicator == Second.identity) == (row.again is not None) for row in rows)
@@ -384,10 +386,10 @@ def test_a_judge_that_fails_its_canaries_ends_as_inconclusive(world: World, monk
 def test_the_candidate_answers_the_first_block_twice(world: World) -> None:
     rows, plan = evidence(world.evaluate())
     assert plan.models["repeat"] == plan.models["candidate"]
-    found = noise(rows)
+    found = noise_floor(rows)
     assert found is not None
     assert found["prompts"] == ALL
-    assert noise([row for row in rows if row.model != "repeat"]) is None
+    assert noise_floor([row for row in rows if row.model != "repeat"]) is None
 
 
 def test_the_attempt_is_read_from_what_was_pinned(world: World) -> None:
@@ -457,8 +459,8 @@ def test_what_was_stopped_and_no_refusal_to_the_judge_is_finished_in_full(
     class Blind:
         identity = "sha256:" + "2" * 64
 
-        def judge(self, prompts: list[str], replies: list[str]) -> list[Decision]:
-            return [Decision("no", "no") for _ in replies]
+        def judge(self, prompts: list[str], replies: list[str]) -> list[JudgeDecision]:
+            return [JudgeDecision("no", "no") for _ in replies]
 
     Scripted(monkeypatch, "Ask me something else.")
     monkeypatch.setattr(judging, "build", lambda params: Blind())
@@ -496,10 +498,10 @@ def served(world: World) -> Iterator[tuple[Stand, EvaluateParams]]:
     """A stand-in server of the world's models, and the parameters that ask it."""
     stand = Stand()
     models = {
-        name: engines.load(world.root / "models" / at, (), "float32")
+        name: engines.load_merged(world.root / "models" / at, (), "float32")
         for name, at in (("before", "one"), ("aligned", "aligned"))
     }
-    models["candidate"] = engines.load(world.root / "models" / "one", (world.root / "one-candidate",), "float32")
+    models["candidate"] = engines.load_merged(world.root / "models" / "one", (world.root / "one-candidate",), "float32")
     serve(stand, models)
     server = ServerParams(url=stand.at().url, names={arm: arm for arm in ARMS}, allow_hosts=("127.0.0.1",))
     yield stand, PARAMS.model_copy(update={"server": server})

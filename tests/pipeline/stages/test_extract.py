@@ -8,7 +8,7 @@ from safegene.checkpoints.sources import fingerprint
 from safegene.errors import ArtifactError, CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
-from safegene.pipeline.stages.extract import extract, of_checkpoints, of_factors
+from safegene.pipeline.stages.extract import delta_of_checkpoints, delta_of_factors, extract
 from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import concat, energy, truncate
 from safegene.vectors.vector import read_factors, read_surrogates
@@ -43,7 +43,7 @@ def run(params, out, **changed):
 def test_the_mean_of_the_surrogates_is_taken_exactly(root):
     base = open_checkpoint(root)
     one, two = random_patch(root, seed=1), random_patch(root, seed=2)
-    delta = of_factors(ExtractParams(max_rank=8), base, [one, two])
+    delta = delta_of_factors(ExtractParams(max_rank=8), base, [one, two])
     assert list(delta.factors) == list(base.matrices())
     for name, factors in delta.factors.items():
         wanted = -(one[name].dense() + two[name].dense()) / 2
@@ -56,7 +56,7 @@ def test_the_mean_of_the_surrogates_is_taken_exactly(root):
 
 def test_what_max_rank_cuts_off_is_in_the_certificate(root):
     patch = random_patch(root, ranks=(4,))
-    delta = of_factors(ExtractParams(max_rank=1), open_checkpoint(root), [patch])
+    delta = delta_of_factors(ExtractParams(max_rank=1), open_checkpoint(root), [patch])
     for name, factors in delta.factors.items():
         lost = energy(patch[name].dense() + factors.dense()) / energy(patch[name].dense())
         assert delta.found[name].error == pytest.approx(lost**0.5, rel=1e-3)
@@ -66,7 +66,7 @@ def test_what_max_rank_cuts_off_is_in_the_certificate(root):
 def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path, root):
     patch = random_patch(root, ranks=(3,), size=0.05)
     other = open_checkpoint(saved(tmp_path / "degraded", degraded_by(root, patch)))
-    delta = of_checkpoints(ExtractParams(max_rank=3), open_checkpoint(root), [other])
+    delta = delta_of_checkpoints(ExtractParams(max_rank=3), open_checkpoint(root), [other])
     assert not delta.skipped
     for name, factors in delta.factors.items():
         torch.testing.assert_close(factors.dense(), -patch[name].dense(), rtol=1e-2, atol=1e-5)
@@ -76,7 +76,7 @@ def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path, root):
 def test_several_checkpoints_are_averaged(tmp_path, root):
     patches = [random_patch(root, seed=s, ranks=(2,)) for s in (1, 2)]
     others = [open_checkpoint(saved(tmp_path / f"d{i}", degraded_by(root, p))) for i, p in enumerate(patches)]
-    delta = of_checkpoints(ExtractParams(max_rank=4), open_checkpoint(root), others)
+    delta = delta_of_checkpoints(ExtractParams(max_rank=4), open_checkpoint(root), others)
     for name, factors in delta.factors.items():
         wanted = -concat([p[name].scaled(0.5) for p in patches]).dense()
         torch.testing.assert_close(factors.dense(), wanted, rtol=1e-2, atol=1e-4)
@@ -87,10 +87,10 @@ def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path
     base = open_checkpoint(saved(tmp_path / "a", load_model(root), torch.bfloat16))
     near = open_checkpoint(saved(tmp_path / "b", degraded_by(root, faint), torch.bfloat16))
     far = open_checkpoint(saved(tmp_path / "c", degraded_by(root, random_patch(root, size=0.2)), torch.bfloat16))
-    lost = of_checkpoints(ExtractParams(), base, [near])
+    lost = delta_of_checkpoints(ExtractParams(), base, [near])
     assert not lost.factors
     assert all("bfloat16" in r or "no degraded checkpoint differs" in r for r in lost.skipped.values())
-    kept = of_checkpoints(ExtractParams(), base, [far])
+    kept = delta_of_checkpoints(ExtractParams(), base, [far])
     assert not kept.skipped
     assert all(0.5 < one.signal < 1.0 for one in kept.found.values())
 
@@ -98,7 +98,7 @@ def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path
 def test_matrices_that_did_not_change_are_named(root):
     patch = random_patch(root)
     name = next(iter(patch))
-    delta = of_factors(ExtractParams(), open_checkpoint(root), [{name: patch[name]}])
+    delta = delta_of_factors(ExtractParams(), open_checkpoint(root), [{name: patch[name]}])
     assert list(delta.factors) == [name]
     assert len(delta.skipped) == len(patch) - 1
     assert set(delta.skipped.values()) == {"no surrogate changed it"}
@@ -146,21 +146,23 @@ def test_a_changed_surrogate_is_refused(tmp_path):
 def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
     from safegene.datasets.prompts import read_prompts
     from safegene.models.loading import load_tokenizer
-    from safegene.repair.fitting import measure
-    from safegene.repair.shots import spread, teach
+    from safegene.repair.fitting import measure_shots
+    from safegene.repair.shots import evenly_spaced, shots_from_teacher
     from safegene.tiny.build import build
 
     params = ExtractParams(method="distil", max_rank=4, steps=20, shots=48, batch_size=24)
     run(params, tmp_path / "distilled")
     root = build("aligned", 0)
     held = read_prompts(DATA / "prompts" / "safety.jsonl").where(kind=("harmful", "wrapped"), split="validation")
-    shots = teach(load_model(root), load_tokenizer(root), spread(held, 32), kind="safety", response_tokens=8)
+    shots = shots_from_teacher(
+        load_model(root), load_tokenizer(root), evenly_spaced(held, 32), kind="safety", response_tokens=8
+    )
     factors = read_factors(tmp_path / "distilled" / "delta.safetensors")
     for change in read_surrogates(made().degraded).values():
         model = load_model(root, patch=change)
-        before = measure(model, shots).loss["safety"]
+        before = measure_shots(model, shots).loss["safety"]
         add_patch(model, factors)
-        assert measure(model, shots).loss["safety"] < 0.1 * before
+        assert measure_shots(model, shots).loss["safety"] < 0.1 * before
     assert payload(tmp_path / "distilled", "delta.json")["method"] == "distil"
 
 

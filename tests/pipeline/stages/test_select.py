@@ -7,7 +7,7 @@ import torch
 
 from safegene.errors import CheckpointError
 from safegene.models.loading import load_model
-from safegene.pipeline.stages.select import contributions, keep, select, shifts
+from safegene.pipeline.stages.select import activation_shifts, keep_layers, layer_contributions, select
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.manifest import write_artefact
 from safegene.workspace.params import SelectParams
@@ -24,7 +24,7 @@ ROWS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
 
 
 def test_contributions_are_what_a_layer_adds_at_the_last_token(model):
-    found = contributions(model, ROWS)
+    found = layer_contributions(model, ROWS)
     assert found.shape == (2, 3, 64)
     for at, row in enumerate(ROWS):
         hidden = model(torch.tensor([row]), output_hidden_states=True).hidden_states
@@ -34,7 +34,7 @@ def test_contributions_are_what_a_layer_adds_at_the_last_token(model):
 def test_a_change_shifts_its_own_layer_and_the_model_is_given_back(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     change = {"model.layers.1.mlp.down_proj.weight": LowRank(torch.ones(64, 1), torch.ones(1, 96) * 0.1)}
-    found = shifts(model, ROWS, {"one": change})
+    found = activation_shifts(model, ROWS, {"one": change})
     assert found[0] == 0.0
     assert found[1] > 0.05
     for name, value in model.state_dict().items():
@@ -44,7 +44,10 @@ def test_a_change_shifts_its_own_layer_and_the_model_is_given_back(model):
 def test_the_mean_is_over_the_degraded_models(model):
     change = {"model.layers.0.mlp.down_proj.weight": LowRank(torch.ones(64, 1), torch.ones(1, 96) * 0.1)}
     none = {"model.layers.0.mlp.down_proj.weight": LowRank(torch.zeros(64, 1), torch.zeros(1, 96))}
-    alone, both = shifts(model, ROWS, {"a": change}), shifts(model, ROWS, {"a": change, "b": none})
+    alone, both = (
+        activation_shifts(model, ROWS, {"a": change}),
+        activation_shifts(model, ROWS, {"a": change, "b": none}),
+    )
     assert both[0] == pytest.approx(alone[0] / 2, rel=1e-3)
 
 
@@ -67,17 +70,17 @@ SCORES = {0: 0.01, 1: 1.0, 2: 0.5, 3: 0.0}
     ],
 )
 def test_layers_kept(params, expected):
-    assert keep(SelectParams(**params), SCORES) == expected
+    assert keep_layers(SelectParams(**params), SCORES) == expected
 
 
 def test_no_early_layer_with_enough_contrast_is_refused():
     with pytest.raises(CheckpointError, match="first 25%.*5% of the largest"):
-        keep(SelectParams(depth=0.25), SCORES)
+        keep_layers(SelectParams(depth=0.25), SCORES)
 
 
 def test_layers_that_all_shift_on_benign_prompts_are_refused():
     with pytest.raises(CheckpointError, match="got none"):
-        keep(SelectParams(), {0: 0.0, 1: 0.0})
+        keep_layers(SelectParams(), {0: 0.0, 1: 0.0})
 
 
 def test_the_artefact_holds_scores_a_table_and_a_picture():

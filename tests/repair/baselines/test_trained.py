@@ -13,7 +13,7 @@ from safegene.repair.baselines import repair
 from safegene.repair.baselines.base import objective
 from safegene.repair.baselines.finetune import cross_entropy
 from safegene.repair.baselines.salora import constrain, directions, projected
-from safegene.repair.fitting import Shot, make_shots, predictions
+from safegene.repair.fitting import Shot, make_shots, next_token_log_probs
 from safegene.repair.training import encode_row, lora, supervised
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, lookalikes
@@ -56,7 +56,10 @@ def test_cross_entropy_is_of_the_teachers_greedy_tokens(case) -> None:
     teacher = torch.log(torch.full((2, 50), 0.5 / 49))
     teacher[0, 3] = teacher[1, 7] = torch.log(torch.tensor(0.5))
     shots = [Shot("a", "safety", (1, 2, 3), teacher), Shot("b", "task", (4, 5), teacher[1:])]
-    logs = predictions(case.model, [shots[0].ids], 2)[0], predictions(case.model, [shots[1].ids], 1)[0]
+    logs = (
+        next_token_log_probs(case.model, [shots[0].ids], 2)[0],
+        next_token_log_probs(case.model, [shots[1].ids], 1)[0],
+    )
     expected = -(logs[0][0, 3] + logs[0][1, 7]) / 2 - 4.0 * logs[1][0, 7]
     assert float(cross_entropy(case.model, shots, WEIGHTS)) == pytest.approx(float(expected), rel=1e-4)
 
