@@ -1,0 +1,85 @@
+"""Where bytes become typed values: strict JSON, then a pydantic model, with one error that says what is wrong where.
+
+Usage::
+
+    class Note(Strict):
+        name: str
+
+    note = parse_json(Note, path.read_bytes(), where=str(path))
+    notes = parse_jsonl(Note, path.read_bytes(), where=str(path))
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from safegene.errors import FormatError
+from safegene.workspace.digest import strict_json
+
+T = TypeVar("T")
+SHOWN = 3  # problems that one error names
+
+
+class Strict(BaseModel):
+    """Immutable, no unknown keys, no conversion of one type into another, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+def parse(model: type[T], value: Any, *, where: str) -> T:
+    """A plain JSON value as a model (a pydantic model, a dataclass, or any type that pydantic knows).
+
+    Raises:
+        FormatError: names ``where``, the first fields that are wrong, and what was expected of each.
+    """
+    try:
+        return _adapter(model).validate_python(value)
+    except ValidationError as error:
+        raise FormatError(f"expected {_name(model)}, got {problems(error)}, in {where}") from None
+
+
+def parse_json(model: type[T], data: bytes | str, *, where: str) -> T:
+    """A whole file as one model.
+
+    Raises:
+        FormatError: it is not strict JSON (see `strict_json`), or not the model.
+    """
+    return parse(model, strict_json(data, where=where), where=where)
+
+
+def parse_jsonl(model: type[T], data: bytes, *, where: str) -> Iterator[T]:
+    """A file of JSON lines, one model each; blank lines are left out.
+
+    Raises:
+        FormatError: as `parse_json`; names the line.
+    """
+    for number, line in json_lines(data):
+        yield parse_json(model, line, where=f"{where}, line {number}")
+
+
+def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Line number (from 1) and bytes of every line that is not blank."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def problems(error: ValidationError) -> str:
+    """The first problems that pydantic found, in one line: field, rule and value."""
+    said = []
+    for one in error.errors()[:SHOWN]:
+        field = ".".join(map(str, one["loc"])) or "the value"
+        said.append(f"{field}: {one['msg']} (got {str(one['input'])[:60]!r})")
+    more = len(error.errors()) - SHOWN
+    return "; ".join(said) + (f"; and {more} more" if more > 0 else "")
+
+
+@cache
+def _adapter(model: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(model)
+
+
+def _name(model: type[Any]) -> str:
+    return f"a {getattr(model, '__name__', str(model))}"
