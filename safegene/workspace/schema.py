@@ -9,7 +9,7 @@ Usage::
     notes = parse_jsonl(Note, path.read_bytes(), where=str(path))
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -35,7 +35,7 @@ def parse(model: type[T], value: Any, *, where: str) -> T:
         FormatError: names ``where``, the first fields that are wrong, and what was expected of each.
     """
     try:
-        return cast(T, _adapter(model).validate_python(value))
+        return cast(T, _adapter(cast(Any, model)).validate_python(value))
     except ValidationError as error:
         raise FormatError(f"expected {_name(model)}, got {problems(error)}, in {where}") from None
 
@@ -77,7 +77,7 @@ def problems(error: ValidationError) -> str:
 
 
 @cache
-def _adapter(model: Hashable) -> TypeAdapter[Any]:
+def _adapter(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)
 
 
