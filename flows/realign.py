@@ -11,7 +11,7 @@ from rich.markup import escape
 from flows.build import build_stages
 from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
 from safegene.errors import ParamsError, SafegeneError
-from safegene.pipeline.table import git_commit
+from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
 
 
@@ -29,7 +29,7 @@ def realign(root: str, targets: list[str] | None = None, trigger: str = "manual"
     with exclusive(root):
         names = _chosen(ws, targets)
         build_stages(root)
-        run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": git_commit(Path(root))}
+        run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": head_commit(root)}
         outcomes, errors = _each(root, names, run)
         report = publish(root)
         if ws.params.flow.commit:

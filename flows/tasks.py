@@ -6,7 +6,6 @@ is retried; a gate never is. Results are never cached here: DVC owns caching.
 
 import base64
 import fcntl
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from rich.console import Console
 
 from safegene.errors import SafegeneError
 from safegene.ledger import SEEN
-from safegene.pipeline.table import PIPELINE, Stage, git_commit, reproduce
+from safegene.pipeline.runner import reproduce
+from safegene.pipeline.table import PIPELINE, Stage
+from safegene.workspace.git import git, head_commit
 from safegene.workspace.layout import Workspace
 
 console = Console(stderr=True, highlight=False)
@@ -123,19 +124,7 @@ def commit(root: str, message: str) -> str:
     git(root, "add", "--", *paths)
     if git(root, "diff", "--cached", "--name-only"):
         git(root, "commit", "--quiet", "-m", message)
-    return git_commit(Path(root))
-
-
-def git(root: str, *arguments: str) -> str:
-    """Output of a Git command in the workspace.
-
-    Raises:
-        SafegeneError: Git refused; its words.
-    """
-    done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SafegeneError(f"git {arguments[0]} failed in {root}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    return head_commit(root)
 
 
 @contextmanager

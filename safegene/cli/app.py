@@ -17,7 +17,8 @@ from safegene.cli import suite as cli_suite
 from safegene.cli.console import AsJson, Target, console, manual_run, write_json
 from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline.process import end_with_flow, report_error, show_progress
-from safegene.pipeline.table import PIPELINE, run_stage, stage_named
+from safegene.pipeline.runner import run_stage
+from safegene.pipeline.table import PIPELINE, stage_named
 from safegene.workspace.layout import Workspace
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from safegene.pipeline.table import git_commit
+from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -22,4 +22,4 @@ def write_json(content: Any) -> None:
 
 def manual_run(ws: Workspace) -> dict[str, str]:
     """What a record says of a promotion by hand."""
-    return {"run_id": "manual", "trigger": "manual", "git_commit": git_commit(ws.root)}
+    return {"run_id": "manual", "trigger": "manual", "git_commit": head_commit(ws.root)}

@@ -37,7 +37,8 @@ app = typer.Typer(cls=Deciding, no_args_is_help=True, help="Run the stage 'gate'
 @app.command("run", hidden=True)
 def gate_run(target: Target) -> None:
     """Run the stage 'gate' now, outside DVC's bookkeeping (`safegene run` is the usual way)."""
-    from safegene.pipeline.table import run_stage, stage_named
+    from safegene.pipeline.runner import run_stage
+    from safegene.pipeline.table import stage_named
 
     run_stage(stage_named("gate"), Workspace.find(), target)
 

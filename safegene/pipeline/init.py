@@ -1,13 +1,12 @@
 """New workspaces: the template copied, a Git and DVC repository made around it, and the targets' file edited."""
 
 import logging
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import safegene
-from safegene.errors import ParamsError, SafegeneError
+from safegene.errors import ParamsError
+from safegene.workspace.git import config_value, git
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Target, Targets, load_params, save_targets
 
@@ -57,7 +56,7 @@ def _fill(ws: Workspace, *, remote: str | None, ledger: str | None, params: Path
         _set_ledger(ws, ledger)
     save_targets(ws.targets_file, Targets())
     (ws.root / ".gitignore").write_text(IGNORED)
-    _git(ws, "init", "--quiet", "--initial-branch=main")
+    git(ws.root, "init", "--quiet", "--initial-branch=main")
     _init_dvc(ws, remote)
     write_public_key(ensure_key(), ws.root / ws.params.promote.public_key)
     _commit(ws)
@@ -101,22 +100,10 @@ def _init_dvc(ws: Workspace, remote: str | None) -> None:
 
 def _commit(ws: Workspace) -> None:
     for key, value in (("user.name", "safegene"), ("user.email", "safegene@localhost")):
-        if not _git(ws, "config", "--get", key, check=False):
-            _git(ws, "config", key, value)
-    _git(ws, "add", "--all")
-    _git(ws, "commit", "--quiet", "-m", "safegene init")
-
-
-def _git(ws: Workspace, *arguments: str, check: bool = True) -> str:
-    return _run(ws, "git", *arguments, check=check)
-
-
-def _run(ws: Workspace, *command: str, check: bool = True) -> str:
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=ws.root, env=environment, capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise SafegeneError(f"{' '.join(command[-3:])} failed in {ws.root}: {done.stderr.strip()}")
-    return done.stdout.strip()
+        if not config_value(ws.root, key):
+            git(ws.root, "config", key, value)
+    git(ws.root, "add", "--all")
+    git(ws.root, "commit", "--quiet", "-m", "safegene init")
 
 
 def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from safegene.errors import ParamsError
-from safegene.pipeline.table import PIPELINE, run_stage, stage_named
+from safegene.pipeline.runner import run_stage
+from safegene.pipeline.table import PIPELINE, stage_named
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Params, load_params, load_targets, load_yaml
 

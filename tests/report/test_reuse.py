@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from safegene.pipeline.runner import run_stage
 from safegene.pipeline.stages.promote import pin_incumbent, promote_attempt, revoke
-from safegene.pipeline.table import run_stage, stage_named
+from safegene.pipeline.table import stage_named
 from safegene.report.reuse import VectorUse, plain, reuse, table
 from safegene.workspace.costs import cost_of, note_cost
 from safegene.workspace.digest import digest_json

@@ -8,11 +8,9 @@ judgements must give that verdict again (`safegene.ledger.evidence`), and what w
 
 import getpass
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from safegene import __version__
@@ -37,6 +35,7 @@ from safegene.ledger.promotion import (
     resolve,
 )
 from safegene.workspace.digest import canonical_json, digest_json
+from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace, cache_folder
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import PromoteParams, load_yaml
@@ -290,7 +289,7 @@ def _run(run: Run | None) -> dict[str, str]:
 
 def _code(workspace: Workspace, target: str, run: Run | None) -> dict[str, Any]:
     """Where the code and its inputs stood; ``dvc_lock`` is the digest of the entries upstream of this target."""
-    commit = (run or {}).get("git_commit") or _git_commit(workspace.root)
+    commit = (run or {}).get("git_commit") or head_commit(workspace.root)
     lock = workspace.root / "dvc.lock"
     stages = (load_yaml(lock) or {}).get("stages", {}) if lock.is_file() else {}
     upstream = {name: entry for name, entry in stages.items() if name.partition("@")[2] in ("", target)}
@@ -301,15 +300,6 @@ def _code(workspace: Workspace, target: str, run: Run | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
-
-
-def _git_commit(root: Path) -> str:
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _now() -> str:
