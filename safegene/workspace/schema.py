@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from safegene.errors import FormatError
-from safegene.workspace.digest import strict_json
+from safegene.workspace.digest import canonical_json, strict_json
 
 T = TypeVar("T")
 SHOWN = 3  # problems that one error names
@@ -31,13 +31,17 @@ class Strict(BaseModel):
 def parse(model: type[T], value: Any, *, where: str) -> T:
     """A plain JSON value as a model (a pydantic model, a dataclass, or any type that pydantic knows).
 
+    No value is converted, except that a JSON list becomes the tuple that a field asks for.
+
     Raises:
         FormatError: names ``where``, the first fields that are wrong, and what was expected of each.
     """
     try:
-        return cast(T, _adapter(cast(Any, model)).validate_python(value))
+        return cast(T, _adapter(cast(Any, model)).validate_json(canonical_json(value), strict=True))
     except ValidationError as error:
         raise FormatError(f"expected {_name(model)}, got {problems(error)}, in {where}") from None
+    except UnicodeEncodeError as error:
+        raise FormatError(f"expected text, got half a character ({error.reason}), in {where}") from None
 
 
 def parse_json(model: type[T], data: bytes | str, *, where: str) -> T:

@@ -19,6 +19,21 @@ def test_a_value_is_parsed_strictly() -> None:
         parse_json(Note, b'{"name": "a", "name": "b"}', where="here")
 
 
+class Pair(Strict):
+    values: tuple[int, ...]
+
+
+def test_a_list_becomes_the_tuple_that_a_field_asks_for() -> None:
+    assert parse_json(Pair, b'{"values": [1, 2]}', where="here") == Pair(values=(1, 2))
+    with pytest.raises(FormatError, match=r"values\.1: .*valid integer"):
+        parse_json(Pair, b'{"values": [1, "2"]}', where="here")
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(FormatError, match="half a character"):
+        parse_json(Note, b'{"name": "\\ud800"}', where="here")
+
+
 def test_lines_are_counted_as_a_person_counts_them() -> None:
     data = b'{"name": "a"}\n\n{"name": "b"}\n'
     assert [note.name for note in parse_jsonl(Note, data, where="f")] == ["a", "b"]
