@@ -38,7 +38,7 @@ def realign(root: str, targets: list[str] | None = None, trigger: str = "manual"
             push(root)
     console.print(f"  report: {report}", soft_wrap=True)
     if errors:
-        raise SafegeneError("; ".join(str(e) for e in errors), remedy=errors[0].remedy)
+        raise SafegeneError("; ".join(error.summary for error in errors), remedy=errors[0].remedy)
     return outcomes
 
 
@@ -60,7 +60,7 @@ def _each(root: str, names: list[str], run: dict[str, str]) -> tuple[dict[str, s
             outcomes[name] = "error"
             errors.append(error)
             _record_error(root, name, run, error)
-            console.print(f"  [red]error[/] {name}: {escape(error.message)}", soft_wrap=True)
+            console.print(f"  [red]error[/] {name}: {escape(error.summary)}", soft_wrap=True)
         update_progress_artifact(artifact_id=progress, progress=100.0 * done / len(names))
     return outcomes, errors
 

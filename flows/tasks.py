@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from rich.console import Console
 
-from safegene.errors import SafegeneError
+from safegene.errors import SafegeneError, SourceError
 from safegene.ledger import SEEN
 from safegene.pipeline.runner import reproduce
 from safegene.pipeline.table import PIPELINE, Stage
@@ -29,12 +29,12 @@ console = Console(stderr=True, highlight=False)
 
 
 def _source_failed(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Retry what the network may have spoilt, and nothing else: a refused checkpoint stays refused."""
+    """Whether the task ended in a SourceError, which a retry may mend; any other error would come again."""
     try:
         state.result(raise_on_failure=True)
-    except SafegeneError as error:
-        return "SourceError" in error.message
-    except Exception:  # a broken task is not worth another try
+    except SourceError:
+        return True
+    except Exception:
         return False
     return False
 

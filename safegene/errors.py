@@ -24,7 +24,15 @@ A failing verdict is a value, not an error; only ``promote`` raises on it.
 
 
 class SafegeneError(Exception):
-    """One clear sentence (expected, got, where), and what to do about it."""
+    """An error with one sentence that says what was expected, what was found and where, and a remedy.
+
+    Attributes:
+        message: the sentence.
+        remedy: what the user can do about it; "" if nothing is known.
+        exit_code: the exit code of a command that ends with this error.
+        stage: the stage whose child process raised it, as DVC names it; "" if it was raised in this process.
+        record: digest of the ledger record that reports it; "" if there is none.
+    """
 
     exit_code = 1
 
@@ -32,6 +40,14 @@ class SafegeneError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.stage = ""
+        self.record = ""
+
+    @property
+    def summary(self) -> str:
+        """Stage (if known), class and message, in one line."""
+        where = f"stage {self.stage}: " if self.stage else ""
+        return f"{where}{type(self).__name__}: {self.message}"
 
 
 class ParamsError(SafegeneError):

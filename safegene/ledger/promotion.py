@@ -340,11 +340,8 @@ def _refused(target: str, outcome: RecordOutcome, reason: str, record: Record) -
     else:
         error = PromotionRefused(message, remedy=f"see `safegene audit show {target}` and the report")
         error.exit_code = EXIT[outcome]
-    error.add_note(f"{REFUSAL_NOTE} {record.digest}")
+    error.record = record.digest
     return error
-
-
-REFUSAL_NOTE = "on record as"
 
 
 def _dry_run(claim: PromotionClaim, channel: str, outcome: RecordOutcome, reason: str, now: LiveRecord | None) -> str:
@@ -374,7 +371,7 @@ def _publish(ledger: Ledger, signer: CryptoSigner, draft: RecordDraft, now: Live
         remedy="run `safegene run` to measure against what is live now",
     )
     error.exit_code = EXIT["error"]
-    error.add_note(f"{REFUSAL_NOTE} {ledger.append(lost, signer).digest}")
+    error.record = ledger.append(lost, signer).digest
     raise error
 
 

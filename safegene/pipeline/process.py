@@ -1,7 +1,6 @@
-"""safegene as a process: its progress and errors on stderr, and its end with the flow that started it."""
+"""safegene as a process: progress and errors on stderr, the error file for the parent, the end with the parent."""
 
 import ctypes
-import json
 import logging
 import os
 import signal
@@ -10,11 +9,70 @@ from pathlib import Path
 
 from rich.console import Console
 
+from safegene import errors
 from safegene.errors import ParamsError, SafegeneError
+from safegene.workspace.atomic import write_file
+from safegene.workspace.schema import Strict, parse_json
+
+ERROR_FILE = "SAFEGENE_ERROR_FILE"  # environment: where a child process leaves its error
+PARENT = "SAFEGENE_DIE_WITH_PARENT"  # environment: process id of the flow that started the child
+
+
+class ErrorFile(Strict):
+    """An error as a child process leaves it for its parent.
+
+    Attributes:
+        error: name of the class, one of `safegene.errors`.
+        message: the sentence.
+        remedy: what the user can do about it.
+        exit_code: the child's exit code.
+    """
+
+    error: str
+    message: str
+    remedy: str
+    exit_code: int
+
+    @classmethod
+    def of(cls, error: SafegeneError) -> "ErrorFile":
+        """The content of the file for an error."""
+        name = type(error).__name__
+        return cls(error=name, message=error.message, remedy=error.remedy, exit_code=error.exit_code)
+
+    def rebuild(self, stage: str) -> SafegeneError:
+        """The error with its class, message, remedy and exit code.
+
+        A class that `safegene.errors` does not have, such as a plug-in's, becomes a SafegeneError whose message starts
+        with the name of the class.
+
+        Args:
+            stage: the stage that the child ran, as DVC names it.
+        """
+        kind = getattr(errors, self.error, None)
+        if isinstance(kind, type) and issubclass(kind, SafegeneError):
+            error = kind(self.message, remedy=self.remedy)
+        else:
+            error = SafegeneError(f"{self.error}: {self.message}", remedy=self.remedy)
+        error.exit_code = self.exit_code
+        error.stage = stage
+        return error
+
+
+def read_error(path: Path, stage: str) -> SafegeneError | None:
+    """The error that a child process left, or None if it left none.
+
+    Raises:
+        FormatError: the file has another form.
+    """
+    return parse_json(ErrorFile, path.read_bytes(), where=str(path)).rebuild(stage) if path.is_file() else None
 
 
 def show_progress() -> None:
-    """What the stages say of their progress goes to stderr; ``SAFEGENE_LOG`` sets the level (default INFO)."""
+    """Send the log of the stages to stderr; ``SAFEGENE_LOG`` sets the level (default INFO).
+
+    Raises:
+        ParamsError: ``SAFEGENE_LOG`` is not a level.
+    """
     log = logging.getLogger("safegene")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("       %(message)s"))
@@ -33,8 +91,8 @@ def die_with_parent() -> None:
 
 
 def end_with_flow() -> None:
-    """As a child of the flow that ``SAFEGENE_DIE_WITH_PARENT`` names: end when it ends, or now if it has ended."""
-    parent = os.environ.get("SAFEGENE_DIE_WITH_PARENT")
+    """End this process when the flow that ``SAFEGENE_DIE_WITH_PARENT`` names ends, or now if it has ended already."""
+    parent = os.environ.get(PARENT)
     if parent is None or sys.platform != "linux":
         return
     die_with_parent()
@@ -45,19 +103,18 @@ def end_with_flow() -> None:
 
 
 def report_error(error: SafegeneError, *, trace: bool) -> None:
-    """Print an error to stderr, and leave it for the flow if one asked for it (``SAFEGENE_ERROR_FILE``)."""
+    """Print an error to stderr, and write it to ``SAFEGENE_ERROR_FILE`` if the parent process asked for it.
+
+    Args:
+        error: the error.
+        trace: also print the trace of the exception that is being handled.
+    """
     if trace:
         Console(stderr=True).print_exception()
     err = Console(stderr=True, highlight=False, soft_wrap=True)
-    err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
-    err.print(error.message, markup=False)
+    err.print("[bold red]error[/] ", end="")
+    err.print(error.summary, markup=False)
     if error.remedy:
         err.print(f"  remedy: {error.remedy}", markup=False)
-    if left := os.environ.get("SAFEGENE_ERROR_FILE"):
-        fields = {
-            "error": type(error).__name__,
-            "message": error.message,
-            "remedy": error.remedy,
-            "exit_code": error.exit_code,
-        }
-        Path(left).write_text(json.dumps(fields))
+    if path := os.environ.get(ERROR_FILE):
+        write_file(Path(path), ErrorFile.of(error).model_dump_json())

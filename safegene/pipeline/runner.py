@@ -8,12 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
-from typing import Any
 
 from safegene.errors import ParamsError, SafegeneError
+from safegene.pipeline.process import ERROR_FILE, PARENT, read_error
 from safegene.pipeline.table import Stage
 from safegene.workspace.costs import note_cost
-from safegene.workspace.digest import strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import Manifest
 
@@ -51,7 +50,7 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     its command line costs a second a stage, most of it imports.
 
     Raises:
-        SafegeneError: the stage failed; its own sentence, if it left one.
+        SafegeneError: the stage failed; the stage's own error, if the child process reported one.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -82,9 +81,8 @@ def _child_environment(left: Path) -> Iterator[None]:
     os.environ.update(
         PATH=f"{bin_folder}{os.pathsep}{before.get('PATH', '')}",
         SHELL="/bin/sh",
-        SAFEGENE_DIE_WITH_PARENT=str(os.getpid()),
-        SAFEGENE_ERROR_FILE=str(left),
         DVC_NO_ANALYTICS="1",
+        **{PARENT: str(os.getpid()), ERROR_FILE: str(left)},
     )
     try:
         yield
@@ -94,11 +92,10 @@ def _child_environment(left: Path) -> Iterator[None]:
 
 
 def _stage_error(stage: Stage, target: str, left: Path, error: Exception) -> SafegeneError:
-    where = f"stage {stage.address(target)}"
-    if not left.is_file():
-        cause = error.__cause__ or error
-        return SafegeneError(f"{where} failed: {error} ({cause})", remedy="see the messages above; rerun with --debug")
-    raw: dict[str, Any] = strict_json(left.read_bytes(), where=str(left))
-    failed = SafegeneError(f"{where}: {raw['error']}: {raw['message']}", remedy=raw["remedy"])
-    failed.exit_code = int(raw["exit_code"])
-    return failed
+    address = stage.address(target)
+    if reported := read_error(left, address):
+        return reported
+    cause = error.__cause__ or error
+    return SafegeneError(
+        f"stage {address} failed: {error} ({cause})", remedy="see the messages above; rerun with --debug"
+    )

@@ -25,7 +25,6 @@ from safegene.errors import (
 from safegene.ledger import Ledger, LiveRecord, Record, keep_seen, live_record, load_signer, open_ledger, release_files
 from safegene.ledger.evidence import OPTIONAL, Evidence, confirm_verdict, gather_evidence
 from safegene.ledger.promotion import (
-    REFUSAL_NOTE,
     Promotion,
     PromotionClaim,
     record_promotion,
@@ -93,16 +92,13 @@ def record_error(
     params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None, error: SafegeneError
 ) -> None:
     """Record that an attempt ended in an error, once an error; where that fails too, the error's remedy says so."""
-    if any(note.startswith(REFUSAL_NOTE) for note in getattr(error, "__notes__", ())):
+    if error.record:
         return
     known = {"run": _run(run), "code": _code(workspace, target, run)}
-    reason = f"{type(error).__name__}: {error.message}"
-    claim = PromotionClaim(target, "error", reason, _present(workspace, target), known)
+    claim = PromotionClaim(target, "error", error.summary, _present(workspace, target), known)
     try:
         ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-        error.add_note(
-            f"{REFUSAL_NOTE} {record_refusal(ledger, load_signer(ledger.keys), claim, params.channel).digest}"
-        )
+        error.record = record_refusal(ledger, load_signer(ledger.keys), claim, params.channel).digest
         keep_seen(ledger, workspace.root)
     except (LedgerError, StoreError) as why:
         error.remedy = f"{error.remedy}; the attempt is not on record either: {why.message}".removeprefix("; ")
