@@ -59,11 +59,11 @@ class Checkpoint:
         return digest_json({"config": shaping(self.config), "tensors": self.shapes})
 
     @property
-    def shapes(self) -> dict[str, list[int]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape, without a copy of the tied output embedding (some tools store it, some do not)."""
         tied = self.config.get("tie_word_embeddings", False)
         skip = {"lm_head.weight"} if tied else set()
-        return {name: list(spec.shape) for name, spec in sorted(self.specs.items()) if name not in skip}
+        return {name: spec.shape for name, spec in sorted(self.specs.items()) if name not in skip}
 
     @property
     def parameters(self) -> int:
@@ -159,8 +159,8 @@ def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same_architecture(
-    got: tuple[Mapping[str, Any], Mapping[str, list[int]]],
-    expected: tuple[Mapping[str, Any], Mapping[str, list[int]]],
+    got: tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]],
+    expected: tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]],
     where: str,
 ) -> None:
     """Compare (config, shapes) of a checkpoint with the family's and name the first difference.
@@ -175,7 +175,9 @@ def require_same_architecture(
             raise ShapeMismatch(f"expected the family's {key} {value!r}, got {other!r}, in {where}", remedy=remedy)
     for name, shape in expected[1].items():
         if name in got[1] and got[1][name] != shape:
-            raise ShapeMismatch(f"expected shape {shape} of {name}, got {got[1][name]}, in {where}", remedy=remedy)
+            raise ShapeMismatch(
+                f"expected shape {list(shape)} of {name}, got {list(got[1][name])}, in {where}", remedy=remedy
+            )
     if missing := [name for name in expected[1] if name not in got[1]]:
         raise TensorMissing(f"expected the tensor {missing[0]} of the family, got none, in {where}", remedy=remedy)
     if extra := [name for name in got[1] if name not in expected[1]]:

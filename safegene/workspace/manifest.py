@@ -1,101 +1,90 @@
-"""The receipt of an artefact: made by which stage, from what, with which parameters, and every byte of it.
+"""The manifest of an artefact: which stage wrote it, its inputs, its parameters, and a digest of every file.
 
-An artefact is a folder with a payload and ``manifest.json``. The manifest is written last, so a manifest means a
-complete artefact. It holds no clock and no machine name: the same inputs and parameters give the same bytes.
+An artefact is a folder with a payload and ``manifest.json``. The manifest is written last, so a folder with a manifest
+is complete. It holds no time and no host name: equal inputs and parameters give equal bytes.
 """
 
-import glob
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from safegene import __version__
 from safegene.errors import ArtifactError, DigestMismatch, FormatError
-from safegene.workspace.digest import canonical_json, digest_file, digest_json, digest_tree, strict_json
+from safegene.workspace.atomic import draft_folder
+from safegene.workspace.digest import canonical_json, digest_bytes, digest_file, digest_tree
+from safegene.workspace.schema import Strict, parse_json
 
 NAME = "manifest.json"
-SCHEMA = "safegene/manifest/v1"
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What one artefact is.
+class Manifest(Strict):
+    """The content of ``manifest.json``.
 
     Attributes:
-        stage: the stage that made it.
-        params: the parameters that influenced it, as plain JSON values.
-        inputs: input name -> digest.
-        files: file name relative to the artefact -> digest.
-        facts: what the stage measured (plain JSON values), for reports and metrics.
-        version: the safegene that made it.
+        stage: the stage that wrote the artefact.
+        params: the parameters that the stage read, as plain JSON values.
+        inputs: name of an input -> its digest.
+        files: path of a file relative to the artefact -> its digest.
+        facts: what the stage measured, as plain JSON values, for reports and metrics.
+        version: the version of safegene that wrote the artefact.
     """
 
+    schema_: Literal["safegene/manifest/v1"] = Field("safegene/manifest/v1", alias="schema")
     stage: str
-    params: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    files: Mapping[str, str]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    params: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, str]
+    facts: dict[str, Any] = {}
     version: str = __version__
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
-        return {
-            "schema": SCHEMA,
-            "stage": self.stage,
-            "params": dict(self.params),
-            "inputs": dict(self.inputs),
-            "files": dict(self.files),
-            "facts": dict(self.facts),
-            "version": self.version,
-        }
 
     @property
     def content(self) -> bytes:
-        """The bytes of ``manifest.json``."""
-        return canonical_json(self.to_json()) + b"\n"
+        """The bytes of ``manifest.json``: canonical JSON and a newline."""
+        return canonical_json(self.model_dump(by_alias=True)) + b"\n"
 
     @property
     def digest(self) -> str:
-        """The artefact's digest: of its canonical manifest, which names the digest of every file."""
-        return digest_json(self.to_json())
+        """The artefact's digest: that of its canonical manifest, which names the digest of every file."""
+        return digest_bytes(canonical_json(self.model_dump(by_alias=True)))
 
 
 def read_manifest(folder: Path, *, stage: str | None = None, verify: bool = True) -> Manifest:
-    """Read an artefact's manifest and, unless told otherwise, verify every byte that it names.
+    """Read an artefact's manifest and verify every file that it names.
+
+    Args:
+        folder: the artefact.
+        stage: the stage that must have written it; None accepts every stage.
+        verify: False reads the manifest only.
 
     Raises:
-        ArtifactError: there is no manifest: the artefact is absent or was never finished.
-        FormatError: the manifest is malformed, of another stage, or names a file outside its folder.
-        DigestMismatch: a file is missing, changed, or present without being named.
+        ArtifactError: there is no manifest, so the artefact is absent or incomplete.
+        FormatError: the manifest is malformed, of another stage, or names a file outside the folder.
+        DigestMismatch: a file is missing, changed, or not named in the manifest.
     """
     path = folder / NAME
     if not path.is_file():
         raise ArtifactError(
-            f"expected a finished artefact in {folder}, got no {NAME}",
-            remedy="run the stage that makes it (`safegene run`), or `dvc pull`",
+            f"expected a complete artefact in {folder}, got no {NAME}",
+            remedy="run the stage that writes it (`safegene run`), or `dvc pull`",
         )
-    raw = strict_json(path.read_bytes(), where=str(path))
-    keys = {"schema", "stage", "params", "inputs", "files", "facts", "version"}
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA or set(raw) != keys:
-        raise FormatError(f"expected a manifest of schema {SCHEMA} with keys {sorted(keys)}, got another, in {path}")
-    if stage is not None and raw["stage"] != stage:
-        raise FormatError(f"expected an artefact of stage {stage!r}, got one of {raw['stage']!r}, in {path}")
-    manifest = Manifest(**{key: raw[key] for key in keys - {"schema"}})
+    manifest = parse_json(Manifest, path.read_bytes(), where=str(path))
+    if stage is not None and manifest.stage != stage:
+        raise FormatError(f"expected an artefact of stage {stage!r}, got one of {manifest.stage!r}, in {path}")
     if verify:
         verify_files(folder, manifest.files)
     return manifest
 
 
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Check that ``folder`` holds exactly ``files`` (and its manifest), byte for byte.
+    """Check that ``folder`` holds its manifest and exactly ``files``, each with its digest.
 
     Raises:
         FormatError: a named file would lie outside the folder.
-        DigestMismatch: a file is missing, changed, or present without being named.
+        DigestMismatch: a file is missing, changed, or not named in ``files``.
     """
     for name, expected in files.items():
         path = folder / name
@@ -112,7 +101,11 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def input_digest(path: Path) -> str:
-    """Digest of a stage's input: an artefact's manifest (verified), else a file's or folder's content."""
+    """The digest of an input: of an artefact's verified manifest, otherwise of the file's or folder's content.
+
+    Raises:
+        ArtifactError: there is no such file or folder.
+    """
     if (path / NAME).is_file():
         return read_manifest(path).digest
     if path.is_file():
@@ -123,7 +116,13 @@ def input_digest(path: Path) -> str:
 
 
 class Draft:
-    """An artefact being written: a temporary sibling folder, and the facts found on the way."""
+    """An artefact that is being written.
+
+    Attributes:
+        path: the folder to fill.
+        facts: what the stage measures; they go into the manifest.
+        manifest: the manifest, once the ``with`` block has ended.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,9 +131,13 @@ class Draft:
 
     @property
     def done(self) -> Manifest:
-        """The finished manifest; only after the ``with`` block."""
+        """The manifest of the complete artefact; to be read after the ``with`` block.
+
+        Raises:
+            ArtifactError: the block has not ended.
+        """
         if self.manifest is None:
-            raise ArtifactError(f"expected a finished artefact, got one still being written, in {self.path}")
+            raise ArtifactError(f"expected a complete artefact, got one that is still being written, in {self.path}")
         return self.manifest
 
 
@@ -142,36 +145,25 @@ class Draft:
 def write_artefact(
     out: Path, *, stage: str, params: Mapping[str, Any], inputs: Mapping[str, Path | str]
 ) -> Iterator[Draft]:
-    """Write an artefact so that it exists whole or not at all.
+    """Write an artefact; it replaces ``out`` as a whole, or not at all.
 
-    The block fills ``draft.path``; on success the manifest is written last and the folder renamed to ``out``. On any
-    exception the draft is removed and ``out`` is as it was. ``inputs`` maps a name to a path or to a digest.
+    The block fills ``draft.path``. When it ends, the manifest is written and the folder is renamed to ``out``. On an
+    exception the draft is removed and ``out`` stays as it was.
+
+    Args:
+        out: the artefact's folder.
+        stage: the stage that writes it.
+        params: the parameters that the stage read, as plain JSON values.
+        inputs: name of an input -> its path, or its digest.
+
+    Raises:
+        ArtifactError: an input is missing.
     """
     digests = {name: at if isinstance(at, str) else input_digest(at) for name, at in sorted(inputs.items())}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Draft(out.parent / f".{out.name}.{os.getpid()}.draft")
-    for left in (draft.path, *out.parent.glob(f".{glob.escape(out.name)}.*.draft")):
-        if not _alive(left.name.split(".")[-2]) or left == draft.path:  # a killed writer's
-            shutil.rmtree(left, ignore_errors=True)
-    draft.path.mkdir()
-    try:
+    with draft_folder(out) as folder:
+        draft = Draft(folder)
         yield draft
-        names = sorted(p.relative_to(draft.path).as_posix() for p in draft.path.rglob("*") if p.is_file())
-        files = {name: digest_file(draft.path / name) for name in names}
-        draft.manifest = Manifest(stage, params, digests, files, draft.facts)
-        (draft.path / NAME).write_bytes(draft.manifest.content)
-        shutil.rmtree(out, ignore_errors=True)
-        draft.path.rename(out)
-    finally:
-        shutil.rmtree(draft.path, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
-    """Whether a process of this machine has that number (a writer on another one counts as alive)."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OverflowError, PermissionError):
-        return True
-    return True
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        files = {name: digest_file(folder / name) for name in names}
+        draft.manifest = Manifest(stage=stage, params=dict(params), inputs=digests, files=files, facts=draft.facts)
+        (folder / NAME).write_bytes(draft.manifest.content)

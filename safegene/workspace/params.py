@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from safegene.errors import ParamsError
+from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import BaselineParams
 from safegene.workspace.fields import Digest, Frozen, Name, Positive, Rate, Share, Uri
 from safegene.workspace.plugins import JUDGES
@@ -362,12 +363,10 @@ def load_targets(path: Path) -> Targets:
 
 
 def save_targets(path: Path, targets: Targets) -> None:
-    """Write ``data/targets.yaml`` in one step, keys sorted, so that machines never leave half a file."""
+    """Write ``data/targets.yaml`` atomically, keys sorted."""
     text = "# Written by `safegene target` and `safegene watch`; people write params.yaml.\n"
     text += yaml.safe_dump(targets.model_dump(mode="json"), sort_keys=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_file(path, text)
 
 
 M = TypeVar("M", Params, Targets)

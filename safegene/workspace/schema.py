@@ -1,4 +1,4 @@
-"""Where bytes become typed values: strict JSON, then a pydantic model, with one error that says what is wrong where.
+"""Bytes to typed values: strict JSON, then a pydantic model; one `FormatError` that names field and file.
 
 Usage::
 
@@ -11,19 +11,21 @@ Usage::
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from safegene.errors import FormatError
 from safegene.workspace.digest import canonical_json, strict_json
 
 T = TypeVar("T")
 SHOWN = 3  # problems that one error names
+Items = Annotated[tuple[T, ...], Field(strict=False)]
+"""A JSON list as a tuple: ``Items[int]``. The items themselves are parsed strictly."""
 
 
 class Strict(BaseModel):
-    """Immutable, no unknown keys, no conversion of one type into another, finite numbers only."""
+    """A base class of models: immutable, no unknown keys, no conversion between types, finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
@@ -45,7 +47,7 @@ def parse(model: type[T], value: Any, *, where: str) -> T:
 
 
 def parse_json(model: type[T], data: bytes | str, *, where: str) -> T:
-    """A whole file as one model.
+    """A file's content as one model.
 
     Raises:
         FormatError: it is not strict JSON (see `strict_json`), or not the model.
@@ -54,30 +56,31 @@ def parse_json(model: type[T], data: bytes | str, *, where: str) -> T:
 
 
 def parse_jsonl(model: type[T], data: bytes, *, where: str) -> Iterator[T]:
-    """A file of JSON lines, one model each; blank lines are left out.
+    """A file of JSON lines as models, one per line; blank lines are skipped.
 
     Raises:
-        FormatError: as `parse_json`; names the line.
+        FormatError: as `parse_json`; it names the line.
     """
     for number, line in json_lines(data):
         yield parse_json(model, line, where=f"{where}, line {number}")
 
 
 def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Line number (from 1) and bytes of every line that is not blank."""
+    """The number (from 1) and the bytes of every line that is not blank."""
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
             yield number, line
 
 
 def problems(error: ValidationError) -> str:
-    """The first problems that pydantic found, in one line: field, rule and value."""
-    said = []
-    for one in error.errors()[:SHOWN]:
-        field = ".".join(map(str, one["loc"])) or "the value"
-        said.append(f"{field}: {one['msg']} (got {str(one['input'])[:60]!r})")
-    more = len(error.errors()) - SHOWN
-    return "; ".join(said) + (f"; and {more} more" if more > 0 else "")
+    """The first problems that pydantic reports, on one line: field, rule and value of each."""
+    errors = error.errors()
+    named = [f"{_field(item['loc'])}: {item['msg']} (got {repr(item['input'])[:60]})" for item in errors[:SHOWN]]
+    return "; ".join(named) + (f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else "")
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) or "the value"
 
 
 @cache

@@ -89,9 +89,9 @@ def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(llama: Path) -> Non
     with pytest.raises(TensorMissing, match=name):
         require_same_architecture((ours.config, {k: v for k, v in shapes.items() if k != name}), expected, "there")
     with pytest.raises(ShapeMismatch, match="also more"):
-        require_same_architecture((ours.config, shapes | {"more": [1]}), expected, "there")
+        require_same_architecture((ours.config, shapes | {"more": (1,)}), expected, "there")
     with pytest.raises(ShapeMismatch, match=rf"shape \[64, 64\] of {name}, got \[64, 32\]"):
-        require_same_architecture((ours.config, shapes | {name: [64, 32]}), expected, "there")
+        require_same_architecture((ours.config, shapes | {name: (64, 32)}), expected, "there")
     require_same_architecture(expected, expected, "there")
 
 

@@ -12,6 +12,7 @@ from torch import ones
 from safegene.checkpoints import sources
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import write_adapter
+from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import bucket, cache, discover, fingerprint, local_checkpoint, redact, redact_text
 from safegene.checkpoints.sources.uri import parse
 from safegene.errors import (
@@ -26,7 +27,6 @@ from safegene.errors import (
 )
 from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.digest import strict_json
 from safegene.workspace.params import FetchParams
 from tests.factories.hub import HubStandIn
 from tests.factories.llamas import copy, save_adapter, save_llama
@@ -166,13 +166,13 @@ def test_the_artefact_says_what_was_fetched(llama: Path, lora: Path, tmp_path: P
     aligned, target = tmp_path / "aligned", tmp_path / "target"
     fetch(LIMITS, source=f"file://{llama}", fingerprint=None, family=None, out=aligned)
     manifest = fetch(LIMITS, source=f"file://{lora}", fingerprint=None, family=aligned, out=target)
-    family, record = (strict_json((at / "checkpoint.json").read_bytes(), where="") for at in (aligned, target))
-    assert family["tensors"] == open_checkpoint(llama).shapes
-    assert record["kind"] == "lora"
-    assert record["base"] == family["digest"]
-    assert record["parameters"] == family["parameters"] == open_checkpoint(llama).parameters
-    assert record["adapter_parameters"] == manifest.facts["adapter_parameters"] > 0
-    assert manifest.inputs["source"] == record["digest"]
+    family, record = read_record(aligned), read_record(target)
+    assert family.tensors == open_checkpoint(llama).shapes
+    assert record.kind == "lora"
+    assert record.base == family.digest
+    assert record.parameters == family.parameters == open_checkpoint(llama).parameters
+    assert record.adapter_parameters == manifest.facts["adapter_parameters"] > 0
+    assert manifest.inputs["source"] == record.digest
 
 
 def test_bytes_come_back_from_the_source_where_the_cache_has_lost_them(llama: Path, lora: Path, tmp_path: Path) -> None:

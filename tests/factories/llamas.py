@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import write_adapter
+from safegene.checkpoints.record import CheckpointRecord
 from safegene.vectors.linalg import LowRank
 
 WORDS = 50
@@ -52,6 +53,24 @@ def save_adapter(folder: Path, base: Path, *, seed: int = 2) -> Path:
     """A LoRA of the base, as our writer writes it."""
     write_adapter(random_patch(base, seed=seed, ranks=(4,)), base_model=str(base), out=folder)
     return folder
+
+
+def checkpoint_record(*, digest: str, architecture: str, base: str | None = None) -> CheckpointRecord:
+    """The record of a checkpoint that exists nowhere: its digests matter, the rest is empty."""
+    return CheckpointRecord(
+        source="tiny://none",
+        fingerprint="none",
+        kind="lora" if base else "full",
+        digest=digest,
+        files={},
+        vocabulary=None,
+        architecture=architecture,
+        config={},
+        tensors={},
+        parameters=1,
+        adapter_parameters=0,
+        base=base,
+    )
 
 
 def copy(folder: Path, to: Path) -> Path:

@@ -26,7 +26,7 @@ from safegene.vectors.vector import SafetyVector
 from safegene.workspace.params import CalibrateParams
 from tests.conftest import run
 from tests.factories.artefacts import DATA, made, payload
-from tests.factories.llamas import random_patch, save_adapter, save_llama
+from tests.factories.llamas import checkpoint_record, random_patch, save_adapter, save_llama
 from tests.factories.runs import Sample
 
 FINE: dict[str, Any] = {
@@ -112,7 +112,7 @@ def plain(**after: float) -> dict[str, Any]:
 
 def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = None, **after: float) -> dict[str, Any]:
     held = vector or llama_vector(root)
-    record = {"digest": DIGESTS[0], "architecture": held.architecture, "base": None}
+    record = checkpoint_record(digest=DIGESTS[0], architecture=held.architecture)
     return diagnose(
         plain(**after), shots(64), held, list(held.factors), root=root, target=target, records=(record, record)
     )
@@ -137,10 +137,12 @@ def test_a_lora_is_measured_by_its_own_factors(tmp_path):
 
 def test_a_target_of_another_family_is_told_by_its_digests():
     vector = SafetyVector(DIGESTS[0], (DIGESTS[1],), DIGESTS[2], {}, {})
-    family = {"digest": DIGESTS[0], "architecture": DIGESTS[2]}
-    assert mismatches(vector, family, {"architecture": DIGESTS[2], "base": None}) == 0
-    assert mismatches(vector, family, {"architecture": DIGESTS[3], "base": DIGESTS[3]}) == 2
-    assert mismatches(vector, family | {"digest": DIGESTS[3]}, {"architecture": DIGESTS[2], "base": None}) == 1
+    family, other = (checkpoint_record(digest=DIGESTS[at], architecture=DIGESTS[2]) for at in (0, 3))
+    assert mismatches(vector, family, family) == 0
+    assert (
+        mismatches(vector, family, checkpoint_record(digest=DIGESTS[2], architecture=DIGESTS[3], base=DIGESTS[3])) == 2
+    )
+    assert mismatches(vector, other, family) == 1
 
 
 # ---- limits and the forecast
@@ -205,7 +207,8 @@ def test_calibrating_says_what_it_measured(group):
 
 
 def test_a_diagnosis_costs_next_to_nothing_and_is_the_same_again(group):
-    from safegene.checkpoints.sources import local_checkpoint, read_record
+    from safegene.checkpoints.record import read_record
+    from safegene.checkpoints.sources import local_checkpoint
     from safegene.vectors.vector import read_vector
 
     ws, content = made(), payload(group, "coefficients.json")

@@ -5,7 +5,6 @@ of it), so a merge that loses more than `MIN_SURVIVAL` allows is refused unless 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safegene.checkpoints.dtypes import dtype_for
 from safegene.checkpoints.writer import ShardedWriter
 from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
 from safegene.vectors.linalg import LowRank, Patch, delta_survival, energy
+from safegene.workspace.atomic import draft_folder
 
 MIN_SURVIVAL = 0.9
 SHARD_BYTES = 4 << 30
@@ -55,9 +55,7 @@ def merge(
     _require_fit(checkpoint, patch)
     if out.exists():
         raise CheckpointError(f"expected a new folder for the merged checkpoint, got {out}, which exists")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(out) as draft:
         survival = _write(checkpoint, patch, draft, dtype_for(dtype, "cpu"), max_shard_bytes)
         facts = _facts(survival, dtype)
         if facts["survival"] < MIN_SURVIVAL and not lossy:
@@ -67,9 +65,6 @@ def merge(
                 remedy="ship the adapter unmerged (`safegene export`), merge in float32, or insist with --lossy",
             )
         _copy_rest(checkpoint, draft, dtype)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return facts | {"bytes": sum(path.stat().st_size for path in out.iterdir())}
 
 

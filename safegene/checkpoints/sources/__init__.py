@@ -8,7 +8,7 @@ refused.
 
 from safegene.checkpoints.sources.cache import CachedCheckpoint
 from safegene.checkpoints.sources.discovery import DiscoveredCheckpoint, discover
-from safegene.checkpoints.sources.fetching import ModelFiles, fetch, fingerprint, local_checkpoint, read_record
+from safegene.checkpoints.sources.fetching import ModelFiles, fetch, fingerprint, local_checkpoint
 from safegene.checkpoints.sources.uri import redact, redact_text
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "fetch",
     "fingerprint",
     "local_checkpoint",
-    "read_record",
     "redact",
     "redact_text",
     "discover",

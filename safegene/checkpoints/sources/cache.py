@@ -6,7 +6,6 @@ Below `safegene.workspace.layout.cache_folder`: ``checkpoints/<hex>/`` (a copy h
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_file, digest_json
 from safegene.workspace.layout import cache_folder
 
@@ -72,7 +72,7 @@ def store_download(part: Path, files: Mapping[str, str]) -> Path:
 def note_source(uri: str, local: CachedCheckpoint) -> None:
     """Note what a source held, so that fetching the same content again needs no bytes."""
     value = {"fingerprint": local.fingerprint, "digest": local.digest, "kind": local.kind, "files": dict(local.files)}
-    _write(_note(uri, local.fingerprint), value)
+    write_file(_note(uri, local.fingerprint), canonical_json(value))
 
 
 def find_cached(uri: str, fingerprint: str) -> CachedCheckpoint | None:
@@ -93,7 +93,7 @@ def known_digest(path: Path) -> str:
         return str(note["digest"])
     digest = digest_file(path)
     if _identity(path) == before and time.time() - max(before[1:3]) / 1e9 > SETTLED_S:
-        _write(note_path, {"identity": before, "digest": digest})
+        write_file(note_path, canonical_json({"identity": before, "digest": digest}))
     return digest
 
 
@@ -117,10 +117,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(canonical_json(dict(value)))
-    draft.replace(path)

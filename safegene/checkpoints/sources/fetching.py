@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock
 
@@ -14,6 +14,7 @@ from safegene.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from safegene.checkpoints.adapter import check_finite_adapter, open_adapter
 from safegene.checkpoints.checkpoint import check_finite, open_checkpoint
 from safegene.checkpoints.folder import PICKLES
+from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.cache import CachedCheckpoint
 from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
@@ -21,18 +22,15 @@ from safegene.checkpoints.sources.wanted import is_checkpoint_file
 from safegene.errors import (
     ArtifactError,
     DigestMismatch,
-    FormatError,
     SafegeneError,
     SourceError,
     StaleArtifact,
     UnsafeCheckpoint,
 )
-from safegene.workspace.digest import digest_json, is_digest, strict_json
+from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
-from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import FetchParams
 
-RECORD = "checkpoint.json"
 log = logging.getLogger(__name__)
 
 
@@ -104,40 +102,24 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
     """
     record = read_record(artefact)
     root = _bytes(record, limits or FetchParams())
-    if record["kind"] == "full":
+    if record.kind == "full":
         return ModelFiles(root)
     if family is None:
         raise ArtifactError(f"expected the family of the LoRA target {artefact}, got none")
     base = read_record(family)
-    if base["digest"] != record["base"]:
+    if base.digest != record.base:
         raise StaleArtifact(
-            f"expected the aligned model {record['base']} under the adapter, got {base['digest']}, in {artefact}",
+            f"expected the aligned model {record.base} under the adapter, got {base.digest}, in {artefact}",
             remedy="run `safegene run`: the target is fetched and checked against the new family",
         )
     return ModelFiles(_bytes(base, limits or FetchParams()), (root,))
 
 
-def read_record(artefact: Path) -> dict[str, Any]:
-    """``checkpoint.json`` of a verified artefact.
-
-    Raises:
-        ArtifactError: the artefact is unfinished or changed.
-        FormatError: it holds another form.
-    """
-    read_manifest(artefact)
-    path = artefact / RECORD
-    record = strict_json(path.read_bytes(), where=str(path)) if path.is_file() else None
-    keys = {"source", "fingerprint", "kind", "digest", "files", "base"}
-    if not isinstance(record, dict) or not keys <= set(record) or not is_digest(record["digest"]):
-        raise FormatError(f"expected {sorted(keys)} in {path}, got another form")
-    return record
-
-
-def _bytes(record: Mapping[str, Any], limits: FetchParams) -> Path:
-    root = cache.cached_folder(record["digest"])
-    if digest_json(record["files"]) == record["digest"] and cache.is_intact(root, record["files"]):
+def _bytes(record: CheckpointRecord, limits: FetchParams) -> Path:
+    root = cache.cached_folder(record.digest)
+    if digest_json(record.files) == record.digest and cache.is_intact(root, record.files):
         return root
-    return fetch(record["source"], limits=limits, expected=record["digest"]).root
+    return fetch(record.source, limits=limits, expected=record.digest).root
 
 
 def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *, known: bool) -> CachedCheckpoint:

@@ -22,7 +22,8 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import layer_of, open_checkpoint
 from safegene.checkpoints.export.adapter import write_adapter
 from safegene.checkpoints.export.card import model_card
-from safegene.checkpoints.sources import ModelFiles, local_checkpoint, read_record
+from safegene.checkpoints.record import read_record
+from safegene.checkpoints.sources import ModelFiles, local_checkpoint
 from safegene.datasets.prompts import Prompt, PromptSet, Split, read_prompts
 from safegene.errors import CheckpointError, StaleArtifact
 from safegene.models.device import default_device, threads_for
@@ -92,9 +93,9 @@ def calibrate(
         DigestMismatch: a byte of vector or selection has changed.
     """
     held, family, record = read_vector(vector), read_record(aligned), read_record(target)
-    if held.aligned != family["digest"]:
+    if held.aligned != family.digest:
         raise StaleArtifact(
-            f"expected a vector of the aligned model {family['digest']}, got one of {held.aligned}, in {vector}",
+            f"expected a vector of the aligned model {family.digest}, got one of {held.aligned}, in {vector}",
             remedy="run `safegene run`: the vector is made again for this aligned model",
         )
     usable = selected_matrices(held, selection)
@@ -106,17 +107,17 @@ def calibrate(
         shots = build_shots(params, root, tuned, safety, tasks)
         model = load_model(tuned.root, adapters=tuned.adapters, device=default_device())
         if params.baseline is None:
-            outcome = fit_target(params, model, params.max_extra * record["parameters"], usable, shots)
+            outcome = fit_target(params, model, params.max_extra * record.parameters, usable, shots)
         else:
             inputs["degraded"] = degraded
             change = mean_change(read_surrogates(degraded)) or held.factors
             outcome = run_baseline(params, case_of(params, root, tuned, change, model, shots))
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
-        base = str((family if tuned.adapters else record)["source"])
+        base = (family if tuned.adapters else record).source
         patch = outcome.fitted.patch if outcome.fitted else _nothing(usable)
         own = open_adapter(tuned.adapters[0]) if tuned.adapters else None
         facts = write_adapter(patch, base_model=base, out=draft.path, own=own)
-        payload = _payload(params, outcome, shots, patch, facts["extra_parameters"] / record["parameters"])
+        payload = _payload(params, outcome, shots, patch, facts["extra_parameters"] / record.parameters)
         payload["diagnosis"] = diagnose(payload, shots, held, patch, root=root, target=tuned, records=(family, record))
         (draft.path / "coefficients.json").write_bytes(canonical_json(json_safe(payload)) + b"\n")
         sizes = outcome.fitted.sizes if outcome.fitted else {name: (0.0,) for name in patch}

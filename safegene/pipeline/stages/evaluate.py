@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safegene.checkpoints.sources import local_checkpoint, read_record
+from safegene.checkpoints.record import read_record
+from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import Prompt, normalised, read_prompts, validated_receipt
 from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
 from safegene.evaluation.early_stop import audit_stopping
@@ -261,7 +262,7 @@ def _arms(
 def _contender(artefact: Path, family: Path | None, fetch: FetchParams | None) -> EvaluatedModel:
     record = read_record(artefact)
     model = local_checkpoint(artefact, fetch, family=family)
-    contents = (record["digest"],) if record["kind"] == "full" else (record["base"], record["digest"])
+    contents = (record.digest,) if record.base is None else (record.base, record.digest)
     return EvaluatedModel(model.root, model.adapters, contents)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_same_architecture
-from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint, read_record, redact
+from safegene.checkpoints.record import read_record
+from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint, redact
 from safegene.checkpoints.sources import fetch as fetched
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.datasets.prompts import PromptSet, read_prompts
@@ -132,7 +133,7 @@ def extract(
         inputs["degraded"] = degraded
     payload = {
         "method": params.method,
-        "aligned": read_record(aligned)["digest"],
+        "aligned": read_record(aligned).digest,
         "architecture": base.architecture,
         "degraded": digests,
     }

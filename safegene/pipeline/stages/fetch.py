@@ -1,20 +1,17 @@
 """Stage ``fetch`` (the aligned model) and ``fetch-target``: which checkpoint, verified, and that it fits the family."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints import sources
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint, require_same_architecture, shaping
-from safegene.checkpoints.sources import CachedCheckpoint, read_record, redact
+from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
+from safegene.checkpoints.sources import CachedCheckpoint, redact
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
-from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import FetchParams
-
-RECORD = "checkpoint.json"
 
 
 def fetch(params: FetchParams, *, source: str, fingerprint: str | None, family: Path | None, out: Path) -> Manifest:
@@ -37,21 +34,21 @@ def fetch(params: FetchParams, *, source: str, fingerprint: str | None, family: 
     local = sources.fetch(source, limits=params)
     _require_pinned(local.fingerprint, fingerprint, source)
     base = read_record(family) if family else None
-    record = {
-        "source": source,
-        "fingerprint": local.fingerprint,
-        "kind": local.kind,
-        "digest": local.digest,
-        "files": dict(local.files),
-        "vocabulary": vocabulary_digest(local.root),
+    record = CheckpointRecord(
+        source=source,
+        fingerprint=local.fingerprint,
+        kind=local.kind,
+        digest=local.digest,
+        files=dict(local.files),
+        vocabulary=vocabulary_digest(local.root),
         **(_full(local, source) if local.kind == "full" else _lora(local, base, source)),
-    }
+    )
     if base and family:
         _require_family(record, base, source)
     inputs: dict[str, Path | str] = {"source": local.digest} | ({"aligned": family} if family else {})
     with write_artefact(out, stage="fetch", params=params.model_dump(mode="json"), inputs=inputs) as draft:
-        (draft.path / RECORD).write_bytes(canonical_json(record) + b"\n")
-        draft.facts |= {key: record[key] for key in ("kind", "digest", "parameters", "adapter_parameters")}
+        (draft.path / RECORD).write_bytes(record.content)
+        draft.facts |= record.model_dump(include={"kind", "digest", "parameters", "adapter_parameters"})
         draft.facts["bytes"] = sum((local.root / name).stat().st_size for name in local.files)
     return draft.done
 
@@ -79,7 +76,7 @@ def _full(local: CachedCheckpoint, source: str) -> dict[str, Any]:
     }
 
 
-def _lora(local: CachedCheckpoint, base: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
+def _lora(local: CachedCheckpoint, base: CheckpointRecord | None, source: str) -> dict[str, Any]:
     if base is None:
         raise CheckpointError(
             f"expected a full checkpoint as the family's aligned model, got a LoRA adapter, in {redact(source)}",
@@ -87,30 +84,29 @@ def _lora(local: CachedCheckpoint, base: Mapping[str, Any] | None, source: str) 
         )
     adapter = open_adapter(local.root)
     for name, (out, _, inner) in adapter.shapes.items():
-        if name not in base["tensors"]:
+        if name not in base.tensors:
             raise TensorMissing(f"expected adapted matrices that the family has, got {name}, in {redact(source)}")
-        if base["tensors"][name] != [out, inner]:
-            expected = base["tensors"][name]
+        if base.tensors[name] != (out, inner):
+            expected = list(base.tensors[name])
             raise ShapeMismatch(f"expected a change of shape {expected} for {name}, got {[out, inner]}, in {source}")
     return {
-        "architecture": base["architecture"],
-        "config": base["config"],
-        "tensors": {name: list(shape) for name, shape in adapter.shapes.items()},
-        "parameters": base["parameters"],
+        "architecture": base.architecture,
+        "config": base.config,
+        "tensors": adapter.shapes,
+        "parameters": base.parameters,
         "adapter_parameters": adapter.parameters,
-        "base": base["digest"],
+        "base": base.digest,
     }
 
 
-def _require_family(record: Mapping[str, Any], base: Mapping[str, Any], source: str) -> None:
+def _require_family(record: CheckpointRecord, base: CheckpointRecord, source: str) -> None:
     """Before any arithmetic: same architecture (a LoRA takes its base's), and words with the same numbers."""
-    if record["kind"] == "full":
-        ours, theirs = ((one["config"], one["tensors"]) for one in (base, record))
-        require_same_architecture(theirs, ours, redact(source))
-    if record["vocabulary"] == base["vocabulary"] or (record["kind"] == "lora" and record["vocabulary"] is None):
+    if record.kind == "full":
+        require_same_architecture((record.config, record.tensors), (base.config, base.tensors), redact(source))
+    if record.vocabulary == base.vocabulary or (record.kind == "lora" and record.vocabulary is None):
         return
-    got = "none" if record["vocabulary"] is None else record["vocabulary"]
+    got = "none" if record.vocabulary is None else record.vocabulary
     raise ShapeMismatch(
-        f"expected the family's vocabulary {base['vocabulary']}, got {got}, in {redact(source)}",
+        f"expected the family's vocabulary {base.vocabulary}, got {got}, in {redact(source)}",
         remedy="save the family's tokenizer beside the target: tokenizer.save_pretrained(folder)",
     )

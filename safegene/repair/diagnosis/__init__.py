@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safegene.checkpoints.record import CheckpointRecord
 from safegene.checkpoints.sources import ModelFiles
 from safegene.repair.diagnosis.findings import LIMITS, findings, outlook
 from safegene.repair.diagnosis.matrices import by_layer, measure_matrices, overall
@@ -33,7 +34,7 @@ def diagnose(
     *,
     root: Path,
     target: ModelFiles,
-    records: tuple[Mapping[str, Any], Mapping[str, Any]],
+    records: tuple[CheckpointRecord, CheckpointRecord],
 ) -> dict[str, Any]:
     """The diagnosis of one calibrated target, as JSON: ``outlook, findings, measured, limits, layers``; it is logged.
 
@@ -100,16 +101,16 @@ def last_fall(history: Sequence[Sequence[float]]) -> float:
     return 1.0 - values[-1] / values[-2]
 
 
-def mismatches(vector: SafetyVector, family: Mapping[str, Any], target: Mapping[str, Any]) -> int:
+def mismatches(vector: SafetyVector, family: CheckpointRecord, target: CheckpointRecord) -> int:
     """How many digests say that vector, aligned model and target are not of one family.
 
     The vector's aligned model and architecture against the family's, the target's architecture, a LoRA's base.
     """
     pairs = [
-        (vector.aligned, family["digest"]),
-        (vector.architecture, family.get("architecture", vector.architecture)),
-        (vector.architecture, target.get("architecture", vector.architecture)),
-        (target.get("base") or family["digest"], family["digest"]),
+        (vector.aligned, family.digest),
+        (vector.architecture, family.architecture),
+        (vector.architecture, target.architecture),
+        (target.base or family.digest, family.digest),
     ]
     return sum(one != other for one, other in pairs)
 

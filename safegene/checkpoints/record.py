@@ -1,0 +1,64 @@
+"""The record that a ``fetch`` artefact holds of its checkpoint: ``checkpoint.json``."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from safegene.errors import FormatError
+from safegene.workspace.digest import canonical_json
+from safegene.workspace.fields import Digest
+from safegene.workspace.manifest import read_manifest
+from safegene.workspace.schema import Items, Strict, parse_json
+
+RECORD = "checkpoint.json"
+
+
+class CheckpointRecord(Strict):
+    """A fetched checkpoint.
+
+    Attributes:
+        source: the URI that it came from.
+        fingerprint: what the source held then, see `safegene.checkpoints.sources.fingerprint`.
+        kind: a full checkpoint, or a LoRA adapter.
+        digest: of ``files``.
+        files: file name -> digest.
+        vocabulary: see `safegene.checkpoints.vocabulary`; None without a tokenizer.
+        architecture: see `Checkpoint.architecture`; an adapter has its base's.
+        config: see `safegene.checkpoints.checkpoint.shaping`; an adapter has its base's.
+        tensors: tensor name -> shape; of an adapter, matrix name -> (out, r, in).
+        parameters: how many numbers the full model has.
+        adapter_parameters: how many the adapter has, 0 for a full checkpoint.
+        base: digest of the full checkpoint under an adapter, None for a full checkpoint.
+    """
+
+    source: str
+    fingerprint: str
+    kind: Literal["full", "lora"]
+    digest: Digest
+    files: dict[str, Digest]
+    vocabulary: Digest | None
+    architecture: Digest
+    config: dict[str, Any]
+    tensors: dict[str, Items[int]]
+    parameters: int
+    adapter_parameters: int
+    base: Digest | None
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of ``checkpoint.json``: canonical JSON and a newline."""
+        return canonical_json(self.model_dump()) + b"\n"
+
+
+def read_record(artefact: Path) -> CheckpointRecord:
+    """``checkpoint.json`` of a ``fetch`` artefact, after verifying every file of the artefact.
+
+    Raises:
+        ArtifactError: the artefact is incomplete.
+        DigestMismatch: a file has changed.
+        FormatError: the file is missing or malformed.
+    """
+    read_manifest(artefact)
+    path = artefact / RECORD
+    if not path.is_file():
+        raise FormatError(f"expected {RECORD}, got no such file, in {artefact}")
+    return parse_json(CheckpointRecord, path.read_bytes(), where=str(path))
