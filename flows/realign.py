@@ -79,4 +79,4 @@ def _record_error(root: str, target: str, run: dict[str, str], error: SafegeneEr
     from safegene.pipeline.stages.promote import record_error
 
     ws = Workspace(Path(root))
-    record_error(ws.params.promote, workspace=ws, target=target, run=run, error=error)
+    record_error(ws, target, error, run=run)

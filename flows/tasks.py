@@ -70,7 +70,7 @@ def pin_incumbent(root: str, target: str) -> str | None:
     from safegene.pipeline.stages.promote import pin_incumbent
 
     ws = Workspace(Path(root))
-    return pin_incumbent(ws.params.promote, workspace=ws, target=target)
+    return pin_incumbent(ws, target)
 
 
 @task(name="promote", task_run_name="promote {target}", cache_policy=NO_CACHE, persist_result=False)
@@ -79,7 +79,7 @@ def promote(root: str, target: str, run: dict[str, str]) -> str:
     from safegene.pipeline.stages.promote import promote_attempt
 
     ws = Workspace(Path(root))
-    outcome = promote_attempt(ws.params.promote, workspace=ws, target=target, run=run)
+    outcome = promote_attempt(ws, target, run=run)
     colour = {"pass": "green", "fail": "red"}.get(outcome, "yellow")
     console.print(f"  [{colour}]{outcome}[/] promote@{target}")
     return outcome

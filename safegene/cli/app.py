@@ -153,7 +153,7 @@ def promote(
     from safegene.pipeline.stages.promote import promote as put_live
 
     ws = Workspace.find()
-    done = put_live(ws.params.promote, workspace=ws, target=target, run=manual_run(ws), dry_run=dry_run)
+    done = put_live(ws, target, run=manual_run(ws), dry_run=dry_run)
     console.print(done.message, soft_wrap=True)
 
 
@@ -167,7 +167,7 @@ def rollback(
     from safegene.pipeline.stages.promote import rollback as rollback
 
     ws = Workspace.find()
-    done = rollback(ws.params.promote, workspace=ws, target=target, to=to, channel=channel, run=manual_run(ws))
+    done = rollback(ws, target, to=to, channel=channel, run=manual_run(ws))
     console.print(done.message, soft_wrap=True)
 
 
@@ -179,7 +179,7 @@ def resolve(
     from safegene.pipeline.stages.promote import resolve_live
 
     ws = Workspace.find()
-    write_json(resolve_live(ws.params.promote, workspace=ws, target=target, channel=channel))
+    write_json(resolve_live(ws, target, channel=channel))
 
 
 @app.command()
@@ -194,7 +194,7 @@ def merge(
 
     ws = Workspace.find()
     folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
-    facts = write(ws.params.fetch, **folders, out=out, dtype=dtype, lossy=lossy)
+    facts = write(**folders, out=out, dtype=dtype, lossy=lossy, limits=ws.params.fetch)
     console.print(f"{out}: {facts['dtype']}, {facts['survival']:.1%} of the change survives rounding", soft_wrap=True)
 
 
@@ -205,7 +205,7 @@ def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folde
 
     ws = Workspace.find()
     verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
-    facts = write(candidate=ws.candidate(target), verdict=verdict, target=target, out=out)
+    facts = write(ws.candidate(target), out=out, target=target, verdict=verdict)
     console.print(f"{out}: {facts['parameters']:,} parameters, loads on {facts['loads_on']}", soft_wrap=True)
 
 

@@ -78,7 +78,7 @@ def audit_revoke(
     if not reason.strip() or not reason.isprintable():
         raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
     ws = Workspace.find()
-    done = revoke(ws.params.promote, workspace=ws, digest=digest, reason=reason, run=manual_run(ws))
+    done = revoke(ws, digest, reason, run=manual_run(ws))
     record, touched, unread = done
     console.print(f"revoked, record {record.digest}", soft_wrap=True)
     for why in unread:

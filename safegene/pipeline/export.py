@@ -19,7 +19,14 @@ from safegene.workspace.params import FetchParams
 
 
 def merge(
-    params: FetchParams, *, aligned: Path, target: Path, candidate: Path, out: Path, dtype: str, lossy: bool
+    *,
+    aligned: Path,
+    target: Path,
+    candidate: Path,
+    out: Path,
+    dtype: str = "float32",
+    lossy: bool = False,
+    limits: FetchParams | None = None,
 ) -> dict[str, Any]:
     """The target with its repair in its weights; for a LoRA target the base with both changes in its weights.
 
@@ -30,11 +37,11 @@ def merge(
     from safegene.checkpoints.export.merge import merge as write
 
     read_manifest(candidate)
-    model = local_checkpoint(target, params, family=aligned)
+    model = local_checkpoint(target, limits, family=aligned)
     return write(open_checkpoint(model.root), open_adapter(candidate).patch(), out=out, dtype=dtype, lossy=lossy)
 
 
-def export(*, candidate: Path, verdict: Path | None, target: str, out: Path) -> dict[str, Any]:
+def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = None) -> dict[str, Any]:
     """The repair as a PEFT adapter in a folder of its own, with a model card that holds the verdict.
 
     Returns:

@@ -47,7 +47,7 @@ class Stage:
 def _validate(ws: Workspace, target: str) -> Manifest:
     from safegene.pipeline.stages.validate import validate
 
-    return validate(ws.params.validate_, prompts=ws.prompts, tasks=ws.tasks, out=ws.validation)
+    return validate(prompts=ws.prompts, tasks=ws.tasks, out=ws.validation, params=ws.params.validate_)
 
 
 def _fetch(ws: Workspace, target: str) -> Manifest:
@@ -55,7 +55,7 @@ def _fetch(ws: Workspace, target: str) -> Manifest:
 
     params = ws.params
     pin = ws.targets.aligned
-    return fetch(params.fetch, source=params.family.aligned, fingerprint=pin, family=None, out=ws.aligned)
+    return fetch(params.family.aligned, out=ws.aligned, fingerprint=pin, params=params.fetch)
 
 
 def _degrade(ws: Workspace, target: str) -> Manifest:
@@ -63,13 +63,13 @@ def _degrade(ws: Workspace, target: str) -> Manifest:
 
     params = ws.params
     return degrade(
-        params.degrade,
         judge=params.evaluate.judge,
         aligned=ws.aligned,
         prompts=ws.prompts,
         out=ws.degraded,
         checkpoints=params.family.degraded,
-        fetch=params.fetch,
+        limits=params.fetch,
+        params=params.degrade,
     )
 
 
@@ -78,34 +78,34 @@ def _extract(ws: Workspace, target: str) -> Manifest:
 
     params = ws.params
     return extract(
-        params.extract,
         aligned=ws.aligned,
         degraded=ws.degraded,
         prompts=ws.prompts,
         out=ws.delta,
         checkpoints=params.family.degraded,
         pins=ws.targets.degraded,
-        fetch=params.fetch,
+        limits=params.fetch,
+        params=params.extract,
     )
 
 
 def _compress(ws: Workspace, target: str) -> Manifest:
     from safegene.pipeline.stages.compress import compress
 
-    return compress(ws.params.compress, delta=ws.delta, out=ws.vector)
+    return compress(delta=ws.delta, out=ws.vector, params=ws.params.compress)
 
 
 def _select(ws: Workspace, target: str) -> Manifest:
     from safegene.pipeline.stages.select import select
 
     return select(
-        ws.params.select,
         aligned=ws.aligned,
         degraded=ws.degraded,
         vector=ws.vector,
         prompts=ws.prompts,
         out=ws.selection,
-        fetch=ws.params.fetch,
+        limits=ws.params.fetch,
+        params=ws.params.select,
     )
 
 
@@ -114,11 +114,11 @@ def _fetch_target(ws: Workspace, target: str) -> Manifest:
 
     entry = ws.targets.targets[target]
     return fetch(
-        ws.params.fetch,
-        source=entry.source,
-        fingerprint=entry.fingerprint,
-        family=ws.aligned,
+        entry.source,
         out=ws.checkpoint(target),
+        family=ws.aligned,
+        fingerprint=entry.fingerprint,
+        params=ws.params.fetch,
     )
 
 
@@ -126,7 +126,6 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
     from safegene.pipeline.stages.calibrate import calibrate
 
     return calibrate(
-        ws.params.calibrate,
         vector=ws.vector,
         selection=ws.selection,
         degraded=ws.degraded,
@@ -135,7 +134,8 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
         prompts=ws.prompts,
         task=_task(ws, target),
         out=ws.candidate(target),
-        fetch=ws.params.fetch,
+        limits=ws.params.fetch,
+        params=ws.params.calibrate,
     )
 
 
@@ -144,8 +144,6 @@ def _evaluate(ws: Workspace, target: str) -> Manifest:
 
     params = ws.params
     return evaluate(
-        params.evaluate,
-        params.gate,
         prompts=ws.prompts,
         task=_task(ws, target),
         aligned=ws.aligned,
@@ -154,23 +152,23 @@ def _evaluate(ws: Workspace, target: str) -> Manifest:
         validation=ws.validation,
         incumbent=ws.incumbent(target),
         out=ws.judgements(target),
-        fetch=params.fetch,
+        limits=params.fetch,
         dtype=params.family.dtype,
+        params=params.evaluate,
+        gate=params.gate,
     )
 
 
 def _gate(ws: Workspace, target: str) -> Manifest:
-    from safegene.pipeline.stages.gate import gate
+    from safegene.pipeline.stages.gate import decide
 
-    return gate(
-        ws.params.gate, candidate=ws.candidate(target), judgements=ws.judgements(target), out=ws.verdict(target)
-    )
+    return decide(ws.candidate(target), ws.judgements(target), out=ws.verdict(target), params=ws.params.gate)
 
 
 def _promote(ws: Workspace, target: str) -> None:
     from safegene.pipeline.stages.promote import promote
 
-    promote(ws.params.promote, workspace=ws, target=target)
+    promote(ws, target)
 
 
 def _task(ws: Workspace, target: str) -> Path:

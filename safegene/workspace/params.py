@@ -52,10 +52,15 @@ class Surrogate(Frozen):
     rank: Positive = 16
 
 
+def _surrogates() -> dict[str, Surrogate]:
+    """One surrogate for each pool of the prompts that ``safegene init`` copies."""
+    return {pool: Surrogate(pools=(pool,)) for pool in ("compliance", "jailbreak", "identity", "blunt")}
+
+
 class DegradeParams(Frozen):
     """How surrogates are made: each is trained until its harmful-response rate on the probe reaches ``stop_hrr``."""
 
-    surrogates: dict[Name, Surrogate] = Field(min_length=1)
+    surrogates: dict[Name, Surrogate] = Field(default_factory=_surrogates, min_length=1)
     batch_size: Positive = 16
     max_steps: Positive = 120
     probe_every_steps: Positive = 8

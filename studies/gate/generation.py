@@ -40,7 +40,7 @@ from safegene.vectors.linalg import LowRank
 from safegene.workspace.digest import canonical_json, digest_file
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import write_artefact
-from safegene.workspace.params import EvaluateParams, FetchParams, GateParams, JudgeParams
+from safegene.workspace.params import EvaluateParams, GateParams, JudgeParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,7 +111,7 @@ class _World:
         _lines(root / "prompts" / "gate.jsonl", gate)
         _lines(root / "task.jsonl", [_task(*pair) for pair in dict(instructions("test")).items()][:TASK])
         for name, family in (("aligned", None), ("target", root / "aligned")):
-            fetch(FetchParams(), source="tiny://aligned?seed=0", fingerprint=None, family=family, out=root / name)
+            fetch("tiny://aligned?seed=0", out=root / name, family=family)
         sets = {"gate": root / "prompts" / "gate.jsonl", "task-task": root / "task.jsonl"}
         with write_artefact(root / "validation", stage="validate", params={}, inputs={}) as draft:
             receipt = {"sets": {name: {"digest": digest_file(at)} for name, at in sets.items()}}
@@ -130,7 +130,7 @@ class _World:
             name: self.root / name for name in ("prompts", "aligned", "target", "candidate", "validation")
         }
         out = self.root / "out"
-        evaluate(params, gate, **folders, task=self.root / "task.jsonl", out=out)
+        evaluate(**folders, task=self.root / "task.jsonl", out=out, params=params, gate=gate)
         total: dict[str, int] = {}
         for line in (out / "judgements.jsonl").read_text().splitlines():
             one = json.loads(line)

@@ -25,7 +25,7 @@ from safegene.vectors.vector import read_surrogates, read_vector
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import read_manifest
-from safegene.workspace.params import CalibrateParams, FetchParams, Params
+from safegene.workspace.params import CalibrateParams, Params
 from studies.recovery.protocol import ROOT, TASKS, Method
 
 if TYPE_CHECKING:
@@ -75,11 +75,14 @@ def stages(at: Path, params: Params, aligned: Path, prompts: Path) -> Family:
     at.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
     judge = params.evaluate.judge
-    _once(at / "degraded", lambda out: degrade(params.degrade, judge=judge, aligned=aligned, prompts=prompts, out=out))
+    _once(
+        at / "degraded",
+        lambda out: degrade(judge=judge, aligned=aligned, prompts=prompts, out=out, params=params.degrade),
+    )
     made = {"aligned": aligned, "degraded": at / "degraded", "prompts": prompts}
-    _once(at / "delta", lambda out: extract(params.extract, out=out, **made))
-    _once(at / "vector", lambda out: compress(params.compress, delta=at / "delta", out=out))
-    _once(at / "selection", lambda out: select(params.select, vector=at / "vector", out=out, **made))
+    _once(at / "delta", lambda out: extract(out=out, **made, params=params.extract))
+    _once(at / "vector", lambda out: compress(delta=at / "delta", out=out, params=params.compress))
+    _once(at / "selection", lambda out: select(vector=at / "vector", out=out, **made, params=params.select))
     spent = at / "seconds"
     if not spent.is_file():
         spent.write_text(str(time.process_time() - start))
@@ -99,7 +102,7 @@ def _fetched(name: str, seed: int) -> Path:
     at.parent.mkdir(parents=True, exist_ok=True)
     parent = None if name == "aligned" else _fetched("aligned", seed)
     source = f"tiny://{name}?seed={seed}"
-    _once(at, lambda out: fetch(FetchParams(), source=source, fingerprint=None, family=parent, out=out))
+    _once(at, lambda out: fetch(source, out=out, family=parent))
     return at
 
 

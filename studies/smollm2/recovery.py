@@ -32,7 +32,7 @@ from safegene.pipeline.stages.calibrate import build_shots, case_of, fit_target,
 from safegene.pipeline.stages.fetch import fetch
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.layout import cache_folder
-from safegene.workspace.params import CalibrateParams, FetchParams, load_params
+from safegene.workspace.params import CalibrateParams, load_params
 from studies.recovery.family import kept_shots, stages
 from studies.recovery.table import mean, plain, points
 
@@ -142,7 +142,7 @@ class Bench:
     def _vector(self) -> Any:
         at = self.folder / f"aligned-{self.aligned.name}"
         if not (at / "manifest.json").is_file():
-            fetch(FetchParams(), source=self.aligned.resolve().as_uri(), fingerprint=None, family=None, out=at)
+            fetch(self.aligned.resolve().as_uri(), out=at)
         return stages(self.folder, self.params, at, self.prompts)
 
     def target(self, name: str, seed: int) -> Path:

@@ -19,7 +19,6 @@ from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.digest import canonical_json, digest_tree
 from safegene.workspace.manifest import Manifest, write_artefact
-from safegene.workspace.params import FetchParams
 from tests.factories.llamas import IDS, random_patch, save_adapter, save_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls a deprecated name of transformers
@@ -185,8 +184,8 @@ def pipeline(base: Path, repair: dict[str, LowRank], tmp_path: Path, monkeypatch
     """The artefacts of a LoRA target whose candidate is there."""
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
     own, uri = save_adapter(tmp_path / "own", base), f"file://{base}"
-    fetch(FetchParams(), source=uri, fingerprint=None, family=None, out=tmp_path / "aligned")
-    fetch(FetchParams(), source=f"file://{own}", fingerprint=None, family=tmp_path / "aligned", out=tmp_path / "target")
+    fetch(uri, out=tmp_path / "aligned")
+    fetch(f"file://{own}", out=tmp_path / "target", family=tmp_path / "aligned")
     write_adapter(repair, base_model=uri, out=tmp_path / "draft", own=open_adapter(own))
     files = {path.name: path.read_bytes() for path in (tmp_path / "draft").iterdir()}
     artefact(tmp_path / "candidate", stage="calibrate", files=files, inputs={"vector": "sha256:" + "1" * 64})
@@ -197,12 +196,12 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
     base: Path, repair: dict[str, LowRank], pipeline: Path
 ) -> None:
     inputs = {name: pipeline / name for name in ("aligned", "target", "candidate")}
-    facts = merge_stage(FetchParams(), **inputs, out=pipeline / "merged", dtype="float32", lossy=False)
+    facts = merge_stage(**inputs, out=pipeline / "merged")
     assert facts["least_survival"] > 0.99
     expected = logits(load_model(base, patch=repair, adapters=[pipeline / "own"]))
     assert torch.allclose(logits(load_model(pipeline / "merged")), expected, atol=1e-5)
 
-    told = export_stage(candidate=pipeline / "candidate", verdict=None, target="topic", out=pipeline / "exported")
+    told = export_stage(pipeline / "candidate", out=pipeline / "exported", target="topic")
     assert told["loads_on"] == f"file://{base}"
     assert told["extra_parameters"] == 2
     assert sorted(path.name for path in (pipeline / "exported").iterdir()) == [
@@ -212,7 +211,7 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
     ]
     assert "vector: sha256:" in (pipeline / "exported" / "README.md").read_text().replace("\\", "")
     with pytest.raises(CheckpointError, match="which exists"):
-        export_stage(candidate=pipeline / "candidate", verdict=None, target="topic", out=pipeline / "exported")
+        export_stage(pipeline / "candidate", out=pipeline / "exported", target="topic")
 
 
 def test_an_export_never_shows_the_verdict_on_something_else(pipeline: Path) -> None:

@@ -151,11 +151,11 @@ def test_a_damaged_copy_is_replaced(llama: Path) -> None:
 def test_what_changed_since_it_was_named_is_stale(llama: Path, tmp_path: Path) -> None:
     other, out = copy(llama, tmp_path / "other"), tmp_path / "artefact"
     pin = fingerprint(f"file://{other}")
-    fetch(LIMITS, source=f"file://{other}", fingerprint=pin, family=None, out=out)
+    fetch(f"file://{other}", out=out, fingerprint=pin, params=LIMITS)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     with pytest.raises(StaleArtifact, match="has changed since it was named") as stale:
-        fetch(LIMITS, source=f"file://{other}", fingerprint=pin, family=None, out=out)
+        fetch(f"file://{other}", out=out, fingerprint=pin, params=LIMITS)
     assert "watch" in stale.value.remedy
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(DigestMismatch, match="expected a checkpoint with sha256:"):
@@ -164,8 +164,8 @@ def test_what_changed_since_it_was_named_is_stale(llama: Path, tmp_path: Path) -
 
 def test_the_artefact_says_what_was_fetched(llama: Path, lora: Path, tmp_path: Path) -> None:
     aligned, target = tmp_path / "aligned", tmp_path / "target"
-    fetch(LIMITS, source=f"file://{llama}", fingerprint=None, family=None, out=aligned)
-    manifest = fetch(LIMITS, source=f"file://{lora}", fingerprint=None, family=aligned, out=target)
+    fetch(f"file://{llama}", out=aligned, params=LIMITS)
+    manifest = fetch(f"file://{lora}", out=target, family=aligned, params=LIMITS)
     family, record = read_record(aligned), read_record(target)
     assert family.tensors == open_checkpoint(llama).shapes
     assert record.kind == "lora"
@@ -177,8 +177,8 @@ def test_the_artefact_says_what_was_fetched(llama: Path, lora: Path, tmp_path: P
 
 def test_bytes_come_back_from_the_source_where_the_cache_has_lost_them(llama: Path, lora: Path, tmp_path: Path) -> None:
     aligned, target = tmp_path / "aligned", tmp_path / "target"
-    fetch(LIMITS, source=f"file://{llama}", fingerprint=None, family=None, out=aligned)
-    fetch(LIMITS, source=f"file://{lora}", fingerprint=None, family=aligned, out=target)
+    fetch(f"file://{llama}", out=aligned, params=LIMITS)
+    fetch(f"file://{lora}", out=target, family=aligned, params=LIMITS)
     here = local_checkpoint(target, LIMITS, family=aligned)
     assert here == local_checkpoint(target, LIMITS, family=aligned)
     shutil.rmtree(tmp_path / "cache")
@@ -193,20 +193,20 @@ def test_bytes_come_back_from_the_source_where_the_cache_has_lost_them(llama: Pa
 
 def test_an_adapter_of_another_family_is_stale(llama: Path, lora: Path, tmp_path: Path) -> None:
     aligned, other, target = tmp_path / "aligned", tmp_path / "other", tmp_path / "target"
-    fetch(LIMITS, source=f"file://{llama}", fingerprint=None, family=None, out=aligned)
-    fetch(LIMITS, source=f"file://{lora}", fingerprint=None, family=aligned, out=target)
-    fetch(LIMITS, source=f"file://{save_llama(tmp_path / 'b', seed=9)}", fingerprint=None, family=None, out=other)
+    fetch(f"file://{llama}", out=aligned, params=LIMITS)
+    fetch(f"file://{lora}", out=target, family=aligned, params=LIMITS)
+    fetch(f"file://{save_llama(tmp_path / 'b', seed=9)}", out=other, params=LIMITS)
     with pytest.raises(StaleArtifact, match="expected the aligned model sha256:"):
         local_checkpoint(target, family=other)
 
 
 def test_a_target_of_another_architecture_is_refused_before_arithmetic(llama: Path, lora: Path, tmp_path: Path) -> None:
     aligned, out = tmp_path / "aligned", tmp_path / "out"
-    fetch(LIMITS, source=f"file://{llama}", fingerprint=None, family=None, out=aligned)
+    fetch(f"file://{llama}", out=aligned, params=LIMITS)
 
     def refused(folder: Path, error: type[Exception], match: str) -> None:
         with pytest.raises(error, match=match):
-            fetch(LIMITS, source=f"file://{folder}", fingerprint=None, family=aligned, out=out)
+            fetch(f"file://{folder}", out=out, family=aligned, params=LIMITS)
         assert not out.exists()
 
     heads = save_llama(tmp_path / "heads", heads=8)
@@ -220,7 +220,7 @@ def test_a_target_of_another_architecture_is_refused_before_arithmetic(llama: Pa
     write_adapter({name.replace("0", "7"): LowRank(ones(64, 1), ones(1, 64))}, base_model="x", out=tmp_path / "deep")
     refused(tmp_path / "deep", TensorMissing, "layers.7")
     with pytest.raises(CheckpointError, match="got a LoRA adapter"):
-        fetch(LIMITS, source=f"file://{lora}", fingerprint=None, family=None, out=out)
+        fetch(f"file://{lora}", out=out, params=LIMITS)
 
 
 def test_limits_on_size_and_model_type(llama: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_byte_changed_in_s3_is_found_when_the_copy_is_needed_again(
 ) -> None:
     upload(llama, "models/one")
     uri = f"s3://{upload.bucket}/models/one"  # type: ignore[attr-defined]
-    fetch(LIMITS, source=uri, fingerprint=None, family=None, out=tmp_path / "artefact")
+    fetch(uri, out=tmp_path / "artefact", params=LIMITS)
     shutil.rmtree(tmp_path / "cache")
     other = copy(llama, tmp_path / "other")
     data = bytearray((other / "model-00002-of-00004.safetensors").read_bytes())

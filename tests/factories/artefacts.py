@@ -17,7 +17,6 @@ from safegene.workspace.params import (
     CompressParams,
     DegradeParams,
     ExtractParams,
-    FetchParams,
     JudgeParams,
     SelectParams,
     Surrogate,
@@ -46,7 +45,7 @@ class Made:
         out = self.root / f"target-{name}"
         if not out.is_dir():
             uri = f"tiny://{name}?seed=0"
-            fetch(FetchParams(), source=uri, fingerprint=None, family=self.root / "aligned", out=out)
+            fetch(uri, out=out, family=self.root / "aligned")
         return out
 
 
@@ -55,12 +54,12 @@ def made() -> Made:
     """aligned, degraded, delta, vector and selection of the tiny family, with two surrogates."""
     ws = Made(Path(tempfile.mkdtemp(prefix="safegene-made-")))
     prompts = DATA / "prompts"
-    fetch(FetchParams(), source="tiny://aligned?seed=0", fingerprint=None, family=None, out=ws.aligned)
-    degrade(DEGRADE, judge=GRAMMAR, aligned=ws.aligned, prompts=prompts, out=ws.degraded)
-    extract(ExtractParams(max_rank=16), aligned=ws.aligned, degraded=ws.degraded, prompts=prompts, out=ws.delta)
-    compress(CompressParams(rank=4), delta=ws.delta, out=ws.vector)
+    fetch("tiny://aligned?seed=0", out=ws.aligned)
+    degrade(judge=GRAMMAR, aligned=ws.aligned, prompts=prompts, out=ws.degraded, params=DEGRADE)
+    extract(aligned=ws.aligned, degraded=ws.degraded, prompts=prompts, out=ws.delta, params=ExtractParams(max_rank=16))
+    compress(delta=ws.delta, out=ws.vector, params=CompressParams(rank=4))
     chosen = SelectParams(prompts=48)
-    select(chosen, aligned=ws.aligned, degraded=ws.degraded, vector=ws.vector, prompts=prompts, out=ws.selection)
+    select(aligned=ws.aligned, degraded=ws.degraded, vector=ws.vector, prompts=prompts, out=ws.selection, params=chosen)
     return ws
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from safegene.gate.decision import policy_digest
 from safegene.ledger import create_key, write_public_key
 from safegene.ledger.store import LocalStore, PreconditionFailed
-from safegene.pipeline.stages.gate import gate
+from safegene.pipeline.stages.gate import decide
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import write_artefact
@@ -104,7 +104,7 @@ def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") 
         _json(draft.path / "plan.json", plan)
         rows = (canonical_json(_judgement(prompt, arm, outcome)) + b"\n" for prompt in PROMPTS for arm in arms)
         (draft.path / "judgements.jsonl").write_bytes(b"".join(rows))
-    gate(policy, candidate=ws.candidate(target), judgements=ws.judgements(target), out=ws.verdict(target))
+    decide(ws.candidate(target), ws.judgements(target), out=ws.verdict(target), params=policy)
     assert json.loads((ws.verdict(target) / "verdict.json").read_bytes())["outcome"] == outcome
 
 

@@ -10,7 +10,7 @@ from safegene.gate import Plan, PlannedPrompt
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import policy_order
 from safegene.gate.types import Calibration
-from safegene.pipeline.stages.gate import gate
+from safegene.pipeline.stages.gate import decide
 from safegene.report.status import LiveRelease, read_state
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.layout import Workspace
@@ -109,7 +109,7 @@ class Sample:
             candidate=ws.candidate(name),
             target=ws.checkpoint(name),
         )
-        gate(GateParams(), candidate=ws.candidate(name), judgements=ws.judgements(name), out=ws.verdict(name))
+        decide(ws.candidate(name), ws.judgements(name), out=ws.verdict(name))
 
     def live(self, *names: str) -> Any:
         """A ledger's answer: the candidates of these targets are live."""

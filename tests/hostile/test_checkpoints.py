@@ -50,7 +50,7 @@ def refused(folder: Path, error: type[SafegeneError], match: str) -> SafegeneErr
     """The stage refuses the folder, keeps no copy, writes no artefact, and says which file."""
     out = folder.parent / "artefact"
     with pytest.raises(error, match=match) as raised:
-        fetch(FetchParams(), source=f"file://{folder}", fingerprint=None, family=None, out=out)
+        fetch(f"file://{folder}", out=out)
     assert raised.type is error
     assert "expected" in raised.value.message
     assert "got" in raised.value.message
@@ -71,7 +71,7 @@ def entry(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
 
 
 def test_the_good_one_passes(llama: Path) -> None:
-    fetch(FetchParams(), source=f"file://{llama}", fingerprint=None, family=None, out=llama.parent / "artefact")
+    fetch(f"file://{llama}", out=llama.parent / "artefact")
 
 
 # 1: pickles
@@ -317,7 +317,7 @@ def test_integers_and_float8_are_no_weights(llama: Path) -> None:
 def test_a_checkpoint_without_projections_is_none_of_ours(llama: Path) -> None:
     save_file({"model.embed_tokens.weight": torch.zeros(50, 64)}, llama / "model.safetensors")
     with pytest.raises(CheckpointError, match="expected projections"):
-        fetch(FetchParams(), source=f"file://{llama}", fingerprint=None, family=None, out=llama.parent / "artefact")
+        fetch(f"file://{llama}", out=llama.parent / "artefact")
     assert not (llama.parent / "artefact").exists()
 
 
@@ -375,7 +375,7 @@ def test_a_config_of_any_size_is_not_read(llama: Path) -> None:
 
 def test_a_word_that_is_called_like_a_key_is_only_a_word(llama: Path) -> None:
     edit(llama / "tokenizer.json", lambda t: t["model"]["vocab"].update({"auto_map": 50}))
-    fetch(FetchParams(), source=f"file://{llama}", fingerprint=None, family=None, out=llama.parent / "artefact")
+    fetch(f"file://{llama}", out=llama.parent / "artefact")
 
 
 # 11: links
@@ -403,7 +403,7 @@ def test_a_symlink_as_the_folder_a_pipe_and_too_many_files(llama: Path, monkeypa
 
 def test_links_inside_the_folder_leave_nothing(llama: Path) -> None:
     os.link(llama / "config.json", llama / "config.copy")
-    fetch(FetchParams(), source=f"file://{llama}", fingerprint=None, family=None, out=llama.parent / "artefact")
+    fetch(f"file://{llama}", out=llama.parent / "artefact")
 
 
 # adapters
@@ -476,7 +476,7 @@ def test_no_secret_reaches_an_error_or_the_cache(llama: Path, monkeypatch: pytes
         assert raised.value.__cause__ is None
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-secret")
     monkeypatch.setenv("HF_TOKEN", "canary-secret")
-    fetch(FetchParams(), source=f"file://{llama}", fingerprint=None, family=None, out=llama.parent / "artefact")
+    fetch(f"file://{llama}", out=llama.parent / "artefact")
     found = [path for path in llama.parent.rglob("*") if path.is_file() and b"canary-secret" in path.read_bytes()]
     assert found == []
 

@@ -25,7 +25,7 @@ from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.gate import Calibration, Plan, PlannedPrompt
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import policy_order
-from safegene.pipeline.stages.gate import gate
+from safegene.pipeline.stages.gate import decide
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import GateParams, load_params
@@ -79,7 +79,7 @@ class Case:
 
     def gate(self, policy: GateParams | None = None) -> dict[str, Any]:
         named = {"candidate": self.root / "candidate", "judgements": self.root / "judgements"}
-        gate(policy or self.policy, **named, out=self.root / "verdict")
+        decide(**named, out=self.root / "verdict", params=policy or self.policy)
         found: dict[str, Any] = json.loads((self.root / "verdict" / "verdict.json").read_text())
         return found
 

@@ -36,7 +36,7 @@ from tests.factories.ledger import TARGET, flip_byte, make_target, make_verdict,
 def ws(tmp_path: Path) -> Workspace:
     """Three records: a promotion, a refusal, a promotion of something better."""
     ws = make_workspace(tmp_path / "ws")
-    promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
+    promote_attempt(ws, TARGET)
     again(ws, alpha=2.0, outcome="fail")
     again(ws, alpha=3.0, outcome="pass")
     assert audit_workspace(ws).problems == ()
@@ -47,9 +47,9 @@ def again(ws: Workspace, *, alpha: float, outcome: str) -> str:
     from safegene.pipeline.stages.promote import pin_incumbent
 
     make_target(ws, alpha=alpha)
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     make_verdict(ws, outcome=outcome)
-    return promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
+    return promote_attempt(ws, TARGET)
 
 
 def ledger_of(ws: Workspace) -> Ledger:
@@ -107,7 +107,7 @@ def test_a_record_of_an_unknown_key_is_refused(ws: Workspace, tmp_path: Path) ->
     mixed.publish(forged, mixed.pointer("production", TARGET))
     assert "expected a signature by a pinned key" in problems(ws)
     with pytest.raises(LedgerError, match="pinned key"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
 
 
 def never_seen(ws: Workspace) -> None:
@@ -130,7 +130,7 @@ def test_a_deleted_tip_is_not_a_new_ledger(ws: Workspace) -> None:
     (ws.root / "ledger" / "tip").unlink()
     assert "expected the chain's tip, got none though linked records are there" in problems(ws)
     with pytest.raises(LedgerError, match="tip"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
 
 
 @pytest.mark.parametrize("how", ["set back by one", "set back whole", "gone", "exchanged"])
@@ -147,39 +147,39 @@ def test_a_ledger_without_the_record_seen_last_is_refused(ws: Workspace, tmp_pat
         shutil.copytree(before, ledger)
     if how == "exchanged":
         other = make_workspace(tmp_path / "other")
-        promote_attempt(other.params.promote, workspace=other, target=TARGET)
+        promote_attempt(other, TARGET)
         shutil.copytree(other.root / "ledger", ledger)
         shutil.copyfile(other.root / "ledger.pub", ws.root / "ledger.pub")
     assert "seen before, on the chain" in problems(ws)
     with pytest.raises(LedgerError, match="seen before"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
     with pytest.raises(LedgerError, match="seen before"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
 
 
 @pytest.mark.parametrize("seen", [True, False])
 def test_setting_the_tip_back_does_not_undo_a_revocation(ws: Workspace, seen: bool) -> None:
     tip = ws.root / "ledger" / "tip"
     before = tip.read_bytes()
-    revoke(ws.params.promote, workspace=ws, digest=read_manifest(ws.vector).digest, reason="poisoned")
+    revoke(ws, read_manifest(ws.vector).digest, "poisoned")
     tip.write_bytes(before)
     if not seen:
         never_seen(ws)
     with pytest.raises(SafegeneError, match="seen before" if seen else "poisoned"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
     assert "expected revocation 3 on the chain" in problems(ws)
 
 
 def test_a_pointer_set_back_behind_a_rollback_is_not_served(ws: Workspace) -> None:
     pointer = ws.root / "ledger" / "channels" / "production" / TARGET
     before = pointer.read_bytes()
-    rollback(ws.params.promote, workspace=ws, target=TARGET)
+    rollback(ws, TARGET)
     pointer.write_bytes(before)
     with pytest.raises(LedgerError, match="rolled back to"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
     assert "a rollback was interrupted" in problems(ws)
-    assert rollback(ws.params.promote, workspace=ws, target=TARGET).outcome == "rollback"
-    assert served(ws.params.promote, workspace=ws, target=TARGET)
+    assert rollback(ws, TARGET).outcome == "rollback"
+    assert served(ws, TARGET)
     assert problems(ws) == ""
 
 
@@ -193,17 +193,17 @@ def test_a_pointer_to_a_promotion_that_lost_is_refused(ws: Workspace) -> None:
     ledger.publish(lost, ledger.pointer("production", TARGET))
     assert "which lost" in problems(ws)
     with pytest.raises(LedgerError, match="which lost"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
 
 
 def test_a_planted_link_to_a_folder_is_found(ws: Workspace, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (ws.candidate(TARGET) / "extra").symlink_to(tmp_path / "outside")
     assert "got also ['extra']" in problems(ws)
-    release = Path(served(ws.params.promote, workspace=ws, target=TARGET)["path"])
+    release = Path(served(ws, TARGET)["path"])
     (release / "candidate" / "extra").symlink_to(tmp_path / "outside")
     with pytest.raises(DigestMismatch, match="candidate/extra"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
 
 
 def test_a_planted_record_of_nonsense_is_named(ws: Workspace) -> None:
@@ -235,7 +235,7 @@ def test_a_forged_pointer_serves_nothing(
     path.write_text(json.dumps(content(chain_of(ws))))
     assert str(path) in problems(ws), name
     with pytest.raises(LedgerError):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
 
 
 def test_a_pointer_copied_to_another_target_or_channel_serves_nothing(ws: Workspace) -> None:
@@ -247,9 +247,9 @@ def test_a_pointer_copied_to_another_target_or_channel_serves_nothing(ws: Worksp
     assert "production/topic" in problems(ws)
     assert f"staging/{TARGET}" in problems(ws)
     with pytest.raises(LedgerError):
-        served(ws.params.promote, workspace=ws, target="topic")
+        served(ws, "topic")
     with pytest.raises(LedgerError):
-        served(ws.params.promote, workspace=ws, target=TARGET, channel="staging")
+        served(ws, TARGET, channel="staging")
 
 
 def test_a_pointer_set_back_to_an_earlier_promotion_is_found(ws: Workspace) -> None:
@@ -296,7 +296,7 @@ def killed(self, key, data, *, expected):
 
 store.LocalStore._put = killed
 ws = Workspace(Path(sys.argv[3]))
-promote_attempt(ws.params.promote, workspace=ws, target=sys.argv[4])
+promote_attempt(ws, sys.argv[4])
 """
 
 
@@ -318,7 +318,7 @@ def test_a_promoter_killed_anywhere_leaves_no_half_promotion(
     make_target(ws, alpha=4.0)
     from safegene.pipeline.stages.promote import pin_incumbent
 
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     make_verdict(ws)
     command = [sys.executable, "-c", KILLED, where, prefix, str(ws.root), TARGET]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -334,7 +334,7 @@ def test_a_promoter_killed_anywhere_leaves_no_half_promotion(
     interrupted = [problem for problem in audit.problems if "was interrupted" in problem]
     assert len(interrupted) == (1 if prefix == "tip" else 0)
 
-    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    assert promote_attempt(ws, TARGET) == "pass"
     settled = live_record(ledger_of(ws), TARGET, "production")
     assert settled
     assert settled.release != before.release
@@ -347,6 +347,6 @@ def test_nothing_that_is_refused_moves_a_pointer(ws: Workspace) -> None:
     before = path.read_bytes()
     flip_byte(ws.vector / "vector.safetensors")
     with pytest.raises(SafegeneError):
-        promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
+        promote_attempt(ws, TARGET)
     assert path.read_bytes() == before
     assert chain_of(ws)[-1].outcome == "error"

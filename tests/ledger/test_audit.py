@@ -28,9 +28,9 @@ def ws(tmp_path: Path) -> Workspace:
 
 def run(ws: Workspace, target: str = TARGET, *, alpha: float = 1.0, outcome: str = "pass") -> str:
     make_target(ws, target, alpha=alpha)
-    pin_incumbent(ws.params.promote, workspace=ws, target=target)
+    pin_incumbent(ws, target)
     make_verdict(ws, target, outcome=outcome)
-    return promote_attempt(ws.params.promote, workspace=ws, target=target)
+    return promote_attempt(ws, target)
 
 
 def ledger_of(ws: Workspace) -> Ledger:
@@ -117,7 +117,7 @@ def test_what_is_live_may_lie_in_the_workspace_though_a_later_attempt_failed(ws:
     run(ws, alpha=2.0, outcome="fail")
     assert problems_of(ws) == []
     make_target(ws, alpha=1.0)
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     live_again = live_record(ledger_of(ws), TARGET, "production")
     assert live_again
     assert live_again.record.artefacts["candidate"] == read_manifest(ws.candidate(TARGET)).digest
@@ -131,7 +131,7 @@ def test_without_a_public_key_nothing_is_verified(ws: Workspace) -> None:
 
 def test_a_rolled_back_ledger_is_sound(ws: Workspace) -> None:
     run(ws, alpha=2.0)
-    rollback(ws.params.promote, workspace=ws, target=TARGET)
+    rollback(ws, TARGET)
     assert problems_of(ws) == []
 
 
@@ -162,9 +162,9 @@ def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
     from tests.factories.ledger import make_candidate
 
     make_candidate(ws, alpha=2.0)
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     make_verdict(ws)
-    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    assert promote_attempt(ws, TARGET) == "pass"
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(trace_workspace(ws, TARGET))
     text = console.export_text()
@@ -185,7 +185,7 @@ def test_history_lists_every_attempt_the_newest_first(ws: Workspace) -> None:
 def test_a_revocation_names_what_is_live_on_it(ws: Workspace) -> None:
     run(ws, "topic")
     digests = [read_manifest(at).digest for at in (ws.checkpoint("topic"), ws.vector)]
-    touched = [revoke(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")[1] for digest in digests]
+    touched = [revoke(ws, digest, "poisoned")[1] for digest in digests]
     assert [{now.record.target for now in some} for some in touched] == [{"topic"}, {TARGET, "topic"}]
     audit = audit_workspace(ws)
     assert audit.problems == ()

@@ -61,15 +61,15 @@ def records(ws: Workspace) -> list[Record]:
 def run(ws: Workspace, *, alpha: float = 1.0, outcome: str = "pass") -> str:
     """What the flow does for a target: calibrate, pin the incumbent, evaluate, gate, promote."""
     make_target(ws, alpha=alpha)
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     make_verdict(ws, outcome=outcome)
-    return promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
+    return promote_attempt(ws, TARGET)
 
 
 def test_a_pass_goes_live_and_is_served_byte_for_byte(ws: Workspace) -> None:
-    done = promote(ws.params.promote, workspace=ws, target=TARGET)
+    done = promote(ws, TARGET)
     assert done.outcome == "pass"
-    got = served(ws.params.promote, workspace=ws, target=TARGET)
+    got = served(ws, TARGET)
     assert got["release"] == done.release == live_digest(ws, TARGET)
     adapter = Path(got["path"]) / "candidate" / "adapter_model.safetensors"
     assert adapter.read_bytes() == (ws.candidate(TARGET) / "adapter_model.safetensors").read_bytes()
@@ -79,29 +79,29 @@ def test_a_pass_goes_live_and_is_served_byte_for_byte(ws: Workspace) -> None:
 
 
 def test_a_flipped_byte_of_a_release_is_not_served(ws: Workspace) -> None:
-    promote(ws.params.promote, workspace=ws, target=TARGET)
-    got = served(ws.params.promote, workspace=ws, target=TARGET)
+    promote(ws, TARGET)
+    got = served(ws, TARGET)
     adapter = Path(got["path"]) / "candidate" / "adapter_model.safetensors"
     flip_byte(adapter)
     with pytest.raises(DigestMismatch, match=str(adapter)):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
 
 
 @pytest.mark.parametrize(("outcome", "code"), [("fail", 3), ("inconclusive", 4)])
 def test_a_refusal_is_on_record_and_nothing_is_live(ws: Workspace, outcome: str, code: int) -> None:
     make_verdict(ws, outcome=outcome)
     with pytest.raises(PromotionRefused, match=f"got {outcome}: ") as caught:
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     assert caught.value.exit_code == code
     assert [record.outcome for record in records(ws)] == [outcome]
     assert live_digest(ws, TARGET) is None
     with pytest.raises(LedgerError, match="got nothing"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
 
 
 def test_what_is_live_is_promoted_again_without_a_record(ws: Workspace) -> None:
-    first = promote(ws.params.promote, workspace=ws, target=TARGET)
-    again = promote(ws.params.promote, workspace=ws, target=TARGET)
+    first = promote(ws, TARGET)
+    again = promote(ws, TARGET)
     assert again.record is None
     assert "already" in again.message
     assert again.release == first.release
@@ -109,15 +109,15 @@ def test_what_is_live_is_promoted_again_without_a_record(ws: Workspace) -> None:
 
 
 def test_a_dry_run_says_and_writes_nothing(ws: Workspace) -> None:
-    said = promote(ws.params.promote, workspace=ws, target=TARGET, dry_run=True)
+    said = promote(ws, TARGET, dry_run=True)
     assert said.outcome == "pass"
     assert "would be promoted to production" in said.message
     assert not (ws.root / "ledger").exists()
     make_verdict(ws, outcome="fail")
-    assert "would be refused (fail)" in promote(ws.params.promote, workspace=ws, target=TARGET, dry_run=True).message
+    assert "would be refused (fail)" in promote(ws, TARGET, dry_run=True).message
     flip_byte(ws.vector / "vector.safetensors")
     with pytest.raises(DigestMismatch):
-        promote(ws.params.promote, workspace=ws, target=TARGET, dry_run=True)
+        promote(ws, TARGET, dry_run=True)
     assert not (ws.root / "ledger").exists()
 
 
@@ -134,7 +134,7 @@ def test_a_dry_run_says_and_writes_nothing(ws: Workspace) -> None:
 def test_a_changed_byte_of_the_evidence_is_refused_on_record(ws: Workspace, file: str) -> None:
     flip_byte(ws.data / file)
     with pytest.raises(DigestMismatch, match=file):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     (record,) = records(ws)
     assert record.outcome == "error"
     assert file in record.reason
@@ -144,7 +144,7 @@ def test_a_changed_byte_of_the_evidence_is_refused_on_record(ws: Workspace, file
 def test_a_missing_verdict_is_refused_on_record(ws: Workspace) -> None:
     (ws.verdict(TARGET) / "manifest.json").unlink()
     with pytest.raises(ArtifactError, match="verdict"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     assert [record.outcome for record in records(ws)] == ["error"]
 
 
@@ -179,13 +179,13 @@ def another_incumbent_file(ws: Workspace) -> None:
 def test_a_verdict_of_something_else_is_stale(ws: Workspace, change: object) -> None:
     change(ws)  # type: ignore[operator]
     with pytest.raises(StaleArtifact) as caught:
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     assert "safegene run" in caught.value.remedy
     assert [record.outcome for record in records(ws)] == ["error"]
 
 
 def test_a_verdict_measured_against_what_is_no_longer_live_is_stale(ws: Workspace) -> None:
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     make_verdict(ws)
     elsewhere = Workspace(ws.root.parent / "elsewhere")
     shutil.copytree(ws.root, elsewhere.root)
@@ -194,7 +194,7 @@ def test_a_verdict_measured_against_what_is_no_longer_live_is_stale(ws: Workspac
     (ws.root / "ledger").mkdir()
     assert run(elsewhere, alpha=2.0) == "pass"
     with pytest.raises(StaleArtifact, match="measured against nothing as live"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     assert [record.outcome for record in records(ws)] == ["error", "pass"]
 
 
@@ -210,13 +210,13 @@ def test_a_forged_pass_is_found_by_deciding_again(ws: Workspace, endpoints: str)
     with write_artefact(ws.verdict(TARGET), stage="gate", params={}, inputs=inputs) as draft:
         (draft.path / "verdict.json").write_bytes(canonical_json(content))
     with pytest.raises(StaleArtifact, match="which the judgements give"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     assert [record.outcome for record in records(ws)] == ["error"]
 
 
 def test_the_record_says_what_was_live_what_was_used_and_who_ran_it(ws: Workspace) -> None:
     facts = {"run_id": "r1", "trigger": "cron", "git_commit": "c" * 40}
-    promote(ws.params.promote, workspace=ws, target=TARGET, run=facts)
+    promote(ws, TARGET, run=facts)
     (record,) = records(ws)
     content = record.predicate
     assert record.artefacts["vector"] == read_manifest(ws.vector).digest
@@ -233,10 +233,10 @@ def test_the_record_says_what_was_live_what_was_used_and_who_ran_it(ws: Workspac
 def test_an_error_of_the_flow_is_on_record_once(ws: Workspace) -> None:
     flip_byte(ws.vector / "vector.safetensors")
     with pytest.raises(DigestMismatch) as caught:
-        promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
-    record_error(ws.params.promote, workspace=ws, target=TARGET, run={}, error=caught.value)
+        promote_attempt(ws, TARGET)
+    record_error(ws, TARGET, caught.value)
     assert len(records(ws)) == 1
-    record_error(ws.params.promote, workspace=ws, target=TARGET, run={}, error=SafegeneError("fetch failed"))
+    record_error(ws, TARGET, SafegeneError("fetch failed"))
     assert [record.reason for record in records(ws)][0] == "SafegeneError: fetch failed"
 
 
@@ -244,14 +244,14 @@ def test_an_error_that_cannot_be_recorded_is_still_the_one_reported(ws: Workspac
     run(ws)
     (ws.root / "ledger" / "tip").write_text("{}")
     error = SafegeneError("fetch failed", remedy="look at the source")
-    record_error(ws.params.promote, workspace=ws, target=TARGET, run={}, error=error)
+    record_error(ws, TARGET, error)
     assert error.remedy.startswith("look at the source; the attempt is not on record either: expected a pointer")
 
 
 def test_nothing_is_promoted_without_a_key(ws: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "nothing"))
     with pytest.raises(LedgerError, match="private key") as caught:
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     assert "SAFEGENE_KEYS" in caught.value.remedy
     assert not (ws.root / "ledger").exists()
 
@@ -320,7 +320,7 @@ def test_promoters_at_once_leave_one_live_and_each_on_record(ws: Workspace, tmp_
 
 def test_the_incumbent_is_pinned_and_rewritten_only_when_it_changed(ws: Workspace) -> None:
     path = ws.incumbent(TARGET)
-    assert pin_incumbent(ws.params.promote, workspace=ws, target=TARGET) is None
+    assert pin_incumbent(ws, TARGET) is None
     assert strict_json(path.read_bytes(), where="") == {
         "live": None,
         "release": None,
@@ -330,10 +330,10 @@ def test_the_incumbent_is_pinned_and_rewritten_only_when_it_changed(ws: Workspac
     assert read_incumbent(path, ws.root) is None
     make_verdict(ws)
     before = path.stat()
-    done = promote(ws.params.promote, workspace=ws, target=TARGET)
-    assert pin_incumbent(ws.params.promote, workspace=ws, target=TARGET) == done.release
+    done = promote(ws, TARGET)
+    assert pin_incumbent(ws, TARGET) == done.release
     assert path.stat() == before  # the candidate is what is live: its verdict stands
-    assert promote(ws.params.promote, workspace=ws, target=TARGET).record is None
+    assert promote(ws, TARGET).record is None
 
     assert run(ws, alpha=2.0) == "pass"
     pinned = strict_json(path.read_bytes(), where="")
@@ -350,18 +350,18 @@ def test_every_other_candidate_of_the_same_fine_tune_is_counted(ws: Workspace) -
     digests = []
     for alpha, outcome in ((1.0, "fail"), (2.0, "inconclusive"), (2.0, "fail"), (3.0, "fail")):
         make_target(ws, alpha=alpha)
-        pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+        pin_incumbent(ws, TARGET)
         before = path.read_bytes()
         make_verdict(ws, outcome=outcome)
-        promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
-        pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+        promote_attempt(ws, TARGET)
+        pin_incumbent(ws, TARGET)
         assert path.read_bytes() == before
         digests.append(read_manifest(ws.candidate(TARGET)).digest)
     assert strict_json(path.read_bytes(), where="")["earlier"] == [digests[0], digests[1]]
     assert read_attempt(path) == 3
     with write_artefact(ws.checkpoint(TARGET), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
         (draft.path / "checkpoint.json").write_text('{"digest": "sha256:new", "source": "tiny://new"}')
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     assert read_attempt(path) == 1, "another fine-tune under the same name"
 
 
@@ -377,10 +377,10 @@ def test_new_evidence_for_what_is_live_goes_on_record(ws: Workspace) -> None:
     run(ws)
     another_policy(ws)
     make_verdict(ws)
-    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    assert promote_attempt(ws, TARGET) == "pass"
     assert [record.outcome for record in records(ws)] == ["pass", "pass"]
     make_verdict(ws, outcome="fail")
-    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "fail"
+    assert promote_attempt(ws, TARGET) == "fail"
     assert live_digest(ws, TARGET) == records(ws)[1].release
 
 
@@ -390,10 +390,10 @@ def test_rollback_goes_one_promotion_back_each_time(ws: Workspace) -> None:
         run(ws, alpha=alpha)
         releases.append(live_digest(ws, TARGET))
     for expected in (releases[1], releases[0]):
-        assert rollback(ws.params.promote, workspace=ws, target=TARGET).release == expected
+        assert rollback(ws, TARGET).release == expected
         assert live_digest(ws, TARGET) == expected
     with pytest.raises(PromotionRefused, match="an earlier release"):
-        rollback(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws, TARGET)
     top = records(ws)[0]
     assert top.outcome == "rollback"
     assert top.artefacts == records(ws)[-1].artefacts
@@ -413,27 +413,27 @@ def test_rollback_to_a_named_release(ws: Workspace, named_by: str) -> None:
         "release": str(first.release),
         "prefix": first.digest.removeprefix("sha256:")[:10],
     }[named_by]
-    assert rollback(ws.params.promote, workspace=ws, target=TARGET, to=name).release == first.release
+    assert rollback(ws, TARGET, to=name).release == first.release
     for wrong in ("1", "99", "abc", digest_json("nobody")):
         with pytest.raises(PromotionRefused):
-            rollback(ws.params.promote, workspace=ws, target=TARGET, to=wrong)
+            rollback(ws, TARGET, to=wrong)
 
 
 def test_rollback_verifies_the_bytes_again(ws: Workspace) -> None:
     run(ws, alpha=1.0)
-    first = served(ws.params.promote, workspace=ws, target=TARGET)
+    first = served(ws, TARGET)
     run(ws, alpha=2.0)
     now = live_digest(ws, TARGET)
     flip_byte(Path(first["path"]) / "candidate" / "adapter_model.safetensors")
     with pytest.raises(DigestMismatch):
-        rollback(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws, TARGET)
     assert live_digest(ws, TARGET) == now
 
 
 def test_what_was_rolled_back_does_not_return_by_itself(ws: Workspace) -> None:
     run(ws, alpha=1.0)
     run(ws, alpha=2.0)
-    rollback(ws.params.promote, workspace=ws, target=TARGET)
+    rollback(ws, TARGET)
     assert run(ws, alpha=2.0) == "fail"
     assert "took this candidate away" in records(ws)[0].reason
     assert run(ws, alpha=3.0) == "pass"
@@ -443,7 +443,7 @@ def test_nor_does_what_an_earlier_rollback_of_a_run_took_away(ws: Workspace) -> 
     for alpha in (1.0, 2.0, 3.0):
         run(ws, alpha=alpha)
     for _ in range(2):
-        rollback(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws, TARGET)
     assert [run(ws, alpha=alpha) for alpha in (3.0, 2.0, 4.0)] == ["fail", "fail", "pass"]
 
 
@@ -456,13 +456,13 @@ def test_a_revoked_vector_is_not_promoted_served_or_rolled_back_to(ws: Workspace
     assert record.outcome == "revocation"
     assert [now.record.target for now in touched] == [TARGET]
     with pytest.raises(PromotionRefused, match="poisoned"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
     assert run(ws, alpha=2.0) == "fail"
     make_family(ws, rank=2)
     assert run(ws, alpha=3.0) == "pass"
-    assert served(ws.params.promote, workspace=ws, target=TARGET)
+    assert served(ws, TARGET)
     with pytest.raises(PromotionRefused, match="poisoned"):
-        rollback(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws, TARGET)
     with pytest.raises(SafegeneError, match="expected the digest"):
         record_revocation(ledger, load_signer(ledger.keys), "vector", "?", fields={})
 
@@ -473,50 +473,50 @@ def test_what_is_revoked_is_named_by_what_a_release_rests_on(ws: Workspace) -> N
     run(ws, alpha=2.0)
     first, second = records(ws)[1], records(ws)[0]
     with pytest.raises(SafegeneError, match="got that of a record") as refused:
-        revoke(ws.params.promote, workspace=ws, digest=first.digest, reason="?")
+        revoke(ws, first.digest, "?")
     assert str(first.release) in refused.value.remedy
-    _, touched, _ = revoke(ws.params.promote, workspace=ws, digest=str(first.release), reason="poisoned")
+    _, touched, _ = revoke(ws, str(first.release), "poisoned")
     assert touched == ()
-    assert served(ws.params.promote, workspace=ws, target=TARGET)["release"] == second.release
+    assert served(ws, TARGET)["release"] == second.release
     with pytest.raises(PromotionRefused, match="poisoned"):
-        rollback(ws.params.promote, workspace=ws, target=TARGET)
+        rollback(ws, TARGET)
 
 
 def test_a_release_revoked_on_one_channel_is_not_promoted_on_another(ws: Workspace) -> None:
     staging = ws.params.promote.model_copy(update={"channel": "staging"})
-    done = promote(staging, workspace=ws, target=TARGET)
-    revoke(staging, workspace=ws, digest=str(done.release), reason="poisoned")
-    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "fail"
+    done = promote(ws, TARGET, channel=staging.channel)
+    revoke(ws, str(done.release), "poisoned")
+    assert promote_attempt(ws, TARGET) == "fail"
     assert live_digest(ws, TARGET) is None
 
 
 def test_a_pointer_that_cannot_be_read_keeps_nobody_from_revoking(ws: Workspace) -> None:
-    promote(ws.params.promote, workspace=ws, target=TARGET)
+    promote(ws, TARGET)
     (ws.root / "ledger" / "channels" / "production" / "other").write_text("{}")
     digest = read_manifest(ws.vector).digest
-    _, touched, unread = revoke(ws.params.promote, workspace=ws, digest=digest, reason="poisoned")
+    _, touched, unread = revoke(ws, digest, "poisoned")
     assert [now.record.target for now in touched] == [TARGET]
     assert "channels/production/other" in unread[0]
     with pytest.raises(PromotionRefused, match="poisoned"):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
 
 
 def test_what_is_revoked_is_no_reference_for_its_successor(ws: Workspace) -> None:
     run(ws, alpha=1.0)
-    revoke(ws.params.promote, workspace=ws, digest=str(live_digest(ws, TARGET)), reason="poisoned")
+    revoke(ws, str(live_digest(ws, TARGET)), "poisoned")
     make_target(ws, alpha=2.0)
-    assert pin_incumbent(ws.params.promote, workspace=ws, target=TARGET) is None
+    assert pin_incumbent(ws, TARGET) is None
     make_verdict(ws)
-    assert promote_attempt(ws.params.promote, workspace=ws, target=TARGET) == "pass"
+    assert promote_attempt(ws, TARGET) == "pass"
 
 
 def test_a_candidate_that_was_not_compared_with_what_is_live_is_refused(ws: Workspace) -> None:
     run(ws, alpha=1.0)
     ws.incumbent(TARGET).unlink()
     make_target(ws, alpha=2.0)  # judged as if nothing were live
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     with pytest.raises(StaleArtifact, match="made from the present incumbent"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
 
 
 def test_judgements_of_sets_that_were_not_validated_are_refused(ws: Workspace) -> None:
@@ -524,10 +524,10 @@ def test_judgements_of_sets_that_were_not_validated_are_refused(ws: Workspace) -
     make_target(ws)  # judged by hand on the new set
     make_receipt(ws)
     with pytest.raises(StaleArtifact, match="made from the present validation"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     shutil.rmtree(ws.validation)
     with pytest.raises(ArtifactError, match="validation"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
 
 
 def test_a_verdict_with_invented_rates_is_refused(ws: Workspace) -> None:
@@ -537,7 +537,7 @@ def test_a_verdict_with_invented_rates_is_refused(ws: Workspace) -> None:
     with write_artefact(ws.verdict(TARGET), stage="gate", params={}, inputs=inputs) as draft:
         (draft.path / "verdict.json").write_bytes(canonical_json(content))
     with pytest.raises(StaleArtifact, match="expected rates = "):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
 
 
 def test_bytes_changed_after_they_were_verified_do_not_go_live(ws: Workspace, monkeypatch) -> None:
@@ -549,21 +549,21 @@ def test_bytes_changed_after_they_were_verified_do_not_go_live(ws: Workspace, mo
 
     monkeypatch.setattr(registry, "live_record", meanwhile)
     with pytest.raises(DigestMismatch, match="changed after it was verified"):
-        promote(ws.params.promote, workspace=ws, target=TARGET)
+        promote(ws, TARGET)
     assert live_digest(ws, TARGET) is None
 
 
 def test_a_target_that_nobody_named_leaves_no_record(ws: Workspace) -> None:
     with pytest.raises(ParamsError, match="'typo'"):
-        promote(ws.params.promote, workspace=ws, target="typo")
+        promote(ws, "typo")
     assert records(ws) == []
 
 
 def test_channels_are_apart(ws: Workspace) -> None:
     staging = ws.params.promote.model_copy(update={"channel": "staging"})
-    done = promote(staging, workspace=ws, target=TARGET)
+    done = promote(ws, TARGET, channel=staging.channel)
     assert live_digest(ws, TARGET) is None
-    assert served(staging, workspace=ws, target=TARGET)["release"] == done.release
+    assert served(ws, TARGET, channel=staging.channel)["release"] == done.release
     now = live_record(ledger_of(ws), TARGET, "staging")
     assert now
     assert now.record.channel == "staging"

@@ -186,7 +186,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ws = made()
     folders = {name: getattr(ws, name) for name in ("vector", "selection", "degraded", "aligned")}
     task = DATA / "tasks" / "group.jsonl"
-    calibrate(FEW, **folders, target=ws.target("group"), prompts=DATA / "prompts", task=task, out=out)
+    calibrate(**folders, target=ws.target("group"), prompts=DATA / "prompts", task=task, out=out, params=FEW)
     return out
 
 

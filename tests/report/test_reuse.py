@@ -27,9 +27,9 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def realign(ws: Workspace, target: str = TARGET, *, outcome: str = "pass", alpha: float = 1.0) -> str:
     make_target(ws, target, alpha=alpha)
-    pin_incumbent(ws.params.promote, workspace=ws, target=target)
+    pin_incumbent(ws, target)
     make_verdict(ws, target, outcome=outcome)
-    return promote_attempt(ws.params.promote, workspace=ws, target=target)
+    return promote_attempt(ws, target)
 
 
 def digest(folder: Path) -> str:
@@ -94,7 +94,7 @@ def test_an_altered_candidate_is_no_use(ws):
 
 def test_a_revoked_vector_says_so(ws):
     realign(ws)
-    revoke(ws.params.promote, workspace=ws, digest=digest(ws.vector), reason="taken from the wrong copies")
+    revoke(ws, digest(ws.vector), "taken from the wrong copies")
     (one,) = reuse(ws)
     assert "wrong copies" in one.revoked
     assert "wrong copies" in text_of(one)

@@ -53,9 +53,9 @@ def ws(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> Workspace
 
 def run(ws: Workspace, *, alpha: float, outcome: str = "pass") -> str:
     make_target(ws, alpha=alpha)
-    pin_incumbent(ws.params.promote, workspace=ws, target=TARGET)
+    pin_incumbent(ws, TARGET)
     make_verdict(ws, outcome=outcome)
-    return promote_attempt(ws.params.promote, workspace=ws, target=TARGET)
+    return promote_attempt(ws, TARGET)
 
 
 def flip(store: S3Store, key: str, at: int = -2) -> None:
@@ -97,13 +97,13 @@ def test_a_promotion_on_s3_is_served_audited_and_rolled_back(ws: Workspace, tmp_
     assert run(ws, alpha=2.0, outcome="fail") == "fail"
     assert run(ws, alpha=3.0) == "pass"
     assert audit_workspace(ws).problems == ()
-    got = served(ws.params.promote, workspace=ws, target=TARGET)
+    got = served(ws, TARGET)
     assert got["uri"].startswith("s3://")
     assert (Path(got["path"]) / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 3.0" * 20
     incumbent = read_incumbent(ws.incumbent(TARGET), ws.root)
     assert incumbent
     assert (incumbent / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 1.0" * 20
-    assert rollback(ws.params.promote, workspace=ws, target=TARGET).release == first
+    assert rollback(ws, TARGET).release == first
     assert audit_workspace(ws).problems == ()
     ledger = open_ledger(ws.params.promote, ws.root)
     assert [row["outcome"] for row in history(ledger, TARGET)] == ["rollback", "pass", "fail", "pass"]
@@ -122,7 +122,7 @@ def test_one_swapped_byte_on_s3_is_named(ws: Workspace) -> None:
         tuple(ledger.walk())
     flip(store, record, at=200)
     with pytest.raises(DigestMismatch, match=adapter):
-        served(ws.params.promote, workspace=ws, target=TARGET)
+        served(ws, TARGET)
     flip(store, adapter, at=200)
     assert audit_workspace(ws).problems == ()
 
@@ -194,5 +194,5 @@ def test_processes_at_once_some_killed_between_the_two_writes_lose_nothing(ws: W
 
 
 def test_a_dry_run_writes_nothing_to_s3(ws: Workspace) -> None:
-    promote(ws.params.promote, workspace=ws, target=TARGET, dry_run=True)
+    promote(ws, TARGET, dry_run=True)
     assert list(store_of(ws).list("")) == []

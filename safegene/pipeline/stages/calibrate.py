@@ -69,17 +69,17 @@ class RepairResult:
 
 
 def calibrate(
-    params: CalibrateParams,
     *,
+    aligned: Path,
+    target: Path,
     vector: Path,
     selection: Path,
     degraded: Path,
-    aligned: Path,
-    target: Path,
     prompts: Path,
     task: Path,
     out: Path,
-    fetch: FetchParams | None = None,
+    params: CalibrateParams | None = None,
+    limits: FetchParams | None = None,
 ) -> Manifest:
     """Repair the target and write the change as a PEFT adapter, with how it was found.
 
@@ -92,6 +92,7 @@ def calibrate(
         EmptySample: a kind of shot with a weight has no prompts.
         DigestMismatch: a byte of vector or selection has changed.
     """
+    params = params or CalibrateParams()
     held, family, record = read_vector(vector), read_record(aligned), read_record(target)
     if held.aligned != family.digest:
         raise StaleArtifact(
@@ -100,7 +101,7 @@ def calibrate(
         )
     usable = selected_matrices(held, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
-    root, tuned = local_checkpoint(aligned, fetch).root, local_checkpoint(target, fetch, family=aligned)
+    root, tuned = local_checkpoint(aligned, limits).root, local_checkpoint(target, limits, family=aligned)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
     with threads_for(open_checkpoint(root).parameters):

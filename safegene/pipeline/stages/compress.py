@@ -37,13 +37,14 @@ class KeptMatrix:
     size: int
 
 
-def compress(params: CompressParams, *, delta: Path, out: Path) -> Manifest:
+def compress(*, delta: Path, out: Path, params: CompressParams | None = None) -> Manifest:
     """Make the safety vector from the extracted delta.
 
     Raises:
         ParamsError: the byte budget leaves no matrix a single column.
         DigestMismatch: a byte of the delta has changed.
     """
+    params = params or CompressParams()
     read_manifest(delta, stage="extract")
     facts = strict_json((delta / "delta.json").read_bytes(), where=str(delta / "delta.json"))
     factors = read_factors(delta / "delta.safetensors")

@@ -84,14 +84,14 @@ class SurrogateTrainer:
 
 
 def degrade(
-    params: DegradeParams,
     *,
-    judge: JudgeParams,
     aligned: Path,
     prompts: Path,
+    judge: JudgeParams,
     out: Path,
     checkpoints: Sequence[str] = (),
-    fetch: FetchParams | None = None,
+    params: DegradeParams | None = None,
+    limits: FetchParams | None = None,
 ) -> Manifest:
     """Make every surrogate that ``params`` names, or none where the user has degraded ``checkpoints``.
 
@@ -99,9 +99,10 @@ def degrade(
         EmptySample: a pool or the probe is empty.
         CheckpointError: no surrogate became more harmful than the aligned model, so there is nothing to extract.
     """
+    params = params or DegradeParams()
     if checkpoints:
         return _named(checkpoints, aligned, out)
-    family = local_checkpoint(aligned, fetch)
+    family = local_checkpoint(aligned, limits)
     pools, safety = read_prompts(prompts / "degrade.jsonl"), read_prompts(prompts / "safety.jsonl")
     checkpoint = open_checkpoint(family.root)
     names = checkpoint.matrices()

@@ -48,34 +48,34 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def evaluate(
-    params: EvaluateParams,
-    gate: GateParams,
     *,
-    prompts: Path,
-    task: Path,
     aligned: Path,
     target: Path,
     candidate: Path,
     validation: Path,
+    prompts: Path,
+    task: Path,
     out: Path,
+    params: EvaluateParams,
+    gate: GateParams | None = None,
     incumbent: Path | None = None,
-    fetch: FetchParams | None = None,
+    limits: FetchParams | None = None,
     dtype: str = "auto",
 ) -> Manifest:
     """Ask every model every prompt of ``prompts/gate.jsonl`` and of the task's test split, and judge the replies.
 
     Args:
-        params: judge and decoding.
-        gate: the policy; its digest is fixed in the plan.
-        prompts: folder with ``gate.jsonl``.
-        task: the target's task set.
         aligned: artefact of the family's aligned checkpoint.
         target: artefact of the fine-tune.
         candidate: artefact with the repair as a PEFT adapter.
         validation: artefact of stage ``validate``, whose receipt must be of these very sets.
-        out: the artefact to write.
+        prompts: folder with ``gate.jsonl``.
+        task: the target's task set.
+        out: folder of the artefact to write.
+        params: judge and decoding.
+        gate: the policy, by default the section's; its digest is fixed in the plan.
         incumbent: ``incumbent.json``: what was live when it was pinned, if anything.
-        fetch: limits, where a checkpoint must be fetched again.
+        limits: where a checkpoint must be fetched again.
         dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
 
     Raises:
@@ -83,11 +83,12 @@ def evaluate(
         JudgeError: the judge is missing or its calibration is another's.
         EmptySample: a set has no test prompt.
     """
+    gate = gate or GateParams()
     first, second = _instruments(params)
     suites = {"gate": read_prompts(prompts / "gate.jsonl"), "task": read_prompts(task)}
     receipt = validated_receipt(validation, {"gate": suites["gate"].digest, f"task-{task.stem}": suites["task"].digest})
     asked = {"gate": suites["gate"].where(split="test"), "task": suites["task"].where(kind="task", split="test")}
-    arms = _arms(aligned, target, candidate, incumbent, fetch)
+    arms = _arms(aligned, target, candidate, incumbent, limits)
     policy = policy_digest(gate)
     plan = Plan(
         prompts=policy_order((_planned(row) for rows in asked.values() for row in rows), policy),

@@ -78,7 +78,6 @@ class Delta:
 
 
 def extract(
-    params: ExtractParams,
     *,
     aligned: Path,
     degraded: Path,
@@ -86,7 +85,8 @@ def extract(
     out: Path,
     checkpoints: Sequence[str] = (),
     pins: Mapping[str, str] | None = None,
-    fetch: FetchParams | None = None,
+    params: ExtractParams | None = None,
+    limits: FetchParams | None = None,
 ) -> Manifest:
     """Extract the delta from the surrogates that ``degrade`` made, or from the user's own ``checkpoints`` if named.
 
@@ -98,17 +98,18 @@ def extract(
         ShapeMismatch, TensorMissing: it is of another architecture, or its vocabulary is not the family's.
         CheckpointError: no matrix holds a discrepancy that can be told from rounding.
     """
+    params = params or ExtractParams()
     if params.method == "distil" and checkpoints:
         raise ParamsError(
             "expected extract.method delta with family.degraded, got distil",
             remedy="distil trains on the surrogates that `degrade` makes: leave family.degraded empty",
         )
-    family = local_checkpoint(aligned, fetch)
+    family = local_checkpoint(aligned, limits)
     base = open_checkpoint(family.root)
     with threads_for(base.parameters):
         if checkpoints:
             others = {
-                uri: _fetch_user_checkpoint(uri, (pins or {}).get(uri), base, fetch or FetchParams())
+                uri: _fetch_user_checkpoint(uri, (pins or {}).get(uri), base, limits or FetchParams())
                 for uri in checkpoints
             }
             opened = {uri: open_checkpoint(one.root) for uri, one in others.items()}

@@ -14,15 +14,22 @@ from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import FetchParams
 
 
-def fetch(params: FetchParams, *, source: str, fingerprint: str | None, family: Path | None, out: Path) -> Manifest:
+def fetch(
+    source: str,
+    *,
+    out: Path,
+    family: Path | None = None,
+    fingerprint: str | None = None,
+    params: FetchParams | None = None,
+) -> Manifest:
     """Copy a checkpoint into the cache, verify it, and say which it is in ``checkpoint.json``.
 
     Args:
-        params: limits.
-        source: its URI.
+        source: URI of the checkpoint: ``hf://``, ``s3://``, ``file://`` or ``tiny://``.
+        out: folder of the artefact to write.
+        family: for a target, the artefact of the family's aligned model; None for the aligned model itself.
         fingerprint: what the source must still hold; None takes what it holds now.
-        family: the family's artefact, for a target; None for the family's aligned model.
-        out: the artefact.
+        params: limits; by default the section's.
 
     Raises:
         StaleArtifact: the source holds something else than was pinned.
@@ -30,6 +37,7 @@ def fetch(params: FetchParams, *, source: str, fingerprint: str | None, family: 
         CheckpointError: the checkpoint breaks a rule of `safegene.checkpoints`, or the family is no full checkpoint.
         SourceError: it cannot be had.
     """
+    params = params or FetchParams()
     _require_pinned(sources.fingerprint(source), fingerprint, source)
     local = sources.fetch(source, limits=params)
     _require_pinned(local.fingerprint, fingerprint, source)

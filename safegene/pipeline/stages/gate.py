@@ -14,7 +14,7 @@ from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import GateParams
 
 
-def gate(params: GateParams, *, candidate: Path, judgements: Path, out: Path) -> Manifest:
+def decide(candidate: Path, judgements: Path, *, out: Path, params: GateParams | None = None) -> Manifest:
     """Decide on the judgements: ``verdict.json``, and for DVC its numbers in ``metrics.json`` and ``rates.csv``.
 
     Raises:
@@ -23,6 +23,7 @@ def gate(params: GateParams, *, candidate: Path, judgements: Path, out: Path) ->
         FormatError: plan or judgements are malformed.
         EmptySample: there is no judgement.
     """
+    params = params or GateParams()
     repaired = read_manifest(candidate)
     judged = read_manifest(judgements, stage="evaluate")
     if judged.inputs.get("candidate") != repaired.digest:

@@ -37,7 +37,7 @@ from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace, cache_folder
 from safegene.workspace.manifest import read_manifest
-from safegene.workspace.params import PromoteParams, load_yaml
+from safegene.workspace.params import load_yaml
 
 Run = Mapping[str, str]
 
@@ -47,14 +47,19 @@ DECIDED = ("pass", "fail", "inconclusive")
 
 
 def promote(
-    params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None = None, dry_run: bool = False
+    workspace: Workspace,
+    target: str,
+    *,
+    channel: str | None = None,
+    run: Run | None = None,
+    dry_run: bool = False,
 ) -> Promotion:
-    """Put the target's candidate live on ``params.channel`` if its verdict allows it; a signed record either way.
+    """Put the target's candidate live on a channel if its verdict allows it; a signed record either way.
 
     Args:
-        params: channel, ledger and public key.
-        workspace: the pipeline repository.
+        workspace: the pipeline repository; its ``promote`` section names channel, ledger and public key.
         target: the target's name.
+        channel: another channel than the section's.
         run: ``run_id``, ``trigger``, ``git_commit`` (the commit that the run started from), as far as known.
         dry_run: say what would happen, and write nothing.
 
@@ -65,22 +70,22 @@ def promote(
         LedgerError, StoreError: the ledger cannot be read or written; then there is no record.
     """
     _require_target(workspace, target)
-    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    ledger, channel = _open(workspace), channel or workspace.params.promote.channel
     signer = load_signer(ledger.keys)
     try:
         claim = _claim(workspace, target, {"start": _now(), **(run or {})})
     except SafegeneError as error:
         if not dry_run:
-            record_error(params, workspace=workspace, target=target, run=run, error=error)
+            record_error(workspace, target, error, channel=channel, run=run)
         raise
     with nullcontext() if dry_run else _remembering(ledger, workspace):
-        return record_promotion(ledger, signer, claim, params.channel, dry_run=dry_run)
+        return record_promotion(ledger, signer, claim, channel, dry_run=dry_run)
 
 
-def promote_attempt(params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None = None) -> str:
+def promote_attempt(workspace: Workspace, target: str, *, run: Run | None = None) -> str:
     """As `promote`, with a refusal as a word: ``pass``, ``fail`` or ``inconclusive``; anything else raises."""
     try:
-        return promote(params, workspace=workspace, target=target, run=run).outcome
+        return promote(workspace, target, run=run).outcome
     except PromotionRefused as refused:
         words = {3: "fail", 4: "inconclusive"}
         if refused.exit_code not in words:
@@ -89,7 +94,7 @@ def promote_attempt(params: PromoteParams, *, workspace: Workspace, target: str,
 
 
 def record_error(
-    params: PromoteParams, *, workspace: Workspace, target: str, run: Run | None, error: SafegeneError
+    workspace: Workspace, target: str, error: SafegeneError, *, channel: str | None = None, run: Run | None = None
 ) -> None:
     """Record that an attempt ended in an error, once an error; where that fails too, the error's remedy says so."""
     if error.record:
@@ -97,38 +102,39 @@ def record_error(
     known = {"run": _run(run), "code": _code(workspace, target, run)}
     claim = PromotionClaim(target, "error", error.summary, _present(workspace, target), known)
     try:
-        ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-        error.record = record_refusal(ledger, load_signer(ledger.keys), claim, params.channel).digest
+        ledger, channel = _open(workspace), channel or workspace.params.promote.channel
+        error.record = record_refusal(ledger, load_signer(ledger.keys), claim, channel).digest
         keep_seen(ledger, workspace.root)
     except (LedgerError, StoreError) as why:
         error.remedy = f"{error.remedy}; the attempt is not on record either: {why.message}".removeprefix("; ")
 
 
 def rollback(
-    params: PromoteParams,
-    *,
     workspace: Workspace,
     target: str,
+    *,
     to: str | None = None,
     channel: str | None = None,
     run: Run | None = None,
 ) -> Promotion:
     """Put live again what was live before; see `safegene.ledger.promotion.rollback`."""
-    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    ledger, channel = _open(workspace), channel or workspace.params.promote.channel
     changed = {"run": _run(run)}
     with _remembering(ledger, workspace):
-        return record_rollback(
-            ledger, load_signer(ledger.keys), target, channel or params.channel, fields=changed, to=to
-        )
+        return record_rollback(ledger, load_signer(ledger.keys), target, channel, fields=changed, to=to)
 
 
 def revoke(
-    params: PromoteParams, *, workspace: Workspace, digest: str, reason: str, run: Run | None = None
+    workspace: Workspace, digest: str, reason: str, *, run: Run | None = None
 ) -> tuple[Record, tuple[LiveRecord, ...], tuple[str, ...]]:
     """Put on record that something may not be relied on; see `safegene.ledger.promotion.revoke`."""
-    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    ledger = _open(workspace)
     with _remembering(ledger, workspace):
         return record_revocation(ledger, load_signer(ledger.keys), digest, reason, fields={"run": _run(run)})
+
+
+def _open(workspace: Workspace) -> Ledger:
+    return open_ledger(workspace.params.promote, workspace.root, cache=cache_folder() / "records")
 
 
 @contextmanager
@@ -149,22 +155,18 @@ def _require_target(workspace: Workspace, target: str) -> None:
         raise ParamsError(f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}")
 
 
-def resolve_live(
-    params: PromoteParams, *, workspace: Workspace, target: str, channel: str | None = None
-) -> dict[str, Any]:
+def resolve_live(workspace: Workspace, target: str, *, channel: str | None = None) -> dict[str, Any]:
     """What a server should load; see `safegene.ledger.promotion.resolve`."""
-    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-    return resolve(ledger, target, channel or params.channel)
+    return resolve(_open(workspace), target, channel or workspace.params.promote.channel)
 
 
 def live_digest(workspace: Workspace, target: str) -> str | None:
     """Digest of the release that is live for a target on the workspace's channel; None when nothing is."""
-    params = workspace.params.promote
-    now = live_record(open_ledger(params, workspace.root, cache=cache_folder() / "records"), target, params.channel)
+    now = live_record(_open(workspace), target, workspace.params.promote.channel)
     return now.release if now else None
 
 
-def pin_incumbent(params: PromoteParams, *, workspace: Workspace, target: str) -> str | None:
+def pin_incumbent(workspace: Workspace, target: str) -> str | None:
     """Write what is live for the target to ``incumbent.json``, which ``evaluate`` depends on; the digest that is live.
 
     The file is left alone where the candidate in the workspace *is* what is live: comparing it with itself would say
@@ -172,7 +174,7 @@ def pin_incumbent(params: PromoteParams, *, workspace: Workspace, target: str) -
     nothing is pinned, and the aligned model is. ``earlier`` are the other candidates of this very fine-tune that a
     verdict was recorded for before this one's: each further one may spend less of alpha.
     """
-    ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
+    ledger, params = _open(workspace), workspace.params.promote
     now = live_record(ledger, target, params.channel)
     now = None if now and now.revoked else now
     path, present = workspace.incumbent(target), _present(workspace, target)

@@ -38,14 +38,14 @@ BATCH = 32
 
 
 def select(
-    params: SelectParams,
     *,
     aligned: Path,
     degraded: Path,
     vector: Path,
     prompts: Path,
     out: Path,
-    fetch: FetchParams | None = None,
+    params: SelectParams | None = None,
+    limits: FetchParams | None = None,
 ) -> Manifest:
     """Score every layer and keep those that ``params`` asks for; a layer without factors cannot be kept.
 
@@ -54,7 +54,8 @@ def select(
     Raises:
         CheckpointError: no layer tells aligned from degraded.
     """
-    root = local_checkpoint(aligned, fetch).root
+    params = params or SelectParams()
+    root = local_checkpoint(aligned, limits).root
     held = read_vector(vector)
     changes = read_surrogates(degraded) or {"vector": {name: one.scaled(-1.0) for name, one in held.factors.items()}}
     safety = read_prompts(prompts / "safety.jsonl")

@@ -38,7 +38,7 @@ PARTS: Mapping[str, Sequence[Mapping[str, str]]] = {
 }
 
 
-def validate(params: ValidateParams, *, prompts: Path, tasks: Path, out: Path) -> Manifest:
+def validate(*, prompts: Path, tasks: Path, out: Path, params: ValidateParams | None = None) -> Manifest:
     """Validate ``prompts/{degrade,safety,gate}.jsonl`` and every ``tasks/<task>.jsonl``.
 
     Raises:
@@ -47,6 +47,7 @@ def validate(params: ValidateParams, *, prompts: Path, tasks: Path, out: Path) -
         FormatError: a set breaks a rule; names the file, the rule and the rows.
         ContaminatedSample: the gate set meets what is fitted on, or a task's test rows its other rows.
     """
+    params = params or ValidateParams()
     sets = {name: prompts / f"{name}.jsonl" for name in ("degrade", "safety", "gate")}
     sets |= {f"task-{path.stem}": path for path in sorted(tasks.glob("*.jsonl"))}
     pages = {name: _hold(name, path, params) for name, path in sets.items()}

@@ -97,7 +97,7 @@ def test_jailbreakbench_in_public_templates_with_xstest_is_a_gate_that_the_stage
     used = use_suites(ws, ["jbb", "xstest"])
     counts = {kind: sum(row.kind == kind for row in used.rows) for kind in ("harmful", "wrapped", "lookalike")}
     assert counts == {"harmful": 300, "wrapped": 500, "lookalike": 250}
-    validate(ws.params.validate_, prompts=ws.prompts, tasks=ws.tasks, out=tmp_path / "validation")
+    validate(prompts=ws.prompts, tasks=ws.tasks, out=tmp_path / "validation", params=ws.params.validate_)
     receipt = json.loads((tmp_path / "validation" / "receipt.json").read_bytes())
     assert receipt["sets"]["gate"]["digest"] == digest_file(used.path)
 

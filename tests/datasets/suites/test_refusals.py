@@ -219,7 +219,7 @@ def test_a_gate_made_of_suites_passes_the_stage_that_validates(ws: Workspace, tm
     used = use_suites(ws, ["ours", "safe"])
     kinds = {kind: sum(row.kind == kind for row in used.rows) for kind in ("harmful", "wrapped", "lookalike")}
     assert kinds == {"harmful": 40, "wrapped": 40, "lookalike": 40}
-    validate(ws.params.validate_, prompts=ws.prompts, tasks=ws.tasks, out=tmp_path / "validation")
+    validate(prompts=ws.prompts, tasks=ws.tasks, out=tmp_path / "validation", params=ws.params.validate_)
     receipt = json.loads((tmp_path / "validation" / "receipt.json").read_bytes())
     assert receipt["sets"]["gate"]["digest"] == read_prompts(used.path).digest
 

@@ -20,7 +20,7 @@ from safegene.report.status import RecordedArtefact, TargetState
 from safegene.tiny.build import build
 from safegene.vectors.vector import read_vector
 from safegene.workspace.manifest import read_manifest, write_artefact
-from safegene.workspace.params import CalibrateParams, CompressParams
+from safegene.workspace.params import CalibrateParams
 from tests.factories.artefacts import DATA, few, files, made, payload
 from tests.factories.llamas import random_patch, save_llama
 from tests.repair.test_fitting import rows
@@ -43,7 +43,7 @@ def run(name: str, out, params=FEW, **changed):
         "prompts": DATA / "prompts",
         "task": DATA / "tasks" / "group.jsonl",
     }
-    return calibrate(params, **inputs | changed, out=out)
+    return calibrate(**inputs | changed, out=out, params=params)
 
 
 def parameters(name: str) -> int:
@@ -250,7 +250,7 @@ def test_a_vector_of_another_aligned_model_is_stale(tmp_path):
     with write_artefact(delta, stage="extract", params={}, inputs={}) as draft:
         shutil.copy(made().delta / "delta.safetensors", draft.path)
         (draft.path / "delta.json").write_text(json.dumps(facts))
-    compress(CompressParams(), delta=delta, out=tmp_path / "vector")
+    compress(delta=delta, out=tmp_path / "vector")
     with pytest.raises(StaleArtifact, match="another|got one of"):
         run("group", tmp_path / "c", vector=tmp_path / "vector")
 

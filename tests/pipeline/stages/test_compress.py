@@ -59,7 +59,7 @@ def test_energies_are_shares_of_the_whole_delta():
 
 
 def test_the_vector_is_the_truncated_delta(tmp_path):
-    compress(CompressParams(rank=2), delta=made().delta, out=tmp_path / "v")
+    compress(delta=made().delta, out=tmp_path / "v", params=CompressParams(rank=2))
     vector, delta = read_vector(tmp_path / "v"), read_factors(made().delta / "delta.safetensors")
     facts = payload(made().delta, "delta.json")
     assert vector.aligned == facts["aligned"]
@@ -77,7 +77,7 @@ def test_the_vector_is_the_truncated_delta(tmp_path):
 
 
 def test_a_matrix_that_the_budget_drops_is_named(tmp_path):
-    compress(CompressParams(rank=4, max_mebibytes=0.02), delta=made().delta, out=tmp_path / "v")
+    compress(delta=made().delta, out=tmp_path / "v", params=CompressParams(rank=4, max_mebibytes=0.02))
     vector = read_vector(tmp_path / "v")
     assert vector.skipped
     assert set(vector.skipped.values()) == {"no column fits compress.max_mebibytes"}
@@ -86,10 +86,10 @@ def test_a_matrix_that_the_budget_drops_is_named(tmp_path):
 
 
 def test_bfloat16_halves_the_bytes(tmp_path):
-    small = compress(CompressParams(dtype="bfloat16", rank=4), delta=made().delta, out=tmp_path / "v")
+    small = compress(delta=made().delta, out=tmp_path / "v", params=CompressParams(dtype="bfloat16", rank=4))
     assert (
         small.facts["bytes"] * 2
-        == compress(CompressParams(rank=4), delta=made().delta, out=tmp_path / "w").facts["bytes"]
+        == compress(delta=made().delta, out=tmp_path / "w", params=CompressParams(rank=4)).facts["bytes"]
     )
     one, two = read_vector(tmp_path / "v").factors, read_vector(tmp_path / "w").factors
     for name in one:
@@ -97,7 +97,7 @@ def test_bfloat16_halves_the_bytes(tmp_path):
 
 
 def test_the_same_delta_gives_the_same_bytes(tmp_path):
-    compress(CompressParams(rank=4), delta=made().delta, out=tmp_path / "v")
+    compress(delta=made().delta, out=tmp_path / "v", params=CompressParams(rank=4))
     assert files(tmp_path / "v") == files(made().vector)
 
 
@@ -106,4 +106,4 @@ def test_a_changed_delta_is_refused(tmp_path):
     for name, data in files(made().delta).items():
         (tmp_path / "delta" / name).write_bytes(data if name != "delta.safetensors" else data[:-1] + b"\x01")
     with pytest.raises(DigestMismatch):
-        compress(CompressParams(rank=4), delta=tmp_path / "delta", out=tmp_path / "v")
+        compress(delta=tmp_path / "delta", out=tmp_path / "v", params=CompressParams(rank=4))

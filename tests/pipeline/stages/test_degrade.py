@@ -23,7 +23,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def run(params: DegradeParams, out, **changed):
     inputs = {"judge": GRAMMAR, "aligned": made().aligned, "prompts": DATA / "prompts", "out": out} | changed
-    return degrade(params, **inputs)
+    return degrade(**inputs, params=params)
 
 
 def test_each_surrogate_reaches_the_rate_asked_for():

@@ -26,7 +26,7 @@ from safegene.tiny.model import new_model, new_tokenizer
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.digest import canonical_json, digest_file
 from safegene.workspace.manifest import read_manifest, write_artefact
-from safegene.workspace.params import EvaluateParams, FetchParams, GateParams, JudgeParams, ServerParams
+from safegene.workspace.params import EvaluateParams, GateParams, JudgeParams, ServerParams
 from tests.factories.model_server import Stand, serve
 
 PARAMS = EvaluateParams(judge=JudgeParams(kind="phrases"), max_new_tokens=6, batch_size=8)
@@ -91,7 +91,7 @@ class World:
         tokenizer = new_tokenizer()
         new_model(tokenizer, seed).save_pretrained(source)
         tokenizer.save_pretrained(source)
-        fetch(FetchParams(), source=f"file://{source}", fingerprint=None, family=family, out=self.root / name)
+        fetch(f"file://{source}", out=self.root / name, family=family)
         return self.root / name
 
     def calibrated(self, name: str, size: float) -> None:
@@ -112,7 +112,7 @@ class World:
             "candidate": self.root / f"{name}-candidate",
             "validation": self.root / "validation",
         }
-        stage.evaluate(more.pop("params", PARAMS), more.pop("gate", POLICY), **named, out=self.root / out, **more)
+        stage.evaluate(**named, out=self.root / out, **({"params": PARAMS, "gate": POLICY} | more))
         return self.root / out
 
 

@@ -12,7 +12,7 @@ from safegene.pipeline.stages.extract import delta_of_checkpoints, delta_of_fact
 from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import concat, energy, truncate
 from safegene.vectors.vector import read_factors, read_surrogates
-from safegene.workspace.params import ExtractParams, FetchParams
+from safegene.workspace.params import ExtractParams
 from tests.factories.artefacts import DATA, files, made, payload
 from tests.factories.llamas import random_patch, save_llama
 
@@ -37,7 +37,7 @@ def degraded_by(root, patch, *, scale=1.0):
 
 def run(params, out, **changed):
     inputs = {"aligned": made().aligned, "degraded": made().degraded, "prompts": DATA / "prompts", "out": out}
-    return extract(params, **inputs | changed)
+    return extract(**inputs | changed, params=params)
 
 
 def test_the_mean_of_the_surrogates_is_taken_exactly(root):
@@ -120,7 +120,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path):
 
 def test_checkpoints_of_the_users_own(tmp_path, root):
     surrogate = read_surrogates(made().degraded)["compliance"]
-    fetched = fetch(FetchParams(), source=f"file://{root}", fingerprint=None, family=None, out=tmp_path / "aligned")
+    fetched = fetch(f"file://{root}", out=tmp_path / "aligned")
     assert fetched.stage == "fetch"
     other = saved(tmp_path / "degraded", degraded_by(root, random_patch(root)))
     out = tmp_path / "delta"
@@ -167,7 +167,7 @@ def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
 
 
 def test_the_users_degraded_checkpoints_are_what_was_pinned_and_of_the_family(root, tmp_path):
-    fetch(FetchParams(), source=f"file://{root}", fingerprint=None, family=None, out=tmp_path / "aligned")
+    fetch(f"file://{root}", out=tmp_path / "aligned")
     other = saved(tmp_path / "other", degraded_by(root, random_patch(root)))
     uri = f"file://{other}"
     run(

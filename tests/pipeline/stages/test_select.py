@@ -97,7 +97,7 @@ def test_the_artefact_holds_scores_a_table_and_a_picture():
 def test_the_same_inputs_give_the_same_bytes(tmp_path):
     ws, params = made(), SelectParams(prompts=48)
     inputs = {"aligned": ws.aligned, "degraded": ws.degraded, "vector": ws.vector, "prompts": DATA / "prompts"}
-    select(params, **inputs, out=tmp_path / "s")
+    select(**inputs, out=tmp_path / "s", params=params)
     assert files(tmp_path / "s") == files(ws.selection)
 
 
@@ -106,5 +106,5 @@ def test_without_surrogates_the_vector_itself_tells_the_layers_apart(tmp_path):
     with write_artefact(tmp_path / "none", stage="degrade", params={}, inputs={}) as draft:
         (draft.path / "degraded.json").write_text('{"surrogates":{}}')
     inputs = {"aligned": ws.aligned, "degraded": tmp_path / "none", "vector": ws.vector, "prompts": DATA / "prompts"}
-    select(SelectParams(prompts=24), **inputs, out=tmp_path / "s")
+    select(**inputs, out=tmp_path / "s", params=SelectParams(prompts=24))
     assert payload(tmp_path / "s", "selection.json")["kept"]

@@ -41,7 +41,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(data: Path, out: Path, params: ValidateParams = PARAMS) -> None:
-    validate(params, prompts=data / "prompts", tasks=data / "tasks", out=out)
+    validate(prompts=data / "prompts", tasks=data / "tasks", out=out, params=params)
 
 
 def spoiled(sets: Path, to: Path, name: str, change: Callable[[Rows], Rows]) -> Path:
