@@ -1,21 +1,24 @@
-"""A PEFT LoRA adapter as a patch: ``dW = scale * B A`` per matrix, with nothing of it left out.
+"""A PEFT LoRA adapter, read as low-rank changes ``dW = scale * B A``, one per matrix.
 
-Read are rank, alpha, both patterns and rsLoRA's scale. Refused, because a sum of low-rank changes could not say it:
-DoRA, biases, modules saved whole, embeddings, transposed weights, and initialisations that changed the base weights.
+Rank, alpha, their patterns and rsLoRA's scale are read. An adapter with anything that is not a sum of low-rank changes
+is refused: DoRA, biases, fully saved modules, embeddings, transposed weights, and initialisations that change the base
+weights.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, StringConstraints
 
 from safegene.checkpoints.folder import check_folder, read_json
 from safegene.checkpoints.header import TensorSpec, read_header
-from safegene.checkpoints.values import check_values, read_tensor
+from safegene.checkpoints.values import FLOATS, check_values, read_tensor
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing
-from safegene.workspace.digest import digest_files
+from safegene.workspace.fields import Positive, Rate
+from safegene.workspace.schema import Strict, parse
 
 if TYPE_CHECKING:
     from safegene.vectors.linalg import Patch
@@ -40,6 +43,32 @@ _REFUSED = (
     "monteclora_config",
 )
 _INITIALISED = (True, False, None, "gaussian", "eva", "orthogonal")  # these leave the base weights as they are
+ModulePattern = Annotated[str, StringConstraints(pattern=r"^\^?[A-Za-z0-9_.-]+$")]
+
+
+class LoraScale(Strict):
+    """The keys of ``adapter_config.json`` that rank and scale of a module depend on.
+
+    PEFT reads the keys of a pattern as regular expressions for the end of a module's name. They come from an untrusted
+    file, so only literal names are accepted, with or without a leading ``^``.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    r: Positive
+    lora_alpha: Rate
+    rank_pattern: dict[ModulePattern, Positive] | None = None
+    alpha_pattern: dict[ModulePattern, Rate] | None = None
+    use_rslora: bool | None = None
+
+    def rank(self, module: str) -> int:
+        """The rank of a module."""
+        return _of_module(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """Alpha / r of a module; alpha / sqrt(r) for rsLoRA."""
+        rank = self.rank(module)
+        return float(_of_module(self.alpha_pattern, module, self.lora_alpha) / (rank**0.5 if self.use_rslora else rank))
 
 
 @dataclass(frozen=True)
@@ -48,35 +77,29 @@ class Adapter:
 
     Attributes:
         root: its folder.
-        rank: the largest rank of a matrix.
-        scale: alpha / r (rsLoRA: alpha / sqrt r) where no pattern says otherwise.
-        base_model_name: what it says it was trained on; a claim, not a proof.
-        config: ``adapter_config.json``.
+        base_model_name: the model that the config names; a claim, not verified.
+        scales: rank and scale of each module.
         specs: tensor name -> where it lies in ``adapter_model.safetensors``.
-        files: every file of the folder, sorted.
     """
 
     root: Path
-    rank: int
-    scale: float
     base_model_name: str
-    config: Mapping[str, Any]
+    scales: LoraScale
     specs: Mapping[str, TensorSpec]
-    files: tuple[str, ...]
 
-    @cached_property
-    def digest(self) -> str:
-        """Digest of every file."""
-        return digest_files(self.root, self.files)
+    @property
+    def rank(self) -> int:
+        """The largest rank of a matrix."""
+        return max(rank for _, rank, _ in self.shapes.values())
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """Matrix name as in the base's safetensors -> (out, r, in)."""
-        found = {}
+        shapes = {}
         for module in self.modules:
-            down, up = self._pair(module)
-            found[f"{module}.weight"] = (up.shape[0], up.shape[1], down.shape[1])
-        return found
+            down, up = self._factors(module)
+            shapes[f"{module}.weight"] = (up.shape[0], up.shape[1], down.shape[1])
+        return shapes
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -89,16 +112,16 @@ class Adapter:
         return sum(spec.numel for spec in self.specs.values())
 
     def patch(self) -> "Patch":
-        """Matrix name -> LowRank in fp32, the module's scale in ``up``: up (out, r) = scale B, down (r, in) = A."""
+        """Matrix name -> change in fp32: up (out, r) = scale * B, down (r, in) = A."""
         from safegene.vectors.linalg import LowRank
 
-        found = {}
+        patch = {}
         for module in self.modules:
-            down, up = (read_tensor(self.root / WEIGHTS, spec).float() for spec in self._pair(module))
-            found[f"{module}.weight"] = LowRank(up * module_scale(self.config, module), down)
-        return found
+            down, up = (read_tensor(self.root / WEIGHTS, spec).float() for spec in self._factors(module))
+            patch[f"{module}.weight"] = LowRank(up * self.scales.scale(module), down)
+        return patch
 
-    def _pair(self, module: str) -> tuple[TensorSpec, TensorSpec]:
+    def _factors(self, module: str) -> tuple[TensorSpec, TensorSpec]:
         names = [f"base_model.model.{module}.lora_{side}.weight" for side in "AB"]
         for name in names:
             if name not in self.specs:
@@ -107,36 +130,36 @@ class Adapter:
 
 
 def open_adapter(root: Path) -> Adapter:
-    """Verify an adapter's folder, config and header; read no weight.
+    """Verify an adapter's folder, config and header; no weight is read.
 
     Raises:
         UnsafeCheckpoint: opening it could run code, leave the folder or exhaust memory.
-        CheckpointError: it is no plain LoRA adapter.
-        ShapeMismatch: its two factors, or factors and config, disagree about a rank.
+        CheckpointError: it is not a plain LoRA adapter.
+        FormatError: the config is malformed, or the folder holds other weights too.
+        ShapeMismatch: the two factors of a module, or factors and config, differ in rank.
     """
     files = check_folder(root)
     config = read_json(root / CONFIG)
     _require_plain(config, root / CONFIG)
+    scales = parse(LoraScale, config, where=str(root / CONFIG))
     if WEIGHTS not in files:
         raise CheckpointError(f"expected {WEIGHTS}, got no such file, in {root}")
     if extra := sorted(name for name in files if name.endswith(".safetensors") and name != WEIGHTS):
         raise FormatError(f"expected only {WEIGHTS}, got also {extra[0]}, in {root}")
     specs = read_header(root / WEIGHTS)
-    if odd := [
-        name for name, s in specs.items() if not _TENSOR.fullmatch(name) or s.dtype not in ("F64", "F32", "F16", "BF16")
-    ]:
-        raise CheckpointError(
-            f"expected only lora_A and lora_B weights of linear layers, got {odd[0]}, in {root / WEIGHTS}",
-            remedy="save the adapter with bias='none' and modules_to_save=None, without embeddings",
-        )
-    base_name = str(config.get("base_model_name_or_path") or "")
-    adapter = Adapter(root, 0, module_scale(config, ""), base_name, config, specs, files)
+    for name, spec in specs.items():
+        if not _TENSOR.fullmatch(name) or spec.dtype not in FLOATS:
+            raise CheckpointError(
+                f"expected only lora_A and lora_B weights of linear layers, got {name}, in {root / WEIGHTS}",
+                remedy="save the adapter with bias='none' and modules_to_save=None, without embeddings",
+            )
+    adapter = Adapter(root, str(config.get("base_model_name_or_path") or ""), scales, specs)
     _require_ranks(adapter)
-    return Adapter(root, max(r for _, r, _ in adapter.shapes.values()), adapter.scale, base_name, config, specs, files)
+    return adapter
 
 
 def check_finite_adapter(adapter: Adapter) -> None:
-    """Read every factor once and refuse NaN, Inf and absurd sizes.
+    """Read every factor once and refuse NaN, infinity and numbers that no weight has.
 
     Raises:
         CheckpointError: names the first tensor that holds one.
@@ -144,19 +167,11 @@ def check_finite_adapter(adapter: Adapter) -> None:
     check_values(adapter.root / WEIGHTS, adapter.specs.values())
 
 
-def module_scale(config: Mapping[str, Any], module: str) -> float:
-    """Alpha / r of a module, or alpha / sqrt(r) for rsLoRA, with PEFT's rank and alpha patterns."""
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+T = TypeVar("T", int, float)
 
 
-def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value whose key, as PEFT reads it, is a regular expression for the end of the module's name; else default.
-
-    Keys come from an untrusted file, so they are compared as literal text, or anchored literal text: a key that needs
-    a regular expression is refused when the config is read.
-    """
+def _of_module(pattern: Mapping[str, T] | None, module: str, default: T) -> T:
+    """The value of the first key that names the module or the end of its name, as PEFT matches it."""
     for key, value in (pattern or {}).items():
         literal = key.removeprefix("^")
         if module == literal or (literal == key and module.endswith("." + key)):
@@ -171,25 +186,14 @@ def _require_plain(config: Mapping[str, Any], path: Path) -> None:
         if config.get(key):
             raise CheckpointError(
                 f"expected a plain LoRA, got {key} = {config[key]!r}, in {path}",
-                remedy="merge the adapter into its base where you made it, and name the full checkpoint instead",
+                remedy="merge the adapter into its base where you trained it, and name the merged checkpoint instead",
             )
     if config.get("bias", "none") != "none" or config.get("init_lora_weights", True) not in _INITIALISED:
         got = (config.get("bias"), config.get("init_lora_weights"))
         raise CheckpointError(
-            f"expected bias 'none' and an initialisation that leaves the base as it is, got {got}, in {path}",
+            f"expected bias 'none' and an initialisation that keeps the base weights, got {got}, in {path}",
             remedy="convert it to a plain LoRA when saving: PEFT's path_initial_model_for_weight_conversion",
         )
-    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
-    if not all(isinstance(pattern, dict) for pattern in patterns):
-        raise FormatError(
-            f"expected module names with numbers in rank_pattern and alpha_pattern, got others, in {path}"
-        )
-    numbers = [config.get("r"), config.get("lora_alpha"), *(v for p in patterns for v in dict(p).values())]
-    if not all(type(n) in (int, float) and n > 0 for n in numbers) or type(config["r"]) is not int:
-        raise FormatError(f"expected positive numbers for r, lora_alpha and their patterns, got {numbers}, in {path}")
-    for key in (key for pattern in patterns for key in pattern):
-        if not re.fullmatch(r"\^?[A-Za-z0-9_.-]+", key):
-            raise CheckpointError(f"expected module names in rank_pattern and alpha_pattern, got {key!r}, in {path}")
 
 
 def _require_ranks(adapter: Adapter) -> None:
@@ -197,8 +201,8 @@ def _require_ranks(adapter: Adapter) -> None:
     if not adapter.modules:
         raise CheckpointError(f"expected at least one adapted matrix, got none, in {where}")
     for module in adapter.modules:
-        down, up = adapter._pair(module)
-        rank = _pattern(adapter.config.get("rank_pattern"), module, adapter.config["r"])
+        down, up = adapter._factors(module)
+        rank = adapter.scales.rank(module)
         if len(up.shape) != 2 or len(down.shape) != 2 or not up.shape[1] == down.shape[0] == rank:
             got = f"{list(up.shape)} and {list(down.shape)}"
             raise ShapeMismatch(f"expected factors of rank {rank} for {module}, got {got}, in {where}")

@@ -7,7 +7,7 @@ from safegene.errors import FormatError
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.fields import Digest
 from safegene.workspace.manifest import read_manifest
-from safegene.workspace.schema import Items, Strict, parse_json
+from safegene.workspace.schema import Strict, parse_json
 
 RECORD = "checkpoint.json"
 
@@ -38,7 +38,7 @@ class CheckpointRecord(Strict):
     vocabulary: Digest | None
     architecture: Digest
     config: dict[str, Any]
-    tensors: dict[str, Items[int]]
+    tensors: dict[str, tuple[int, ...]]
     parameters: int
     adapter_parameters: int
     base: Digest | None

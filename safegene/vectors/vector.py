@@ -27,22 +27,57 @@ Same content, same bytes: neither file holds a clock, a path or a machine's name
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, StringConstraints, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from safegene.errors import FormatError
 from safegene.vectors.linalg import LowRank, Patch
-from safegene.workspace.digest import canonical_json, is_digest, strict_json
+from safegene.workspace.digest import canonical_json, strict_json
+from safegene.workspace.fields import Digest, Positive, Share
 from safegene.workspace.manifest import read_manifest
+from safegene.workspace.schema import Strict, parse
 
-SCHEMA = "safegene/vector/v1"
-KEYS = {"schema", "aligned", "degraded", "architecture", "dtype", "matrices", "skipped"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TENSORS, HEADER = "vector.safetensors", "vector.json"
+MatrixName = Annotated[str, StringConstraints(pattern=r"\.weight$")]
+Reason = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class MatrixEntry(Strict):
+    """What ``vector.json`` says of one matrix; rule 4."""
+
+    shape: tuple[Positive, Positive]
+    rank: Positive
+    energy: Share
+
+    @model_validator(mode="after")
+    def _rank_fits(self) -> "MatrixEntry":
+        if self.rank > min(self.shape):
+            raise ValueError(f"expected a rank of at most {min(self.shape)}, got {self.rank}")
+        return self
+
+
+class VectorHeader(Strict):
+    """``vector.json``; rules 2 to 5 of the specification."""
+
+    schema_: Literal["safegene/vector/v1"] = Field("safegene/vector/v1", alias="schema")
+    aligned: Digest
+    degraded: Annotated[tuple[Digest, ...], Field(min_length=1)]
+    architecture: Digest
+    dtype: Literal["float32", "bfloat16"]
+    matrices: Annotated[dict[MatrixName, MatrixEntry], Field(min_length=1)]
+    skipped: dict[str, Reason]
+
+    @model_validator(mode="after")
+    def _kept_or_skipped(self) -> "VectorHeader":
+        if both := sorted(self.matrices.keys() & self.skipped.keys()):
+            raise ValueError(f"expected each matrix in matrices or in skipped, got {both[:3]} in both")
+        return self
 
 
 @dataclass(frozen=True)
@@ -73,26 +108,29 @@ class SafetyVector:
 
 
 def write_vector(vector: SafetyVector, folder: Path) -> None:
-    """Write ``vector.safetensors`` and ``vector.json`` into a draft; its manifest is the stage's to write.
+    """Write ``vector.safetensors`` and ``vector.json`` into the draft of an artefact.
 
     Raises:
         FormatError: the vector breaks the specification; nothing is written.
     """
-    header = {
-        "schema": SCHEMA,
-        "aligned": vector.aligned,
-        "degraded": list(vector.degraded),
-        "architecture": vector.architecture,
-        "dtype": vector.dtype,
-        "matrices": {
-            name: {"shape": list(one.shape), "rank": one.rank, "energy": vector.energy.get(name)}
-            for name, one in vector.factors.items()
+    header = parse(
+        VectorHeader,
+        {
+            "schema": "safegene/vector/v1",
+            "aligned": vector.aligned,
+            "degraded": vector.degraded,
+            "architecture": vector.architecture,
+            "dtype": vector.dtype,
+            "matrices": {
+                name: {"shape": change.shape, "rank": change.rank, "energy": vector.energy.get(name)}
+                for name, change in vector.factors.items()
+            },
+            "skipped": dict(vector.skipped),
         },
-        "skipped": dict(vector.skipped),
-    }
-    check_header(header, where=HEADER)
+        where=HEADER,
+    )
     write_factors(vector.factors, folder / TENSORS, dtype=vector.dtype)
-    (folder / HEADER).write_bytes(canonical_json(header) + b"\n")
+    (folder / HEADER).write_bytes(canonical_json(header.model_dump(by_alias=True)) + b"\n")
 
 
 def read_vector(folder: Path) -> SafetyVector:
@@ -106,71 +144,28 @@ def read_vector(folder: Path) -> SafetyVector:
     manifest = read_manifest(folder, stage="compress")
     if missing := {TENSORS, HEADER} - set(manifest.files):
         raise FormatError(f"expected {TENSORS} and {HEADER} in the manifest, got no {sorted(missing)}, in {folder}")
-    raw = (folder / HEADER).read_bytes()
-    header = strict_json(raw, where=str(folder / HEADER))
-    if canonical_json(header) + b"\n" != raw:
-        raise FormatError(
-            f"expected canonical JSON (sorted keys, no spaces, one newline), got other bytes, in {folder / HEADER}"
-        )
-    check_header(header, where=str(folder / HEADER))
-    factors = read_factors(folder / TENSORS, dtype=header["dtype"])
-    stated = {name: (tuple(m["shape"]), m["rank"]) for name, m in header["matrices"].items()}
-    found = {name: (one.shape, one.rank) for name, one in factors.items()}
-    if stated != found:
-        wrong = sorted(n for n in stated.keys() | found.keys() if stated.get(n) != found.get(n))
+    data, where = (folder / HEADER).read_bytes(), str(folder / HEADER)
+    content = strict_json(data, where=where)
+    if canonical_json(content) + b"\n" != data:
+        raise FormatError(f"expected canonical JSON (sorted keys, no spaces, one newline), got other bytes, in {where}")
+    header = parse(VectorHeader, content, where=where)
+    factors = read_factors(folder / TENSORS, dtype=header.dtype)
+    stated = {name: (entry.shape, entry.rank) for name, entry in header.matrices.items()}
+    stored = {name: (change.shape, change.rank) for name, change in factors.items()}
+    if stated != stored:
+        wrong = sorted(name for name in stated.keys() | stored.keys() if stated.get(name) != stored.get(name))
         raise FormatError(
             f"expected the matrices, shapes and ranks of {HEADER}, got others for {wrong[:3]}, in {folder / TENSORS}"
         )
     return SafetyVector(
-        aligned=header["aligned"],
-        degraded=tuple(header["degraded"]),
-        architecture=header["architecture"],
+        aligned=header.aligned,
+        degraded=header.degraded,
+        architecture=header.architecture,
         factors=factors,
-        energy={name: float(m["energy"]) for name, m in header["matrices"].items()},
-        skipped=header["skipped"],
-        dtype=header["dtype"],
+        energy={name: entry.energy for name, entry in header.matrices.items()},
+        skipped=header.skipped,
+        dtype=header.dtype,
     )
-
-
-def check_header(header: Any, *, where: str) -> None:
-    """Check rules 2 to 5 of the specification.
-
-    Raises:
-        FormatError: names the rule's subject, what stood there and ``where``.
-    """
-
-    def must(holds: bool, expected: str, got: object) -> None:
-        if not holds:
-            raise FormatError(f"expected {expected}, got {str(got)[:200]!r}, in {where}")
-
-    must(isinstance(header, dict) and set(header) == KEYS, f"exactly the keys {sorted(KEYS)}", header)
-    must(header["schema"] == SCHEMA, f"the schema {SCHEMA!r}", header["schema"])
-    for key in ("aligned", "architecture"):
-        must(is_digest(header[key]), f"{key} to be a digest", header[key])
-    degraded = header["degraded"]
-    must(isinstance(degraded, list) and bool(degraded), "degraded to be a list of at least one digest", degraded)
-    must(all(is_digest(one) for one in degraded), "degraded to be digests", degraded)
-    must(
-        isinstance(header["dtype"], str) and header["dtype"] in DTYPES, f"a dtype of {sorted(DTYPES)}", header["dtype"]
-    )
-    matrices, skipped = header["matrices"], header["skipped"]
-    must(isinstance(matrices, dict) and bool(matrices), "at least one matrix", matrices)
-    must(isinstance(skipped, dict), "skipped to map names to reasons", skipped)
-    must(not set(matrices) & set(skipped), "no matrix both kept and skipped", sorted(set(matrices) & set(skipped)))
-    must(all(isinstance(r, str) and r.strip() for r in skipped.values()), "a reason for every skipped matrix", skipped)
-    for name, one in matrices.items():
-        must(name.endswith(".weight"), "matrix names that end in .weight", name)
-        must(
-            isinstance(one, dict) and set(one) == {"shape", "rank", "energy"}, f"shape, rank and energy of {name}", one
-        )
-        shape, rank, energy = one["shape"], one["rank"], one["energy"]
-        must(isinstance(shape, list) and len(shape) == 2 and all(map(_count, shape)), f"[out, in] of {name}", shape)
-        must(_count(rank) and rank <= min(shape), f"a rank in 1..{min(shape)} of {name}", rank)
-        must(type(energy) in (int, float) and 0.0 <= energy <= 1.0, f"an energy in 0..1 of {name}", energy)
-
-
-def _count(value: object) -> bool:
-    return type(value) is int and value >= 1
 
 
 def write_factors(patch: Patch, path: Path, *, dtype: str = "float32") -> None:
@@ -238,6 +233,6 @@ def read_surrogates(degraded: Path) -> dict[str, dict[str, LowRank]]:
         ArtifactError: there is no finished artefact.
         DigestMismatch: a byte has changed.
     """
-    read_manifest(degraded, stage="degrade")
-    records = strict_json((degraded / "degraded.json").read_bytes(), where=str(degraded / "degraded.json"))
-    return {name: read_factors(degraded / f"{name}.safetensors") for name in sorted(records["surrogates"])}
+    manifest = read_manifest(degraded, stage="degrade")
+    names = sorted(file.removesuffix(".safetensors") for file in manifest.files if file.endswith(".safetensors"))
+    return {name: read_factors(degraded / f"{name}.safetensors") for name in names}

@@ -11,17 +11,15 @@ Usage::
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from safegene.errors import FormatError
 from safegene.workspace.digest import canonical_json, strict_json
 
 T = TypeVar("T")
 SHOWN = 3  # problems that one error names
-Items = Annotated[tuple[T, ...], Field(strict=False)]
-"""A JSON list as a tuple: ``Items[int]``. The items themselves are parsed strictly."""
 
 
 class Strict(BaseModel):
@@ -33,7 +31,7 @@ class Strict(BaseModel):
 def parse(model: type[T], value: Any, *, where: str) -> T:
     """A plain JSON value as a model (a pydantic model, a dataclass, or any type that pydantic knows).
 
-    No value is converted, except that a JSON list becomes the tuple that a field asks for.
+    A JSON list becomes a tuple where a field asks for one; nothing else is converted.
 
     Raises:
         FormatError: names ``where``, the first fields that are wrong, and what was expected of each.
@@ -43,7 +41,7 @@ def parse(model: type[T], value: Any, *, where: str) -> T:
     except ValidationError as error:
         raise FormatError(f"expected {_name(model)}, got {problems(error)}, in {where}") from None
     except UnicodeEncodeError as error:
-        raise FormatError(f"expected text, got half a character ({error.reason}), in {where}") from None
+        raise FormatError(f"expected Unicode text, got a lone surrogate ({error.reason}), in {where}") from None
 
 
 def parse_json(model: type[T], data: bytes | str, *, where: str) -> T:

@@ -421,9 +421,8 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "lora biases": ({"lora_bias": True}, "lora_bias"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "transposed": ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-    "PiSSA": ({"init_lora_weights": "pissa"}, "initialisation that leaves the base"),
+    "PiSSA": ({"init_lora_weights": "pissa"}, "initialisation that keeps the base"),
     "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-    "a pattern that is a program": ({"rank_pattern": {"(a+)+$": 4}}, "expected module names"),
 }
 
 
@@ -435,11 +434,20 @@ def test_an_adapter_that_is_no_plain_lora(lora: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"r": 0}, {"r": "4"}, {"r": True}, {"lora_alpha": None}, {"alpha_pattern": {"a": -1}}]
+    "change",
+    [
+        {"r": 0},
+        {"r": "4"},
+        {"r": True},
+        {"lora_alpha": None},
+        {"alpha_pattern": {"a": -1}},
+        {"rank_pattern": {"a": 0.5}},
+        {"rank_pattern": {"(a+)+$": 4}},
+    ],
 )
 def test_an_adapter_with_an_impossible_scale(lora: Path, change: dict[str, Any]) -> None:
     edit(lora / "adapter_config.json", lambda config: config.update(change))
-    refused(lora, FormatError, "expected positive numbers")
+    refused(lora, FormatError, f"expected a LoraScale, got {next(iter(change))}")
 
 
 def test_an_adapter_whose_factors_disagree(lora: Path) -> None:

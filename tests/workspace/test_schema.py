@@ -29,8 +29,8 @@ def test_a_list_becomes_the_tuple_that_a_field_asks_for() -> None:
         parse_json(Pair, b'{"values": [1, "2"]}', where="here")
 
 
-def test_half_a_character_is_refused() -> None:
-    with pytest.raises(FormatError, match="half a character"):
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(FormatError, match="a lone surrogate"):
         parse_json(Note, b'{"name": "\\ud800"}', where="here")
 
 
