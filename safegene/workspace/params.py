@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from safegene.errors import ParamsError
 from safegene.workspace.atomic import write_file
-from safegene.workspace.baseline_params import BaselineParams
+from safegene.workspace.baseline_params import Baseline
 from safegene.workspace.fields import Digest, Frozen, Name, Positive, Rate, Share, Uri
 from safegene.workspace.plugins import JUDGES
 
@@ -120,7 +120,7 @@ class CalibrateParams(Frozen):
     ``safety_slack`` (nats per token) and ``jitter`` (a share of the change): see `safegene.repair.fitting`.
     """
 
-    baseline: BaselineParams | None = None
+    baseline: Baseline | None = None
     granularity: Literal["core", "direction", "matrix", "layer", "global"] = "core"
     max_extra: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     safety_shots: Positive = 272

@@ -76,3 +76,4 @@ class Registry(Mapping[str, T]):
 
 JUDGES: Registry[Any] = Registry("safegene.judges")
 SOURCES: Registry[Any] = Registry("safegene.sources")
+BASELINES: Registry[Any] = Registry("safegene.baselines")

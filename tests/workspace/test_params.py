@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 
 from safegene.errors import ParamsError
-from safegene.repair.baselines import METHODS
 from safegene.workspace.params import (
     CalibrateParams,
     Target,
@@ -13,6 +12,7 @@ from safegene.workspace.params import (
     load_yaml,
     save_targets,
 )
+from safegene.workspace.plugins import BASELINES
 
 TEMPLATE = (Path(__file__).parents[2] / "params.yaml").read_text()
 
@@ -35,7 +35,10 @@ def written(tmp_path: Path, text: str) -> Path:
         ("max_extra: 0.01|max_extra: 0", "calibrate.max_extra"),
         ("max_extra: 0.01|max_extra: 1.5", "calibrate.max_extra"),
         ("max_extra: 0.01|baseline: {method: vibes}", "calibrate.baseline"),
-        ("max_extra: 0.01|baseline: {method: vibes}", "'vibes' found using 'method'"),
+        (
+            "max_extra: 0.01|baseline: {method: vibes}",
+            "expected a 'method' out of enchtable, finetune, one_shot",
+        ),
         ("max_extra: 0.01|baseline: {gamma: 1}", "'method'"),
         ("max_extra: 0.01|baseline: resta", "calibrate.baseline"),
         ("max_extra: 0.01|baseline: {method: resta, gama: 1}", "calibrate.baseline.resta.gama"),
@@ -55,7 +58,7 @@ def test_wrong_values_are_named(tmp_path, line, key):
     assert "params.yaml" in error.value.message
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", sorted(BASELINES))
 def test_every_baseline_is_chosen_by_its_name(tmp_path, method):
     """With its own defaults, beside keys of ours that it does not use."""
     text = TEMPLATE.replace("max_extra: 0.01", f"max_extra: 0.01\n  baseline: {{method: {method}}}", 1)

@@ -1,27 +1,18 @@
 """Rival repair methods, each re-implemented from its paper: from a target to a `Candidate`, as calibrate gives one.
 
-`lox` and `salora` act before and during a fine-tune, so they are no repairs: benchmarks that train targets use them.
+A method registers itself as an entry point of the group ``safegene.baselines`` (see `safegene.workspace.plugins`), so
+an installed package can add one. `lox` and `salora` act before and during a fine-tune; they repair nothing and are not
+registered, but studies that fine-tune targets use them.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import cast
 
 from safegene.errors import EmptySample
-from safegene.repair.baselines import enchtable, finetune, one_shot, resta, safedelta, safelora, safemerge
-from safegene.repair.baselines.base import Candidate, Case
+from safegene.repair.baselines.base import Candidate, Case, Method
 from safegene.workspace.baseline_params import BaselineParams
+from safegene.workspace.plugins import BASELINES
 
-__all__ = ["METHODS", "Candidate", "Case", "repair"]
-
-METHODS: Mapping[str, Callable[[Any, Case], Candidate]] = {
-    "resta": resta.repair,
-    "safelora": safelora.repair,
-    "safemerge": safemerge.repair,
-    "safedelta": safedelta.repair,
-    "enchtable": enchtable.repair,
-    "finetune": finetune.repair,
-    "one_shot": one_shot.repair,
-}
+__all__ = ["Candidate", "Case", "Method", "repair"]
 
 
 def repair(params: BaselineParams, case: Case) -> Candidate:
@@ -34,4 +25,5 @@ def repair(params: BaselineParams, case: Case) -> Candidate:
     """
     if not case.names:
         raise EmptySample("expected matrices that may be changed, got none")
-    return METHODS[params.method](params, case)
+    method = cast(Method[BaselineParams], BASELINES[params.method])
+    return method.repair(params, case)

@@ -1,4 +1,4 @@
-"""What every rival repair method gets (`Case`) and gives (`Candidate`).
+"""What every rival repair method gets (`Case`), gives (`Candidate`) and registers (`Method`).
 
 Laws (tests state them): a repair leaves the model's weights bit for bit as they were; `exact` and `compose` lose
 nothing. Shapes are (out, in).
@@ -7,7 +7,7 @@ nothing. Shapes are (out, in).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.patching import patched
 from safegene.repair.fitting import Shot, ShotKind, measure_shots
 from safegene.vectors.linalg import LowRank, Patch, concat
+from safegene.workspace.baseline_params import BaselineParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +100,24 @@ class Candidate:
     patch: dict[str, LowRank]
     trained: int
     facts: Mapping[str, Any]
+
+
+P = TypeVar("P", bound=BaselineParams)
+
+
+@dataclass(frozen=True)
+class Method(Generic[P]):
+    """A rival repair method, as it registers itself.
+
+    Attributes:
+        params: the model of ``calibrate.baseline``; its ``method`` is a literal, the name of the entry point.
+        repair: from parameters and a case to a candidate; it must leave the model's weights as they were.
+        reference_url: the paper.
+    """
+
+    params: type[P]
+    repair: Callable[[P, Case], Candidate]
+    reference_url: str
 
 
 def exact(dense: Tensor) -> LowRank:

@@ -13,16 +13,28 @@ models.
 """
 
 import math
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from safegene.errors import EmptySample
-from safegene.repair.baselines.base import Candidate, Case, chosen
+from safegene.repair.baselines.base import Candidate, Case, Method, chosen
 from safegene.vectors.linalg import LowRank, energy, product_svd
-from safegene.workspace.baseline_params import EnchTableParams
+from safegene.workspace.baseline_params import BaselineParams, Factor
 
 Triples = tuple[Tensor, Tensor, Tensor]
+
+
+class EnchTableParams(BaselineParams):
+    """``beta``: norm of the safety change over that of the target's; ``sharpness``: how fast interference lowers it."""
+
+    method: Literal["enchtable"] = "enchtable"
+    beta: Factor | None = 0.1
+    betas: tuple[Factor, ...] = Field(default=(0.05, 0.1, 0.2, 0.5, 1.0), min_length=1)
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of each change's singular directions that are compared
+    sharpness: Factor = 200.0
 
 
 def repair(params: EnchTableParams, case: Case) -> Candidate:
@@ -71,3 +83,6 @@ def _leading(triples: Triples, share: float) -> Triples:
     real = int((values > floor).sum())
     kept = min(real, max(1, int(real * share)))
     return left[:, :kept], values[:kept], right[:kept]
+
+
+METHOD = Method(EnchTableParams, repair, "https://arxiv.org/abs/2511.09880")

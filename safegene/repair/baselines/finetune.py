@@ -10,12 +10,12 @@ kept, the start (no change at all) included.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from safegene.repair.baselines.base import Candidate, Case
+from safegene.repair.baselines.base import Candidate, Case, Method
 from safegene.repair.fitting import (
     Shot,
     draw_batch,
@@ -27,10 +27,30 @@ from safegene.repair.fitting import (
 )
 from safegene.repair.training import lora, schedule
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.baseline_params import FinetuneParams, LoraTraining
+from safegene.workspace.baseline_params import BaselineParams
+from safegene.workspace.fields import Positive, Rate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class LoraParams(BaselineParams):
+    """A LoRA fine-tune with early stop on the validation shots."""
+
+    rank: Positive = 1
+    learning_rate: Rate = 2e-3
+    steps: Positive = 60
+    loss: Literal["kl", "ce"] = "kl"
+    measure_every: Positive = 10
+    patience: Positive = 3
+
+
+class FinetuneParams(LoraParams):
+    """A LoRA fine-tune on every kind of shot."""
+
+    method: Literal["finetune"] = "finetune"
+    batch_size: Positive = 64
+
 
 Loss = Callable[["PreTrainedModel", Sequence[Shot], Mapping[str, float]], Tensor]
 
@@ -74,7 +94,7 @@ def scalars(patch: Mapping[str, LowRank]) -> int:
 
 
 def train(
-    params: LoraTraining,
+    params: LoraParams,
     case: Case,
     shots: Sequence[Shot],
     *,
@@ -148,3 +168,6 @@ def cross_entropy(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapp
 
 
 LOSSES: Mapping[str, Loss] = {"kl": objective, "ce": cross_entropy}
+
+
+METHOD = Method(FinetuneParams, repair, "https://arxiv.org/abs/2106.09685")

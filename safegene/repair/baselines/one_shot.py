@@ -10,12 +10,34 @@ models, not the paper's.
 """
 
 import math
+from typing import Literal
 
-from safegene.repair.baselines.base import Candidate, Case
-from safegene.repair.baselines.finetune import scalars, train
-from safegene.workspace.baseline_params import OneShotParams
+from pydantic import model_validator
+
+from safegene.repair.baselines.base import Candidate, Case, Method
+from safegene.repair.baselines.finetune import LoraParams, scalars, train
+from safegene.workspace.fields import Positive, Rate
 
 ALONE = {"safety": 1.0}  # the training loss has no other term
+
+
+class OneShotParams(LoraParams):
+    """A LoRA fine-tune on one safety shot: the best, after ``trial_steps``, of ``tries``."""
+
+    method: Literal["one_shot"] = "one_shot"
+    rank: Positive = 8
+    learning_rate: Rate = 1e-3
+    steps: Positive = 20
+    loss: Literal["kl", "ce"] = "ce"
+    measure_every: Positive = 2
+    tries: Positive = 6
+    trial_steps: Positive = 4
+
+    @model_validator(mode="after")
+    def _trials_are_shorter(self) -> "OneShotParams":
+        if self.trial_steps > self.steps:
+            raise ValueError(f"expected at most {self.steps} trial_steps, as many as steps, got {self.trial_steps}")
+        return self
 
 
 def repair(params: OneShotParams, case: Case) -> Candidate:
@@ -36,3 +58,6 @@ def repair(params: OneShotParams, case: Case) -> Candidate:
     trials = {one.id: value for one, value in zip(tried, found, strict=True)}
     facts = {"shot": shot.id, "trials": trials, "steps": best.steps, "validation": list(map(list, best.history))}
     return Candidate(best.patch, scalars(best.patch), facts)
+
+
+METHOD = Method(OneShotParams, repair, "https://arxiv.org/abs/2601.01887")

@@ -8,12 +8,25 @@ safety vector is offered too. Ours adds the fp32 difference of fp32 factors, whe
 mostly rounding noise; the draw has a seed; and nothing is multiplied by zero, as in one RESTA shipped as a baseline.
 """
 
+from typing import Annotated, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from safegene.repair.baselines.base import Candidate, Case, chosen, compose, exact
+from safegene.repair.baselines.base import Candidate, Case, Method, chosen, compose, exact
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.baseline_params import RestaParams
+from safegene.workspace.baseline_params import BaselineParams, Factor
+
+
+class RestaParams(BaselineParams):
+    """``W_t + gamma S``; ``drop`` is DARE's rate, on the safety vector or on the target's own change."""
+
+    method: Literal["resta"] = "resta"
+    gamma: Factor | None = 1.0
+    gammas: tuple[Factor, ...] = Field(default=(0.5, 1.0, 1.5, 2.0, 3.0), min_length=1)
+    drop: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    drop_from: Literal["safety", "task"] = "safety"
 
 
 def repair(params: RestaParams, case: Case) -> Candidate:
@@ -43,3 +56,6 @@ def _change(params: RestaParams, case: Case, name: str, gamma: float, random: to
         return exact(dare(safety.dense(), params.drop, random))
     delta = case.delta(name)
     return compose([safety, exact(dare(delta, params.drop, random) - delta)])
+
+
+METHOD = Method(RestaParams, repair, "https://arxiv.org/abs/2402.11746")

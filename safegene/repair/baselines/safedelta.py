@@ -15,17 +15,35 @@ the minimiser needs two solves for all rows.
 """
 
 import math
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from safegene.repair.baselines.activations import moments
-from safegene.repair.baselines.base import Candidate, Case, chosen, exact
+from safegene.repair.baselines.base import Candidate, Case, Method, chosen, exact
 from safegene.repair.fitting import Shot
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.baseline_params import SafeDeltaParams
+from safegene.workspace.baseline_params import BaselineParams, Factor
+from safegene.workspace.fields import Positive, Rate
 
 REFERENCE = 4096  # rows of the matrices for which the paper's budget was tuned
+
+
+class SafeDeltaParams(BaselineParams):
+    """How much safety loss the kept entries may cost, as a share of the whole change's, or on the public code's scale.
+
+    ``damping`` is added to the Hessian's diagonal, as a share of its mean.
+    """
+
+    method: Literal["safedelta"] = "safedelta"
+    budget: Factor | None = 0.1
+    budgets: tuple[Factor, ...] = Field(default=(0.03, 0.1, 0.3), min_length=1)
+    scale: Literal["total", "absolute"] = "total"
+    shots: Positive = 128
+    damping: Rate = 0.01
+    compensate: bool = True
 
 
 def repair(params: SafeDeltaParams, case: Case) -> Candidate:
@@ -96,11 +114,6 @@ def compensated(delta: Tensor, kept: Tensor, hessian: Tensor) -> Tensor:
     return wanted
 
 
-def safety_loss(change: Tensor, hessian: Tensor) -> float:
-    """``1/2 tr(D H D^T)`` of a change D (out, in): half the mean squared output that it moves on safety inputs."""
-    return 0.5 * float(((change @ hessian) * change).sum())
-
-
 def _order(room: Tensor) -> Tensor:
     return torch.sort(room, descending=True, stable=True).indices
 
@@ -108,3 +121,6 @@ def _order(room: Tensor) -> Tensor:
 def _in_order(cost: Tensor, room: Tensor) -> Tensor:
     """(in * out,) costs added up, column after column from the roomiest, each from its first row to its last."""
     return cost.T[_order(room)].flatten().cumsum(0)
+
+
+METHOD = Method(SafeDeltaParams, repair, "https://arxiv.org/abs/2505.12038")

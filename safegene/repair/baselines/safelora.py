@@ -9,10 +9,28 @@ has the base of every model; and ``projector: true`` uses a real projector, wher
 whatever size V has. Matrices without a cosine are left alone, with a reason.
 """
 
-from safegene.repair.baselines.base import Candidate, Case, exact
-from safegene.repair.baselines.subspace import cosines, project
+from typing import Literal
+
+from pydantic import model_validator
+
+from safegene.repair.baselines.base import Candidate, Case, Method, exact
+from safegene.repair.baselines.subspace import Cosine, SubspaceParams, cosines, project
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.baseline_params import SafeLoraParams
+from safegene.workspace.fields import Positive
+
+
+class SafeLoraParams(SubspaceParams):
+    """Which matrices are projected: those of a cosine up to ``threshold``, or the ``number`` of the lowest cosine."""
+
+    method: Literal["safelora"] = "safelora"
+    threshold: Cosine | None = 0.5
+    number: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_criterion(self) -> "SafeLoraParams":
+        if (self.threshold is None) == (self.number is None):
+            raise ValueError("expected exactly one of threshold and number")
+        return self
 
 
 def repair(params: SafeLoraParams, case: Case) -> Candidate:
@@ -29,3 +47,6 @@ def repair(params: SafeLoraParams, case: Case) -> Candidate:
 def _change(params: SafeLoraParams, case: Case, name: str) -> LowRank:
     delta = case.delta(name)
     return exact(project(case.change(name), delta, params.projector, params.directions) - delta)
+
+
+METHOD = Method(SafeLoraParams, repair, "https://arxiv.org/abs/2405.16833")

@@ -9,10 +9,20 @@ method gets another's data. The public code merges factors by PEFT's ``linear``,
 relative error); ours adds the changes themselves: factors side by side, exact.
 """
 
-from safegene.repair.baselines.base import Candidate, Case, compose, exact
-from safegene.repair.baselines.subspace import cosines
+from typing import Literal
+
+from safegene.repair.baselines.base import Candidate, Case, Method, compose, exact
+from safegene.repair.baselines.subspace import Cosine, SubspaceParams, cosines
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.baseline_params import SafeMergeParams
+from safegene.workspace.fields import Share
+
+
+class SafeMergeParams(SubspaceParams):
+    """Below ``threshold`` a matrix becomes ``weight`` of the target's change and the rest of the safe change."""
+
+    method: Literal["safemerge"] = "safemerge"
+    threshold: Cosine = 0.35
+    weight: Share = 0.8
 
 
 def repair(params: SafeMergeParams, case: Case) -> Candidate:
@@ -26,3 +36,6 @@ def repair(params: SafeMergeParams, case: Case) -> Candidate:
 def mix(case: Case, name: str, weight: float) -> LowRank:
     """What turns W_t into ``W_a + weight delta + (1 - weight) delta_safe``."""
     return compose([case.change(name).scaled(1.0 - weight), exact(case.delta(name)).scaled(weight - 1.0)])
+
+
+METHOD = Method(SafeMergeParams, repair, "https://arxiv.org/abs/2503.17239")

@@ -23,7 +23,6 @@ from safegene.errors import TensorMissing
 from safegene.repair.baselines.activations import moments
 from safegene.repair.fitting import Shot
 from safegene.repair.training import Lora
-from safegene.vectors.linalg import LowRank, Patch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,15 +55,6 @@ def constrain(factors: Lora, bases: Mapping[str, Tensor]) -> None:
     """
     for name, (up, _) in factors.factors.items():
         up.copy_(_clean(up, _basis(bases, name)))
-
-
-def projected(patch: Patch, bases: Mapping[str, Tensor]) -> dict[str, LowRank]:
-    """The patch with ``(I - U U^T)`` before every change: what `constrain` would have left of it.
-
-    Raises:
-        TensorMissing: a matrix has no directions.
-    """
-    return {name: LowRank(_clean(one.up, _basis(bases, name)), one.down) for name, one in patch.items()}
 
 
 def _clean(up: Tensor, basis: Tensor) -> Tensor:

@@ -5,12 +5,32 @@ no projector: its size grows with V's. ``true`` is the orthogonal projector onto
 left singular directions.
 """
 
+from typing import Annotated, Literal
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from safegene.repair.baselines.base import Case
 from safegene.vectors.linalg import LowRank, energy, product_svd
-from safegene.workspace.baseline_params import Projector
+from safegene.workspace.baseline_params import BaselineParams
+from safegene.workspace.fields import Positive
+
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
+Projector = Literal["paper", "true"]
+
+
+class SubspaceParams(BaselineParams):
+    """The safety subspace: by the paper's C, or by the true projector onto V's leading ``directions`` (all if null)."""
+
+    projector: Projector = "paper"
+    directions: Positive | None = None
+
+    @model_validator(mode="after")
+    def _directions_of_a_projector(self) -> "SubspaceParams":
+        if self.directions is not None and self.projector != "true":
+            raise ValueError("expected directions with the projector 'true' only")
+        return self
 
 
 def project(safety: LowRank, delta: Tensor, projector: Projector, directions: int | None = None) -> Tensor:

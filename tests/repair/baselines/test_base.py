@@ -9,21 +9,28 @@ from pydantic import TypeAdapter, ValidationError
 
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.patching import add_patch, patched
-from safegene.repair.baselines import METHODS, Candidate, repair
+from safegene.repair.baselines import Candidate, repair
 from safegene.repair.baselines.base import chosen, compose, exact, objective
+from safegene.repair.baselines.enchtable import EnchTableParams
+from safegene.repair.baselines.finetune import FinetuneParams
+from safegene.repair.baselines.one_shot import OneShotParams
+from safegene.repair.baselines.resta import RestaParams
+from safegene.repair.baselines.safedelta import SafeDeltaParams
+from safegene.repair.baselines.safelora import SafeLoraParams
+from safegene.repair.baselines.safemerge import SafeMergeParams
 from safegene.vectors.linalg import LowRank
-from safegene.workspace import baseline_params as params
-from safegene.workspace.baseline_params import BaselineParams
+from safegene.workspace.baseline_params import Baseline, BaselineParams
+from safegene.workspace.plugins import BASELINES
 from tests.factories.baselines import by_hand, low, state, unchanged
 
-QUICK = (
-    params.RestaParams(gamma=None, gammas=(0.0, 1.0), drop=0.2),
-    params.SafeLoraParams(threshold=1.0),
-    params.SafeMergeParams(threshold=1.0),
-    params.SafeDeltaParams(budget=None, budgets=(0.1, 0.5)),
-    params.EnchTableParams(beta=None, betas=(0.1, 1.0)),
-    params.FinetuneParams(steps=2, measure_every=1, batch_size=8),
-    params.OneShotParams(steps=2, measure_every=1, tries=2, trial_steps=1),
+QUICK: tuple[BaselineParams, ...] = (
+    RestaParams(gamma=None, gammas=(0.0, 1.0), drop=0.2),
+    SafeLoraParams(threshold=1.0),
+    SafeMergeParams(threshold=1.0),
+    SafeDeltaParams(budget=None, budgets=(0.1, 0.5)),
+    EnchTableParams(beta=None, betas=(0.1, 1.0)),
+    FinetuneParams(steps=2, measure_every=1, batch_size=8),
+    OneShotParams(steps=2, measure_every=1, tries=2, trial_steps=1),
 )
 
 
@@ -50,7 +57,14 @@ def test_compose_is_the_sum_in_the_fewest_numbers() -> None:
 
 
 def test_every_method_has_quick_settings_here() -> None:
-    assert [one.method for one in QUICK] == list(METHODS)
+    assert {one.method for one in QUICK} == set(BASELINES)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_every_method_names_itself_and_its_paper(name) -> None:
+    method = BASELINES[name]
+    assert method.params().method == name
+    assert method.reference_url.startswith("https://arxiv.org/abs/")
 
 
 @pytest.mark.parametrize("settings", QUICK, ids=lambda one: one.method)
@@ -102,15 +116,15 @@ def test_what_is_not_a_number_is_never_chosen(case) -> None:
 def test_errors_say_what_is_lacking(case) -> None:
     first = case.names[0]
     with pytest.raises(EmptySample, match="matrices"):
-        repair(params.RestaParams(), replace(case, names=()))
+        repair(RestaParams(), replace(case, names=()))
     with pytest.raises(TensorMissing, match=first):
-        repair(params.RestaParams(), replace(case, safety={}))
+        repair(RestaParams(), replace(case, safety={}))
     with pytest.raises(ShapeMismatch, match=r"\(2, 2\)"):
-        repair(params.RestaParams(), replace(case, safety={first: LowRank(torch.ones(2, 1), torch.ones(1, 2))}))
+        repair(RestaParams(), replace(case, safety={first: LowRank(torch.ones(2, 1), torch.ones(1, 2))}))
     with pytest.raises(EmptySample, match="validation"):
-        repair(params.RestaParams(gamma=None), replace(case, shots={"fit": case.shots["fit"]}))
+        repair(RestaParams(gamma=None), replace(case, shots={"fit": case.shots["fit"]}))
     benign = [shot for shot in case.shots["fit"] if shot.kind == "benign"]
-    for settings in (params.SafeDeltaParams(), params.OneShotParams()):
+    for settings in (SafeDeltaParams(), OneShotParams()):
         with pytest.raises(EmptySample, match="safety"):
             repair(settings, replace(case, shots={"fit": benign}))
     with pytest.raises(ShapeMismatch, match=r"\(1, 2\) and \(1, 3\)"):
@@ -118,9 +132,9 @@ def test_errors_say_what_is_lacking(case) -> None:
 
 
 def test_parameters_are_told_apart_by_their_method() -> None:
-    read = TypeAdapter(BaselineParams).validate_python
-    assert read({"method": "resta", "gamma": None}) == params.RestaParams(gamma=None)
-    assert {type(read({"method": method})) for method in METHODS} == {type(one) for one in QUICK}
+    read = TypeAdapter(Baseline).validate_python
+    assert read({"method": "resta", "gamma": None}) == RestaParams(gamma=None)
+    assert {type(read({"method": method})) for method in BASELINES} == {type(one) for one in QUICK}
     for wrong in (
         {"method": "other"},
         {"method": "resta", "drop": 1.0},

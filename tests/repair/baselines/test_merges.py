@@ -8,11 +8,12 @@ import torch
 from safegene.errors import EmptySample, ParamsError
 from safegene.repair.baselines import repair
 from safegene.repair.baselines.base import exact
+from safegene.repair.baselines.enchtable import EnchTableParams
 from safegene.repair.baselines.lox import lox
-from safegene.repair.baselines.resta import dare
-from safegene.repair.baselines.safemerge import mix
+from safegene.repair.baselines.resta import RestaParams, dare
+from safegene.repair.baselines.safelora import SafeLoraParams
+from safegene.repair.baselines.safemerge import SafeMergeParams, mix
 from safegene.repair.baselines.subspace import columns, cosine, project
-from safegene.workspace.baseline_params import EnchTableParams, RestaParams, SafeLoraParams, SafeMergeParams
 from tests.factories.baselines import by_hand, low
 
 # V = [[2, 0], [0, 0]]: |V| = 2, C = V V^T / |V| = [[2, 0], [0, 0]], the projector onto it [[1, 0], [0, 0]].

@@ -5,13 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.repair.baselines import repair
 from safegene.repair.baselines.activations import moments
-from safegene.repair.baselines.safedelta import affordable, allowance, compensated, costs, damped, safety_loss
-from safegene.workspace.baseline_params import SafeDeltaParams
+from safegene.repair.baselines.safedelta import SafeDeltaParams, affordable, allowance, compensated, costs, damped
 from tests.factories.baselines import NAME
+
+
+def safety_loss(change: Tensor, hessian: Tensor) -> float:
+    """``1/2 tr(D H D^T)`` of a change D (out, in): half the mean squared output that it moves on safety inputs."""
+    return 0.5 * float(((change @ hessian) * change).sum())
+
 
 # H = diag(1, 4): H^-1 = diag(1, 1/4), so the first column is the roomier one.
 ROOM = torch.tensor([1.0, 0.25], dtype=torch.float64)
