@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-real test test-slow lint lock bench bench-recovery bench-gate clean
+.PHONY: demo demo-real test test-slow lint docs lock bench bench-recovery bench-gate clean
 
 $(STAMP): requirements.lock pyproject.toml
 	test -d $(VENV) || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
@@ -39,6 +39,9 @@ test-slow: $(STAMP)  ## served schedules, kills, the real S3 server (SAFEGENE_TE
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache
+
+docs: $(STAMP)  ## the documentation, into site/: strictly, and without network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lock:  ## needs uv; torch stays out of the lock, since its CPU and CUDA builds differ
 	uv pip compile --python-version 3.11 --extra dev --no-emit-package torch --no-header --no-annotate pyproject.toml -o requirements.lock

@@ -1,0 +1,181 @@
+"""MkDocs hook: the reference of commands, parameters, errors and plug-ins, read from the code at every build.
+
+A page asks for a part by a comment, ``<!-- generated: commands -->``. Nothing generated is kept in the repository, so
+the pages cannot differ from the code.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+MARK = re.compile(r"<!-- generated: ([a-z]+) -->")
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put the generated parts of a page in place of its comments (called by MkDocs for every page)."""
+    return MARK.sub(lambda mark: PARTS[mark.group(1)](), markdown)
+
+
+def commands() -> str:
+    """Every command of ``safegene`` with its arguments and options."""
+    from typer.main import get_command
+
+    from safegene.cli.app import app
+
+    return "\n\n".join(_command(name, command) for name, command in walk(get_command(app)))
+
+
+def walk(group: Any, prefix: str = "safegene") -> Iterator[tuple[str, Any]]:
+    """Every visible command below a group: (its full name, the command)."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            if (run := command.commands.get("run")) is not None and run.hidden:
+                yield f"{prefix} {name}", run
+            yield from walk(command, f"{prefix} {name}")
+        elif not command.hidden:
+            yield f"{prefix} {name}", command
+
+
+def _command(name: str, command: Any) -> str:
+    lines = [f"## `{name}`", "", _plain(command.help or ""), ""]
+    arguments = [one for one in command.params if one.param_type_name == "argument"]
+    options = [one for one in command.params if one.param_type_name == "option" and one.name != "help"]
+    usage = " ".join([name, *(_usage(one) for one in arguments), *(["[OPTIONS]"] if options else [])])
+    lines += ["```text", usage, "```", ""]
+    if arguments or options:
+        lines += ["| argument or option | meaning | default |", "|---|---|---|"]
+        lines += [_row(f"`{one.name.upper()}`", one) for one in arguments]
+        lines += [_row(", ".join(f"`{flag}`" for flag in one.opts), one) for one in options]
+    return "\n".join(lines)
+
+
+def _usage(argument: Any) -> str:
+    name = argument.name.upper() + ("..." if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _row(name: str, parameter: Any) -> str:
+    default = parameter.default
+    shown = "required" if parameter.required else "" if default in (None, False, "", ()) else f"`{default}`"
+    return f"| {name} | {_cell(_plain(parameter.help or ''))} | {shown} |"
+
+
+def _plain(text: str) -> str:
+    """Help text without the console's markup."""
+    return re.sub(r"\[/?(?:bold|red|yellow|dim)?\]", "", text).replace("\\[", "[")
+
+
+def parameters() -> str:
+    """Every section of ``params.yaml`` with its keys, types and defaults."""
+    from safegene.workspace.params import Params
+
+    sections = ((field.alias or name, field.annotation) for name, field in Params.model_fields.items())
+    return "\n\n".join(_model(name, model, set()) for name, model in sections if model is not None)
+
+
+def _model(name: str, model: type[BaseModel], seen: set[type], level: int = 2) -> str:
+    seen.add(model)
+    lines = [f"{'#' * level} `{name}`", "", _doc(model), "", "| key | type | default |", "|---|---|---|"]
+    nested = list[tuple[str, type[BaseModel]]]()
+    for key, one in model.model_fields.items():
+        lines.append(f"| `{key}` | {_cell(_type(one))} | {_default(one)} |")
+        inner = _models_in(one.annotation)
+        nested += [(f"{name}.{key}" + (f" ({_tag(part)})" if len(inner) > 1 else ""), part) for part in inner]
+    text = "\n".join(lines)
+    for title, inner_model in nested:
+        if inner_model not in seen:
+            text += "\n\n" + _model(title, inner_model, seen, 3)
+    return text
+
+
+def _tag(model: type[BaseModel]) -> str:
+    field = model.model_fields.get("method")
+    return model.__name__ if field is None else str(field.default)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _type(field: Any) -> str:
+    """A field's type in words, with its bounds."""
+    return _words(field.annotation) + "".join(f", {text}" for one in field.metadata for text in _bounds(one))
+
+
+def _words(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if annotation is type(None):
+        return "null"
+    if origin is Annotated:
+        bounds = [text for one in parts[1:] for text in _bounds(one)]
+        return ", ".join([_words(parts[0]), *bounds])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in parts)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_words(part) for part in parts))
+    if origin is tuple:
+        return f"list of {_words(parts[0])}"
+    if origin is dict:
+        return f"{_words(parts[0])} to {_words(parts[1])}"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "a section, below"
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
+    return names.get(name := getattr(annotation, "__name__", str(annotation)), name)
+
+
+def _bounds(constraint: Any) -> Iterator[str]:
+    """The bounds that one piece of a field's metadata states."""
+    for part in getattr(constraint, "metadata", None) or [constraint]:
+        for at, word in BOUNDS.items():
+            if (value := getattr(part, at, None)) is not None:
+                yield f"{word} {value}"
+        if (pattern := getattr(part, "pattern", None)) is not None:
+            yield f"pattern `{pattern}`"
+
+
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "length at least"}
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default if field.default is not PydanticUndefined else field.default_factory()
+    if isinstance(value, BaseModel):
+        return "see below"
+    shown = list(value) if isinstance(value, tuple) else value
+    return f"`{json.dumps(shown, default=str)}`"
+
+
+def errors() -> str:
+    """The error classes as a tree, each with its exit code."""
+    from safegene import errors as module
+
+    return "\n".join(["| error | exit code | meaning |", "|---|---|---|", *_branch(module.SafegeneError, 0)])
+
+
+def _branch(error: type[Any], depth: int) -> Iterator[str]:
+    indent = "&nbsp;" * 4 * depth
+    yield f"| {indent}`{error.__name__}` | {error.exit_code} | {_cell(_doc(error).splitlines()[0])} |"
+    for child in error.__subclasses__():
+        if child.__module__ == error.__module__:
+            yield from _branch(child, depth + 1)
+
+
+def _doc(item: Any) -> str:
+    """A docstring as Markdown: double backquotes become single ones, single ones too."""
+    return inspect.cleandoc(item.__doc__ or "").replace("``", "`")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+PARTS: dict[str, Callable[[], str]] = {"commands": commands, "parameters": parameters, "errors": errors}
