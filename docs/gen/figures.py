@@ -43,7 +43,7 @@ def bounds(path: Path) -> None:
         values = [betting_upper(_differences(n, every), 0.045) for n in counts]
         axes.plot(counts, [100 * value for value in values], style, color=colour, label=label)
     axes.axhline(5, color="#7b8592", linewidth=1)
-    axes.text(300, 5.4, "margin, 5 points", ha="right", color="#57606c")
+    axes.text(300, 3.2, "margin, 5 points", ha="right", color="#57606c")
     axes.set(xlabel="behaviours asked", ylabel="upper bound of the difference, points", ylim=(0, 30))
     axes.legend(frameon=False)
     _save(figure, path)

@@ -85,8 +85,7 @@ def _model(name: str, model: type[BaseModel], seen: set[type], level: int = 2) -
     nested = list[tuple[str, type[BaseModel]]]()
     for key, one in model.model_fields.items():
         lines.append(f"| `{key}` | {_cell(_type(one))} | {_default(one)} |")
-        inner = _models_in(one.annotation)
-        nested += [(f"{name}.{key}" + (f" ({_tag(part)})" if len(inner) > 1 else ""), part) for part in inner]
+        nested += [pair for part in _models_in(one.annotation) for pair in _choices(f"{name}.{key}", part)]
     text = "\n".join(lines)
     for title, inner_model in nested:
         if inner_model not in seen:
@@ -94,9 +93,16 @@ def _model(name: str, model: type[BaseModel], seen: set[type], level: int = 2) -
     return text
 
 
-def _tag(model: type[BaseModel]) -> str:
-    field = model.model_fields.get("method")
-    return model.__name__ if field is None else str(field.default)
+def _choices(title: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """A nested section; every registered baseline where the section is one of those."""
+    from safegene.workspace.baseline_params import BaselineParams
+    from safegene.workspace.plugins import BASELINES
+
+    if model is not BaselineParams:
+        yield title, model
+        return
+    for name in sorted(BASELINES):
+        yield f"{title}, method {name}", BASELINES[name].params
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
