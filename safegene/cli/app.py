@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from safegene import __version__
 from safegene.cli import audit as cli_audit
 from safegene.cli import gate as cli_gate
 from safegene.cli import suite as cli_suite
@@ -19,6 +18,7 @@ from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline.process import end_with_flow, report_error, show_progress
 from safegene.pipeline.runner import run_stage
 from safegene.pipeline.table import PIPELINE, stage_named
+from safegene.version import __version__
 from safegene.workspace.layout import Workspace
 
 app = typer.Typer(

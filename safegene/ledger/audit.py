@@ -75,7 +75,15 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
 
 
 def audit_workspace(workspace: Workspace) -> AuditReport:
-    """`verify` with the workspace's own ledger and pinned key."""
+    """`verify` with the workspace's own ledger and pinned key.
+
+    Example:
+        >>> report = safegene.audit(ws)
+        >>> report.problems
+        ()
+        >>> report.summary
+        'verified 1 records, 1 releases, 10 artefacts'
+    """
     try:
         ledger = open_ledger(workspace.params.promote, workspace.root)
     except SafegeneError as error:

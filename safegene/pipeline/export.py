@@ -33,6 +33,16 @@ def merge(
     Raises:
         CheckpointError: too little of the change would survive in ``dtype``, or ``out`` exists.
         ArtifactError: an artefact is unfinished or changed.
+
+    Example:
+        >>> facts = safegene.merge(
+        ...     aligned=ws.aligned,
+        ...     target=ws.checkpoint("sentiment"),
+        ...     candidate=ws.candidate("sentiment"),
+        ...     out=Path("merged"),
+        ... )
+        >>> facts["survival"] > 0.99
+        True
     """
     from safegene.checkpoints.export.merge import merge as write
 
@@ -50,6 +60,16 @@ def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = No
     Raises:
         CheckpointError: ``out`` exists.
         ArtifactError: an artefact is unfinished or changed.
+
+    Example:
+        >>> facts = safegene.export(
+        ...     ws.candidate("sentiment"),
+        ...     out=Path("adapter"),
+        ...     target="sentiment",
+        ...     verdict=ws.verdict("sentiment"),
+        ... )
+        >>> sorted(path.name for path in Path("adapter").iterdir())
+        ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     receipt = read_manifest(candidate)
     adapter = open_adapter(candidate)

@@ -4,7 +4,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import safegene
 from safegene.errors import ParamsError
 from safegene.workspace.git import config_value, git
 from safegene.workspace.layout import Workspace
@@ -16,7 +15,7 @@ IGNORED = "/.safegene/\n/reports/\n.*.draft\n"
 
 def template_folder() -> Path:
     """Where the template lies: in the wheel, or the repository itself when run from a checkout."""
-    package = Path(safegene.__file__).parent
+    package = Path(__file__).parents[1]
     return package / "template" if (package / "template").is_dir() else package.parent
 
 
@@ -30,6 +29,11 @@ def init(
     Raises:
         ParamsError: the folder holds something already, or ``params`` is unusable; nothing is left behind.
         SafegeneError: Git or DVC refused; nothing is left behind.
+
+    Example:
+        >>> ws = safegene.init(Path("demo"))
+        >>> ws.params.family.aligned
+        'tiny://aligned?seed=0'
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         got = "with files in it" if folder.is_dir() else "which is a file"
@@ -112,6 +116,11 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
     Raises:
         ParamsError: the name or the source is malformed, or the task has no set.
         SourceError: the source cannot be read.
+
+    Example:
+        >>> target = safegene.add_target(ws, "sentiment", "tiny://sentiment?seed=0", "sentiment")
+        >>> target.task
+        'sentiment'
     """
     from pydantic import ValidationError
 

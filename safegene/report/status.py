@@ -140,6 +140,11 @@ def read_state(
 
     Raises:
         ParamsError: ``data/targets.yaml`` is unusable.
+
+    Example:
+        >>> [target] = safegene.status(ws).targets
+        >>> target.outcome, target.candidate_is_live
+        ('pass', True)
     """
     known = workspace.targets.targets
     paths = (workspace.aligned, workspace.degraded, workspace.delta, workspace.vector, workspace.selection)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from safegene import __version__
 from safegene.errors import ArtifactError, DigestMismatch, FormatError
+from safegene.version import __version__
 from safegene.workspace.atomic import draft_folder
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_file, digest_tree
 from safegene.workspace.schema import Strict, parse_json

@@ -91,6 +91,20 @@ def calibrate(
         ParamsError: ``max_extra`` is too little for one matrix.
         EmptySample: a kind of shot with a weight has no prompts.
         DigestMismatch: a byte of vector or selection has changed.
+
+    Example:
+        >>> manifest = safegene.calibrate(
+        ...     aligned=ws.aligned,
+        ...     target=ws.checkpoint("sentiment"),
+        ...     vector=ws.vector,
+        ...     selection=ws.selection,
+        ...     degraded=ws.degraded,
+        ...     prompts=ws.prompts,
+        ...     task=ws.tasks / "sentiment.jsonl",
+        ...     out=ws.candidate("sentiment"),
+        ... )
+        >>> manifest.facts["repaired"], manifest.facts["extra_params"] < 0.01
+        (True, True)
     """
     params = params or CalibrateParams()
     held, family, record = read_vector(vector), read_record(aligned), read_record(target)

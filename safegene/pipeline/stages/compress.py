@@ -43,6 +43,11 @@ def compress(*, delta: Path, out: Path, params: CompressParams | None = None) ->
     Raises:
         ParamsError: the byte budget leaves no matrix a single column.
         DigestMismatch: a byte of the delta has changed.
+
+    Example:
+        >>> manifest = safegene.compress(delta=ws.delta, out=ws.vector)
+        >>> manifest.facts["energy"] > 0.99
+        True
     """
     params = params or CompressParams()
     read_manifest(delta, stage="extract")

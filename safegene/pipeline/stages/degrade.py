@@ -98,6 +98,19 @@ def degrade(
     Raises:
         EmptySample: a pool or the probe is empty.
         CheckpointError: no surrogate became more harmful than the aligned model, so there is nothing to extract.
+
+    Example:
+        >>> judge = safegene.JudgeParams(kind="grammar")
+        >>> surrogates = {pool: safegene.Surrogate(pools=(pool,)) for pool in ("compliance", "jailbreak")}
+        >>> manifest = safegene.degrade(
+        ...     aligned=ws.aligned,
+        ...     prompts=ws.prompts,
+        ...     judge=judge,
+        ...     out=ws.degraded,
+        ...     params=safegene.DegradeParams(surrogates=surrogates, max_steps=64, probe_prompts=32),
+        ... )
+        >>> manifest.facts["hrr.jailbreak"] > manifest.facts["hrr_aligned"]
+        True
     """
     params = params or DegradeParams()
     if checkpoints:

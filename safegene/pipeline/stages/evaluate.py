@@ -82,6 +82,20 @@ def evaluate(
         StaleArtifact: the candidate was made from another target or another aligned model, or a set was not validated.
         JudgeError: the judge is missing or its calibration is another's.
         EmptySample: a set has no test prompt.
+
+    Example:
+        >>> manifest = safegene.evaluate(
+        ...     aligned=ws.aligned,
+        ...     target=ws.checkpoint("sentiment"),
+        ...     candidate=ws.candidate("sentiment"),
+        ...     validation=ws.validation,
+        ...     prompts=ws.prompts,
+        ...     task=ws.tasks / "sentiment.jsonl",
+        ...     out=ws.judgements("sentiment"),
+        ...     params=safegene.EvaluateParams(judge=judge, max_new_tokens=48),
+        ... )
+        >>> manifest.facts["unscored"]
+        0
     """
     gate = gate or GateParams()
     first, second = _instruments(params)

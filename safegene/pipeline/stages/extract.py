@@ -97,6 +97,13 @@ def extract(
         StaleArtifact: such a checkpoint has changed since it was pinned.
         ShapeMismatch, TensorMissing: it is of another architecture, or its vocabulary is not the family's.
         CheckpointError: no matrix holds a discrepancy that can be told from rounding.
+
+    Example:
+        >>> manifest = safegene.extract(
+        ...     aligned=ws.aligned, degraded=ws.degraded, prompts=ws.prompts, out=ws.delta
+        ... )
+        >>> manifest.facts["matrices"]
+        28
     """
     params = params or ExtractParams()
     if params.method == "distil" and checkpoints:

@@ -36,6 +36,16 @@ def fetch(
         ShapeMismatch: the target is of another architecture, or its adapter does not fit.
         CheckpointError: the checkpoint breaks a rule of `safegene.checkpoints`, or the family is no full checkpoint.
         SourceError: it cannot be had.
+
+    Example:
+        >>> manifest = safegene.fetch("tiny://aligned?seed=0", out=ws.aligned)
+        >>> manifest.facts["parameters"]
+        881920
+        >>> manifest = safegene.fetch(
+        ...     "tiny://sentiment?seed=0", out=ws.checkpoint("sentiment"), family=ws.aligned
+        ... )
+        >>> manifest.facts["kind"]
+        'full'
     """
     params = params or FetchParams()
     _require_pinned(sources.fingerprint(source), fingerprint, source)

@@ -22,6 +22,13 @@ def decide(candidate: Path, judgements: Path, *, out: Path, params: GateParams |
         DigestMismatch: a byte of either artefact has changed.
         FormatError: plan or judgements are malformed.
         EmptySample: there is no judgement.
+
+    Example:
+        >>> manifest = safegene.decide(
+        ...     ws.candidate("sentiment"), ws.judgements("sentiment"), out=ws.verdict("sentiment")
+        ... )
+        >>> manifest.facts["outcome"]
+        'pass'
     """
     params = params or GateParams()
     repaired = read_manifest(candidate)

@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from safegene import __version__
 from safegene.errors import (
     ArtifactError,
     LedgerError,
@@ -33,6 +32,7 @@ from safegene.ledger.promotion import (
     record_rollback,
     resolve,
 )
+from safegene.version import __version__
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace, cache_folder
@@ -68,6 +68,11 @@ def promote(
         ParamsError: there is no such target.
         ArtifactError: an artefact is absent, altered, or was made from something that has changed since.
         LedgerError, StoreError: the ledger cannot be read or written; then there is no record.
+
+    Example:
+        >>> promotion = safegene.promote(ws, "sentiment")
+        >>> promotion.outcome
+        'pass'
     """
     _require_target(workspace, target)
     ledger, channel = _open(workspace), channel or workspace.params.promote.channel

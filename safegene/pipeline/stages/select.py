@@ -53,6 +53,13 @@ def select(
 
     Raises:
         CheckpointError: no layer tells aligned from degraded.
+
+    Example:
+        >>> manifest = safegene.select(
+        ...     aligned=ws.aligned, degraded=ws.degraded, vector=ws.vector, prompts=ws.prompts, out=ws.selection
+        ... )
+        >>> manifest.facts
+        {'kept': 2, 'layers': 4}
     """
     params = params or SelectParams()
     root = local_checkpoint(aligned, limits).root

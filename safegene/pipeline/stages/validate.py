@@ -46,6 +46,11 @@ def validate(*, prompts: Path, tasks: Path, out: Path, params: ValidateParams | 
         EmptySample: a set holds no row.
         FormatError: a set breaks a rule; names the file, the rule and the rows.
         ContaminatedSample: the gate set meets what is fitted on, or a task's test rows its other rows.
+
+    Example:
+        >>> manifest = safegene.validate(prompts=ws.prompts, tasks=ws.tasks, out=ws.validation)
+        >>> manifest.facts["sets"]
+        6
     """
     params = params or ValidateParams()
     sets = {name: prompts / f"{name}.jsonl" for name in ("degrade", "safety", "gate")}

@@ -1,0 +1,3 @@
+"""The version of the package, which manifests and records name."""
+
+__version__ = "0.1.0"
