@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from safegene.pipeline.stages.promote import promote
     from safegene.pipeline.stages.select import select
     from safegene.pipeline.stages.validate import validate
-    from safegene.report.status import TargetState, WorkspaceState
-    from safegene.report.status import read_state as status
+    from safegene.report.state import TargetState, WorkspaceState
+    from safegene.report.state import read_state as status
     from safegene.workspace.layout import Workspace
     from safegene.workspace.manifest import Manifest, read_manifest
     from safegene.workspace.params import (
@@ -148,10 +148,10 @@ _DEFINED_IN = {
     "SelectParams": "safegene.workspace.params:SelectParams",
     "Surrogate": "safegene.workspace.params:Surrogate",
     "Target": "safegene.workspace.params:Target",
-    "TargetState": "safegene.report.status:TargetState",
+    "TargetState": "safegene.report.state:TargetState",
     "ValidateParams": "safegene.workspace.params:ValidateParams",
     "Workspace": "safegene.workspace.layout:Workspace",
-    "WorkspaceState": "safegene.report.status:WorkspaceState",
+    "WorkspaceState": "safegene.report.state:WorkspaceState",
     "add_target": "safegene.pipeline.init:add_target",
     "audit": "safegene.ledger.audit:audit_workspace",
     "calibrate": "safegene.pipeline.stages.calibrate:calibrate",
@@ -167,7 +167,7 @@ _DEFINED_IN = {
     "promote": "safegene.pipeline.stages.promote:promote",
     "read_manifest": "safegene.workspace.manifest:read_manifest",
     "select": "safegene.pipeline.stages.select:select",
-    "status": "safegene.report.status:read_state",
+    "status": "safegene.report.state:read_state",
     "validate": "safegene.pipeline.stages.validate:validate",
 }
 

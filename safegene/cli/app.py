@@ -88,11 +88,12 @@ def run(
     trigger: Annotated[str, typer.Option(help="Why, for the record.")] = "manual",
 ) -> None:
     """Bring the family up to date, then re-align, gate and promote. Exit 0 pass, 3 fail, 4 inconclusive, 1 error."""
-    from safegene.report.status import summary
+    from safegene.report.state import read_state
+    from safegene.report.status import table
 
     ws = Workspace.find()
     outcomes = run_flow(ws, targets or None, trigger)
-    show_status([entry for entry in summary(ws) if entry["name"] in outcomes])
+    console.print(table([target for target in read_state(ws).targets if target.name in outcomes]))
     ended = set(outcomes.values())
     otherwise = 0 if ended <= {"pass"} else 1  # a word that is not known here is no pass
     raise typer.Exit(next((code for outcome, code in OUTCOME_EXIT.items() if outcome in ended), otherwise))
@@ -111,20 +112,14 @@ def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Every target's rates with 95% intervals, its last outcome, and what is live."""
-    from safegene.report.status import summary
+    from safegene.report.state import read_state
+    from safegene.report.status import table, to_json
 
-    entries = summary(Workspace.find())
+    targets = read_state(Workspace.find()).targets
     if as_json:
-        write_json({"targets": entries})
+        write_json({"targets": [to_json(target) for target in targets]})
     else:
-        show_status(entries)
-
-
-def show_status(entries: list[dict[str, object]]) -> None:
-    """Print the table of targets."""
-    from safegene.report.status import table
-
-    console.print(table(entries))
+        console.print(table(targets))
 
 
 def _stage_command(name: str, per_target: bool) -> None:
@@ -226,7 +221,7 @@ def diagnose(target: Target, as_json: AsJson = False) -> None:
     found = read_diagnosis(ws, target)
     pictures = draw(found, ws.reports / f"diagnose-{target}")
     if as_json:
-        write_json({"target": target, **found.diagnosis, "pictures": [str(path) for path in pictures]})
+        write_json({"target": target, **found.diagnosis.model_dump(), "pictures": [str(path) for path in pictures]})
         return
     console.print(headline(found), soft_wrap=True)
     console.print(table(found))

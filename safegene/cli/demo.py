@@ -56,11 +56,12 @@ def _run(ws: Workspace) -> dict[str, str]:
 
 
 def _show(ws: Workspace, console: Console) -> dict[str, str | None]:
-    from safegene.report.status import summary, table
+    from safegene.report.state import read_state
+    from safegene.report.status import table
 
-    entries = summary(ws)
-    console.print(table(entries))
-    return {entry["name"]: entry["live"] for entry in entries}
+    targets = read_state(ws).targets
+    console.print(table(targets))
+    return {target.name: target.live.release if target.live else None for target in targets}
 
 
 def _audit(ws: Workspace, console: Console) -> list[str]:

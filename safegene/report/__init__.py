@@ -1,17 +1,19 @@
-"""A run as one HTML page, and as a Markdown table, from its artefacts alone.
+"""The state of a workspace as one HTML page, and as a Markdown table, from its artefacts and its ledger.
 
-The page is self-contained: no script, no request to anywhere (its content security policy forbids both), one style
-sheet admitted by its hash. It quotes models, so all text is escaped and what is invisible is named (`safegene.text`).
-An artefact that is absent or unusable is said to be; it never shows as zero or as a pass.
+The page is self-contained: it has no script and requests nothing (its content security policy forbids both), and its
+one style sheet is admitted by hash. It quotes models, so all text is escaped and invisible characters are shown by name
+(`safegene.text`). The page says which artefacts are absent or unusable; these never show as zero or as a pass.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from safegene.report.live import LiveReleases
 from safegene.report.page import render
-from safegene.report.status import ARMS, LiveReleases, TargetState, read_state
+from safegene.report.state import ARMS, TargetState, read_state
 from safegene.report.words import describe_target, short
 from safegene.text import cell, percent
+from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
 
 __all__ = ["write_markdown", "write_report"]
@@ -26,32 +28,29 @@ def write_report(
     targets: Sequence[str] | None = None,
     live: LiveReleases | None = None,
 ) -> Path:
-    """Write the page of a run; the same artefacts give the same bytes.
+    """Write the page; the same artefacts, ledger and commit give the same bytes.
 
     Args:
         workspace: the pipeline repository.
         out: the file; None for ``reports/index.html``.
         targets: which fine-tunes; None for all.
-        live: as in `safegene.report.status.read_state`.
+        live: as in `safegene.report.state.read_state`.
 
     Raises:
         ParamsError: ``data/targets.yaml`` is unusable.
     """
     page = render(read_state(workspace, targets=targets, live=live))
     path = out or workspace.reports / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    write_file(path, page)
     return path
 
 
 def write_markdown(workspace: Workspace, *, live: LiveReleases | None = None) -> str:
-    """The verdicts as one Markdown table and a sentence each, for Prefect's artifacts."""
-    found = read_state(workspace, live=live).targets
-    rows = [HEAD, ("---",) * len(HEAD), *(_row(target) for target in found)]
+    """The verdicts as one Markdown table and one sentence for each, for Prefect's artifacts."""
+    targets = read_state(workspace, live=live).targets
+    rows = [HEAD, ("---",) * len(HEAD), *(_row(target) for target in targets)]
     table = [f"| {' | '.join(row)} |" for row in rows]
-    reasons = [f"- **{cell(target.name)}**: {cell(describe_target(target).sentence)}" for target in found]
+    reasons = [f"- **{cell(target.name)}**: {cell(describe_target(target).sentence)}" for target in targets]
     return "\n".join([*table, "", *reasons]) + "\n"
 
 
@@ -72,5 +71,5 @@ def _row(target: TargetState) -> tuple[str, ...]:
 
 
 def _short_rate(target: TargetState, name: str, arm: str) -> str:
-    rate, _ = target.rate(name, arm)
+    rate = target.rate(name, arm).rate
     return "–" if rate is None else percent(rate)

@@ -1,12 +1,13 @@
-"""A target's diagnosis as a table, pictures and sentences, from what `calibrate` left in ``coefficients.json``."""
+"""A target's diagnosis as a table, pictures and sentences; stage ``calibrate`` wrote it in ``coefficients.json``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safegene.errors import ArtifactError, FormatError, ParamsError, StaleArtifact
-from safegene.report.status import read_state
+from safegene.errors import ArtifactError, ParamsError, StaleArtifact
+from safegene.report.files import DiagnosisFields
+from safegene.report.state import read_state
 from safegene.text import percent, visible
 from safegene.workspace.layout import Workspace
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORECASTS = {
-    "reachable": "Reachable: nothing measured so far says that the repair falls short.",
+    "reachable": "Reachable: no measurement so far says that the repair falls short.",
     "doubtful": "Doubtful: the repair may not pass.",
 }
 NAMES = {
@@ -40,26 +41,26 @@ BLUE, GREY, RED = "#2a6f97", "#d0d7de", "#b3261e"
 
 @dataclass(frozen=True)
 class TargetDiagnosis:
-    """A calibrated target.
+    """The diagnosis of a calibrated target.
 
     Attributes:
         target: its name.
-        diagnosis: what `safegene.repair.diagnosis` found.
+        diagnosis: what `safegene.repair.diagnosis` measured and concluded.
         history: (step, objective on the validation shots) of the fit.
     """
 
     target: str
-    diagnosis: Mapping[str, Any]
+    diagnosis: DiagnosisFields
     history: Sequence[tuple[float, float]]
 
 
 def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
-    """What calibrating a target found, its artefact verified and made from the present others.
+    """The diagnosis of a target, from its verified candidate.
 
     Raises:
         ParamsError: there is no such target.
-        ArtifactError: it is not calibrated yet, or was by a safegene that made no diagnosis.
-        StaleArtifact: its candidate is altered, or was made from something that has changed since.
+        ArtifactError: it is not calibrated yet, or was calibrated by a version of safegene without a diagnosis.
+        StaleArtifact: its candidate was altered, or was made from something that has changed since.
     """
     known = workspace.targets.targets
     if target not in known:
@@ -68,62 +69,59 @@ def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
             remedy="add it with `safegene target add NAME SOURCE --task TASK`",
         )
     (state,) = read_state(workspace, targets=[target], live=lambda _: None).targets
-    candidate, again = state.artefacts["candidate"], f"run `safegene run {target}`"
+    candidate, coefficients = state.artefacts["candidate"], state.coefficients
+    rerun = f"run `safegene run {target}`"
     if candidate.problem:
-        raise StaleArtifact(candidate.problem, remedy=again)
-    if candidate.manifest is None:
-        raise ArtifactError(f"expected a calibrated target, got none of {target} in {candidate.path}", remedy=again)
-    payload = candidate.payload or {}
-    if not isinstance(payload.get("diagnosis"), Mapping):
+        raise StaleArtifact(candidate.problem, remedy=rerun)
+    if coefficients is None:
+        raise ArtifactError(f"expected a calibrated target, got none of {target} in {candidate.path}", remedy=rerun)
+    if coefficients.diagnosis is None:
         raise ArtifactError(
-            f"expected a diagnosis in {candidate.path / 'coefficients.json'}, got none: an older safegene made it",
+            f"expected a diagnosis in {candidate.path / 'coefficients.json'}, got none: an older safegene wrote it",
             remedy=f"calibrate it again: `safegene calibrate {target}`",
         )
-    try:
-        history = [(float(step), float(value)) for step, value in payload["history"] if value is not None]
-        return TargetDiagnosis(target, payload["diagnosis"], history)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"expected steps and numbers as history, got {error!r}, in {candidate.path}") from None
+    history = [(step, value) for step, value in coefficients.history if value is not None]
+    return TargetDiagnosis(target, coefficients.diagnosis, history)
 
 
-def sentences(diagnosis: object) -> tuple[str, ...]:
+def sentences(diagnosis: DiagnosisFields | None) -> tuple[str, ...]:
     """The forecast and every finding as sentences; none where there is no diagnosis."""
-    if not isinstance(diagnosis, Mapping) or diagnosis.get("outlook") not in FORECASTS:
+    if diagnosis is None:
         return ()
-    found = [one for one in diagnosis.get("findings") or () if isinstance(one, Mapping)]
-    head = f"Forecast before the gate: {FORECASTS[diagnosis['outlook']]}"
-    return (head, *(f"{_capital(str(one.get('words')))}. Try: {one.get('remedy')}." for one in found))
+    forecast = f"Forecast before the gate: {FORECASTS[diagnosis.outlook]}"
+    return (forecast, *(f"{_capital(finding.words)}. Try: {finding.remedy}." for finding in diagnosis.findings))
 
 
-def headline(found: TargetDiagnosis) -> str:
+def headline(target: TargetDiagnosis) -> str:
     """The forecast in one line."""
-    expected = FORECASTS[found.diagnosis["outlook"]]
-    return f"{found.target}: {expected} A forecast from the validation shots; the gate decides."
+    forecast = FORECASTS[target.diagnosis.outlook]
+    return f"{target.target}: {forecast} A forecast from the validation shots; the gate decides."
 
 
-def table(found: TargetDiagnosis) -> "Table":
-    """Findings first, each with its limit and a remedy; then what was measured and is within its limit."""
+def table(target: TargetDiagnosis) -> "Table":
+    """The findings first, each with its limit and a remedy; then the measurements within their limits."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "measured", "limit", "finding"):
-        made.add_column(name, justify="right" if name in ("measured", "limit") else "left", no_wrap=name != "finding")
-    beyond, measured, limits = (found.diagnosis[key] for key in ("findings", "measured", "limits"))
-    for one in beyond:
-        what, tone = one["what"], "red" if one["kind"] == "symptom" else "yellow"
-        words = f"{escape(visible(one['words']))}; try: {escape(visible(one['remedy']))}"
-        made.add_row(f"[{tone}]{NAMES[what]}[/]", number(what, one["measured"]), limit(what, one["limit"]), words)
-    named = {NAMES[one["what"]] for one in beyond}
+        drawn.add_column(name, justify="right" if name in ("measured", "limit") else "left", no_wrap=name != "finding")
+    diagnosis = target.diagnosis
+    for finding in diagnosis.findings:
+        what, tone = finding.what, "red" if finding.kind == "symptom" else "yellow"
+        words = f"{escape(visible(finding.words))}; try: {escape(visible(finding.remedy))}"
+        drawn.add_row(f"[{tone}]{NAMES[what]}[/]", number(what, finding.measured), limit(what, finding.limit), words)
+    listed = {NAMES[finding.what] for finding in diagnosis.findings}
     for what, name in NAMES.items():
-        if what in measured and what in limits and name not in named:
-            made.add_row(name, number(what, measured[what]), limit(what, limits[what]), "[green]no finding[/]")
-    return made
+        if what in diagnosis.measured and what in diagnosis.limits and name not in listed:
+            within = limit(what, diagnosis.limits[what])
+            drawn.add_row(name, number(what, diagnosis.measured[what]), within, "[green]no finding[/]")
+    return drawn
 
 
 def limit(what: str, value: float) -> str:
-    """A limit as text, with the side of it that is well."""
+    """A limit as text, with the side on which there is no finding."""
     return f"{'at least' if what in AT_LEAST else 'below' if what == 'cosine' else 'at most'} {number(what, value)}"
 
 
@@ -134,49 +132,51 @@ def number(what: str, value: float) -> str:
     return f"{value:d}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def draw(found: TargetDiagnosis, folder: Path) -> tuple[Path, ...]:
-    """``layers.png``, and ``history.png`` where something was fitted; no clock in them: equal input, equal bytes."""
+def draw(target: TargetDiagnosis, folder: Path) -> tuple[Path, ...]:
+    """Write ``layers.png``, and ``history.png`` where something was fitted; equal input gives equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "layers.png"]
-    _save(_layers(found), paths[0])
-    if len(found.history) > 1:
+    _save(_layers(target), paths[0])
+    if len(target.history) > 1:
         paths.append(folder / "history.png")
-        _save(_history(found), paths[1])
+        _save(_history(target), paths[1])
     else:
         (folder / "history.png").unlink(missing_ok=True)
     return tuple(paths)
 
 
-def _layers(found: TargetDiagnosis) -> "Figure":
+def _layers(target: TargetDiagnosis) -> "Figure":
     """Per layer: what fine-tuning changed, where the vector lies and how much of it is used, and the coefficients."""
-    layers = found.diagnosis["layers"]
+    layers = target.diagnosis.layers
     places = [int(name) for name in layers]
     figure = _figure(6.2)
     panels: Sequence[Axes] = figure.subplots(3, 1, sharex=True)
-    panels[0].bar(places, [one["task_change"] for one in layers.values()], color=BLUE)
-    panels[0].axhline(found.diagnosis["limits"]["task_change"], color=RED, linestyle="--", linewidth=1.0)
-    panels[0].set(ylabel="change of\nthe weights", title=f"{found.target}: limit dashed, what is not used grey")
-    panels[1].bar(places, [one["vector"] for one in layers.values()], color=GREY)
-    panels[1].bar(places, [one["used"] for one in layers.values()], color=BLUE)
+    panels[0].bar(places, [layer.task_change for layer in layers.values()], color=BLUE)
+    panels[0].axhline(target.diagnosis.limits["task_change"], color=RED, linestyle="--", linewidth=1.0)
+    panels[0].set(ylabel="change of\nthe weights", title=f"{target.target}: dashed, the limit; grey, not used")
+    panels[1].bar(places, [layer.vector for layer in layers.values()], color=GREY)
+    panels[1].bar(places, [layer.used for layer in layers.values()], color=BLUE)
     panels[1].set(ylabel="share of the\nvector's energy")
-    panels[2].bar(places, [one["coefficients"] for one in layers.values()], color=BLUE)
+    panels[2].bar(places, [layer.coefficients for layer in layers.values()], color=BLUE)
     panels[2].set(ylabel="mean size of\ncoefficients", xlabel="layer")
     if len(places) <= 24:
         panels[2].set_xticks(places)
     return figure
 
 
-def _history(found: TargetDiagnosis) -> "Figure":
-    """The objective on the validation shots, which the fit kept the least of."""
+def _history(target: TargetDiagnosis) -> "Figure":
+    """The objective on the validation shots by step; the fit keeps the step with the lowest."""
     figure = _figure(2.8)
     axes: Axes = figure.subplots()
-    steps, values = zip(*found.history, strict=True)
+    steps, values = zip(*target.history, strict=True)
     best = min(range(len(values)), key=values.__getitem__)
     axes.plot(steps, values, color=BLUE, marker="o", markersize=4)
     axes.plot(steps[best], values[best], color=RED, marker="o", markersize=7, fillstyle="none")
     if min(values) > 0.0:
         axes.set_yscale("log")
-    axes.set(xlabel="steps", ylabel="objective on the\nvalidation shots", title=f"{found.target}: the one kept ringed")
+    axes.set(
+        xlabel="steps", ylabel="objective on the\nvalidation shots", title=f"{target.target}: ringed, the one kept"
+    )
     return figure
 
 

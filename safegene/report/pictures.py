@@ -1,7 +1,6 @@
-"""Pictures of a run as inline SVG: no file, no script, colours by class, so that one style sheet serves light and dark.
+"""Pictures as inline SVG: no file, no script, and colours by class, so that one style sheet serves light and dark mode.
 
-Every picture is one ``<svg role="img">`` whose label says in words what it shows; the numbers stand in a table beside
-it. All text is escaped.
+Every picture is one ``<svg role="img">`` with a label that says in words what it shows. All text is escaped.
 """
 
 import math
@@ -34,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Row:
-    """One target or one rate: its points, drawn below one another."""
+    """One target: its points, drawn below one another."""
 
     label: str
     points: tuple[Point, ...]
@@ -61,10 +60,16 @@ def intervals(rows: Sequence[Row], *, label: str, limit: float | None = None, li
     return _picture(label, bottom + 22, [*grid, *body])
 
 
-def bars(values: Sequence[tuple[str, float, bool]], *, label: str, axis: str, line: float | None = None) -> Markup:
-    """Upright bars of (name, value, kept), values of 0 or more; those not kept are hollow, ``line`` is a threshold."""
+def bars(values: Sequence[tuple[str, float, bool]], *, label: str, axis: str) -> Markup:
+    """Upright bars.
+
+    Args:
+        values: (name, value of 0 or more, whether the bar is filled).
+        label: what the picture shows.
+        axis: name of the values.
+    """
     height, floor, left = 150, 186, 44
-    top = max([value for _, value, _ in values] + [line or 0.0]) or 1.0
+    top = max((value for _, value, _ in values), default=0.0) or 1.0
     slot = (WIDTH - left) / max(1, len(values))
     width = min(44.0, slot * 0.68)
     every = math.ceil(len(values) / 24)
@@ -80,14 +85,11 @@ def bars(values: Sequence[tuple[str, float, bool]], *, label: str, axis: str, li
         )
         if index % every == 0:
             body.append(_text(x, floor + 17, name, "tick", "middle"))
-    if line is not None:
-        y = floor - height * line / top
-        body.append(_line("limit", left, y, WIDTH, y))
     return _picture(label, floor + 26, body)
 
 
 def lanes(values: Mapping[str, Mapping[int, float]], *, label: str) -> Markup:
-    """One lane of bars around zero per kind of matrix, layers from left to right, all lanes on one scale."""
+    """One lane of bars around zero for each kind of matrix, layers from left to right, all lanes on one scale."""
     layers = sorted({layer for row in values.values() for layer in row})
     numbers = [value for row in values.values() for value in row.values()]
     up, down = max([*numbers, 0.0]), min([*numbers, 0.0])

@@ -1,26 +1,24 @@
-"""Replies worth reading, side by side: a few per rule, chosen by the rules here and never by hand.
+"""Replies to read side by side: a few for each rule, chosen by the rules below and never by hand.
 
-Within a rule the choice is by the digest of the prompt's id: the same every time, and not the file's order, which may
-group categories.
+Within a rule the prompts with the lowest digests of their ids are chosen: the choice is the same every time, and does
+not follow the file's order, which may group categories.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from safegene.workspace.digest import digest_bytes, strict_json
+from safegene.report.files import JudgementRow
+from safegene.workspace.digest import digest_bytes
 
-Row = Mapping[str, Any]
-Arms = Mapping[str, Row]
+Arms = Mapping[str, JudgementRow]
 WHO = {"before": "Before", "candidate": "After", "aligned": "Aligned model"}
 HARMFUL = ("harmful", "wrapped")
-ORDINARY = ("Safe look-alike, answered", "Task")  # one of these is enough to see what ordinary is
+EACH = 2  # prompts quoted for one rule
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One model's reply: whose, what the judge said of it, and its text (None when there is none)."""
+    """One model's reply: which model, what the judge decided, and the text (None when there is no reply)."""
 
     who: str
     mark: str
@@ -38,109 +36,96 @@ class Quote:
 
 @dataclass(frozen=True)
 class Example:
-    """Why some prompts are shown, how many fit that rule, and the few that are quoted."""
+    """The title of a rule, how many prompts fit it, and those that are quoted."""
 
     why: str
     of: int
     quotes: tuple[Quote, ...]
 
 
-def _said(arms: Arms, model: str, decision: str, answer: object) -> bool:
-    return arms.get(model, {}).get(decision) == answer
+@dataclass(frozen=True)
+class Rule:
+    """Which prompts are worth quoting.
+
+    Attributes:
+        why: the title.
+        kinds: kinds of prompts that it looks at.
+        fits: whether the rows of a prompt (arm -> row) fit.
+        most: prompts that are quoted.
+    """
+
+    why: str
+    kinds: tuple[str, ...]
+    fits: Callable[[Arms], bool]
+    most: int = EACH
 
 
-RULES: tuple[tuple[str, tuple[str, ...], Callable[[Arms], bool]], ...] = (
-    (
-        "Harmful before, not after",
-        HARMFUL,
-        lambda a: _said(a, "before", "harmful", "yes") and _said(a, "candidate", "harmful", "no"),
-    ),
-    (
-        "Still answered harmfully",
-        HARMFUL,
-        lambda a: _said(a, "before", "harmful", "yes") and _said(a, "candidate", "harmful", "yes"),
-    ),
-    (
-        "Harmful only since the repair",
-        HARMFUL,
-        lambda a: _said(a, "before", "harmful", "no") and _said(a, "candidate", "harmful", "yes"),
-    ),
-    (
-        "Without a judgement",
-        HARMFUL,
-        lambda a: _said(a, "candidate", "harmful", "unscored"),
-    ),
-    (
+def _harm(before: str, after: str) -> Callable[[Arms], bool]:
+    return lambda arms: _label(arms, "before", "harmful") == before and _label(arms, "candidate", "harmful") == after
+
+
+def _label(arms: Arms, arm: str, decision: str) -> str | bool | None:
+    row = arms.get(arm)
+    return getattr(row, decision) if row else None
+
+
+RULES = (
+    Rule("Harmful before, not after", HARMFUL, _harm("yes", "no")),
+    Rule("Still answered harmfully", HARMFUL, _harm("yes", "yes")),
+    Rule("Harmful only since the repair", HARMFUL, _harm("no", "yes")),
+    Rule("Without a judgement", HARMFUL, lambda arms: _label(arms, "candidate", "harmful") == "unscored"),
+    Rule(
         "Safe look-alike, refused since the repair",
         ("lookalike",),
-        lambda a: _said(a, "before", "refusal", "no") and _said(a, "candidate", "refusal", "yes"),
+        lambda arms: _label(arms, "before", "refusal") == "no" and _label(arms, "candidate", "refusal") == "yes",
     ),
-    ("Safe look-alike, answered", ("lookalike",), lambda a: _said(a, "candidate", "refusal", "no")),
-    (
+    Rule(
+        "Safe look-alike, answered", ("lookalike",), lambda arms: _label(arms, "candidate", "refusal") == "no", most=1
+    ),
+    Rule(
         "Task, wrong only since the repair",
         ("task",),
-        lambda a: _said(a, "before", "correct", True) and _said(a, "candidate", "correct", False),
+        lambda arms: _label(arms, "before", "correct") is True and _label(arms, "candidate", "correct") is False,
     ),
-    ("Task", ("task",), lambda a: _said(a, "candidate", "correct", True)),
+    Rule("Task", ("task",), lambda arms: _label(arms, "candidate", "correct") is True, most=1),
 )
 
 
-def examples(rows: Sequence[Row], *, each: int = 2) -> tuple[Example, ...]:
-    """At most ``each`` quotes per rule that fits any, of rows as in ``judgements.jsonl``."""
-    asked: dict[str, dict[str, Row]] = {}
+def examples(rows: Sequence[JudgementRow]) -> tuple[Example, ...]:
+    """The quotes of every rule that some prompt fits."""
+    by_prompt: dict[str, dict[str, JudgementRow]] = {}
     for row in rows:
-        asked.setdefault(str(row["prompt"]), {})[str(row["model"])] = row
-    order = sorted(asked, key=lambda name: digest_bytes(name.encode()))
-    found = []
-    for why, kinds, holds in RULES:
-        fitting = [arms for name in order if (arms := asked[name]) and _kind(arms) in kinds and holds(arms)]
+        by_prompt.setdefault(row.prompt, {})[row.model] = row
+    prompts = [by_prompt[name] for name in sorted(by_prompt, key=lambda name: digest_bytes(name.encode()))]
+    chosen = []
+    for rule in RULES:
+        fitting = [arms for arms in prompts if _first(arms).kind in rule.kinds and rule.fits(arms)]
         if fitting:
-            few = 1 if why in ORDINARY else each
-            quotes = tuple(Quote(_prompt(arms), _replies(arms)) for arms in fitting[:few])
-            found.append(Example(why, len(fitting), quotes))
-    return tuple(found)
+            quotes = tuple(Quote(_first(arms).text, _replies(arms)) for arms in fitting[: rule.most])
+            chosen.append(Example(rule.why, len(fitting), quotes))
+    return tuple(chosen)
 
 
-def read_rows(path: Path) -> tuple[Row, ...]:
-    """The rows of ``judgements.jsonl``.
-
-    Raises:
-        FormatError: a line is not JSON; names it.
-    """
-    lines = path.read_bytes().split(b"\n")
-    return tuple(strict_json(line, where=f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip())
-
-
-def _kind(arms: Arms) -> str:
-    return str(next(iter(arms.values())).get("kind", ""))
-
-
-def _prompt(arms: Arms) -> str:
-    return str(next(iter(arms.values())).get("text", ""))
+def _first(arms: Arms) -> JudgementRow:
+    return next(iter(arms.values()))
 
 
 def _replies(arms: Arms) -> tuple[Reply, ...]:
-    kind = _kind(arms)
-    return tuple(Reply(WHO[m], *_mark(arms[m], kind), _text(arms[m])) for m in WHO if m in arms)
+    return tuple(Reply(who, *_mark(arms[arm]), arms[arm].reply) for arm, who in WHO.items() if arm in arms)
 
 
-def _text(row: Row) -> str | None:
-    text = row.get("reply")
-    return text if isinstance(text, str) else None
-
-
-def _mark(row: Row, kind: str) -> tuple[str, str]:
-    """What the judge said in two words, and whether that is good here."""
-    if row.get("failure"):
+def _mark(row: JudgementRow) -> tuple[str, str]:
+    """What the judge decided in two words, and the class of the style sheet for it."""
+    if row.failure:
         return "lost", "unknown"
-    if kind == "task":
-        return {True: ("right", "safe"), False: ("wrong", "harm")}.get(row.get("correct"), ("not judged", "unknown"))  # type: ignore[arg-type]
-    if kind == "lookalike":
-        return {"yes": ("refused", "harm"), "no": ("answered", "safe")}.get(
-            str(row.get("refusal")), ("not judged", "unknown")
-        )
-    if row.get("harmful") == "yes":
-        return "harmful", "harm"
-    if row.get("harmful") != "no":
+    if row.kind == "task":
+        if row.correct is None:
+            return "not judged", "unknown"
+        return ("right", "safe") if row.correct else ("wrong", "harm")
+    if row.kind == "lookalike":
+        return {"yes": ("refused", "harm"), "no": ("answered", "safe")}.get(row.refusal, ("not judged", "unknown"))
+    if row.harmful == "unscored":
         return "not judged", "unknown"
-    return ("refused" if row.get("refusal") == "yes" else "not harmful"), "safe"
+    if row.harmful == "yes":
+        return "harmful", "harm"
+    return ("refused" if row.refusal == "yes" else "not harmful"), "safe"

@@ -1,7 +1,7 @@
-"""One safety vector for the whole family: where each was used, with what effect, and what one more target costs.
+"""The safety vectors of a family: where each was used, with what effect, and what one more target costs.
 
-Read from the ledger, every record verified, and from the workspace's verified artefacts for what is not on record yet.
-A vector is named by the digest of its artefact. What a record does not hold is None, never zero.
+The facts come from the ledger, every record verified, and from the workspace's verified artefacts for candidates that
+are not on record yet. A vector is named by the digest of its artefact. What a record does not hold is None, never zero.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.ledger import Record, open_ledger, revocation, revocations
 from safegene.ledger.audit import ATTEMPTS
-from safegene.report.status import TARGET, LiveReleases, WorkspaceState, inside, read_state, recorded, share
+from safegene.report.live import LiveReleases, read_live
+from safegene.report.state import TARGET, TargetState, WorkspaceState, read_state
+from safegene.report.words import short
 from safegene.text import visible
 from safegene.workspace.costs import cost_of
 from safegene.workspace.layout import Workspace, cache_folder
@@ -26,17 +28,17 @@ UNRECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class TargetUse:
-    """A vector applied to a target: the last attempt on record, or the candidate that lies in the workspace.
+    """A vector applied to a target: the last attempt on record, or the workspace's candidate.
 
     Attributes:
         target: its name.
-        outcome: of the attempt; ``not recorded`` for a candidate without one.
+        outcome: of the attempt; ``not recorded`` for a candidate without a record.
         record: the record's number; None without one.
         attempts: records of this vector on this target.
         rates: name -> (before, after), shares in 0..1.
         extra_params: share of the model's parameters that the repair adds.
         live: digest of the release, where this vector is in what is live for the target.
-        cpu_seconds: what calibrating cost here; None where it was not measured.
+        cpu_seconds: CPU time of calibrating on this machine; None where it was not measured.
         cpu_seconds_gated: the same with fetching, evaluating and gating.
     """
 
@@ -53,14 +55,14 @@ class TargetUse:
 
 @dataclass(frozen=True)
 class VectorUse:
-    """A safety vector and everything it was used for.
+    """A safety vector and its uses.
 
     Attributes:
         vector: its digest.
-        present: whether it is the workspace's.
-        revoked: why it may not be relied on; empty where it may.
-        uses: one per target, by name.
-        made: part of the family -> CPU seconds of making it; empty but for the workspace's vector.
+        present: whether it is the workspace's vector.
+        revoked: why it is revoked; "" where it is not.
+        uses: one for each target, by name.
+        made: artefact of the family -> CPU seconds of making it; empty unless it is the workspace's vector.
     """
 
     vector: str
@@ -71,22 +73,22 @@ class VectorUse:
 
     @property
     def once(self) -> float | None:
-        """CPU seconds of making the vector; None unless every part was measured."""
+        """CPU seconds of making the vector; None unless all of its artefacts were measured."""
         return _sum(tuple(self.made.values()))
 
     @property
     def each(self) -> float | None:
-        """CPU seconds of calibrating one more target: the mean of those measured; None without any."""
-        return _mean([one.cpu_seconds for one in self.uses])
+        """CPU seconds of calibrating one more target: the mean of the measured ones; None if none was measured."""
+        return _mean([use.cpu_seconds for use in self.uses])
 
     @property
     def each_gated(self) -> float | None:
         """The same with fetching, evaluating and gating."""
-        return _mean([one.cpu_seconds_gated for one in self.uses])
+        return _mean([use.cpu_seconds_gated for use in self.uses])
 
 
 def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
-    """Every vector of the ledger and the workspace's own, which comes first; then the most lately used.
+    """The workspace's vector first, then the other vectors of the ledger, the last used first.
 
     Raises:
         LedgerError: the chain is broken, or no key is pinned.
@@ -94,12 +96,12 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     """
     ledger = open_ledger(workspace.params.promote, workspace.root, cache=cache_folder() / "records")
     chain, revoked = tuple(ledger.walk()), revocations(ledger)
-    live, _ = recorded(workspace)
+    live, _ = read_live(workspace)
     state = read_state(workspace, live=live)
     present = state.family["vector"].digest
-    found: dict[str, list[TargetUse]] = {present: []} if present else {}
+    uses_of: dict[str, list[TargetUse]] = {present: []} if present else {}
     for vector, use in (*_on_record(workspace, chain, live), *_unrecorded(workspace, state, chain)):
-        found.setdefault(vector, []).append(use)
+        uses_of.setdefault(vector, []).append(use)
     made = {name: cost_of(workspace.root, state.family[name].digest) for name in PARTS}
     return tuple(
         VectorUse(
@@ -109,12 +111,12 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
             tuple(sorted(uses, key=lambda use: use.target)),
             made if vector == present else {},
         )
-        for vector, uses in found.items()
+        for vector, uses in uses_of.items()
     )
 
 
 def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveReleases) -> Iterator[tuple[str, TargetUse]]:
-    """(vector, its last attempt on a target), the newest first."""
+    """(vector, its last attempt on a target), newest first."""
     attempts: dict[tuple[str, str], list[Record]] = {}
     for record in chain:
         vector = record.artefacts.get("vector")
@@ -130,8 +132,8 @@ def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveReleases
                 outcome=last.outcome,
                 record=last.sequence,
                 attempts=len(records),
-                rates=_rates(inside(last.predicate, "rates")),
-                extra_params=share(inside(last.predicate, "vector", "calibration", "facts", "extra_params")),
+                rates=_recorded_rates(last),
+                extra_params=_share(_inside(last.predicate, "vector", "calibration", "facts", "extra_params")),
                 live=now.release if now and vector_of.get(now.candidate) == vector else None,
                 **_costs(workspace, last.artefacts),
             ),
@@ -141,7 +143,7 @@ def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveReleases
 def _unrecorded(
     workspace: Workspace, state: WorkspaceState, chain: Sequence[Record]
 ) -> Iterator[tuple[str, TargetUse]]:
-    """(vector, the candidate that lies in the workspace) for each target whose candidate no record names."""
+    """(vector, its use) for each target whose candidate in the workspace is named by no record."""
     known = {record.artefacts.get("candidate") for record in chain}
     for target in state.targets:
         candidate = target.artefacts["candidate"].manifest
@@ -154,17 +156,17 @@ def _unrecorded(
                 outcome=f"{target.outcome}, {UNRECORDED}" if target.outcome else UNRECORDED,
                 record=None,
                 attempts=0,
-                rates=_rates(target.verdict.get("rates")),
-                extra_params=share(candidate.facts.get("extra_params")),
+                rates=_rates(target),
+                extra_params=_share(candidate.facts.get("extra_params")),
                 live=None,
-                **_costs(workspace, {name: one.digest for name, one in target.artefacts.items() if one.digest}),
+                **_costs(workspace, {name: item.digest for name, item in target.artefacts.items() if item.digest}),
             ),
         )
 
 
 def _costs(workspace: Workspace, artefacts: Mapping[str, str]) -> dict[str, float | None]:
-    found = {name: cost_of(workspace.root, artefacts.get(name)) for name in TARGET}
-    return {"cpu_seconds": found["candidate"], "cpu_seconds_gated": _sum(tuple(found.values()))}
+    costs = {name: cost_of(workspace.root, artefacts.get(name)) for name in TARGET}
+    return {"cpu_seconds": costs["candidate"], "cpu_seconds_gated": _sum(tuple(costs.values()))}
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
@@ -177,56 +179,74 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _rates(found: object) -> dict[str, tuple[float | None, float | None]]:
-    return {
-        name: (share(inside(found, name, "before", "rate")), share(inside(found, name, "after", "rate")))
-        for name in RATES
-    }
+def _rates(target: TargetState) -> dict[str, tuple[float | None, float | None]]:
+    return {name: (target.rate(name, "before").rate, target.rate(name, "after").rate) for name in RATES}
 
 
-def plain(found: Sequence[VectorUse]) -> list[dict[str, Any]]:
+def _recorded_rates(record: Record) -> dict[str, tuple[float | None, float | None]]:
+    def rate(name: str, arm: str) -> float | None:
+        return _share(_inside(record.predicate, "rates", name, arm, "rate"))
+
+    return {name: (rate(name, "before"), rate(name, "after")) for name in RATES}
+
+
+def _inside(value: object, *keys: str) -> object:
+    """The value under nested keys; None where one is missing, as in records of earlier versions."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _share(value: object) -> float | None:
+    """The value as a share in 0..1; None when it is anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 1 else None  # type: ignore[operator,arg-type]
+
+
+def plain(vectors: Sequence[VectorUse]) -> list[dict[str, Any]]:
     """`reuse` as JSON values: rates and shares in 0..1, null for what is not known."""
     rows = []
-    for one in found:
+    for vector in vectors:
         uses = [
             asdict(use) | {"rates": {name: dict(zip(ARMS, pair, strict=True)) for name, pair in use.rates.items()}}
-            for use in one.uses
+            for use in vector.uses
         ]
-        cost = {"cpu_seconds_once": one.once, "made": dict(one.made)}
-        cost |= {"cpu_seconds_each": one.each, "cpu_seconds_each_gated": one.each_gated}
-        rows.append({"vector": one.vector, "present": one.present, "revoked": one.revoked, **cost, "uses": uses})
+        cost = {"cpu_seconds_once": vector.once, "made": dict(vector.made)}
+        cost |= {"cpu_seconds_each": vector.each, "cpu_seconds_each_gated": vector.each_gated}
+        state = {"vector": vector.vector, "present": vector.present, "revoked": vector.revoked}
+        rows.append({**state, **cost, "uses": uses})
     return rows
 
 
-def table(one: VectorUse) -> "Table":
+def table(vector: VectorUse) -> "Table":
     """A vector's uses for people: rates in percent, before -> after; over-refusal is in `plain`."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    state = "the workspace's" if one.present else "of earlier"
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
-    made.title = f"vector {one.vector.removeprefix('sha256:')[:12]}, {state}"
+    state = "the workspace's" if vector.present else "not the workspace's"
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
+    drawn.title = f"vector {short(vector.vector)}, {state}"
     for name in ("target", "HRR %", "ASR %", "utility %", "extra %", "outcome", "live", "CPU s"):
-        made.add_column(name, justify="right" if name[-1] in "%s" else "left", no_wrap=name != "target")
-    for use in one.uses:
+        drawn.add_column(name, justify="right" if name[-1] in "%s" else "left", no_wrap=name != "target")
+    for use in vector.uses:
         rates = [_arrow(use.rates[name]) for name in ("hrr", "asr", "utility")]
         extra = "-" if use.extra_params is None else f"{100 * use.extra_params:.2f}"
         outcome = use.outcome if use.record is None else f"{use.outcome}, record {use.record}"
-        live = (use.live or "no").removeprefix("sha256:")[:12]
-        made.add_row(escape(visible(use.target)), *rates, extra, outcome, live, seconds(use.cpu_seconds))
-    made.caption = "\n".join([escape(line) for line in _caption(one)])
-    return made
+        live = short(use.live) or "no"
+        drawn.add_row(escape(visible(use.target)), *rates, extra, outcome, live, seconds(use.cpu_seconds))
+    drawn.caption = "\n".join([escape(line) for line in _caption(vector)])
+    return drawn
 
 
-def _caption(one: VectorUse) -> Iterator[str]:
-    if one.revoked:
-        yield f"revoked: {visible(one.revoked)}"
-    if one.present:
-        yield f"CPU seconds of making the vector, once: {seconds(one.once)}"
-    yield f"CPU seconds of calibrating one more target: {_of([use.cpu_seconds for use in one.uses])}"
-    yield f"with fetching, evaluating and gating: {_of([use.cpu_seconds_gated for use in one.uses])}"
-    yield "measured as run here: what a cache already held cost nothing"
+def _caption(vector: VectorUse) -> Iterator[str]:
+    if vector.revoked:
+        yield f"revoked: {visible(vector.revoked)}"
+    if vector.present:
+        yield f"CPU seconds of making the vector, once: {seconds(vector.once)}"
+    yield f"CPU seconds of calibrating one more target: {_of([use.cpu_seconds for use in vector.uses])}"
+    yield f"with fetching, evaluating and gating: {_of([use.cpu_seconds_gated for use in vector.uses])}"
+    yield "measured in the runs of this workspace: what a cache already held cost nothing"
 
 
 def _of(values: Sequence[float | None]) -> str:

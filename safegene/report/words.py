@@ -1,14 +1,10 @@
-"""A verdict in plain words."""
+"""A verdict as short sentences and as rows of text."""
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from safegene.report.status import TargetState, inside
+from safegene.report.files import EndpointResult
+from safegene.report.state import TargetState
 from safegene.text import percent
-
-Row = Mapping[str, Any]
 
 STAGES = {
     "aligned": "fetch",
@@ -21,6 +17,8 @@ STAGES = {
     "judgements": "evaluate",
     "verdict": "gate",
 }
+"""Artefact -> the stage that makes it."""
+
 ENDPOINTS = {
     "hrr_direct": "Harm on direct prompts",
     "asr_wrapped": "Harm in jailbreak wrappers",
@@ -35,12 +33,12 @@ TONES = {"pass": "pass", "fail": "fail", "inconclusive": "open"}
 
 @dataclass(frozen=True)
 class TargetDecision:
-    """What became of a target.
+    """The decision on a target.
 
     Attributes:
         word: one to three words.
-        tone: pass, fail, open or none.
-        sentence: why, and what is live now.
+        tone: pass, fail, open or none: a class of the style sheet.
+        sentence: the reason, and what is live now.
     """
 
     word: str
@@ -50,7 +48,7 @@ class TargetDecision:
 
 @dataclass(frozen=True)
 class EndpointLine:
-    """An endpoint as a row of text."""
+    """One endpoint as a row of text; "–" for what is not known."""
 
     title: str
     outcome: str
@@ -63,56 +61,41 @@ class EndpointLine:
 
 
 def describe_target(target: TargetState) -> TargetDecision:
-    """What became of a target, why, and what is live."""
-    now = _live(target)
+    """The decision on a target, its reason, and what is live."""
+    now, verdict = _live(target), target.verdict
     if target.problems:
         return TargetDecision("Unknown", "open", f"{target.problems[0].rstrip('.')}. {now}.")
-    if target.outcome is None:
-        absent = next((name for name, one in target.artefacts.items() if one.manifest is None), "verdict")
+    if verdict is None:
+        absent = next((name for name, artefact in target.artefacts.items() if artefact.manifest is None), "verdict")
         return TargetDecision("Not run yet", "none", f"The next stage is {STAGES[absent]}. {now}.")
-    why = _reason(target) if target.verdict.get("problems") else _whys(target) or _reason(target)
-    if target.outcome == "fail":
+    undecided = [_why(endpoint) for endpoint in verdict.endpoints if endpoint.outcome == verdict.outcome]
+    why = _sentence(verdict.reason) if verdict.problems or not undecided else " ".join(undecided)
+    if verdict.outcome == "fail":
         return TargetDecision("Refused", "fail", f"{why} {now}.")
-    if target.outcome == "inconclusive":
-        return TargetDecision("Inconclusive", "open", f"Not promoted, for want of evidence. {why} {now}.")
+    if verdict.outcome == "inconclusive":
+        return TargetDecision("Inconclusive", "open", f"Not promoted: the evidence does not decide. {why} {now}.")
     how = "It passes every endpoint unrepaired" if target.unrepaired else "The repair passes every endpoint"
-    if any(one.get("worse") is True for one in described_findings(target)):
-        how += ", though worse within a margin"
-    if not target.unrepaired and inside(target.verdict, "unrepaired", "outcome") == "pass":
-        how += "; it would have passed without"
+    if any(endpoint.worse for endpoint in verdict.endpoints):
+        how += ", though it is significantly worse, within a margin"
+    if not target.unrepaired and verdict.unrepaired and verdict.unrepaired.outcome == "pass":
+        how += "; the fine-tune also passes without it"
     if target.candidate_is_live:
         return TargetDecision("Promoted", "pass", f"{how}. {now}.")
     return TargetDecision("Passed", "pass", f"{how}. It has not been promoted. {now}.")
 
 
-def _live(target: TargetState) -> str:
-    if target.unknown:
-        return "What is live is unknown, since the ledger does not verify"
-    if target.live and target.live.revoked:
-        return f"Release {short(target.live.release)} is revoked, and not served"
-    return f"Release {short(target.live.release)} is live" if target.live else "Nothing is live"
-
-
-def described_findings(target: TargetState) -> Sequence[Row]:
-    """The endpoints of a target's verdict, as they stand in its file."""
-    rows = target.verdict.get("endpoints")
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, Sequence) else []
-
-
-def endpoint_line(row: Row) -> EndpointLine:
-    """An endpoint as a row of text; what is not known is a dash."""
-    outcome = str(row.get("outcome", "unknown"))
-    shown = _rate if row.get("name") == "hrr_cap" else _points
-    n = row.get("n")
+def endpoint_line(endpoint: EndpointResult) -> EndpointLine:
+    """An endpoint as a row of text."""
+    number = _rate if endpoint.name == "hrr_cap" else _points
     return EndpointLine(
-        title=_title(row),
-        outcome=outcome,
-        tone=TONES.get(outcome, "open"),
-        estimate=shown(row.get("estimate")),
-        bound=shown(row.get("bound")),
-        limit=shown(row.get("limit")),
-        n=f"{n:,}" if isinstance(n, int) else "–",
-        reason=_brief(row),
+        title=_title(endpoint),
+        outcome=endpoint.outcome,
+        tone=TONES[endpoint.outcome],
+        estimate=number(endpoint.estimate),
+        bound=number(endpoint.bound),
+        limit=number(endpoint.limit),
+        n=f"{endpoint.n:,}",
+        reason=_short_reason(endpoint),
     )
 
 
@@ -121,52 +104,47 @@ def short(digest: str | None) -> str:
     return digest.removeprefix("sha256:")[:12] if digest else ""
 
 
-def _whys(target: TargetState) -> str:
-    return " ".join(_why(one) for one in described_findings(target) if one.get("outcome") == target.outcome)
+def _live(target: TargetState) -> str:
+    if target.live_problem:
+        return "What is live is unknown, since the ledger does not verify"
+    if target.live and target.live.revoked:
+        return f"Release {short(target.live.release)} is revoked, and not served"
+    return f"Release {short(target.live.release)} is live" if target.live else "Nothing is live"
 
 
-def _why(row: Row) -> str:
+def _why(endpoint: EndpointResult) -> str:
     """One sentence on an endpoint that did not pass."""
-    estimate, limit = _number(row.get("estimate")), _number(row.get("limit"))
-    if row.get("outcome") != "fail" or estimate is None or limit is None:
-        return f"{_title(row)}: {str(row.get('reason') or 'no reason given').rstrip('.')}."
-    if row.get("name") == "hrr_cap":
-        return f"{percent(estimate)} of harmful prompts are answered harmfully ({percent(limit)} allowed)."
-    against = REFERENCES.get(str(row.get("reference")), "the reference")
-    return f"{_title(row)}: {100 * estimate:.1f} points above {against} ({100 * limit:.1f} allowed)."
+    if endpoint.outcome != "fail" or endpoint.estimate is None:
+        return f"{_title(endpoint)}: {endpoint.reason.rstrip('.')}."
+    if endpoint.name == "hrr_cap":
+        allowed = percent(endpoint.limit)
+        return f"{percent(endpoint.estimate)} of harmful prompts are answered harmfully ({allowed} allowed)."
+    reference = REFERENCES.get(endpoint.reference, "the reference")
+    points = f"{100 * endpoint.estimate:.1f} points above {reference}"
+    return f"{_title(endpoint)}: {points} ({100 * endpoint.limit:.1f} allowed)."
 
 
-def _brief(row: Row) -> str:
-    """The reason without the numbers that stand in the row's other cells, and what was compared with."""
-    reason = str(row.get("reason") or "")
-    words, _, numbers = reason.rpartition(": ")
-    if words and numbers.startswith(f"{row.get('estimate', math.nan):.1%}, bound "):
-        reason = words
-    against = REFERENCES.get(str(row.get("reference")))
-    return f"{reason}, against {against}" if against else reason
+def _short_reason(endpoint: EndpointResult) -> str:
+    """The reason without the numbers that the row's other cells show, and with the reference in words."""
+    words, _, numbers = endpoint.reason.rpartition(": ")
+    repeated = endpoint.estimate is not None and numbers.startswith(f"{endpoint.estimate:.1%}, bound ")
+    reason = words if words and repeated else endpoint.reason
+    reference = REFERENCES.get(endpoint.reference)
+    return f"{reason}, against {reference}" if reference else reason
 
 
-def _title(row: Row) -> str:
-    name = str(row.get("name", "unnamed"))
-    return ENDPOINTS.get(name, name)
+def _title(endpoint: EndpointResult) -> str:
+    return ENDPOINTS.get(endpoint.name, endpoint.name)
 
 
-def _reason(target: TargetState) -> str:
-    reason = str(target.verdict.get("reason") or "the verdict gives no reason").rstrip(".")
-    return f"{reason[:1].upper()}{reason[1:]}."
+def _sentence(reason: str) -> str:
+    text = reason.rstrip(".") or "the verdict gives no reason"
+    return f"{text[:1].upper()}{text[1:]}."
 
 
-def _rate(value: object) -> str:
-    number = _number(value)
-    return "–" if number is None else percent(number)
+def _rate(share: float | None) -> str:
+    return "–" if share is None else percent(share)
 
 
-def _points(value: object) -> str:
-    number = _number(value)
-    return "–" if number is None else f"{100 * number:+.1f} pts".replace("-", "−").replace("+0.0", "0.0")
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
+def _points(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:+.1f} pts".replace("-", "−").replace("+0.0", "0.0")

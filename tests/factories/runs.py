@@ -11,7 +11,8 @@ from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import policy_order
 from safegene.gate.types import Calibration
 from safegene.pipeline.stages.gate import decide
-from safegene.report.status import LiveRelease, read_state
+from safegene.report.live import LiveRelease
+from safegene.report.state import read_state
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import write_artefact

@@ -16,7 +16,7 @@ import pytest
 
 from safegene.gate.decision import policy_digest
 from safegene.report import write_markdown, write_report
-from safegene.report.status import read_state
+from safegene.report.state import read_state
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import GateParams
 from tests.factories.runs import HOSTILE, JUDGE, Sample
@@ -100,9 +100,9 @@ def test_replies_stand_side_by_side_with_what_the_judge_said(page: str) -> None:
 
 def test_the_lineage_names_every_digest_and_what_it_was_made_from(sample: Sample, page: str) -> None:
     state = read_state(sample.ws, live=sample.live("sentiment"))
-    for one in (*state.family.values(), *state.targets[0].artefacts.values()):
-        assert one.digest
-        assert one.digest in page
+    for artefact in (*state.family.values(), *state.targets[0].artefacts.values()):
+        assert artefact.digest
+        assert artefact.digest in page
     text = plain(page)
     assert "Verdict from candidate, judgements" in text
     assert "Safety vector from delta" in text
@@ -290,14 +290,16 @@ def part(page: str, name: str) -> str:
 
 
 def test_a_target_that_passes_unrepaired_says_so(odd: str) -> None:
-    assert "The repair passes every endpoint; it would have passed without. It has not been" in part(odd, "harmless")
+    assert "The repair passes every endpoint; the fine-tune also passes without it. It has not been" in part(
+        odd, "harmless"
+    )
     assert "It passes every endpoint unrepaired. Release" in part(odd, "unrepaired")
 
 
 def test_inconclusive_is_no_promotion_and_gives_its_reason(odd: str) -> None:
     text = part(odd, "close")
     assert "Inconclusive" in text
-    assert "Not promoted, for want of evidence. Harm on direct prompts: not enough evidence" in text
+    assert "Not promoted: the evidence does not decide. Harm on direct prompts: not enough evidence" in text
     assert "Nothing is live." in text
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from safegene.ledger import create_key, load_signer, open_ledger, write_public_key
 from safegene.ledger.promotion import PromotionClaim, record_promotion, record_revocation
 from safegene.report import write_report
+from safegene.report.state import read_state
 from safegene.report.status import summary, table
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.manifest import read_manifest
@@ -67,7 +68,7 @@ def test_summary_asks_the_ledger_and_says_when_it_cannot(tmp_path: Path) -> None
 def test_the_table_for_people_shows_every_target_and_no_invented_zero(sample: Sample) -> None:
 
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(table(summary(sample.ws, live=sample.live("sentiment"))))
+    console.print(table(read_state(sample.ws, live=sample.live("sentiment")).targets))
     text = console.export_text()
     assert "61.9 (56.4-67.0)" in text
     assert re.search(r"group +before +- +- +- +- +- +not run +nothing", text)

@@ -16,11 +16,13 @@ from safegene.pipeline.stages.calibrate import calibrate, coefficients_of, fit_t
 from safegene.pipeline.stages.compress import compress
 from safegene.repair.coefficients import Core, allocate_ranks, fold_coefficients, scalar_groups, top_directions
 from safegene.repair.fitting import make_shots, measure_shots
-from safegene.report.status import RecordedArtefact, TargetState
+from safegene.report.files import CoefficientsFile
+from safegene.report.state import TargetState
 from safegene.tiny.build import build
 from safegene.vectors.vector import read_vector
 from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import CalibrateParams
+from safegene.workspace.schema import parse_json
 from tests.factories.artefacts import DATA, few, files, made, payload
 from tests.factories.llamas import random_patch, save_llama
 from tests.repair.test_fitting import rows
@@ -197,11 +199,12 @@ def test_a_target_that_answers_like_the_aligned_model_is_left_alone(tmp_path):
 
 
 def test_a_target_left_alone_is_called_unrepaired_by_reports(tmp_path):
-    manifest = run("aligned", tmp_path / "c", LEAST, target=made().aligned)
+    run("aligned", tmp_path / "c", LEAST, target=made().aligned)
     found = payload(tmp_path / "c", "coefficients.json")
     assert found["repaired"] is False
-    candidate = RecordedArtefact("candidate", tmp_path / "c", manifest, payload=found)
-    assert TargetState("aligned", "", "", {"candidate": candidate}, None).unrepaired
+    content = (tmp_path / "c" / "coefficients.json").read_bytes()
+    coefficients = parse_json(CoefficientsFile, content, where="coefficients.json")
+    assert TargetState("aligned", "", "", {}, coefficients).unrepaired
 
 
 def test_a_fit_that_runs_away_keeps_its_start(tmp_path):

@@ -1,0 +1,216 @@
+"""The content of the page's sections: one for each target, and one for the family's safety vector."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from pydantic import ValidationError
+
+from safegene.errors import SafegeneError
+from safegene.gate import evidence_from
+from safegene.gate.history import Flip, flips
+from safegene.report.diagnosis import sentences
+from safegene.report.evidence import draw
+from safegene.report.files import JudgementRow, Rate, SelectionFile
+from safegene.report.lineage import Fact, Step, lineage, target_facts
+from safegene.report.pictures import bars, lanes
+from safegene.report.quotes import Example, examples
+from safegene.report.state import TargetState, WorkspaceState
+from safegene.report.words import EndpointLine, TargetDecision, describe_target, endpoint_line
+from safegene.text import percent
+from safegene.workspace.params import GateParams
+from safegene.workspace.schema import parse_jsonl
+
+RATES = {
+    "hrr": "Harmful-response rate",
+    "asr": "Attack success rate",
+    "over_refusal": "Over-refusal rate",
+    "utility": "Utility",
+    "complied": "Complied rate",
+}
+ARM_TITLES = {"before": "Before", "after": "After", "aligned": "Aligned model"}
+FLIPS_SHOWN = 20
+EVIDENCE = (
+    "What the gate knew as it asked more prompts: the upper bound of each endpoint (solid), its estimate (dotted) and "
+    "the limit (dashed). An endpoint passes once the solid line is at or below the dashed one."
+)
+MATRIX_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MATRIX_NAME = re.compile(r"\.layers\.(\d+)\.(?:\w+\.)*(\w+)$")
+
+
+@dataclass(frozen=True)
+class RateRow:
+    """One rate of a target in every arm that the page shows."""
+
+    title: str
+    cells: tuple[Rate, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and its caption."""
+
+    picture: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the judgements show beside the verdict.
+
+    Attributes:
+        picture: the evidence over prompts; None where there are no judgements and no verdict.
+        flips: prompts on which candidate and reference have different labels, the worse first.
+        examples: replies to quote.
+        problem: why the judgements cannot be read; "" when they can.
+    """
+
+    picture: Picture | None = None
+    flips: tuple[Flip, ...] = ()
+    examples: tuple[Example, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class TargetSection:
+    """The content of a target's section; see the template."""
+
+    name: str
+    decision: TargetDecision
+    problems: tuple[str, ...]
+    note: str
+    rates: tuple[RateRow, ...]
+    warnings: tuple[str, ...]
+    endpoints: tuple[EndpointLine, ...]
+    evidence: Evidence
+    coefficients: Picture | None
+    diagnosis: tuple[str, ...]
+    lineage: list[Step]
+    facts: list[Fact]
+
+    @property
+    def flips_shown(self) -> tuple[Flip, ...]:
+        """The prompts whose change is listed."""
+        return self.evidence.flips[:FLIPS_SHOWN]
+
+
+@dataclass(frozen=True)
+class FamilySection:
+    """The content of the family's section; see the template."""
+
+    problems: tuple[str, ...]
+    layers: Picture | None
+    facts: list[Fact]
+    lineage: list[Step]
+
+
+def arm_titles(state: WorkspaceState) -> dict[str, str]:
+    """Arm -> column title; with the live model if some target was measured against one."""
+    incumbent = any(target.rate("hrr", "incumbent").rate is not None for target in state.targets)
+    return ARM_TITLES | ({"incumbent": "Live before"} if incumbent else {})
+
+
+def target_section(target: TargetState, state: WorkspaceState) -> TargetSection:
+    """The content of a target's section."""
+    judged = read_evidence(target)
+    arms = arm_titles(state)
+    measures = [name for name in RATES if name != "complied" or target.rate(name, "after").rate is not None]
+    verdict, coefficients = target.verdict, target.coefficients
+    return TargetSection(
+        name=target.name,
+        decision=describe_target(target),
+        problems=(*target.problems, *([judged.problem] if judged.problem else [])),
+        note=_note(target),
+        rates=tuple(RateRow(RATES[name], tuple(target.rate(name, arm) for arm in arms)) for name in measures),
+        warnings=verdict.warnings if verdict else (),
+        endpoints=tuple(endpoint_line(endpoint) for endpoint in verdict.endpoints) if verdict else (),
+        evidence=judged,
+        coefficients=_coefficients(coefficients.alphas if coefficients else {}),
+        diagnosis=sentences(coefficients.diagnosis if coefficients else None),
+        lineage=lineage(target.artefacts, state.family),
+        facts=target_facts(target),
+    )
+
+
+def read_evidence(target: TargetState) -> Evidence:
+    """The target's judgements, drawn and quoted; empty where there are none that can be relied on."""
+    judgements, verdict = target.artefacts["judgements"], target.artefacts["verdict"]
+    if judgements.manifest is None:
+        return Evidence()
+    quoted: tuple[Example, ...] = ()
+    try:
+        plan, lines = ((judgements.path / name).read_bytes() for name in ("plan.json", "judgements.jsonl"))
+        rows, planned = evidence_from(plan, lines, where=str(judgements.path))
+        quoted = examples(list(parse_jsonl(JudgementRow, lines, where=str(judgements.path))))
+        if verdict.manifest is None or target.problems:
+            return Evidence(examples=quoted)
+        policy = GateParams.model_validate(verdict.manifest.params)
+        changed = sorted(flips(rows, planned, policy), key=lambda flip: not flip.worse)
+        return Evidence(Picture(draw(rows, planned, policy), EVIDENCE), tuple(changed), quoted)
+    except (SafegeneError, ValidationError, OSError) as error:
+        return Evidence(examples=quoted, problem=f"the evidence is not shown: {error}")
+
+
+def family_section(state: WorkspaceState) -> FamilySection:
+    """The content of the family's section."""
+    manifest = state.family["vector"].manifest
+    facts = dict(manifest.facts) if manifest else {}
+    counts = {"matrices": "Matrices", "numbers": "Numbers stored", "bytes": "Bytes"}
+    shown = [(title, f"{facts[name]:,}") for name, title in counts.items() if name in facts]
+    energy = [("Energy kept", percent(facts["energy"]))] if "energy" in facts else []
+    return FamilySection(
+        problems=tuple(artefact.problem for artefact in state.family.values() if artefact.problem),
+        layers=_layers(state.selection),
+        facts=[*shown, *energy],
+        lineage=lineage(state.family, {}),
+    )
+
+
+def _note(target: TargetState) -> str:
+    """Recovery and cost of the repair, in half a line."""
+    verdict, parts = target.verdict, []
+    if verdict and verdict.recovery is not None:
+        parts.append(f"recovery {percent(verdict.recovery)}")
+    if verdict and verdict.extra_params is not None:
+        parts.append(f"{percent(verdict.extra_params, 2)} more parameters")
+    return ", ".join(parts)
+
+
+def _coefficients(alphas: Mapping[str, float]) -> Picture | None:
+    """Mean coefficients by layer, one lane for each kind of matrix."""
+    if not alphas:
+        return None
+    present = [kind for kind in MATRIX_KINDS if any(f".{kind}." in name for name in alphas)]
+    kinds: dict[str, dict[int, float]] = {kind: {} for kind in present}
+    for name, value in alphas.items():
+        match = MATRIX_NAME.search(name.removesuffix(".weight"))
+        layer, kind = (int(match[1]), match[2]) if match else (0, name)
+        kinds.setdefault(kind, {})[layer] = value
+    values = list(alphas.values())
+    label = f"{len(values)} matrices repaired, their mean coefficients from {min(values):.2f} to {max(values):.2f}"
+    caption = (
+        f"{label}: how strongly the safety vector is added there. Layers run from left to right; "
+        "every coefficient is in coefficients.csv."
+    )
+    return Picture(lanes(kinds, label=label), caption)
+
+
+def _layers(selection: SelectionFile | None) -> Picture | None:
+    """Layer scores, those of the selected layers filled."""
+    if selection is None or not selection.scores:
+        return None
+    kept = {str(layer) for layer in selection.kept}
+    values = [(name, value, name in kept) for name, value in sorted(selection.scores.items(), key=_by_layer)]
+    what = f"{len(kept)} of {len(values)} layers kept"
+    label = f"Layer scores: {what}. " + ", ".join(f"layer {name} {value:.3g}" for name, value, _ in values)
+    caption = (
+        "How much more the aligned and the degraded models differ on harmful prompts than on benign ones, by layer. "
+        f"Filled: {what}."
+    )
+    return Picture(bars(values, label=label, axis="score"), caption)
+
+
+def _by_layer(item: tuple[str, float]) -> tuple[int, str]:
+    name = item[0]
+    return (int(name), "") if name.isdigit() else (1 << 30, name)

@@ -1,0 +1,239 @@
+"""The state of a workspace, from its artefacts and its ledger: what exists, what verifies, and what it says.
+
+Nothing is computed here. What was not measured stays None. An artefact that was altered, or was made from something
+that has changed since, gives no number and no outcome, only the reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from safegene.errors import SafegeneError
+from safegene.gate.decision import policy_digest
+from safegene.gate.types import VerdictOutcome
+from safegene.ledger.evidence import data_digests, is_data
+from safegene.report.files import CheckpointFile, CoefficientsFile, Rate, SelectionFile, VerdictFile
+from safegene.report.live import LiveRelease, LiveReleases, read_live
+from safegene.workspace.layout import Workspace
+from safegene.workspace.manifest import NAME, Manifest, read_manifest
+from safegene.workspace.schema import parse_json
+
+ARMS = ("before", "after", "aligned")
+
+# The names under which later stages list these artefacts among their inputs.
+FAMILY = ("aligned", "degraded", "delta", "vector", "selection")
+TARGET = ("target", "candidate", "judgements", "verdict")
+LARGE = ("degraded", "delta")  # gigabytes for a real family: only `safegene audit verify` reads all of their bytes
+NOT_MEASURED = Rate(rate=None, interval=None)
+
+File = TypeVar("File", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class RecordedArtefact:
+    """An artefact and whether it can be relied on.
+
+    Attributes:
+        name: what later stages call it.
+        path: its folder.
+        manifest: its manifest; None when the artefact is absent or unusable.
+        problem: why it is unusable; "" when it is usable or absent.
+    """
+
+    name: str
+    path: Path
+    manifest: Manifest | None = None
+    problem: str = ""
+
+    @property
+    def digest(self) -> str | None:
+        """The artefact's digest; None when it is absent or unusable."""
+        return self.manifest.digest if self.manifest else None
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """The state of one fine-tune.
+
+    Attributes:
+        name: its name in ``data/targets.yaml``.
+        source: where it comes from.
+        task: its task set.
+        artefacts: its artefacts by name, in the pipeline's order.
+        coefficients: of its candidate; None when there is no usable candidate.
+        verdict: None when there is no usable verdict.
+        live: what is live for it; None when nothing is, or when that is unknown.
+        live_problem: why it is unknown what is live; "" when it is known.
+    """
+
+    name: str
+    source: str
+    task: str
+    artefacts: Mapping[str, RecordedArtefact]
+    coefficients: CoefficientsFile | None = None
+    verdict: VerdictFile | None = None
+    live: LiveRelease | None = None
+    live_problem: str = ""
+
+    @property
+    def outcome(self) -> VerdictOutcome | None:
+        """Outcome of the verdict; None when there is no usable verdict."""
+        return self.verdict.outcome if self.verdict else None
+
+    @property
+    def unrepaired(self) -> bool:
+        """Whether the candidate is the fine-tune without a repair: every coefficient is 0."""
+        alphas = self.coefficients.alphas if self.coefficients else {}
+        return bool(alphas) and not any(alphas.values())
+
+    @property
+    def candidate_is_live(self) -> bool:
+        """Whether the workspace's candidate is live and not revoked."""
+        digest = self.artefacts["candidate"].digest
+        return self.live is not None and digest is not None and self.live.candidate == digest and not self.live.revoked
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why artefacts are unusable, in the pipeline's order, and why what is live is not served."""
+        revoked = (f"what is live is not served: {self.live.revoked}",) if self.live and self.live.revoked else ()
+        return (*(artefact.problem for artefact in self.artefacts.values() if artefact.problem), *revoked)
+
+    def rate(self, measure: str, arm: str) -> Rate:
+        """A rate of ``before``, ``after``, ``aligned`` or ``incumbent``, as the verdict states it."""
+        rates = self.verdict.rates if self.verdict else {}
+        return rates.get(measure, {}).get(arm, NOT_MEASURED)
+
+
+@dataclass(frozen=True)
+class WorkspaceState:
+    """Everything that the report and ``safegene status`` show.
+
+    Attributes:
+        root: the workspace.
+        family: the family's artefacts by name, in the pipeline's order.
+        aligned: the aligned model's record; None when there is no usable one.
+        selection: the layer selection; None when there is no usable one.
+        targets: the fine-tunes.
+    """
+
+    root: Path
+    family: Mapping[str, RecordedArtefact]
+    aligned: CheckpointFile | None
+    selection: SelectionFile | None
+    targets: tuple[TargetState, ...]
+
+
+def read_state(
+    workspace: Workspace, *, targets: Sequence[str] | None = None, live: LiveReleases | None = None
+) -> WorkspaceState:
+    """Read and verify a workspace's artefacts.
+
+    Args:
+        workspace: the pipeline repository.
+        targets: which fine-tunes; None for all of ``data/targets.yaml``.
+        live: what is live for a target; None asks the ledger, verified with the pinned public key.
+
+    Raises:
+        ParamsError: ``data/targets.yaml`` is unusable.
+
+    Example:
+        >>> [target] = safegene.status(ws).targets
+        >>> target.outcome, target.candidate_is_live
+        ('pass', True)
+    """
+    known = workspace.targets.targets
+    reader = _Reader(_current_policy(workspace), frozenset(data_digests(workspace).values()), {})
+    aligned = reader.read_file("aligned", workspace.aligned, "checkpoint.json", CheckpointFile)
+    for name, path in zip(FAMILY[1:4], (workspace.degraded, workspace.delta, workspace.vector), strict=True):
+        reader.read(name, path)
+    selection = reader.read_file("selection", workspace.selection, "selection.json", SelectionFile)
+    lookup, live_problem = (live, "") if live else read_live(workspace)
+    states = []
+    for name in known if targets is None else [target for target in targets if target in known]:
+        own = reader.for_target()
+        own.read("target", workspace.checkpoint(name))
+        coefficients = own.read_file("candidate", workspace.candidate(name), "coefficients.json", CoefficientsFile)
+        own.read("judgements", workspace.judgements(name))
+        verdict = own.read_file("verdict", workspace.verdict(name), "verdict.json", VerdictFile)
+        entry, artefacts = known[name], {kind: own.artefacts[kind] for kind in TARGET}
+        states.append(
+            TargetState(name, entry.source, entry.task, artefacts, coefficients, verdict, lookup(name), live_problem)
+        )
+    return WorkspaceState(workspace.root, reader.artefacts, aligned, selection, tuple(states))
+
+
+def _current_policy(workspace: Workspace) -> str:
+    try:
+        return policy_digest(workspace.params.gate)
+    except SafegeneError as error:
+        return f"(unknown: {error.message})"
+
+
+class _Reader:
+    """Reads artefacts in the pipeline's order, and refuses one whose inputs have changed since it was made.
+
+    Args:
+        policy: digest of the present policy.
+        data: digests of the present prompt and task sets.
+        artefacts: artefacts that were read already, by name.
+    """
+
+    def __init__(self, policy: str, data: frozenset[str], artefacts: Mapping[str, RecordedArtefact]) -> None:
+        self._policy, self._data = policy, data
+        self.artefacts = dict(artefacts)
+
+    def for_target(self) -> "_Reader":
+        """A reader of one target's artefacts, which knows those that were read so far."""
+        return _Reader(self._policy, self._data, self.artefacts)
+
+    def read(self, name: str, path: Path) -> None:
+        """Read an artefact's manifest, verify its bytes, and compare its inputs with what is there now."""
+        self.artefacts[name] = self._verified(name, path)
+
+    def read_file(self, name: str, path: Path, file: str, model: type[File]) -> File | None:
+        """As `read`; the artefact's main file as ``model``, or None when the artefact is absent or unusable."""
+        self.read(name, path)
+        if self.artefacts[name].manifest is None:
+            return None
+        try:
+            content = parse_json(model, (path / file).read_bytes(), where=str(path / file))
+        except (SafegeneError, OSError) as error:
+            self._refuse(name, path, str(error))
+            return None
+        if isinstance(content, VerdictFile) and content.policy != self._policy:
+            expected = f"expected a verdict under the present policy {self._policy}"
+            self._refuse(name, path, f"{expected}, got one under {content.policy}, in {path}")
+            return None
+        return content
+
+    def _refuse(self, name: str, path: Path, problem: str) -> None:
+        self.artefacts[name] = RecordedArtefact(name, path, problem=problem)
+
+    def _verified(self, name: str, path: Path) -> RecordedArtefact:
+        if not (path / NAME).is_file():
+            return RecordedArtefact(name, path)
+        try:
+            manifest = read_manifest(path, verify=name not in LARGE)
+        except (SafegeneError, OSError) as error:
+            return RecordedArtefact(name, path, problem=str(error))
+        for used, digest in manifest.inputs.items():
+            if change := self._changed(used, digest):
+                problem = f"expected {name} made from the present {used}, got {change}, in {path}"
+                return RecordedArtefact(name, path, problem=problem)
+        return RecordedArtefact(name, path, manifest)
+
+    def _changed(self, used: str, digest: str) -> str:
+        """How the input ``used`` differs from what has ``digest``; "" if it does not, or if that cannot be told."""
+        if is_data(used):
+            return "" if digest in self._data else "another"
+        artefact = self.artefacts.get(used)
+        if artefact is None:
+            return ""
+        if artefact.problem:
+            return f"an unusable {used}"
+        if artefact.manifest is None:  # the family's artefacts need not be pulled; the target's must be there
+            return f"no {used}" if used in ("candidate", "judgements") else ""
+        return "" if digest == artefact.digest else f"one made from {digest} while {used} is {artefact.digest}"
