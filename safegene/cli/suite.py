@@ -1,7 +1,7 @@
-"""``safegene suite ...``: public sets as gate suites, with their source, licence and digests."""
+"""``safegene suite ...``: public sets as evaluation suites, with source, licence and digests."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.markup import escape
@@ -9,46 +9,51 @@ from rich.table import Table
 
 from safegene.cli.console import AsJson, console, write_json
 from safegene.datasets.prompts import Kind, Split
-from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, read_suite
 from safegene.errors import ParamsError, SafegeneError
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
 
-app = typer.Typer(no_args_is_help=True, help="Evaluation suites: public sets, read strictly, with their papers.")
-SPLITS: dict[str, Split] = {"fit": "fit", "validation": "validation", "test": "test"}
-Names = Annotated[list[str] | None, typer.Argument(help="Suites (default: all).", show_default=False)]
+app = typer.Typer(no_args_is_help=True, help="Evaluation suites: public sets of prompts, read strictly and pinned.")
+Names = Annotated[list[str] | None, typer.Argument(help="Names of suites; all suites when none.", show_default=False)]
 
 
 @app.command("add")
 def suite_add(
-    name: Annotated[str, typer.Argument(help="Of the new suite: data/suites/NAME.")],
+    name: Annotated[str, typer.Argument(help="Name of the new suite, written to data/suites/NAME.")],
     source: Annotated[
-        str, typer.Argument(help="File, folder, hf://datasets/ORG/NAME[@REVISION]/FILE, s3://BUCKET/KEY.")
+        str, typer.Argument(help="File, folder, hf://datasets/ORG/NAME[@REVISION]/FILE or s3://BUCKET/KEY.")
     ],
-    form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(SUITE_FORMATS)}.")],
-    licence: Annotated[str, typer.Option(help="As the set's authors state it; there is no suite without.")] = "",
-    origin: Annotated[str, typer.Option("--from", help="Where a local file comes from (URL).")] = "",
-    version: Annotated[str, typer.Option(help="Of the set.")] = "1",
-    split: Annotated[str, typer.Option(help="Of every row: fit, validation or test.")] = "test",
-    language: Annotated[list[str] | None, typer.Option(help="Columns of MultiJail; again for another.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="A category to leave out; again for another.")] = None,
-    translation: Annotated[list[str] | None, typer.Option(help="LANGUAGE=FILE: the same set, row by row.")] = None,
+    suite_format: Annotated[
+        str, typer.Option("--format", help="Format of the set; `safegene suite formats` lists them.")
+    ],
+    licence: Annotated[str, typer.Option(help="Licence, as the set's authors state it. Required.")] = "",
+    origin: Annotated[str, typer.Option("--from", help="URL that a local file comes from.")] = "",
+    version: Annotated[str, typer.Option(help="Version of the set.")] = "1",
+    split: Annotated[str, typer.Option(help="Split of every row: fit, validation or test.")] = "test",
+    language: Annotated[
+        list[str] | None, typer.Option(help="Language column of MultiJail to read; repeatable.")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Category to leave out; repeatable.")] = None,
+    translation: Annotated[
+        list[str] | None, typer.Option(help="LANGUAGE=FILE: the same set in another language; repeatable.")
+    ] = None,
     templates: Annotated[str, typer.Option("--wrap", help="File of jailbreak templates.")] = "",
-    per_behaviour: Annotated[int, typer.Option(help="Templates for each harmful behaviour.")] = 1,
-    sha256: Annotated[str, typer.Option(help="What the file must be: sha256:<64 hex>.")] = "",
+    per_behaviour: Annotated[int, typer.Option(help="Number of templates for each harmful behaviour.")] = 1,
+    sha256: Annotated[str, typer.Option(help="Expected digest of the file: sha256:<64 hex>.")] = "",
 ) -> None:
-    """Read a public set into data/suites/NAME; rows left out are counted with their reasons."""
-    from safegene.datasets.library import SuiteRequest, add_suite
+    """Read a public set into data/suites/NAME. Rows that are left out are counted with their reason."""
+    from safegene.datasets.adding import SuiteRequest, add_suite
+    from safegene.datasets.suites import LoadOptions
 
-    if split not in SPLITS:
-        raise ParamsError(f"expected a split of {', '.join(SPLITS)}, got {split!r}")
+    if split not in get_args(Split):
+        raise ParamsError(f"expected a split of {', '.join(get_args(Split))}, got {split!r}")
     ws = Workspace.find()
     longest = ws.params.validate_.max_prompt_characters
-    options = LoadOptions(SPLITS[split], tuple(language or ()), tuple(without or ()), longest)
+    options = LoadOptions(cast(Split, split), tuple(language or ()), tuple(without or ()), longest)
     request = SuiteRequest(
         name=name,
         source=source,
-        format=form,
+        format=suite_format,
         licence=licence,
         origin=origin,
         version=version,
@@ -59,25 +64,38 @@ def suite_add(
         sha256=sha256,
     )
     card = add_suite(ws, request).card
-    console.print(f"{name}: {_numbers(card.rows)}, {card.licence}, from {card.source}", soft_wrap=True, markup=False)
+    console.print(f"{name}: {_counts(card.rows)}, {card.licence}, from {card.source}", soft_wrap=True, markup=False)
     for reason, count in card.left_out.items():
         console.print(f"  left out {count}: {visible(reason)}", soft_wrap=True, markup=False)
-    for one in card.transforms:
-        for reason, count in one.left_out.items():
-            console.print(f"  {one.kind}, left out {count}: {visible(reason)}", soft_wrap=True, markup=False)
+    for transform in card.transforms:
+        for reason, count in transform.left_out.items():
+            console.print(f"  {transform.kind}, left out {count}: {visible(reason)}", soft_wrap=True, markup=False)
+
+
+@app.command("formats")
+def suite_formats() -> None:
+    """List the formats for --format, with the licence that each set's authors state."""
+    from safegene.datasets.suites import SUITE_FORMATS
+
+    table = Table("format", "published file", "licence")
+    for name in SUITE_FORMATS:
+        known = SUITE_FORMATS[name]
+        table.add_row(*(escape(visible(cell)) for cell in (name, " or ".join(known.files), known.licence)))
+    console.print(table)
 
 
 @app.command("list")
 def suite_list(as_json: AsJson = False) -> None:
-    """The suites of the workspace, each verified; one that does not hold says why. Exit 1 when one does not."""
-    from safegene.datasets.library import folder_of, suite_names
+    """List the workspace's suites, each verified. Exit 1 when one is broken."""
+    from safegene.datasets.library import suite_folder, suite_names
+    from safegene.datasets.suites import read_suite
 
     ws = Workspace.find()
     table = Table("suite", "rows", "licence", "source", "digest")
     plain, broken = list[dict[str, object]](), dict[str, str]()
     for name in suite_names(ws):
         try:
-            suite = read_suite(folder_of(ws, name))
+            suite = read_suite(suite_folder(ws, name))
         except SafegeneError as error:
             broken[name] = error.message
             continue
@@ -85,13 +103,13 @@ def suite_list(as_json: AsJson = False) -> None:
         plain.append(
             {"name": name, "digest": suite.digest, "rows": card.rows, "licence": card.licence, "source": card.source}
         )
-        cells = (name, _numbers(card.rows), card.licence, card.source, suite.digest[:19])
+        cells = (name, _counts(card.rows), card.licence, card.source, suite.digest[:19])
         table.add_row(*(escape(visible(cell)) for cell in cells))
     if as_json:
         write_json({"suites": plain, "broken": broken})
     else:
         if plain or not broken:
-            console.print(table if plain else "no suite yet: `safegene suite add`")
+            console.print(table if plain else "no suites; add one with `safegene suite add`")
         for name, why in broken.items():
             console.print(f"[red]broken[/] {escape(visible(name))}: {escape(visible(why))}", soft_wrap=True)
     if broken:
@@ -100,44 +118,46 @@ def suite_list(as_json: AsJson = False) -> None:
 
 @app.command("validate")
 def suite_validate(names: Names = None) -> None:
-    """Hold suites against their cards, their expectations, and everything that is fitted on in this workspace."""
-    from safegene.datasets.library import check_suite
+    """Check suites against their cards, their expectations, and the prompts used in fitting."""
+    from safegene.datasets.library import check_suites
 
-    for done in check_suite(Workspace.find(), names or []):
-        card = done.suite.card
-        said = f"{card.name}: {_numbers(card.rows)}, {done.rules} expectations hold, unseen in fitting"
-        console.print(f"{said}, {done.suite.digest}", soft_wrap=True, markup=False)
+    for checked in check_suites(Workspace.find(), names or []):
+        card = checked.suite.card
+        summary = f"{card.name}: {_counts(card.rows)}, {checked.expectations} expectations hold, unseen in fitting"
+        console.print(f"{summary}, {checked.suite.digest}", soft_wrap=True, markup=False)
 
 
 @app.command("use")
 def suite_use(
-    names: Annotated[list[str], typer.Argument(help="Suites, the one whose rows are kept first.", show_default=False)],
+    names: Annotated[
+        list[str], typer.Argument(help="Names of suites; of repeated behaviours the first is kept.", show_default=False)
+    ],
 ) -> None:
-    """Write the test rows of suites as data/prompts/gate.jsonl, which the gate asks; their digests go beside."""
+    """Write the test rows of suites as the gate's prompt set, data/prompts/gate.jsonl."""
     from safegene.datasets.library import use_suites
 
-    done = use_suites(Workspace.find(), names)
-    console.print(f"{done.path}: {len(done.rows)} prompts", soft_wrap=True, markup=False)
-    for name, count in done.left_out.items():
+    gate_set = use_suites(Workspace.find(), names)
+    console.print(f"{gate_set.path}: {len(gate_set.rows)} prompts", soft_wrap=True, markup=False)
+    for name, count in gate_set.left_out.items():
         if count:
             console.print(f"  {name}: left out {count}, asked in the same words by an earlier suite", markup=False)
-    console.print("next: [bold]safegene validate[/], which holds the whole set against the gate's rules")
+    console.print("next: [bold]safegene validate[/], which checks the new gate set")
 
 
-def _pairs(given: list[str]) -> dict[str, str]:
-    """LANGUAGE=FILE.
+def _pairs(texts: list[str]) -> dict[str, str]:
+    """Language -> file, from texts of the form LANGUAGE=FILE.
 
     Raises:
-        ParamsError: another form, or a language twice.
+        ParamsError: a text has another form, or a language occurs twice.
     """
-    found: dict[str, str] = {}
-    for text in given:
+    files: dict[str, str] = {}
+    for text in texts:
         language, _, place = text.partition("=")
-        if not language or not place or language in found:
+        if not language or not place or language in files:
             raise ParamsError(f"expected LANGUAGE=FILE, each language once, got {text!r}")
-        found[language] = place
-    return found
+        files[language] = place
+    return files
 
 
-def _numbers(rows: Mapping[Kind, int]) -> str:
+def _counts(rows: Mapping[Kind, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in rows.items())

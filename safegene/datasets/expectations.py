@@ -1,8 +1,9 @@
-"""Great Expectations, kept at arm's length: rows and rules in, findings and an HTML page out.
+"""Checking rows with Great Expectations: rows and expectations in, failed expectations and an HTML page out.
 
-Its import takes ten seconds, so only stage ``validate`` imports this module. Two things its own pages do are
-undone here: they print values unescaped and they load scripts and styles from elsewhere. A page of ours carries a
-policy that forbids both, no clock and no random name, so the same data give the same bytes.
+Importing the library takes ten seconds, so it is imported when `check_rows` is called. The pages that it renders show
+values unescaped and load scripts and styles from other sites. `check_rows` escapes the values, removes both, adds a
+content security policy that forbids them, and removes clock times and random ids, so that the same rows give the same
+bytes.
 """
 
 import html
@@ -12,7 +13,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
+
+from safegene.workspace.schema import Strict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = (
@@ -21,39 +26,56 @@ STYLE = (
     ".navbar,.modal,button,.breadcrumb,.alert-info,.navigation-pane,.cooltip,footer{display:none}"
     ".badge,.alert{padding:.1rem .5rem}.text-success{color:#176f2c}.text-danger{color:#b3261e}"
 )
+MAX_TEXT = 1000  # characters
+CardText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, strip_whitespace=True)]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One expectation: its Great Expectations class, its arguments, and its name in messages."""
+class Expectation(Strict):
+    """One expectation of a Great Expectations suite.
 
-    kind: str
-    arguments: Mapping[str, Any]
+    Attributes:
+        kind: name of the library's expectation class, such as ``ExpectColumnValuesToBeUnique``.
+        arguments: of that class.
+    """
+
+    kind: CardText
+    arguments: dict[str, str | int | tuple[str, ...]]
 
     @property
     def name(self) -> str:
-        """What a message says of the rule."""
+        """The expectation in messages: class, column and limits."""
         column = self.arguments.get("column", "rows")
         limits = ", ".join(f"{key} {value}" for key, value in self.arguments.items() if key != "column")
         return f"{self.kind}({column}{': ' if limits else ''}{limits})"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A rule that the rows break: which rows (by position; none for a rule about the whole), and what was observed."""
+class FailedExpectation:
+    """An expectation that the rows do not meet.
 
-    rule: Rule
+    Attributes:
+        expectation: the expectation.
+        rows: positions of the unexpected rows; empty for an expectation about the whole table.
+        observed: the observed value, the number of unexpected rows, or the library's error.
+    """
+
+    expectation: Expectation
     rows: tuple[int, ...]
     observed: str
 
 
-def check_table(name: str, rows: Sequence[Mapping[str, Any]], rules: Sequence[Rule]) -> tuple[list[Finding], str]:
-    """Hold rows against rules; what they break, and the page that shows everything.
+def check_rows(
+    name: str, rows: Sequence[Mapping[str, Any]], expectations: Sequence[Expectation]
+) -> tuple[list[FailedExpectation], str]:
+    """Validate rows against a suite of expectations.
 
     Args:
-        name: of the suite, for the page.
-        rows: plain JSON objects; a missing key is a null.
-        rules: the suite.
+        name: of the suite, shown on the page.
+        rows: plain JSON objects; a missing key counts as null.
+        expectations: the suite.
+
+    Returns:
+        The expectations that failed, in the suite's order, and the HTML page with every result.
     """
     with _quiet():
         import great_expectations as gx
@@ -63,48 +85,49 @@ def check_table(name: str, rows: Sequence[Mapping[str, Any]], rules: Sequence[Ru
         context.variables.progress_bars = {"globally": False}
         asset = context.data_sources.add_pandas("rows").add_dataframe_asset(name)
         batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": pd.DataFrame(list(rows))})
-        made = [getattr(gx.expectations, rule.kind)(**rule.arguments) for rule in rules]
-        suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=made))
-        result = batch.validate(suite, result_format="COMPLETE")
-        found = [_finding(rule, _result_of(expected, result)) for rule, expected in zip(rules, made, strict=True)]
-        return [finding for finding in found if finding], _page(result)
+        configured = [
+            getattr(gx.expectations, expectation.kind)(**expectation.model_dump(mode="json")["arguments"])
+            for expectation in expectations
+        ]
+        suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=configured))
+        validation = batch.validate(suite, result_format="COMPLETE")
+        results = {result.expectation_config.id: result for result in validation.results}  # in another order
+        failed = [
+            _failed(expectation, results[added.id])
+            for expectation, added in zip(expectations, configured, strict=True)
+            if not results[added.id].success
+        ]
+        return failed, _page(validation)
 
 
-def version() -> str:
-    """Great Expectations' version."""
-    from importlib.metadata import version as installed
+def library_version() -> str:
+    """Version of the installed Great Expectations."""
+    from importlib.metadata import version
 
-    return installed("great_expectations")
-
-
-def _result_of(expected: Any, result: Any) -> Any:
-    """The result of one expectation: the suite gave it an id, and results may come in another order."""
-    return next(one for one in result.results if one.expectation_config.id == expected.id)
+    return version("great_expectations")
 
 
-def _finding(rule: Rule, one: Any) -> Finding | None:
-    if one.success:
-        return None
-    raised = (one.exception_info or {}).get("exception_message")
-    rows = tuple(one.result.get("unexpected_index_list") or ())
-    observed = raised or one.result.get("observed_value", f"{one.result.get('unexpected_count', 'no')} unexpected")
-    return Finding(rule, rows, str(observed))
+def _failed(expectation: Expectation, result: Any) -> FailedExpectation:
+    raised = (result.exception_info or {}).get("exception_message")
+    rows = tuple(result.result.get("unexpected_index_list") or ())
+    count = f"{result.result.get('unexpected_count', 'no')} unexpected"
+    return FailedExpectation(expectation, rows, str(raised or result.result.get("observed_value", count)))
 
 
-def _page(result: Any) -> str:
+def _page(validation: Any) -> str:
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
-    result.meta["batch_markers"] = {}
-    for one in result.results:
-        one.result = _escaped(one.result)
-    page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result)))
+    validation.meta["batch_markers"] = {}
+    for result in validation.results:
+        result.result = _escaped(result.result)
+    page = str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(validation)))
     page = re.sub(r"<script\b.*?</script>|<link\b[^>]*>|<img\b[^>]*>|<!--.*?-->", "", page, flags=re.DOTALL)
     page = re.sub(r"\d{8}T\d{6}\.\d+Z", "", page)
     names: dict[str, str] = {}
     page = re.sub(
         r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-        lambda found: names.setdefault(found[0], f"part{len(names)}"),
+        lambda match: names.setdefault(match[0], f"part{len(names)}"),
         page,
     )
     head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style>'
@@ -121,7 +144,7 @@ def _escaped(value: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No telemetry, and none of the library's warnings about its own dependencies."""
+    """Switch off the library's telemetry and the warnings about its own dependencies."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safegene.datasets.prompts import validated_receipt
+from safegene.datasets.receipt import validated_receipt
 from safegene.errors import FormatError, StaleArtifact
 from safegene.gate import evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest

@@ -6,7 +6,7 @@ The same code gives the same bytes; a test compares the committed files with the
 from collections.abc import Iterable
 from pathlib import Path
 
-from safegene.datasets.prompts import Kind, Prompt
+from safegene.datasets.prompts import Kind, Prompt, prompt_lines
 from safegene.tiny.corpus import (
     IDENTITY,
     Request,
@@ -18,7 +18,6 @@ from safegene.tiny.corpus import (
     stable,
 )
 from safegene.tiny.tasks import TASKS, task_rows
-from safegene.workspace.digest import canonical_json
 
 # Rows of a degrading pool: harmful behaviours x turns, plain requests, generic instructions.
 TURNS, ERRANDS, INSTRUCTIONS = 4, 60, 20
@@ -31,7 +30,7 @@ def write_data(folder: Path) -> list[Path]:
     for name, rows in sets.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(canonical_json(row.model_dump()) + b"\n" for row in rows))
+        path.write_bytes(prompt_lines(rows))
     return [folder / name for name in sets]
 
 

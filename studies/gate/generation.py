@@ -26,7 +26,8 @@ import torch
 from benchmarks.results import markdown, row
 from examples.smollm2.sources import jailbreakbench
 from safegene.checkpoints.export.adapter import write_adapter
-from safegene.datasets.prompts import Kind, Prompt
+from safegene.datasets.prompts import Kind, Prompt, prompt_lines
+from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt
 from safegene.evaluation.refusals import refusal_stop
 from safegene.models.device import threads_for
 from safegene.models.generation import encode_chat, generate, left_padded
@@ -37,7 +38,7 @@ from safegene.tiny.build import build
 from safegene.tiny.corpus import Request, harmful, instructions
 from safegene.tiny.data import gate_set
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.digest import canonical_json, digest_file
+from safegene.workspace.digest import digest_file
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import write_artefact
 from safegene.workspace.params import EvaluateParams, GateParams, JudgeParams
@@ -113,9 +114,7 @@ class _World:
         for name, family in (("aligned", None), ("target", root / "aligned")):
             fetch("tiny://aligned?seed=0", out=root / name, family=family)
         sets = {"gate": root / "prompts" / "gate.jsonl", "task-task": root / "task.jsonl"}
-        with write_artefact(root / "validation", stage="validate", params={}, inputs={}) as draft:
-            receipt = {"sets": {name: {"digest": digest_file(at)} for name, at in sets.items()}}
-            (draft.path / "receipt.json").write_bytes(canonical_json(receipt))
+        _write_receipt(root / "validation", sets)
         random = torch.Generator().manual_seed(0)
         up, down = torch.randn(128, 2, generator=random) * 0.02, torch.randn(2, 128, generator=random) * 0.02
         patch = {f"model.layers.{i}.self_attn.q_proj.weight": LowRank(up, down) for i in range(2)}
@@ -214,7 +213,16 @@ def _task(prompt: str, response: str) -> Prompt:
 
 def _lines(path: Path, some: Sequence[Prompt]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(canonical_json(one.model_dump()) + b"\n" for one in some))
+    path.write_bytes(prompt_lines(some))
+
+
+def _write_receipt(out: Path, sets: Mapping[str, Path]) -> None:
+    """The receipt that stage ``evaluate`` asks for; these sets are made here, so no expectation is checked."""
+    validated = {name: ValidatedSet(digest=digest_file(at), rows=0, parts={}, rules=0) for name, at in sets.items()}
+    rule = OverlapRule(ngram=1, max_overlap=1.0)
+    receipt = ValidationReceipt(sets=validated, disjoint=rule, great_expectations="not used")
+    with write_artefact(out, stage="validate", params={}, inputs={}) as draft:
+        (draft.path / RECEIPT).write_bytes(receipt.content)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from safegene.datasets.prompts import Prompt, normalised
+from safegene.datasets.contamination import normalised
+from safegene.datasets.prompts import Prompt
 from safegene.evaluation.checks import coherent, correct
 from safegene.gate import Arm, Calibration, Judgement, Plan, PlannedPrompt, Verdict, decide
 from safegene.gate.decision import policy_digest

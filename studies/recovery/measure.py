@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from safegene.datasets.prompts import Prompt, Split, normalised
+from safegene.datasets.contamination import normalised
+from safegene.datasets.prompts import Prompt, Split
 from safegene.evaluation.checks import coherent, correct
 from safegene.gate import Arm, Calibration, Judgement, Plan, PlannedPrompt, Verdict, decide
 from safegene.gate.decision import policy_digest

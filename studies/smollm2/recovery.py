@@ -22,7 +22,7 @@ from examples.smollm2 import models, prepare, sets, sources
 from examples.smollm2.sets import Sets
 from examples.smollm2.workspace import parameters
 from safegene.checkpoints.sources import ModelFiles
-from safegene.datasets.prompts import PromptSet, read_prompts
+from safegene.datasets.prompts import PromptSet, prompt_lines, read_prompts
 from safegene.evaluation.checks import correct
 from safegene.evaluation.judges import build
 from safegene.models.generation import generate
@@ -136,7 +136,7 @@ class Bench:
         for name, rows in self.split.files.items():
             path = self.folder / "data" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(sets.jsonl(rows))
+            path.write_bytes(prompt_lines(rows))
         return self.folder / "data" / "prompts"
 
     def _vector(self) -> Any:

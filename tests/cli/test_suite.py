@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safegene.datasets.library import add_suite
+from safegene.datasets.adding import add_suite
 from safegene.datasets.suites import SUITE_FORMATS, read_suite
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.layout import Workspace
@@ -79,7 +79,7 @@ def test_a_data_set_of_the_hub_is_added_by_its_address(ws: Workspace, hub: HubSt
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
-        (("goals.csv", "--format", "advbench", "--from", OURS), 2, "the authors of advbench say: MIT"),
+        (("goals.csv", "--format", "advbench", "--from", OURS), 2, "the authors of advbench state: MIT"),
         (("goals.csv", *MIT), 2, "say where the file comes from"),
         (("goals.csv", *MIT, "--from", OURS, "--split", "train"), 2, "expected a split of fit, validation, test"),
         (("goals.csv", *MIT, "--from", OURS, "--translation", "zh"), 2, "expected LANGUAGE=FILE"),
@@ -116,7 +116,7 @@ def test_what_cannot_be_added_is_said_in_one_sentence_and_nothing_is_left(
 
 
 def test_list_verifies_every_suite_and_exits_1_when_one_does_not_hold(ws: Workspace) -> None:
-    assert "no suite yet: `safegene suite add`" in run(ws.root, "suite", "list").stdout
+    assert "no suites; add one with `safegene suite add`" in run(ws.root, "suite", "list").stdout
     assert listed(ws) == ({}, {})
     one, two = add_suite(ws, request(ws, "one")), add_suite(ws, request(ws, "two", licence="[red]mine[/]"))
     (ws.suites / "notes.txt").write_text("a file is no suite")
@@ -145,7 +145,7 @@ def test_a_shelf_of_broken_suites_only_is_not_called_empty(ws: Workspace) -> Non
     (ws.suites / "one").mkdir(parents=True)
     shown = run(ws.root, "suite", "list", code=1).stdout
     assert "broken one: expected a suite with suite.json and data.jsonl" in shown
-    assert "no suite yet" not in shown
+    assert "no suites" not in shown
 
 
 def test_validate_holds_all_suites_or_those_named(ws: Workspace) -> None:

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.datasets.library import SuiteRequest, add_suite, check_suite, suite_names, use_suites
+from safegene.datasets.adding import SuiteRequest, add_suite
+from safegene.datasets.library import check_suites, suite_names, use_suites
 from safegene.datasets.prompts import Prompt, read_prompts
 from safegene.datasets.suites import LoadOptions, Suite, read_suite
-from safegene.datasets.suites.wrappers import flattened, read_templates, wrap
+from safegene.datasets.suites.card import CARD
+from safegene.datasets.suites.wrappers import flatten_turns, read_templates, wrap
 from safegene.errors import (
     ArtifactError,
     ContaminatedSample,
@@ -63,7 +65,7 @@ def test_a_suite_is_added_once_and_proves_what_it_is(ws: Workspace) -> None:
     assert made == read_suite(ws.suites / "ours")
     assert made.card.rows == {"harmful": len(ROWS)}
     assert made.card.files == {"ours.csv": digest_bytes((ws.root / "ours.csv").read_bytes())}
-    assert made.digest == digest_bytes(canonical_json(made.card.to_json()))
+    assert made.digest == digest_bytes((made.folder / CARD).read_bytes().rstrip())
     with pytest.raises(ArtifactError, match="no suite of that name yet"):
         add_suite(ws, request(ws, rows=ROWS[:3]))
     assert read_suite(ws.suites / "ours") == made
@@ -139,7 +141,7 @@ def test_a_suite_that_is_not_what_its_card_says_is_refused(ws: Workspace, name: 
     spoil(ws.suites / "ours")
     for read in (
         lambda: read_suite(ws.suites / "ours"),
-        lambda: check_suite(ws, ["ours"]),
+        lambda: check_suites(ws, ["ours"]),
         lambda: use_suites(ws, ["ours"]),
     ):
         with pytest.raises(error):
@@ -167,23 +169,23 @@ def fitted(ws: Workspace) -> Prompt:
 def test_what_is_fitted_on_is_no_suite_for_the_gate(ws: Workspace, tested: Callable[[str], str]) -> None:
     known = fitted(ws)
     add_suite(ws, request(ws, rows=[*ROWS, '"' + tested(known.prompt) + '"']))
-    for refused in (lambda: check_suite(ws, ["ours"]), lambda: use_suites(ws, ["ours"])):
+    for refused in (lambda: check_suites(ws, ["ours"]), lambda: use_suites(ws, ["ours"])):
         with pytest.raises(ContaminatedSample, match="advbench-8"):
             refused()
 
 
 def test_a_suite_that_nothing_can_be_held_against_is_not_called_clean(ws: Workspace) -> None:
     add_suite(ws, request(ws))
-    assert check_suite(ws, []) == check_suite(ws, ["ours"])
+    assert check_suites(ws, []) == check_suites(ws, ["ours"])
     for path in (*ws.prompts.glob("*.jsonl"), *ws.tasks.glob("*.jsonl")):
         path.unlink()
-    with pytest.raises(EmptySample, match="to hold the suites against"):
-        check_suite(ws, ["ours"])
+    with pytest.raises(EmptySample, match="to compare the suites with"):
+        check_suites(ws, ["ours"])
 
 
 def test_no_suite_is_no_pass(ws: Workspace) -> None:
     with pytest.raises(EmptySample, match="at least one suite"):
-        check_suite(ws, [])
+        check_suites(ws, [])
 
 
 def test_the_gate_asks_each_behaviour_once_and_says_where_it_is_from(ws: Workspace) -> None:
@@ -251,7 +253,7 @@ def test_a_template_that_wraps_nothing_is_refused(data: bytes, why: str) -> None
 
 
 def test_turns_are_one_numbered_prompt() -> None:
-    assert flattened(["hello", "now {prompt}"]) == "Turn 1 of 2:\nhello\n\nTurn 2 of 2:\nnow {prompt}"
+    assert flatten_turns(["hello", "now {prompt}"]) == "Turn 1 of 2:\nhello\n\nTurn 2 of 2:\nnow {prompt}"
     (one,) = read_templates(b'{"id": "a", "turns": ["hello", "now {prompt}"]}', "t").usable
     assert one.fill("X {prompt}").endswith("now X {prompt}")
 
@@ -263,13 +265,13 @@ def test_translations_of_another_set_are_refused(ws: Workspace) -> None:
     asked = SuiteRequest("three", str(ws.root / "a.json"), "catqa", "MIT", OURS)
     made = add_suite(ws, replace(asked, translations={"zh": str(ws.root / "b.json")}))
     assert made.card.rows == {"harmful": len(ROWS), "wrapped": len(ROWS)}
-    for changes, why in (
-        ({"translations": {"zh": str(ws.root / "c.json")}}, "of category 'One', got 'Two'"),
-        ({"translations": {"Chinese!": str(ws.root / "b.json")}}, "expected a language tag"),
-        ({"translations": {"zh": str(ws.root / "a.json")}}, "files of different names"),
+    for translations, why in (
+        ({"zh": str(ws.root / "c.json")}, "of category 'One', got 'Two'"),
+        ({"Chinese!": str(ws.root / "b.json")}, "expected a language tag"),
+        ({"zh": str(ws.root / "a.json")}, "files of different names"),
     ):
         with pytest.raises(SafegeneError, match=why):
-            add_suite(ws, replace(asked, name="four", **changes))
+            add_suite(ws, replace(asked, name="four", translations=translations))
 
 
 def test_the_commands_do_all_that(ws: Workspace) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.datasets.prompts import Prompt, check_contamination, normalised, read_prompts
+from safegene.datasets.contamination import check_contamination, normalised
+from safegene.datasets.prompts import Prompt, read_prompts
 from safegene.errors import ArtifactError, ContaminatedSample, EmptySample, FormatError
 from safegene.workspace.digest import digest_file
 

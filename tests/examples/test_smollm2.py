@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from examples.smollm2 import judge, models, prepare, sets, sources, texts, workspace
-from safegene.datasets.prompts import check_contamination, normalised, read_prompts
+from safegene.datasets.contamination import check_contamination, normalised
+from safegene.datasets.prompts import prompt_lines, read_prompts
 from safegene.errors import ArtifactError, DigestMismatch, SourceError
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.calibration import calibration_from, write_calibration
@@ -82,7 +83,7 @@ def test_every_file_is_a_prompt_set_with_the_kinds_the_stages_ask_for(split: set
     read = {}
     for name, rows in split.files.items():
         path = tmp_path / Path(name).name
-        path.write_bytes(sets.jsonl(rows))
+        path.write_bytes(prompt_lines(rows))
         read[name] = read_prompts(path)
         assert len({row.prompt for row in read[name].rows}) == len(rows)
     safety = read["prompts/safety.jsonl"]

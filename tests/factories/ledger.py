@@ -12,6 +12,7 @@ from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import write_artefact
 from safegene.workspace.params import Target, Targets, save_targets
+from tests.factories.validation import write_receipt
 
 PARAMS = """
 family: {{aligned: "tiny://aligned?seed=0"}}
@@ -45,8 +46,7 @@ def make_workspace(root: Path, *, ledger: str = "ledger", outcome: str = "pass",
 def make_receipt(ws: Workspace) -> None:
     """What stage ``validate`` leaves, of the sets that lie here."""
     sets = {"gate": ws.prompts / "gate.jsonl", "task-sentiment": ws.tasks / "sentiment.jsonl"}
-    with write_artefact(ws.validation, stage="validate", params={}, inputs={}) as draft:
-        _json(draft.path / "receipt.json", {"sets": {name: {"digest": digest_file(at)} for name, at in sets.items()}})
+    write_receipt(ws.validation, sets)
 
 
 def make_family(ws: Workspace, *, rank: int = 4) -> None:

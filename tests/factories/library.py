@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safegene.datasets.library import SuiteRequest
+from safegene.datasets.adding import SuiteRequest
 from safegene.datasets.suites.card import CARD, DATA
 from safegene.pipeline.init import template_folder
 from safegene.workspace.digest import canonical_json, digest_bytes

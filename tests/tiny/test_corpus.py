@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.datasets.prompts import Prompt, check_contamination, read_prompts
+from safegene.datasets.contamination import check_contamination
+from safegene.datasets.prompts import Prompt, read_prompts
 from safegene.tiny import words as w
 from safegene.tiny.corpus import (
     BENIGN_SHARES,

@@ -1,8 +1,8 @@
-"""Evaluation suites: folders of prompts with a card that says where they come from and proves what they are.
+"""Evaluation suites: folders of prompts with a card that states source, licence and digests.
 
-``tables`` reads files of strangers strictly, ``loading`` turns a public set into rows and counts what it leaves out,
-``harmful`` and ``tasks`` know the public sets, ``formats`` lists them, ``wrappers`` asks a behaviour in other ways,
-and ``card`` is the suite on disk.
+``tables`` reads untrusted files strictly, ``loading`` turns their rows into prompts and counts what it leaves out,
+``harmful`` and ``tasks`` hold one loader per public set, ``formats`` lists them, ``wrappers`` derives rows inside
+jailbreak templates and in other languages, and ``card`` reads and writes a suite.
 """
 
 from safegene.datasets.suites.card import Card, Suite, read_suite, write_suite

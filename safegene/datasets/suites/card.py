@@ -1,55 +1,45 @@
 """A suite on disk: a folder ``NAME`` with ``data.jsonl`` (rows of `datasets.prompts.Prompt`) and ``suite.json``.
 
-The card MUST name source and licence, the sha256 of ``data.jsonl`` and of every file that it was made from, how many
-rows there are of each kind, what was left out and why, and the expectations that the rows are held against. A reader
-MUST refuse other keys, another digest, other counts, and other expectations than the card's own facts ask for. A
-suite's digest is that of its card, which holds all others.
+``suite.json`` is the suite's card. It MUST name the source and the licence, the sha256 of ``data.jsonl`` and of every
+file that the suite was made from, the number of rows of each kind, the rows that were left out and why, and the
+expectations that the rows are checked against. A reader MUST refuse other keys, another digest, other counts, and
+expectations that do not follow from the card's other fields. The digest of a suite is that of its card, which contains
+all the others.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field
 
-from safegene.datasets.prompts import MAX_BYTES, Kind, Prompt, PromptSet, Split, read_prompts
+from safegene.datasets.expectations import MAX_TEXT, CardText, Expectation
+from safegene.datasets.prompts import MAX_BYTES, Kind, Prompt, PromptSet, Split, parse_prompts, prompt_lines
 from safegene.errors import ArtifactError, DigestMismatch, FormatError, ParamsError
-from safegene.workspace.digest import canonical_json, digest_bytes, digest_file, digest_json, strict_json
+from safegene.workspace.atomic import draft_folder
+from safegene.workspace.digest import canonical_json, digest_bytes, digest_json
 from safegene.workspace.fields import Digest, Name, Positive
+from safegene.workspace.schema import Strict, parse_json
 
 CARD, DATA = "suite.json", "data.jsonl"
-MAX_CARD = 1 << 20
+MAX_CARD = 1 << 20  # bytes
 COLUMNS = ("id", "prompt", "kind", "category", "behaviour", "split")
 UNKNOWN = frozenset(["", "unknown", "none", "n/a", "na", "tbd", "todo", "other", "?", "-"])
-MAX_TEXT = 1000  # characters
-CardText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, strip_whitespace=True)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Expectation(_Strict):
-    """A Great Expectations class and its arguments."""
-
-    kind: CardText
-    arguments: dict[str, str | int | tuple[str, ...]]
-
-
-class Transform(_Strict):
-    """Rows made from the set's own rows.
+class Transform(Strict):
+    """Rows derived from the set's rows.
 
     Attributes:
         kind: ``wrap`` or ``translate``.
-        file: digest of the templates' or the translation's file.
-        said: of ``wrap``, how many templates each behaviour gets; of ``translate``, the language.
-        made: rows made, before duplicates and over-long ones were left out.
-        left_out: templates or translations, by reason.
+        file: digest of the file of templates or of the translation.
+        said: the transform's setting: of ``wrap``, the number of templates per behaviour; of ``translate``, the
+            language.
+        made: number of rows derived, before duplicates and rows that are too long were left out.
+        left_out: reason -> number of templates or translations.
     """
 
     kind: Literal["wrap", "translate"]
@@ -59,26 +49,26 @@ class Transform(_Strict):
     left_out: dict[str, Count] = {}
 
 
-class Card(_Strict):
-    """What ``suite.json`` says.
+class Card(Strict):
+    """Content of ``suite.json``.
 
     Attributes:
         schema_: the card's format.
         name: the folder's name.
-        version: of the set, as its authors or we name it.
-        source: where it comes from, for people and machines.
+        version: of the set, as its authors or the user name it.
+        source: where the set comes from, usually a URL.
         revision: commit or the like, where it is known.
-        licence: as its authors state it.
-        format: the loader.
-        options: the loader's options.
+        licence: as the set's authors state it.
+        format: name of the suite format that read it.
+        options: of the loader.
         files: name -> digest of every file that the suite was made from.
         sha256: of ``data.jsonl``.
-        rows: kind -> how many.
-        left_out: reason -> how many rows of the file.
-        transforms: in order.
+        rows: kind -> number of rows.
+        left_out: reason -> number of rows of the file.
+        transforms: in the order in which they were applied.
         categories: every category that a row may have.
         longest: characters of the longest prompt allowed.
-        expectations: what the rows are held against.
+        expectations: what the rows are checked against.
     """
 
     schema_: Literal["safegene/suite/v1"] = Field(default="safegene/suite/v1", alias="schema")
@@ -98,9 +88,15 @@ class Card(_Strict):
     longest: Positive
     expectations: tuple[Expectation, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, always the same for the same card."""
-        return self.model_dump(mode="json", by_alias=True)
+    @property
+    def digest(self) -> str:
+        """Digest of the card's canonical JSON."""
+        return digest_json(self.model_dump(mode="json", by_alias=True))
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of ``suite.json``; equal cards have equal bytes."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True)) + b"\n"
 
 
 @dataclass(frozen=True)
@@ -113,136 +109,121 @@ class Suite:
 
     @property
     def digest(self) -> str:
-        """What a policy pins: the digest of the card, and through it of everything else."""
-        return digest_json(self.card.to_json())
+        """The digest of the card, which contains the digests of the rows and of the source files."""
+        return self.card.digest
 
 
 def check_known(what: str, value: str, *, hint: str = "") -> str:
-    """The value without blanks around it, if it says anything.
+    """The value without surrounding blanks, if it carries information.
 
     Raises:
-        ParamsError: it is empty, longer than a card's field, not one line of text, or a word for not knowing.
+        ParamsError: it is empty, longer than a field of the card may be, not one line of printable text, or a word
+            such as "unknown".
     """
     if value.strip().casefold() in UNKNOWN or not value.isprintable() or len(value) > MAX_TEXT:
-        most = f" in at most {MAX_TEXT} characters" if len(value) > MAX_TEXT else ""
-        raise ParamsError(f"expected the suite's {what}{most}, got {value[:80]!r}", remedy=hint)
+        limit = f" in at most {MAX_TEXT} characters" if len(value) > MAX_TEXT else ""
+        raise ParamsError(f"expected the suite's {what}{limit}, got {value[:80]!r}", remedy=hint)
     return value.strip()
 
 
-def expectations(
+def expectations_for(
     kinds: Iterable[Kind], splits: Iterable[Split], categories: Sequence[str], longest: int
 ) -> tuple[Expectation, ...]:
-    """What rows of these kinds are held against: non-null, unique, known values, lengths."""
+    """The expectations for rows of these kinds: no nulls, unique ids and prompts, known values, length limits."""
 
-    def rule(kind: str, **arguments: str | int | tuple[str, ...]) -> Expectation:
+    def expect(kind: str, **arguments: str | int | tuple[str, ...]) -> Expectation:
         return Expectation(kind=f"ExpectColumn{kind}", arguments=arguments)
 
-    found = sorted(kinds)
-    filled = ["id", "prompt", "category"] + (["response"] if found == ["task"] else [])
-    filled += [] if "task" in found else ["behaviour"]
-    suite = [rule("ValuesToNotBeNull", column=column) for column in COLUMNS]
-    suite += [rule("ValuesToBeUnique", column=column) for column in ("id", "prompt")]
+    row_kinds = sorted(kinds)
+    filled = ["id", "prompt", "category"] + (["response"] if row_kinds == ["task"] else [])
+    filled += [] if "task" in row_kinds else ["behaviour"]
+    suite = [expect("ValuesToNotBeNull", column=column) for column in COLUMNS]
+    suite += [expect("ValuesToBeUnique", column=column) for column in ("id", "prompt")]
     suite += [
-        rule("ValuesToBeInSet", column="kind", value_set=tuple(found)),
-        rule("ValuesToBeInSet", column="split", value_set=tuple(sorted(splits))),
-        rule("ValuesToBeInSet", column="category", value_set=tuple(categories)),
-        rule("ValueLengthsToBeBetween", column="prompt", min_value=1, max_value=longest),
+        expect("ValuesToBeInSet", column="kind", value_set=tuple(row_kinds)),
+        expect("ValuesToBeInSet", column="split", value_set=tuple(sorted(splits))),
+        expect("ValuesToBeInSet", column="category", value_set=tuple(categories)),
+        expect("ValueLengthsToBeBetween", column="prompt", min_value=1, max_value=longest),
     ]
-    return (*suite, *(rule("ValuesToMatchRegex", column=column, regex=r"(?s).*\S") for column in filled))
+    return (*suite, *(expect("ValuesToMatchRegex", column=column, regex=r"(?s).*\S") for column in filled))
 
 
-def jsonl(rows: Sequence[Prompt]) -> bytes:
-    """The rows as a prompt set's file."""
-    return b"".join(canonical_json(row.model_dump()) + b"\n" for row in rows)
-
-
-def counted(rows: Sequence[Prompt]) -> dict[Kind, int]:
-    """How many rows there are of each kind."""
+def count_kinds(rows: Sequence[Prompt]) -> dict[Kind, int]:
+    """Kind -> number of rows, sorted by kind."""
     return dict(sorted(Counter(row.kind for row in rows).items()))
 
 
 def write_suite(folder: Path, card: Card, rows: Sequence[Prompt]) -> Suite:
-    """Write a new suite whole or not at all, and read it back.
+    """Write a new suite in one step, and read it back.
 
     Raises:
-        ArtifactError: the folder is there already.
-        DigestMismatch, FormatError: the card is not of these rows.
+        ArtifactError: the folder exists.
+        DigestMismatch, FormatError: the card does not describe these rows; nothing is written.
     """
     if folder.exists() or folder.is_symlink():
         raise ArtifactError(
             f"expected no suite of that name yet, got {folder}", remedy="take another name, or remove that folder first"
         )
-    draft = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}") / folder.name
-    draft.mkdir(parents=True)
-    try:
-        (draft / DATA).write_bytes(jsonl(rows))
-        (draft / CARD).write_bytes(canonical_json(card.to_json()) + b"\n")
-        read_suite(draft)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft.parent)
+    with draft_folder(folder) as draft:
+        (draft / DATA).write_bytes(prompt_lines(rows))
+        (draft / CARD).write_bytes(card.content)
+        _read(draft, folder.name)
     return read_suite(folder)
 
 
 def read_suite(folder: Path) -> Suite:
-    """Read a suite and hold it against its card.
+    """Read a suite and check it against its card.
 
     Raises:
-        ArtifactError: a file is missing, or is a link.
-        DigestMismatch: ``data.jsonl`` has other bytes than the card says.
-        FormatError: the card has other keys, lacks source or licence, or says other things than the rows.
+        ArtifactError: a file is missing, or is a symlink.
+        DigestMismatch: ``data.jsonl`` has other bytes than the card states.
+        FormatError: the card has other keys, lacks source or licence, or does not describe the rows.
     """
+    return _read(folder, folder.name)
+
+
+def _read(folder: Path, name: str) -> Suite:
+    """The suite in ``folder``, whose card must have that name."""
     for path in (folder, folder / CARD, folder / DATA):
         if path.is_symlink() or not (path.is_dir() if path == folder else path.is_file()):
             raise ArtifactError(
                 f"expected a suite with {CARD} and {DATA} (no links), got no such {path}",
-                remedy="`safegene suite list` names the suites; `safegene suite add` makes one, or `dvc pull`",
+                remedy="`safegene suite list` lists the suites; `safegene suite add` adds one, or run `dvc pull`",
             )
     for path, limit in ((folder / CARD, MAX_CARD), (folder / DATA, MAX_BYTES)):
         if path.stat().st_size > limit:
             raise FormatError(f"expected at most {limit} bytes, got {path.stat().st_size}, in {path}")
-    card = _card(folder / CARD)
-    if (got := digest_file(folder / DATA)) != card.sha256:
+    card = _read_card(folder / CARD)
+    data = (folder / DATA).read_bytes()
+    if (got := digest_bytes(data)) != card.sha256:
         raise DigestMismatch(f"expected {DATA} with {card.sha256}, got {got}, in {folder}")
-    prompts = read_prompts(folder / DATA)
-    if prompts.digest != card.sha256:
-        raise DigestMismatch(f"expected {DATA} with {card.sha256}, got {prompts.digest} a moment later, in {folder}")
-    _check(card, prompts.rows, folder)
+    prompts = parse_prompts(data, folder / DATA)
+    _check_card(card, prompts.rows, name, folder / CARD)
     return Suite(card, prompts, folder)
 
 
-def _card(path: Path) -> Card:
-    data = path.read_bytes()
-    strict_json(data, where=str(path))  # pydantic's own reader lets a key stand twice
+def _read_card(path: Path) -> Card:
+    card = parse_json(Card, path.read_bytes(), where=str(path))
     try:
-        card = Card.model_validate_json(data)
         check_known("licence", card.licence)
         check_known("source", card.source)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the card"
-        raise FormatError(f"expected a suite's card, got {field}: {first['msg']}, in {path}") from None
     except ParamsError as error:
         raise FormatError(f"{error.message}, in {path}", remedy="a suite of unknown origin is not used") from None
     return card
 
 
-def _check(card: Card, rows: Sequence[Prompt], folder: Path) -> None:
+def _check_card(card: Card, rows: Sequence[Prompt], name: str, path: Path) -> None:
     splits = {row.split for row in rows}
-    wanted = expectations(card.rows, splits, card.categories, card.longest)
-    strange = sorted({row.category for row in rows} - set(card.categories))
+    unlisted = sorted({row.category for row in rows} - set(card.categories))
+    too_long = [row.id for row in rows if len(row.prompt) > card.longest][:3]
+    wanted = expectations_for(card.rows, splits, card.categories, card.longest)
     facts: Mapping[str, tuple[Any, Any]] = {
-        "the folder's name": (folder.name, card.name),
-        "rows per kind": (counted(rows), dict(sorted(card.rows.items()))),
-        "categories outside the card's": (strange, []),
-        "prompts longer than the card allows": ([row.id for row in rows if len(row.prompt) > card.longest][:3], []),
+        "the folder's name": (name, card.name),
+        "rows per kind": (count_kinds(rows), dict(sorted(card.rows.items()))),
+        "categories outside the card's": (unlisted, []),
+        "prompts longer than the card allows": (too_long, []),
         "expectations": (list(card.expectations), list(wanted)),
     }
     for what, (got, expected) in facts.items():
         if got != expected:
-            raise FormatError(f"expected {what} {str(expected)[:200]}, got {str(got)[:200]}, in {folder / CARD}")
-
-
-def pinned(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Name -> digest of the files that a suite is made from."""
-    return {name: digest_bytes(data) for name, data in sorted(files.items())}
+            raise FormatError(f"expected {what} {str(expected)[:200]}, got {str(got)[:200]}, in {path}")

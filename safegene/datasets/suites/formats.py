@@ -1,4 +1,7 @@
-"""The formats that `safegene suite add --format` knows, in one table."""
+"""The formats of public sets that ``safegene suite add --format`` accepts.
+
+A package adds a format by an entry point in the group ``safegene.suite_formats`` whose object is a `SuiteFormat`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +14,13 @@ from safegene.workspace.plugins import Registry
 
 @dataclass(frozen=True)
 class SuiteFormat:
-    """A public set's format.
+    """How to read one public set.
 
     Attributes:
-        load: bytes -> rows.
-        files: names under which the set is published, for a SOURCE that is a folder.
-        licence: what its authors say of its licence, as a hint; the card holds what a person looked up.
-        languages: of the columns that a person may choose.
+        load: reads the rows from the file's bytes.
+        files: names of the published file, looked for when the source is a folder.
+        licence: the licence that the authors state, shown as a hint; the card holds what the user gives.
+        languages: columns that the user may choose from; empty for a set without a column per language.
     """
 
     load: Loader
@@ -62,7 +65,7 @@ def format_named(name: str) -> SuiteFormat:
     """The format of that name.
 
     Raises:
-        ParamsError: there is none.
+        ParamsError: there is no such format; lists the known ones.
     """
     if name not in SUITE_FORMATS:
         raise ParamsError(f"expected a format of {', '.join(SUITE_FORMATS)}, got {name!r}")

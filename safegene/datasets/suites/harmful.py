@@ -1,8 +1,8 @@
-"""The public sets of harmful prompts and of safe look-alikes, from a file's bytes to rows: prompts, never replies.
+"""Loaders of public sets of harmful prompts and safe look-alikes. They keep prompts, never replies.
 
-AdvBench, JailbreakBench, XSTest and the CatQA family were read from real files. The other columns are those of the
-sets' own documentation (HarmBench ``harmbench_behaviors_text_all.csv``, StrongREJECT ``strongreject_dataset.csv``,
-MultiJail and SimpleSafetyTests on the Hub, BeaverTails' JSON lines), tested on small files of that shape.
+The loaders of AdvBench, JailbreakBench, XSTest and the CatQA family were tested on the published files. Those of
+HarmBench (``harmbench_behaviors_text_all.csv``), StrongREJECT (``strongreject_dataset.csv``), MultiJail,
+SimpleSafetyTests and BeaverTails follow the columns that the sets document, and were tested on small files with them.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from safegene.datasets.prompts import Kind
-from safegene.datasets.suites.loading import Item, Loader, LoadOptions, SkippedRow, clean, one_of, row
+from safegene.datasets.suites.loading import Item, Loader, LoadOptions, SkippedRow, clean_text, label_meaning, to_item
 from safegene.datasets.suites.tables import csv_records, json_records, json_value
 from safegene.errors import FormatError, ParamsError
 
@@ -18,13 +18,13 @@ LANGUAGES = ("en", "zh", "it", "vi", "ar", "ko", "th", "bn", "sw", "jv")
 
 
 def advbench(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
-    """AdvBench ``harmful_behaviors.csv``: goal, target; the target (an answer's opening) is not read."""
+    """AdvBench ``harmful_behaviors.csv``: goal, target. The target, the opening of an answer, is not read."""
     for number, (at, cells) in enumerate(csv_records(data, ("goal", "target"), where)):
-        yield row(f"advbench-{number}", cells["goal"], "harmful", "advbench", options, at)
+        yield to_item(f"advbench-{number}", cells["goal"], "harmful", "advbench", options, at)
 
 
 def harmbench(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
-    """HarmBench's text behaviours: a context stands before its behaviour; copyright is about quoting, not harm."""
+    """HarmBench's text behaviours; a context is put before its behaviour. Copyright behaviours are left out."""
     columns = ("Behavior", "SemanticCategory", "Tags", "ContextString", "BehaviorID")
     for at, cells in csv_records(data, columns, where, optional=("FunctionalCategory",)):
         tags = {tag.strip() for tag in cells["Tags"].split(",")}
@@ -35,18 +35,18 @@ def harmbench(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
             yield SkippedRow("its context is missing")
         else:
             text = f"{context}\n\n{cells['Behavior'].strip()}" if context else cells["Behavior"]
-            name = f"harmbench-{_given(cells['BehaviorID'], at)}"
-            yield row(name, text, "harmful", cells["SemanticCategory"], options, at)
+            name = f"harmbench-{_row_id(cells['BehaviorID'], at)}"
+            yield to_item(name, text, "harmful", cells["SemanticCategory"], options, at)
 
 
 def jailbreakbench(kind: Kind, name: str) -> Loader:
-    """JailbreakBench's ``harmful-behaviors.csv`` or ``benign-behaviors.csv``; early copies leave ``Index`` unnamed."""
+    """JailbreakBench's ``harmful-behaviors.csv`` or ``benign-behaviors.csv``; some leave ``Index`` unnamed."""
 
     def load(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
         columns = ("Goal", "Target", "Behavior", "Category", "Source")
         for number, (at, cells) in enumerate(csv_records(data, columns, where, optional=("", "Index"))):
             index = str(cells.get("Index", cells.get("", number)))
-            yield row(f"{name}-{_given(index, at)}", cells["Goal"], kind, cells["Category"], options, at)
+            yield to_item(f"{name}-{_row_id(index, at)}", cells["Goal"], kind, cells["Category"], options, at)
 
     return load
 
@@ -56,18 +56,18 @@ def xstest(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     columns = ("id", "prompt", "type", "label", "focus", "note")
     kinds: dict[str, Kind] = {"safe": "lookalike", "unsafe": "harmful"}
     for at, cells in csv_records(data, columns, where):
-        kind = kinds[one_of(cells["label"], {name: name for name in kinds}, "a label", at)]
-        yield row(f"xstest-{_given(cells['id'], at)}", cells["prompt"], kind, cells["type"], options, at)
+        kind = kinds[label_meaning(cells["label"], {name: name for name in kinds}, "a label", at)]
+        yield to_item(f"xstest-{_row_id(cells['id'], at)}", cells["prompt"], kind, cells["type"], options, at)
 
 
 def strongreject(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
     """StrongREJECT ``strongreject_dataset.csv``: category, source, forbidden_prompt."""
     for number, (at, cells) in enumerate(csv_records(data, ("category", "source", "forbidden_prompt"), where)):
-        yield row(f"strongreject-{number}", cells["forbidden_prompt"], "harmful", cells["category"], options, at)
+        yield to_item(f"strongreject-{number}", cells["forbidden_prompt"], "harmful", cells["category"], options, at)
 
 
 def question_tree(name: str) -> Loader:
-    """A JSON tree of category -> subcategory -> questions (CatQA, HarmfulQA); an id is the place in the whole tree."""
+    """A JSON tree category -> subcategory -> questions (CatQA, HarmfulQA); ids count through the whole tree."""
 
     def load(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
         number = 0
@@ -75,7 +75,7 @@ def question_tree(name: str) -> Loader:
             for kind, texts in _mapping(kinds, f"{where}, {category!r}").items():
                 at = f"{where}, {category!r}, {kind!r}"
                 for text in _list(texts, at):
-                    yield row(f"{name}-{number}", text, "harmful", category, options, at)
+                    yield to_item(f"{name}-{number}", text, "harmful", category, options, at)
                     number += 1
 
     return load
@@ -86,49 +86,50 @@ def question_list(name: str) -> Loader:
 
     def load(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
         for number, text in enumerate(_list(json_value(data, where), where)):
-            yield row(f"{name}-{number}", text, "harmful", name, options, f"{where}, item {number}")
+            yield to_item(f"{name}-{number}", text, "harmful", name, options, f"{where}, item {number}")
 
     return load
 
 
 def multijail(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
-    """MultiJail: a column per language. English asks directly; a translation is the same behaviour, wrapped.
+    """MultiJail, a column per language. English rows are harmful; a translation is a wrapped row of the same behaviour.
 
     Raises:
-        ParamsError: a language that MultiJail does not have.
+        ParamsError: MultiJail does not have that language.
     """
     languages = options.languages or ("en",)
     if unknown := set(languages) - set(LANGUAGES):
         raise ParamsError(f"expected languages of {', '.join(LANGUAGES)}, got {', '.join(sorted(unknown))}")
     for at, cells in csv_records(data, ("id", "source", *LANGUAGES, "tags"), where):
-        base = f"multijail-{_given(cells['id'], at)}"
+        base = f"multijail-{_row_id(cells['id'], at)}"
         category = next(iter(re.findall(r"['\"]([^'\"]+)['\"]", cells["tags"])), cells["tags"])
         for language in languages:
             if language == "en":
-                yield row(base, cells["en"], "harmful", category, options, at)
+                yield to_item(base, cells["en"], "harmful", category, options, at)
             else:
                 name = f"{base}--{language}"
-                yield row(name, cells[language], "wrapped", category, options, at, behaviour=base)
+                yield to_item(name, cells[language], "wrapped", category, options, at, behaviour=base)
 
 
 def simplesafetytests(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
-    """SimpleSafetyTests: id, harm_area, category (how it is asked), prompt; the area is the row's category."""
+    """SimpleSafetyTests: id, harm_area, category (the form of the request), prompt; harm_area gives the category."""
     for at, cells in csv_records(data, ("id", "harm_area", "category", "prompt"), where):
-        name = f"simplesafetytests-{_given(cells['id'], at)}"
-        yield row(name, cells["prompt"], "harmful", cells["harm_area"], options, at)
+        name = f"simplesafetytests-{_row_id(cells['id'], at)}"
+        yield to_item(name, cells["prompt"], "harmful", cells["harm_area"], options, at)
 
 
 def beavertails(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]:
-    """BeaverTails' JSON lines: a prompt is harmful when a reply to it was labelled unsafe. Replies are not kept.
+    """BeaverTails' JSON lines: a prompt counts as harmful when a reply to it was labelled unsafe.
 
-    ``is_safe`` is about the pair, so a prompt whose replies were all safe is not known to be harmful.
+    ``is_safe`` labels a prompt with its reply, so a prompt whose replies were all safe is not known to be harmful and
+    is left out.
     """
     columns = ("prompt", "response", "category", "is_safe")
     first: dict[str, tuple[int, str, str, str]] = {}
     left: dict[str, None] = {}
     repeated = 0
     for number, (at, cells) in enumerate(json_records(data, columns, where)):
-        prompt = clean(cells["prompt"], at)
+        prompt = clean_text(cells["prompt"], at)
         named = [name for name, yes in sorted(_mapping(cells["category"], at).items()) if yes is True]
         if not isinstance(cells["is_safe"], bool):
             raise FormatError(f"expected is_safe true or false, got {cells['is_safe']!r}, in {at}")
@@ -139,16 +140,16 @@ def beavertails(data: bytes, where: str, options: LoadOptions) -> Iterator[Item]
         elif prompt not in first:
             left[prompt] = None
     for number, prompt, category, at in first.values():
-        yield row(f"beavertails-{number}", prompt, "harmful", category, options, at)
+        yield to_item(f"beavertails-{number}", prompt, "harmful", category, options, at)
     yield from (SkippedRow("no reply to it was labelled unsafe") for _ in left)
     yield from (SkippedRow("another reply to the same prompt") for _ in range(repeated))
 
 
-def _given(value: str, where: str) -> str:
-    """An id of the set's own.
+def _row_id(value: str, where: str) -> str:
+    """The id that the set gives to a row.
 
     Raises:
-        FormatError: it is empty, or longer than an id.
+        FormatError: it is empty or longer than 200 characters.
     """
     name = value.strip()
     if not name or len(name) > 200:

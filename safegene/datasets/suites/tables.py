@@ -1,7 +1,7 @@
-"""Files of strangers, read strictly: CSV, TSV, JSON lines and JSON, of which every row has the columns it should have.
+"""Strict readers of CSV, TSV, JSON lines and JSON files from untrusted sources.
 
-A byte-order mark is passed over; a NUL byte, other bytes than UTF-8, a column that is missing or that nobody
-documented, and a row of another length are refused with the line's number.
+A byte-order mark is skipped. A NUL byte, bytes that are not UTF-8, a missing or undocumented column, and a row of
+another length are refused; the error names the line.
 """
 
 import csv
@@ -15,18 +15,19 @@ from typing import Any
 from safegene.datasets.prompts import MAX_BYTES
 from safegene.errors import EmptySample, FormatError
 from safegene.workspace.digest import strict_json
+from safegene.workspace.schema import json_lines
 
 Record = tuple[str, dict[str, Any]]
-"""Where a row stands (file and line), and its values by column."""
+"""Place of a row (file and line), and its values by column."""
 
 _PACKED = (".gz", ".xz")
 
 
-def unpacked(name: str, data: bytes, *, limit: int = MAX_BYTES) -> bytes:
-    """The content of a ``.gz`` or ``.xz`` file, or of any other file as it is; at most ``limit`` bytes of it.
+def decompress(name: str, data: bytes, *, limit: int = MAX_BYTES) -> bytes:
+    """The content of a ``.gz`` or ``.xz`` file; the bytes of any other file unchanged.
 
     Raises:
-        FormatError: it is larger, damaged, or Parquet.
+        FormatError: the content is larger than ``limit`` bytes, damaged, or Parquet.
     """
     if name.endswith(".parquet") or data[:4] == b"PAR1":
         raise FormatError(
@@ -45,11 +46,11 @@ def unpacked(name: str, data: bytes, *, limit: int = MAX_BYTES) -> bytes:
     return data
 
 
-def text_of(data: bytes, where: str) -> str:
-    """The file's text.
+def decode_text(data: bytes, where: str) -> str:
+    """The bytes decoded as UTF-8, without byte-order mark.
 
     Raises:
-        FormatError: it is larger than 256 MiB, holds a NUL byte, or is no UTF-8.
+        FormatError: they are more than 256 MiB, contain a NUL byte, or are not UTF-8.
     """
     if len(data) > MAX_BYTES:
         raise FormatError(f"expected at most {MAX_BYTES} bytes, got {len(data)}, in {where}")
@@ -63,7 +64,7 @@ def text_of(data: bytes, where: str) -> str:
 
 def records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] = ()) -> Iterator[Record]:
     """Rows of a JSON-lines file (its first character is ``{``), or of a CSV or TSV file with a header."""
-    text = text_of(data, where)
+    text = decode_text(data, where)
     if text.lstrip()[:1] == "{":
         return _lines(text, columns, where, optional)
     return _table(text, columns, where, optional)
@@ -71,32 +72,30 @@ def records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequen
 
 def csv_records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] = ()) -> Iterator[Record]:
     """Rows of a CSV or TSV file with a header; every value is text."""
-    return _table(text_of(data, where), columns, where, optional)
+    return _table(decode_text(data, where), columns, where, optional)
 
 
 def json_records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] = ()) -> Iterator[Record]:
     """Rows of a JSON-lines file."""
-    return _lines(text_of(data, where), columns, where, optional)
+    return _lines(decode_text(data, where), columns, where, optional)
 
 
 def json_value(data: bytes, where: str) -> Any:
-    """The one value of a JSON file."""
-    return strict_json(text_of(data, where), where=where)
+    """The value of a JSON file."""
+    return strict_json(decode_text(data, where), where=where)
 
 
 def _lines(text: str, columns: Sequence[str], where: str, optional: Sequence[str]) -> Iterator[Record]:
-    found = False
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    empty = True
+    for number, line in json_lines(text.encode()):
         at = f"{where}, line {number}"
-        row = strict_json(line, where=at)
+        row = strict_json(line.decode(), where=at)
         if not isinstance(row, dict):
             raise FormatError(f"expected a JSON object, got {type(row).__name__}, in {at}")
         _check_columns(list(row), columns, optional, at)
-        found = True
+        empty = False
         yield at, row
-    if not found:
+    if empty:
         raise EmptySample(f"expected at least one row, got none, in {where}")
 
 
@@ -104,7 +103,7 @@ def _table(text: str, columns: Sequence[str], where: str, optional: Sequence[str
     header_line = text.partition("\n")[0]
     delimiter = "\t" if "\t" in header_line and "," not in header_line else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header, found = list[str](), False
+    header, empty = list[str](), True
     try:
         header = next(reader, [])
         _check_columns(header, columns, optional, where)
@@ -114,21 +113,21 @@ def _table(text: str, columns: Sequence[str], where: str, optional: Sequence[str
             at = f"{where}, line {reader.line_num}"
             if len(cells) != len(header):
                 raise FormatError(f"expected {len(header)} columns, got {len(cells)}, in {at}")
-            found = True
+            empty = False
             yield at, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise FormatError(f"expected CSV, got {error}, in {where}, line {reader.line_num}") from None
-    if not found:
+    if empty:
         raise EmptySample(f"expected at least one row, got none, in {where}")
 
 
 def _check_columns(header: Sequence[str], columns: Sequence[str], optional: Sequence[str], where: str) -> None:
     missing = [name for name in columns if name not in header]
-    strange = [name for name in header if name not in (*columns, *optional)]
-    if missing or strange or len(set(header)) != len(header):
+    undocumented = [name for name in header if name not in (*columns, *optional)]
+    if missing or undocumented or len(set(header)) != len(header):
         wanted = ", ".join(columns) + (f" (and perhaps {', '.join(map(repr, optional))})" if optional else "")
         got = ", ".join(map(repr, header[:12])) or "none"
         raise FormatError(
             f"expected the columns {wanted}, each once, got {got}, in {where}",
-            remedy="check that the file is the one the format is about, and of the documented version",
+            remedy="check that the file belongs to this format and has the documented version",
         )

@@ -24,7 +24,9 @@ from typing import Any
 
 from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import local_checkpoint
-from safegene.datasets.prompts import Prompt, normalised, read_prompts, validated_receipt
+from safegene.datasets.contamination import normalised
+from safegene.datasets.prompts import Prompt, read_prompts
+from safegene.datasets.receipt import validated_receipt
 from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
 from safegene.evaluation.early_stop import audit_stopping
 from safegene.evaluation.engines import Engine, EvaluatedModel

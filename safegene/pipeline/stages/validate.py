@@ -1,25 +1,29 @@
-"""Stage ``validate``: hold every prompt and task set against its suite, and the gate set against what is fitted on.
+"""Stage ``validate``: check every prompt and task set with Great Expectations, and the gate set for contamination.
 
-An invalid set stops the run. The receipt names each set by digest, so every stage that reads one can depend on it.
-Pages for people lie in ``docs/``; those of a set that failed lie in the cache, where the error says.
+A set that fails stops the run. The receipt names each set by digest, and the stages that read a set check it. The
+results are kept as HTML pages: in ``docs/`` of the artefact, and for a set that failed in the cache folder that the
+error names.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safegene.datasets.expectations import Finding, Rule, check_table, version
-from safegene.datasets.prompts import PromptSet, check_contamination, normalised, read_prompts
-from safegene.errors import ArtifactError, EmptySample, FormatError
-from safegene.workspace.digest import canonical_json, strict_json
+from safegene.datasets.contamination import check_contamination, normalised
+from safegene.datasets.expectations import Expectation, FailedExpectation, check_rows, library_version
+from safegene.datasets.prompts import PromptSet, parse_prompts, read_bytes
+from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt
+from safegene.errors import EmptySample, FormatError
+from safegene.workspace.atomic import write_file
+from safegene.workspace.digest import strict_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import ValidateParams
+from safegene.workspace.schema import json_lines
 
 log = logging.getLogger(__name__)
-SCHEMA = "safegene/validation/v1"
 COLUMNS = ("id", "prompt", "kind", "category", "behaviour", "split")
 
 # set -> (kinds, splits, columns that may not be empty)
@@ -29,7 +33,7 @@ SETS: Mapping[str, tuple[Sequence[str], Sequence[str], Sequence[str]]] = {
     "gate": (("harmful", "wrapped", "lookalike"), ("test",), ("id", "prompt", "category", "behaviour")),
     "task": (("task",), ("fit", "validation", "test"), ("id", "prompt", "response")),
 }
-# Parts that must each reach min_rows: the stages that read them would otherwise measure on next to nothing.
+# Parts that must each have min_rows rows, since a stage samples or measures on that part alone.
 PARTS: Mapping[str, Sequence[Mapping[str, str]]] = {
     "degrade": (),
     "safety": ({"kind": "harmful", "split": "fit"}, {"kind": "lookalike", "split": "fit"}),
@@ -41,11 +45,17 @@ PARTS: Mapping[str, Sequence[Mapping[str, str]]] = {
 def validate(*, prompts: Path, tasks: Path, out: Path, params: ValidateParams | None = None) -> Manifest:
     """Validate ``prompts/{degrade,safety,gate}.jsonl`` and every ``tasks/<task>.jsonl``.
 
+    Args:
+        prompts: folder of the prompt sets.
+        tasks: folder of the task sets.
+        out: the artefact to write: ``receipt.json`` and a page per set.
+        params: section ``validate`` of params.yaml; its defaults when None.
+
     Raises:
-        ArtifactError: one of the three prompt sets is absent.
+        ArtifactError: one of the three prompt sets is missing.
         EmptySample: a set holds no row.
-        FormatError: a set breaks a rule; names the file, the rule and the rows.
-        ContaminatedSample: the gate set meets what is fitted on, or a task's test rows its other rows.
+        FormatError: a set fails an expectation; names the file, the expectation and the rows.
+        ContaminatedSample: a gate prompt, or a test row of a task, was seen in fitting.
 
     Example:
         >>> manifest = safegene.validate(prompts=ws.prompts, tasks=ws.tasks, out=ws.validation)
@@ -53,81 +63,88 @@ def validate(*, prompts: Path, tasks: Path, out: Path, params: ValidateParams | 
         6
     """
     params = params or ValidateParams()
-    sets = {name: prompts / f"{name}.jsonl" for name in ("degrade", "safety", "gate")}
-    sets |= {f"task-{path.stem}": path for path in sorted(tasks.glob("*.jsonl"))}
-    pages = {name: _hold(name, path, params) for name, path in sets.items()}
-    read = {name: read_prompts(path) for name, path in sets.items()}
-    _check_disjoint(read, params)
-    chosen = params.model_dump(mode="json")
-    with write_artefact(out, stage="validate", params=chosen, inputs={n: s.digest for n, s in read.items()}) as draft:
+    paths = {name: prompts / f"{name}.jsonl" for name in ("degrade", "safety", "gate")}
+    paths |= {f"task-{path.stem}": path for path in sorted(tasks.glob("*.jsonl"))}
+    sets: dict[str, PromptSet] = {}
+    pages: dict[str, str] = {}
+    for name, path in paths.items():
+        data = read_bytes(path)
+        pages[name] = _check_expectations(name, data, path, params)
+        sets[name] = parse_prompts(data, path)
+    _check_disjoint(sets, params)
+    inputs = {name: prompt_set.digest for name, prompt_set in sets.items()}
+    with write_artefact(out, stage="validate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         (draft.path / "docs").mkdir()
         for name, page in pages.items():
             (draft.path / "docs" / f"{name}.html").write_text(page, encoding="utf-8")
-        receipt = _receipt(read, params)
-        (draft.path / "receipt.json").write_bytes(canonical_json(receipt) + b"\n")
-        draft.facts.update(sets=len(read), rows=sum(len(one.rows) for one in read.values()))
+        (draft.path / RECEIPT).write_bytes(_receipt(sets, params).content)
+        draft.facts.update(sets=len(sets), rows=sum(len(prompt_set.rows) for prompt_set in sets.values()))
     return draft.done
 
 
-def rules(name: str, params: ValidateParams) -> list[Rule]:
-    """The suite of a set (``degrade``, ``safety``, ``gate``, or ``task`` for every task)."""
+def expectations_of(name: str, params: ValidateParams) -> list[Expectation]:
+    """The expectations of a set (``degrade``, ``safety``, ``gate``, or ``task`` for every task)."""
     kinds, splits, filled = SETS[name]
-    suite = [Rule("ExpectColumnValuesToNotBeNull", {"column": column}) for column in COLUMNS]
+    suite = [_expect("ColumnValuesToNotBeNull", column=column) for column in COLUMNS]
     suite += [
-        Rule("ExpectColumnValuesToBeUnique", {"column": "id"}),
-        Rule("ExpectColumnValuesToBeInSet", {"column": "kind", "value_set": list(kinds)}),
-        Rule("ExpectColumnValuesToBeInSet", {"column": "split", "value_set": list(splits)}),
-        Rule("ExpectTableRowCountToBeBetween", {"min_value": params.min_rows}),
+        _expect("ColumnValuesToBeUnique", column="id"),
+        _expect("ColumnValuesToBeInSet", column="kind", value_set=tuple(kinds)),
+        _expect("ColumnValuesToBeInSet", column="split", value_set=tuple(splits)),
+        _expect("TableRowCountToBeBetween", min_value=params.min_rows),
     ]
     for column in filled:
         longest = {"max_value": params.max_prompt_characters} if column in ("prompt", "response") else {}
-        suite.append(Rule("ExpectColumnValueLengthsToBeBetween", {"column": column, "min_value": 1, **longest}))
-        suite.append(Rule("ExpectColumnValuesToMatchRegex", {"column": column, "regex": r"(?s).*\S"}))
+        suite.append(_expect("ColumnValueLengthsToBeBetween", column=column, min_value=1, **longest))
+        suite.append(_expect("ColumnValuesToMatchRegex", column=column, regex=r"(?s).*\S"))
     if name == "gate":
-        suite.append(Rule("ExpectColumnValuesToBeUnique", {"column": "prompt"}))
+        suite.append(_expect("ColumnValuesToBeUnique", column="prompt"))
     if params.categories and name != "task":
-        suite.append(Rule("ExpectColumnValuesToBeInSet", {"column": "category", "value_set": list(params.categories)}))
+        suite.append(_expect("ColumnValuesToBeInSet", column="category", value_set=tuple(params.categories)))
     for part in PARTS[name]:
-        only = " and ".join(f'{column} == "{value}"' for column, value in part.items())
-        limit = {"min_value": params.min_rows, "row_condition": only, "condition_parser": "pandas"}
-        suite.append(Rule("ExpectTableRowCountToBeBetween", limit))
+        condition = " and ".join(f'{column} == "{value}"' for column, value in part.items())
+        limits = {"row_condition": condition, "condition_parser": "pandas"}
+        suite.append(_expect("TableRowCountToBeBetween", min_value=params.min_rows, **limits))
     return suite
 
 
-def _hold(name: str, path: Path, params: ValidateParams) -> str:
-    """The page of a set that holds; an error for one that does not."""
-    rows, lines = _raw_rows(path)
-    found, page = check_table(name, rows, rules(name.partition("-")[0], params))
-    if not found:
-        log.info("%s: %d rows hold", path, len(rows))
+def _expect(kind: str, **arguments: str | int | tuple[str, ...]) -> Expectation:
+    return Expectation(kind=f"Expect{kind}", arguments=arguments)
+
+
+def _check_expectations(name: str, data: bytes, path: Path, params: ValidateParams) -> str:
+    """The page of a set that passes.
+
+    Raises:
+        FormatError: an expectation fails; the page is kept in the cache.
+    """
+    rows, lines = _raw_rows(data, path)
+    failed, page = check_rows(name, rows, expectations_of(name.partition("-")[0], params))
+    if not failed:
+        log.info("%s: all expectations hold for %d rows", path, len(rows))
         return page
     kept = cache_folder() / "validation" / f"{path.stem}.html"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(page, encoding="utf-8")
-    shown = "; ".join(_said(finding, rows, lines) for finding in found[:3])
-    more = f" and {len(found) - 3} more rules" if len(found) > 3 else ""
+    write_file(kept, page)
+    listed = "; ".join(_described(failure, rows, lines) for failure in failed[:3])
+    more = f" and {len(failed) - 3} more expectations" if len(failed) > 3 else ""
     raise FormatError(
-        f"expected every rule of the suite to hold, got {shown}{more}, in {path}",
-        remedy=f"correct these rows; the whole result is in {kept}",
+        f"expected every expectation to hold, got {listed}{more}, in {path}",
+        remedy=f"correct these rows; the complete result is in {kept}",
     )
 
 
-def _said(finding: Finding, rows: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> str:
-    if not finding.rows:
-        return f"{finding.rule.name} broken ({finding.observed})"
-    named = [f"{str(rows[at].get('id'))[:60]!r} (line {lines[at]})" for at in finding.rows[:3]]
-    more = f" and {len(finding.rows) - 3} more" if len(finding.rows) > 3 else ""
-    return f"{finding.rule.name} broken by {', '.join(named)}{more}"
+def _described(failure: FailedExpectation, rows: Sequence[Mapping[str, Any]], lines: Sequence[int]) -> str:
+    name = failure.expectation.name
+    if not failure.rows:
+        return f"{name} broken ({failure.observed})"
+    listed = [f"{str(rows[at].get('id'))[:60]!r} (line {lines[at]})" for at in failure.rows[:3]]
+    more = f" and {len(failure.rows) - 3} more" if len(failure.rows) > 3 else ""
+    return f"{name} broken by {', '.join(listed)}{more}"
 
 
-def _raw_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """JSON objects as they stand, with their line numbers: the suite judges them, not the reader's types."""
-    if not path.is_file():
-        raise ArtifactError(f"expected the prompt set {path}, got no such file", remedy="add it, or `dvc pull`")
+def _raw_rows(data: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The JSON objects as they are, with their line numbers, so that wrong types are reported as expectations."""
     rows, lines = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(data):
         row = strict_json(line, where=f"{path}, line {number}")
         if not isinstance(row, dict):
             raise FormatError(f"expected a JSON object, got {type(row).__name__}, in {path}, line {number}")
@@ -138,31 +155,34 @@ def _raw_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return rows, lines
 
 
-def _check_disjoint(read: Mapping[str, PromptSet], params: ValidateParams) -> None:
-    """The gate against all that is fitted on, by text, behaviour and n-grams; a task's test rows by text alone.
+def _check_disjoint(sets: Mapping[str, PromptSet], params: ValidateParams) -> None:
+    """Compare the gate set with every fitted set, and the test rows of each task with its other rows.
 
-    Task rows of one template share most n-grams by nature.
+    Task rows are compared by text only: rows of one template share most of their n-grams.
     """
-    gate = read["gate"]
-    _check_apart(gate)
-    for name, other in read.items():
+    gate = sets["gate"]
+    _check_distinct(gate)
+    for name, other in sets.items():
         fitted = [row for row in other.rows if row.split != "test"]
-        where = f"{gate.path} and {other.path}"
         if name != "gate":
             check_contamination(
-                gate.rows, fitted, ngram=params.overlap_ngram, max_overlap=params.max_overlap, where=where
+                gate.rows,
+                fitted,
+                ngram=params.overlap_ngram,
+                max_overlap=params.max_overlap,
+                where=f"{gate.path} and {other.path}",
             )
         if name.startswith("task-"):
             tested = [row.model_copy(update={"behaviour": ""}) for row in other.rows if row.split == "test"]
             check_contamination(tested, fitted, ngram=1, max_overlap=1, where=str(other.path))
 
 
-def _check_apart(gate: PromptSet) -> None:
-    """No prompt twice in other spelling; a behaviour may stand in several prompts, since the gate counts their mean."""
-    seen: dict[str, str] = {}
+def _check_distinct(gate: PromptSet) -> None:
+    """Refuse gate prompts whose normalised texts are equal; one behaviour may be asked by several prompts."""
+    ids: dict[str, str] = {}
     for row in gate.rows:
         text = normalised(row.prompt)
-        other = seen.setdefault(text, row.id)
+        other = ids.setdefault(text, row.id)
         if other != row.id:
             raise FormatError(
                 f"expected the text {text!r} once, got it in {other!r} and {row.id!r}, in {gate.path}",
@@ -170,19 +190,15 @@ def _check_apart(gate: PromptSet) -> None:
             )
 
 
-def _receipt(read: Mapping[str, PromptSet], params: ValidateParams) -> dict[str, Any]:
-    sets = {
-        name: {
-            "digest": one.digest,
-            "rows": len(one.rows),
-            "parts": _counted(f"{row.kind}/{row.split}" for row in one.rows),
-            "rules": len(rules(name.partition("-")[0], params)),
-        }
-        for name, one in read.items()
+def _receipt(sets: Mapping[str, PromptSet], params: ValidateParams) -> ValidationReceipt:
+    validated = {
+        name: ValidatedSet(
+            digest=prompt_set.digest,
+            rows=len(prompt_set.rows),
+            parts=dict(Counter(f"{row.kind}/{row.split}" for row in prompt_set.rows)),
+            rules=len(expectations_of(name.partition("-")[0], params)),
+        )
+        for name, prompt_set in sets.items()
     }
-    disjoint = {"ngram": params.overlap_ngram, "max_overlap": params.max_overlap}
-    return {"schema": SCHEMA, "sets": sets, "disjoint": disjoint, "great_expectations": version()}
-
-
-def _counted(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
+    rule = OverlapRule(ngram=params.overlap_ngram, max_overlap=params.max_overlap)
+    return ValidationReceipt(sets=validated, disjoint=rule, great_expectations=library_version())

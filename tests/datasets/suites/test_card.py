@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.datasets.library import add_suite, check_suite
+from safegene.datasets.adding import add_suite
+from safegene.datasets.library import check_suites
 from safegene.datasets.suites import Suite, read_suite, write_suite
 from safegene.datasets.suites.card import CARD, DATA, MAX_CARD, check_known
 from safegene.errors import ArtifactError, DigestMismatch, FormatError, ParamsError, SafegeneError
@@ -80,7 +81,7 @@ KEYS = (
 
 
 def test_the_cards_keys_are_these(kept: Suite) -> None:
-    assert set(kept.card.to_json()) == {*KEYS, *OPTIONAL}
+    assert set(json.loads(kept.card.content)) == {*KEYS, *OPTIONAL}
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -188,7 +189,7 @@ def test_an_expectation_that_rows_break_is_named_with_the_rows(tmp_path: Path) -
     change_rows(made.folder, lambda rows: rows[2].update(prompt=rows[0]["prompt"], behaviour=" "))
     read_suite(made.folder)
     with pytest.raises(FormatError) as broken:
-        check_suite(ws, ["ours"])
+        check_suites(ws, ["ours"])
     assert "ExpectColumnValuesToBeUnique(prompt) broken by ['advbench-0', 'advbench-2']" in broken.value.message
     assert "ExpectColumnValuesToMatchRegex(behaviour" in broken.value.message
     assert "data.jsonl" in broken.value.message

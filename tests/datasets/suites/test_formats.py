@@ -9,7 +9,7 @@ import pytest
 
 from safegene.datasets.prompts import Prompt
 from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, collect_rows, format_named
-from safegene.datasets.suites.tables import unpacked
+from safegene.datasets.suites.tables import decompress
 from safegene.errors import EmptySample, FormatError, ParamsError
 
 
@@ -201,11 +201,11 @@ def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
 
 def test_packed_files_are_opened_up_to_a_limit() -> None:
     data = b"x" * 1000
-    assert unpacked("a.jsonl.gz", gzip.compress(data)) == unpacked("a.jsonl.xz", lzma.compress(data)) == data
+    assert decompress("a.jsonl.gz", gzip.compress(data)) == decompress("a.jsonl.xz", lzma.compress(data)) == data
     for name, packed in (("a.gz", gzip.compress(data)), ("a.xz", lzma.compress(data)), ("a", data)):
         with pytest.raises(FormatError, match="at most 100 bytes"):
-            unpacked(name, packed, limit=100)
+            decompress(name, packed, limit=100)
     with pytest.raises(FormatError, match=r"a whole \.gz file"):
-        unpacked("a.gz", gzip.compress(data)[:-9])
+        decompress("a.gz", gzip.compress(data)[:-9])
     with pytest.raises(FormatError, match="Parquet"):
-        unpacked("a.parquet", b"PAR1")
+        decompress("a.parquet", b"PAR1")

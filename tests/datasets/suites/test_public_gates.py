@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from safegene.datasets.library import SuiteRequest, add_suite, check_suite, use_suites
-from safegene.datasets.prompts import normalised
+from safegene.datasets.adding import SuiteRequest, add_suite
+from safegene.datasets.contamination import normalised
+from safegene.datasets.library import check_suites, use_suites
 from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, Suite, collect_rows
 from safegene.errors import SafegeneError
 from safegene.pipeline.stages.validate import validate
@@ -79,7 +80,7 @@ def test_all_the_public_sets_make_one_gate(ws: Workspace, test_data: Path) -> No
     assert len(used.rows) == sum(len(one.prompts.rows) for one in suites.values()) - sum(LEFT_OUT.values()) == 3737
     texts = sorted(normalised(row.prompt) for row in used.rows)
     assert all(one != other for one, other in pairwise(texts))
-    assert len(check_suite(ws, [])) == len(SETS)
+    assert len(check_suites(ws, [])) == len(SETS)
 
 
 LEFT_OUT = {"advbench": 0, "jbb": 11, "xstest": 0, "catqa": 0, "harmfulqa": 0, "dangerousqa": 3, "adversarialqa": 500}

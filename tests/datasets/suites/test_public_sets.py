@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from safegene.datasets.library import SuiteRequest, add_suite, check_suite
+from safegene.datasets.adding import SuiteRequest, add_suite
+from safegene.datasets.library import check_suites
 from safegene.errors import EmptySample, FormatError, SafegeneError
 from safegene.pipeline.init import template_folder
 from safegene.workspace.layout import Workspace
@@ -101,9 +102,9 @@ def test_a_set_loads_and_holds(ws: Workspace, path: str) -> None:
     assert suite.card.rows == wanted.rows
     assert sum(suite.card.left_out.values()) == wanted.left_out
     assert suite.card.licence
-    (checked,) = check_suite(ws, [name])
+    (checked,) = check_suites(ws, [name])
     assert checked.suite.digest == suite.digest
-    assert checked.rules >= 14
+    assert checked.expectations >= 14
 
 
 @pytest.mark.parametrize("path", TEMPLATES)
@@ -114,7 +115,7 @@ def test_templates_wrap_every_behaviour(ws: Workspace, path: str) -> None:
     (wrapped,) = suite.card.transforms
     assert sum(wrapped.left_out.values()) == TEMPLATES[path]
     assert len({row.behaviour for row in suite.prompts.rows}) == 100
-    check_suite(ws, [name])
+    check_suites(ws, [name])
 
 
 def test_translations_are_the_same_behaviours_in_other_words(ws: Workspace) -> None:
@@ -122,7 +123,7 @@ def test_translations_are_the_same_behaviours_in_other_words(ws: Workspace) -> N
     suite = add_suite(ws, asked("catqa-three", CATQA.format("english"), "catqa", translations=others))
     assert suite.card.rows == {"harmful": 543, "wrapped": 1086}
     assert len({row.behaviour for row in suite.prompts.rows}) == 543
-    check_suite(ws, ["catqa-three"])
+    check_suites(ws, ["catqa-three"])
 
 
 @pytest.mark.parametrize("pattern", NO_SETS)

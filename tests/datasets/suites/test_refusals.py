@@ -1,12 +1,14 @@
 """What the shelf refuses to take, or to give to a gate; each refusal leaves everything as it was."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safegene.datasets.library import SuiteRequest, add_suite, check_suite, fitted_prompts, suite_names, use_suites
+from safegene.datasets.adding import SuiteRequest, add_suite
+from safegene.datasets.library import check_suites, fitted_prompts, suite_names, use_suites
 from safegene.datasets.prompts import read_prompts
 from safegene.datasets.suites import LoadOptions
 from safegene.errors import ContaminatedSample, EmptySample, FormatError, ParamsError, SourceError
@@ -71,10 +73,10 @@ def test_leaving_out_every_category_leaves_no_suite(ws: Workspace) -> None:
 
 def test_an_origin_is_for_files_of_this_machine_only(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from safegene.checkpoints.sources.files import PlainFile
-    from safegene.datasets import library as shelf
+    from safegene.datasets import adding
 
     found = PlainFile("a.csv", advbench(), "s3://bucket/a.csv")
-    monkeypatch.setattr(shelf, "read_file", lambda *_: found)
+    monkeypatch.setattr(adding, "read_file", lambda *_: found)
     with pytest.raises(ParamsError, match="expected --from for files on this machine only, got it for s3://bucket"):
         add_suite(ws, request(ws))
 
@@ -131,13 +133,17 @@ def fit_on(ws: Workspace, **changes: Any) -> None:
 )
 def test_contamination_is_refused_with_rows_rule_and_set(ws: Workspace, changes: dict[str, Any], why: str) -> None:
     add_suite(ws, request(ws))
-    check_suite(ws, ["ours"])
+    check_suites(ws, ["ours"])
     fit_on(ws, **changes)
     before = (ws.prompts / "gate.jsonl").read_bytes()
-    for refused in (lambda: check_suite(ws, []), lambda: use_suites(ws, ["ours"])):
+    for refused in (lambda: check_suites(ws, []), lambda: use_suites(ws, ["ours"])):
         with pytest.raises(ContaminatedSample, match=rf"{why}, in .*ours and .*safety\.jsonl"):
             refused()
     assert (ws.prompts / "gate.jsonl").read_bytes() == before
+
+
+def set_first_prompt(prompt: str, rows: list[dict[str, Any]]) -> None:
+    rows[0]["prompt"] = prompt
 
 
 def test_task_rows_meet_only_as_whole_texts_and_only_what_is_fitted_on(ws: Workspace) -> None:
@@ -148,11 +154,11 @@ def test_task_rows_meet_only_as_whole_texts_and_only_what_is_fitted_on(ws: Works
     for name, row in (("unseen", unseen), ("seen", seen)):
         (ws.root / f"{name}.csv").write_text("text,category\nwhere is my card,card_arrival\n")
         add_suite(ws, SuiteRequest(name, str(ws.root / f"{name}.csv"), "banking77", "CC-BY-4.0", OURS))
-        change_rows(ws.suites / name, lambda made, row=row: made[0].update(prompt=row.prompt))
+        change_rows(ws.suites / name, partial(set_first_prompt, row.prompt))
     assert ask not in unseen.prompt
-    check_suite(ws, ["unseen"])
+    check_suites(ws, ["unseen"])
     with pytest.raises(ContaminatedSample, match=rf"the same text in banking77-0 = {seen.id}"):
-        check_suite(ws, ["seen"])
+        check_suites(ws, ["seen"])
 
 
 def test_what_is_fitted_on_is_everything_but_the_gate_and_the_tests(ws: Workspace) -> None:
@@ -227,7 +233,7 @@ def test_a_gate_made_of_suites_passes_the_stage_that_validates(ws: Workspace, tm
 @pytest.mark.parametrize("name", ["", "A", "a b", "../a", ".a", "-a", "a" * 64, "a/b", "é"])
 def test_a_name_that_is_none_is_refused_everywhere(ws: Workspace, name: str) -> None:
     asked = SuiteRequest(name, str(ws.root / "ours.csv"), "advbench", "MIT", OURS)
-    for refused in (lambda: add_suite(ws, asked), lambda: use_suites(ws, [name]), lambda: check_suite(ws, [name])):
+    for refused in (lambda: add_suite(ws, asked), lambda: use_suites(ws, [name]), lambda: check_suites(ws, [name])):
         with pytest.raises(ParamsError, match="expected a name of lower-case letters"):
             refused()
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from safegene.datasets.prompts import Prompt
 from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, collect_rows
-from safegene.datasets.suites.loading import SkippedRow, clean, row
-from safegene.datasets.suites.tables import csv_records, json_records, json_value, records, text_of, unpacked
+from safegene.datasets.suites.loading import SkippedRow, clean_text, to_item
+from safegene.datasets.suites.tables import csv_records, decode_text, decompress, json_records, json_value, records
 from safegene.datasets.suites.wrappers import read_templates
 from safegene.errors import EmptySample, FormatError, SafegeneError
 
@@ -28,7 +28,7 @@ def test_a_packed_file_with_any_byte_damaged_is_refused_or_whole(name: str) -> N
     for at in range(len(whole)):
         damaged = whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]
         with suppress(FormatError):
-            assert unpacked(name, damaged) == TEXT, at
+            assert decompress(name, damaged) == TEXT, at
             continue
         refused += 1
     assert refused > len(whole) / 2
@@ -38,7 +38,7 @@ def test_a_packed_file_with_any_byte_damaged_is_refused_or_whole(name: str) -> N
 def test_a_packed_file_cut_anywhere_is_refused(name: str) -> None:
     for length in range(1, len(PACKED[name])):
         with pytest.raises(FormatError, match=r"a whole \.(gz|xz) file"):
-            unpacked(name, PACKED[name][:length])
+            decompress(name, PACKED[name][:length])
 
 
 @pytest.mark.parametrize(("name", "pack"), [("bomb.gz", gzip.compress), ("bomb.xz", lzma.compress)])
@@ -50,18 +50,18 @@ def test_a_small_file_that_unpacks_into_a_large_one_is_opened_to_the_limit_only(
     tracemalloc.start()
     try:
         with pytest.raises(FormatError, match=r"at most 1048576 bytes, got more, in bomb"):
-            unpacked(name, bomb, limit=1 << 20)
+            decompress(name, bomb, limit=1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
 
 
 def test_a_packed_file_under_a_plain_name_is_not_guessed_at() -> None:
-    assert unpacked("a.csv", PACKED["a.csv.gz"]) == PACKED["a.csv.gz"]
+    assert decompress("a.csv", PACKED["a.csv.gz"]) == PACKED["a.csv.gz"]
     with pytest.raises(FormatError):
-        text_of(PACKED["a.csv.gz"], "a.csv")
+        decode_text(PACKED["a.csv.gz"], "a.csv")
     with pytest.raises(FormatError, match=r"expected CSV or JSON lines, got Parquet.* in a\.csv") as refused:
-        unpacked("a.csv", b"PAR1" + bytes(8))
+        decompress("a.csv", b"PAR1" + bytes(8))
     assert "read_parquet" in refused.value.remedy
 
 
@@ -137,7 +137,8 @@ def test_a_cell_may_hold_lines_and_quotes() -> None:
 
 
 @given(
-    st.sampled_from(sorted(SUITE_FORMATS)), st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode))
+    st.sampled_from(sorted(SUITE_FORMATS)),
+    st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)),
 )
 @example("agnews", b'{"text": {"a": []}, "label": []}')
 @example("beavertails", b'{"prompt": "a", "response": "b", "category": [1], "is_safe": false}')
@@ -168,11 +169,11 @@ def test_law_whatever_a_file_of_templates_holds_only_our_errors_come_out(data: b
 @pytest.mark.parametrize("value", [None, 7, True, ["a"], {"a": "b"}, "a\0b", "\ud800", "a\udfff"])
 def test_what_is_no_text_is_refused(value: object) -> None:
     with pytest.raises(FormatError, match=r"in f, line 2"):
-        clean(value, "f, line 2")
+        clean_text(value, "f, line 2")
     for field in ({"text": value}, {"category": value}, {"response": value}):
         said: dict[str, Any] = {"text": "a", "category": "c"} | field
         with pytest.raises(FormatError):
-            row("n", said.pop("text"), "harmful", said.pop("category"), LoadOptions(), "f", **said)
+            to_item("n", said.pop("text"), "harmful", said.pop("category"), LoadOptions(), "f", **said)
 
 
 def prompt(name: str, text: str, category: str = "c") -> Prompt:

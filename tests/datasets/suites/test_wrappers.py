@@ -11,12 +11,12 @@ from safegene.datasets.prompts import Kind, Prompt
 from safegene.datasets.suites import LoadOptions, collect_rows
 from safegene.datasets.suites.loading import SkippedRow
 from safegene.datasets.suites.wrappers import (
-    PLACES,
+    PLACEHOLDERS,
     Template,
     Templates,
-    flattened,
+    flatten_turns,
+    parse_template,
     read_templates,
-    template,
     translate,
     wrap,
 )
@@ -78,24 +78,24 @@ def test_templates_are_spread_evenly() -> None:
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="{}[]\0"), max_size=20)
 
 
-@given(st.sampled_from(PLACES), TEXT, TEXT, st.text(max_size=40))
+@given(st.sampled_from(PLACEHOLDERS), TEXT, TEXT, st.text(max_size=40))
 def test_law_a_filled_template_is_what_stands_before_the_prompt_and_after(
     place: str, before: str, after: str, prompt: str
 ) -> None:
     if not (before + after).strip():
         with pytest.raises(FormatError, match="nothing around the prompt"):
-            template("n", before + place + after, "f")
+            parse_template("n", before + place + after, "f")
         return
-    made = template("n", before + place + after, "f")
+    made = parse_template("n", before + place + after, "f")
     assert made.fill(prompt) == before + prompt + after
     assert made.length == len(before) + len(after)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("other", PLACES)
+@pytest.mark.parametrize("place", PLACEHOLDERS)
+@pytest.mark.parametrize("other", PLACEHOLDERS)
 def test_two_places_are_one_too_many(place: str, other: str) -> None:
     with pytest.raises(FormatError, match=r"one of .* once, got several places for the prompt, in f"):
-        template("n", f"say {place} and {other}", "f")
+        parse_template("n", f"say {place} and {other}", "f")
 
 
 def test_a_prompt_that_holds_a_place_is_not_filled_again() -> None:
@@ -169,7 +169,7 @@ def test_turns_that_are_none_are_refused(turns: object) -> None:
 
 @given(st.lists(TEXT.filter(str.strip), min_size=2, max_size=6))
 def test_law_turns_stand_in_order_each_under_its_number(turns: list[str]) -> None:
-    text = flattened(turns)
+    text = flatten_turns(turns)
     at = 0
     for number, turn in enumerate(turns, start=1):
         heading = f"Turn {number} of {len(turns)}:\n{turn}"

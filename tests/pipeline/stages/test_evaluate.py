@@ -24,10 +24,11 @@ from safegene.pipeline.stages import evaluate as stage
 from safegene.pipeline.stages.fetch import fetch
 from safegene.tiny.model import new_model, new_tokenizer
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.digest import canonical_json, digest_file
+from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import EvaluateParams, GateParams, JudgeParams, ServerParams
 from tests.factories.model_server import Stand, serve
+from tests.factories.validation import write_receipt
 
 PARAMS = EvaluateParams(judge=JudgeParams(kind="phrases"), max_new_tokens=6, batch_size=8)
 POLICY = GateParams()
@@ -82,9 +83,7 @@ class World:
     def validate(self) -> None:
         """The receipt of the sets as they are."""
         sets = {"gate": self.root / "data" / "prompts" / "gate.jsonl", "task-task": self.task}
-        with write_artefact(self.root / "validation", stage="validate", params={}, inputs={}) as draft:
-            receipt = {"sets": {name: {"digest": digest_file(at)} for name, at in sets.items()}}
-            (draft.path / "receipt.json").write_bytes(canonical_json(receipt))
+        write_receipt(self.root / "validation", sets)
 
     def fetched(self, name: str, seed: int, family: Path | None = None) -> Path:
         source = self.root / "models" / name

@@ -119,7 +119,7 @@ def test_a_set_that_breaks_a_rule_stops_the_run(sets: Path, tmp_path: Path, name
         run(data, tmp_path / "out")
     assert file in str(caught.value)
     assert not (tmp_path / "out").exists()
-    if "the whole result is in" in caught.value.remedy:
+    if "the complete result is in" in caught.value.remedy:
         assert "<script" not in Path(caught.value.remedy.rpartition(" ")[2]).read_text()
 
 

@@ -1,0 +1,81 @@
+"""Comparing prompt sets: the gate's prompts must not be among those that extraction, selection or calibration used.
+
+Three rules are checked: the same text after `normalised`, the same behaviour id, and too many shared n-grams of words.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from safegene.datasets.prompts import Prompt
+from safegene.errors import ContaminatedSample
+
+_SIGN = re.compile(r"[-\u2010-\u2015\u2212](?=\s*\d)")
+# Unicode categories kept beside letters and digits: without vowel signs (Mn, Mc) and mathematical symbols (Sm), prompts
+# that differ would compare as equal.
+_KEPT = ("Mn", "Mc", "Sm")
+
+
+def normalised(text: str) -> str:
+    """The form in which texts are compared.
+
+    Unicode NFKC, case folded; invisible format characters are dropped, punctuation becomes a space, and words and
+    mathematical symbols are joined by one space. Normalising twice changes nothing.
+    """
+    visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
+    signed = _SIGN.sub("\u2212", folded)
+    kept = "".join(c if c.isalnum() or unicodedata.category(c) in _KEPT else " " for c in signed)
+    return unicodedata.normalize("NFKC", " ".join(kept.split()))
+
+
+def ngrams(text: str, n: int) -> frozenset[tuple[str, ...]]:
+    """The ``n``-grams of words of a normalised text; empty when the text has fewer than ``n`` words."""
+    words = text.split()
+    return frozenset(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def check_contamination(
+    tested: Sequence[Prompt], fitted: Sequence[Prompt], *, ngram: int, max_overlap: float, where: str
+) -> None:
+    """Refuse tested prompts that were seen in fitting.
+
+    A tested prompt is contaminated when its normalised text equals that of a fitted prompt, when it has the behaviour
+    id of a fitted prompt, or when more than ``max_overlap`` of its ``ngram``-grams occur in the fitted prompts.
+
+    Args:
+        tested: prompts that the gate asks.
+        fitted: prompts that extraction, selection or calibration used.
+        ngram: words per n-gram.
+        max_overlap: largest share of shared n-grams that is allowed, in 0..1.
+        where: files to name in the error.
+
+    Raises:
+        ContaminatedSample: names ``where``, the rule and the first rows.
+    """
+    texts = {normalised(row.prompt): row.id for row in fitted}
+    behaviours = {row.behaviour: row.id for row in fitted if row.behaviour}
+    grams: set[tuple[str, ...]] = set()
+    for text in texts:
+        grams |= ngrams(text, ngram)
+    same, alike, overlapping = [], [], []
+    for row in tested:
+        text = normalised(row.prompt)
+        row_grams = ngrams(text, ngram)
+        if text in texts:
+            same.append(f"{row.id} = {texts[text]}")
+        elif row.behaviour in behaviours:
+            alike.append(f"{row.id} ~ {behaviours[row.behaviour]}")
+        elif row_grams and len(row_grams & grams) > max_overlap * len(row_grams):
+            overlapping.append(f"{row.id} ({len(row_grams & grams)} of {len(row_grams)})")
+    for rule, rows in (
+        ("the same text", same),
+        ("the same behaviour", alike),
+        (f"more than {max_overlap:g} of the {ngram}-grams", overlapping),
+    ):
+        if rows:
+            more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+            raise ContaminatedSample(
+                f"expected gate prompts unseen in fitting, got {rule} in {', '.join(rows[:5])}{more}, in {where}",
+                remedy="take these rows out of the gate set or out of the fitted set",
+            )
