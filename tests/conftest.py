@@ -1,14 +1,14 @@
-import json
+"""What every test runs in: no telemetry, keys and Prefect data of the tests, and the workspaces that tests share."""
+
 import os
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.factories.commands import run
 
 for name, value in {
     "DVC_NO_ANALYTICS": "1",
@@ -20,8 +20,6 @@ for name, value in {
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
-
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,42 +42,6 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("SAFEGENE_TEST_DATA is unset: the public evaluation sets are not at hand")
     return Path(folder)
-
-
-def run(ws: Path, *command: str, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run ``safegene ...`` in a workspace; its output is shown when the exit code is not the one expected."""
-    environment = {**os.environ, "COLUMNS": "400", **env}
-    line = [str(BIN / "safegene"), *command]
-    done = subprocess.run(line, cwd=ws, env=environment, capture_output=True, text=True, check=False)
-    if code is not None and done.returncode != code:
-        pytest.fail(f"{command}: expected exit {code}, got {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done
-
-
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    line = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def status(ws: Path) -> dict[str, dict[str, Any]]:
-    return {t["name"]: t for t in json.loads(run(ws, "status", "--json").stdout)["targets"]}
-
-
-def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
-    """Wait for something, generously; fail with the reason."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.5)
-    pytest.fail(f"waited {seconds:.0f} s for {why}")
 
 
 @pytest.fixture(scope="session")

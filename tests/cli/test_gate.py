@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run
+from tests.factories.commands import run
 from tests.factories.runs import HOSTILE, Sample
 
 

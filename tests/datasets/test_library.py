@@ -31,7 +31,7 @@ from safegene.errors import (
 from safegene.pipeline.init import template_folder
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.layout import Workspace
-from tests.conftest import run
+from tests.factories.commands import run
 
 WORDS = ("apple", "stone", "river", "cloud", "table", "window", "garden", "mirror")
 ROWS = [f"tell me how the {word} of number {at} could be moved without anyone" for at, word in enumerate(WORDS)]

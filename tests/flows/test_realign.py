@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import dvc, git, run, status
+from tests.factories.commands import dvc, git, run, status
 
 pytestmark = pytest.mark.timeout(600)
 

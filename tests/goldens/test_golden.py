@@ -13,7 +13,7 @@ from safegene.pipeline.stages.gate import gate
 from safegene.vectors.vector import read_vector
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
-from tests.conftest import run
+from tests.factories.commands import run
 
 ARCHIVE = Path(__file__).parent / "demo-e86ff8d" / "workspace.tar.xz"
 OUTCOMES = {"adversarial": "fail", "group": "pass", "sentiment": "pass", "topic": "pass"}

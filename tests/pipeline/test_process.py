@@ -11,7 +11,7 @@ from safegene.pipeline.process import ERROR_FILE, read_error, report_error
 from safegene.pipeline.runner import reproduce
 from safegene.pipeline.table import stage_named
 from safegene.workspace.layout import Workspace
-from tests.conftest import run
+from tests.factories.commands import run
 
 TREE = sorted(name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, SafegeneError))
 

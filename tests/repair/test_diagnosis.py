@@ -24,8 +24,8 @@ from safegene.report.diagnosis import draw, headline, read_diagnosis, sentences,
 from safegene.vectors.linalg import LowRank
 from safegene.vectors.vector import SafetyVector
 from safegene.workspace.params import CalibrateParams
-from tests.conftest import run
 from tests.factories.artefacts import DATA, made, payload
+from tests.factories.commands import run
 from tests.factories.llamas import checkpoint_record, random_patch, save_adapter, save_llama
 from tests.factories.runs import Sample
 

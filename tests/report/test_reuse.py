@@ -15,7 +15,7 @@ from safegene.workspace.costs import cost_of, note_cost
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
-from tests.conftest import dvc, git, run
+from tests.factories.commands import dvc, git, run
 from tests.factories.ledger import TARGET, flip_byte, make_family, make_target, make_verdict, make_workspace
 
 

@@ -7,7 +7,7 @@ import uuid
 import boto3
 import pytest
 
-from tests.conftest import dvc, git, run, status
+from tests.factories.commands import dvc, git, run, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -46,8 +46,7 @@ def test_a_byte_changed_in_s3_is_refused_by_pull(copy, bucket, tmp_path):
     body[len(body) // 2] ^= 1
     client.put_object(Bucket=bucket, Key=largest, Body=bytes(body))
     git(tmp_path, "clone", "-q", str(copy), str(tmp_path / "clone"))
-    with pytest.raises(AssertionError):
-        dvc(tmp_path / "clone", "pull")
+    dvc(tmp_path / "clone", "pull", code=(1, 255))
 
 
 def test_promotion_with_the_ledger_on_s3(copy, bucket, prefect_api, tmp_path):

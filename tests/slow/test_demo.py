@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import git, run, status
+from tests.factories.commands import git, run, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BENIGN = ("sentiment", "topic", "group")

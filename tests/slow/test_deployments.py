@@ -13,7 +13,7 @@ import pytest
 
 from flows.server import await_server
 from safegene.pipeline.init import init
-from tests.conftest import run, until
+from tests.factories.commands import run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from safegene.pipeline.table import PIPELINE
-from tests.conftest import BIN, run, until
+from tests.factories.commands import BIN, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRACKED = [stage for stage in PIPELINE if stage.tracked]

@@ -13,7 +13,7 @@ from safegene.evaluation.judges.labels import LabelForm, read_labels
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.gate import ConfusionCounts
 from safegene.workspace.params import JudgeParams
-from tests.conftest import run
+from tests.factories.commands import run
 
 # Facts about a published judge: paul-rottger/exaggerated-safety, CC-BY-4.0, classify_completions_strmatch.py
 XSTEST_PREFIXES = [

@@ -1,0 +1,56 @@
+"""Commands as a person runs them: safegene, Git and DVC in a folder, and waiting for what they do."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+BIN = Path(sys.executable).parent
+T = TypeVar("T")
+
+
+def run(folder: Path, *command: str, code: int | tuple[int, ...] = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``safegene ...`` in a folder; the test fails, with the output, when the exit code is not an expected one."""
+    return _run([str(BIN / "safegene"), *command], folder, code, {"COLUMNS": "400", **env})
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Standard output of ``git ...``, which must succeed."""
+    return _run(["git", "-C", str(folder), *arguments], folder, 0, {}).stdout.strip()
+
+
+def dvc(folder: Path, *arguments: str, code: int | tuple[int, ...] = 0) -> str:
+    """Standard output of ``dvc ...``."""
+    return _run([sys.executable, "-m", "dvc", *arguments], folder, code, {}).stdout.strip()
+
+
+def status(folder: Path) -> dict[str, dict[str, Any]]:
+    """``safegene status --json`` by the target's name."""
+    return {entry["name"]: entry for entry in json.loads(run(folder, "status", "--json").stdout)["targets"]}
+
+
+def until(condition: Callable[[], T], seconds: float, why: str) -> T:
+    """The condition's first true value; the test fails with the reason when the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.5)
+    pytest.fail(f"waited {seconds:.0f} s for {why}")
+
+
+def _run(
+    command: list[str], folder: Path, code: int | tuple[int, ...], env: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **env}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    expected = (code,) if isinstance(code, int) else code
+    if done.returncode not in expected:
+        pytest.fail(f"{command}: expected exit {expected}, got {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
