@@ -175,6 +175,29 @@ def _branch(error: type[Any], depth: int) -> Iterator[str]:
             yield from _branch(child, depth + 1)
 
 
+def api() -> str:
+    """Every public name in three sections: functions in the pipeline's order, types, errors."""
+    import safegene
+    from safegene.pipeline.table import PIPELINE
+
+    order = ["init", "add_target", *("decide" if stage.name == "gate" else stage.name for stage in PIPELINE)]
+    public = {name: getattr(safegene, name) for name in safegene.__all__ if name != "__version__"}
+    functions = [name for name, item in public.items() if not inspect.isclass(item)]
+    functions.sort(key=lambda name: order.index(name) if name in order else len(order))
+    failures = [name for name, item in public.items() if _is_error(item)]
+    types = [name for name in public if name not in (*functions, *failures)]
+    sections = {"Functions": functions, "Types": types, "Errors": failures}
+    return "\n\n".join(f"## {title}\n\n" + "\n\n".join(map(_member, names)) for title, names in sections.items())
+
+
+def _is_error(item: Any) -> bool:
+    return inspect.isclass(item) and issubclass(item, Exception)
+
+
+def _member(name: str) -> str:
+    return f"::: safegene.{name}\n    options: {{heading_level: 3}}"
+
+
 def _doc(item: Any) -> str:
     """A docstring as Markdown: double backquotes become single ones, single ones too."""
     return inspect.cleandoc(item.__doc__ or "").replace("``", "`")
@@ -184,4 +207,4 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PARTS: dict[str, Callable[[], str]] = {"commands": commands, "parameters": parameters, "errors": errors}
+PARTS: dict[str, Callable[[], str]] = {"commands": commands, "parameters": parameters, "errors": errors, "api": api}

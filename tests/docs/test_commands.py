@@ -159,6 +159,24 @@ def test_the_reference_lists_every_parameter(reference: ModuleType) -> None:
     assert "typing." not in text
 
 
+def test_the_reference_lists_every_public_name_once(reference: ModuleType) -> None:
+    import safegene
+
+    names = re.findall(r"^::: safegene\.(\w+)$", reference.api(), re.M)
+    assert sorted([*names, "__version__"]) == sorted(safegene.__all__)
+    assert names.index("evaluate") < names.index("decide") < names.index("promote")
+
+
+def test_the_readme_names_every_step_of_the_api(pages: list[Path]) -> None:
+    import inspect
+
+    import safegene
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## From Python")[1].split("\n## ")[0]
+    steps = {name for name in safegene.__all__ if inspect.isfunction(getattr(safegene, name))} - {"read_manifest"}
+    assert not [name for name in steps if f"`{name}`" not in text]
+
+
 def test_the_reference_lists_every_error(reference: ModuleType) -> None:
     from safegene import errors
 
