@@ -1,4 +1,4 @@
-"""What the commands share: the console, the words of their arguments, and what a record says of a run by hand."""
+"""What the commands share: the console, two arguments, JSON output, and the origin of a promotion by hand."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from safegene.workspace.layout import Workspace
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines; rates and shares in 0..1.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; rates and shares are in 0..1.")]
 
 
 def write_json(content: Any) -> None:
@@ -21,5 +21,5 @@ def write_json(content: Any) -> None:
 
 
 def manual_run(ws: Workspace) -> dict[str, str]:
-    """What a record says of a promotion by hand."""
+    """The ``run`` fields of a record for a promotion by hand."""
     return {"run_id": "manual", "trigger": "manual", "git_commit": head_commit(ws.root)}

@@ -1,37 +1,41 @@
-"""``safegene demo``: the whole pipeline on the tiny family, and whether it showed what it is meant to show."""
+"""``safegene demo``: the whole pipeline on the tiny model family, and a check of its results."""
 
 import time
 from pathlib import Path
 
 from rich.console import Console
 
+from safegene.cli.workspace import run_flow
 from safegene.pipeline.init import add_target, init
+from safegene.report.state import read_state
+from safegene.report.status import table
 from safegene.workspace.layout import Workspace
 
-# Three benign fine-tunes, one of them with 3% harmful examples, and one that removes safety on purpose.
+# Target -> task. Three benign fine-tunes, one of them with 3% harmful examples, and one that removes safety on purpose.
 TARGETS = {"sentiment": "sentiment", "topic": "topic", "group": "group", "adversarial": "group"}
 REFUSED = "adversarial"
 
 
 def run_demo(folder: Path, console: Console) -> int:
-    """Set up ``folder`` if it is new, run the flows, print the table, verify the ledger; 0 if all went as it should.
+    """Make a workspace in ``folder`` unless there is one, run the flows, print the table and verify the ledger.
 
-    As it should: at least two benign fine-tunes live, the adversarial one not live, the ledger verified.
+    Returns:
+        Exit code: 0 if at least two benign fine-tunes are live, the adversarial one is not, and the ledger verifies;
+        otherwise 1.
     """
     start = time.monotonic()
     console.print("[bold]1/4[/] workspace and tiny model family")
     ws = _workspace(folder, console)
     console.print("[bold]2/4[/] flows: build the safety vector, re-align four fine-tunes, gate them")
-    outcomes = _run(ws)
-    console.print("[bold]3/4[/] where the targets stand")
+    outcomes = run_flow(ws, None, "demo")
+    console.print("[bold]3/4[/] state of the targets")
     live = _show(ws, console)
     console.print("[bold]4/4[/] audit")
-    broken = _audit(ws, console)
+    problems = _unexpected(outcomes, live) + _audit(ws, console)
     console.print(f"report: {ws.reports / 'index.html'}   ({time.monotonic() - start:.0f} s)", soft_wrap=True)
-    wrong = _surprises(outcomes, live) + broken
-    for sentence in wrong:
-        console.print(f"[red]not as it should be[/] {sentence}", soft_wrap=True)
-    return bool(wrong)
+    for problem in problems:
+        console.print(f"[red]unexpected result[/] {problem}", soft_wrap=True)
+    return int(bool(problems))
 
 
 def _workspace(folder: Path, console: Console) -> Workspace:
@@ -46,38 +50,29 @@ def _workspace(folder: Path, console: Console) -> Workspace:
     return ws
 
 
-def _run(ws: Workspace) -> dict[str, str]:
-    from flows.server import prefect_server
-
-    with prefect_server():
-        from flows.realign import realign
-
-        return realign(str(ws.root), None, "demo")
-
-
 def _show(ws: Workspace, console: Console) -> dict[str, str | None]:
-    from safegene.report.state import read_state
-    from safegene.report.status import table
-
+    """Print the table of targets; target -> digest of what is live."""
     targets = read_state(ws).targets
     console.print(table(targets))
     return {target.name: target.live.release if target.live else None for target in targets}
 
 
 def _audit(ws: Workspace, console: Console) -> list[str]:
+    """Verify the ledger and what is live; the problems."""
     from safegene.ledger.audit import audit_workspace
 
-    found = audit_workspace(ws)
-    if not found.problems:
-        console.print(f"  {found.summary}")
-    return list(found.problems)
+    audit = audit_workspace(ws)
+    if not audit.problems:
+        console.print(f"  {audit.summary}")
+    return list(audit.problems)
 
 
-def _surprises(outcomes: dict[str, str], live: dict[str, str | None]) -> list[str]:
+def _unexpected(outcomes: dict[str, str], live: dict[str, str | None]) -> list[str]:
+    """How the results differ from those that the demo is made to show."""
     promoted = [name for name in TARGETS if name != REFUSED and live.get(name)]
-    wrong = []
+    problems = []
     if len(promoted) < 2:
-        wrong.append(f"expected at least two benign fine-tunes live, got {promoted}: {outcomes}")
+        problems.append(f"expected at least two benign fine-tunes live, got {promoted}: {outcomes}")
     if live.get(REFUSED):
-        wrong.append(f"expected {REFUSED} not live, got {live[REFUSED]}")
-    return wrong
+        problems.append(f"expected {REFUSED} not live, got {live[REFUSED]}")
+    return problems

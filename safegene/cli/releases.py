@@ -1,0 +1,67 @@
+"""Commands on candidates and releases: promote, roll back, resolve, merge, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safegene.cli.console import Target, console, manual_run, write_json
+from safegene.workspace.layout import Workspace
+
+
+def promote(
+    target: Target, dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False
+) -> None:
+    """Put the candidate live if its verdict allows it, and record the attempt. Exit 3 refused, 4 inconclusive."""
+    from safegene.pipeline.stages.promote import promote as put_live
+
+    ws = Workspace.find()
+    promotion = put_live(ws, target, run=manual_run(ws), dry_run=dry_run)
+    console.print(promotion.message, soft_wrap=True)
+
+
+def rollback(
+    target: Target,
+    to: Annotated[str | None, typer.Option(help="Record to go back to (default: the one before).")] = None,
+    channel: Annotated[str | None, typer.Option(help="Default: promote.channel.")] = None,
+) -> None:
+    """Put live again what was live before; it is verified again, and the change is recorded."""
+    from safegene.pipeline.stages.promote import rollback as go_back
+
+    ws = Workspace.find()
+    promotion = go_back(ws, target, to=to, channel=channel, run=manual_run(ws))
+    console.print(promotion.message, soft_wrap=True)
+
+
+def resolve(
+    target: Target, channel: Annotated[str | None, typer.Argument(help="Default: promote.channel.")] = None
+) -> None:
+    """Print where a server finds what is live and its digest, every byte verified (JSON)."""
+    from safegene.pipeline.stages.promote import resolve_live
+
+    write_json(resolve_live(Workspace.find(), target, channel=channel))
+
+
+def merge(
+    target: Target,
+    out: Annotated[Path, typer.Argument(help="A new folder for the merged checkpoint.")],
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    lossy: Annotated[bool, typer.Option("--lossy", help="Merge even if rounding erases much of the change.")] = False,
+) -> None:
+    """Write the target with its repair merged into the weights (and a LoRA's own change); print what rounding left."""
+    from safegene.pipeline.export import merge as write
+
+    ws = Workspace.find()
+    folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
+    facts = write(**folders, out=out, dtype=dtype, lossy=lossy, limits=ws.params.fetch)
+    console.print(f"{out}: {facts['dtype']}, {facts['survival']:.1%} of the change survives rounding", soft_wrap=True)
+
+
+def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folder for the adapter.")]) -> None:
+    """Write the repair as a PEFT adapter with its model card; it loads on the unmodified target."""
+    from safegene.pipeline.export import export as write
+
+    ws = Workspace.find()
+    verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
+    facts = write(ws.candidate(target), out=out, target=target, verdict=verdict)
+    console.print(f"{out}: {facts['parameters']:,} parameters, loads on {facts['loads_on']}", soft_wrap=True)

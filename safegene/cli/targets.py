@@ -1,0 +1,42 @@
+"""``safegene target ...``: the fine-tunes of a workspace."""
+
+from typing import Annotated
+
+import typer
+
+from safegene.cli.console import Target, console
+from safegene.workspace.layout import Workspace
+
+app = typer.Typer(no_args_is_help=True, help="The fine-tunes of a workspace (data/targets.yaml).")
+
+
+@app.command("add")
+def add(
+    name: Target,
+    source: Annotated[str, typer.Argument(help="hf://org/model@revision, s3://, file:///path or tiny://.")],
+    task: Annotated[str, typer.Option(help="Its task set: data/tasks/TASK.jsonl.")],
+) -> None:
+    """Add a fine-tune, pinned to what its source holds now."""
+    from safegene.pipeline.init import add_target
+
+    entry = add_target(Workspace.find(), name, source, task)
+    console.print(f"{name}: {entry.source} at {entry.fingerprint}", soft_wrap=True)
+
+
+@app.command("remove")
+def remove(name: Target) -> None:
+    """Remove a fine-tune; what is live for it stays live."""
+    from safegene.pipeline.init import remove_target
+
+    remove_target(Workspace.find(), name)
+
+
+@app.command("list")
+def show() -> None:
+    """List the fine-tunes with their sources and tasks."""
+    from rich.table import Table
+
+    table = Table("target", "source", "task", "fingerprint")
+    for name, entry in sorted(Workspace.find().targets.targets.items()):
+        table.add_row(name, entry.source, entry.task, entry.fingerprint[:19])
+    console.print(table)

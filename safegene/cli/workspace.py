@@ -1,0 +1,122 @@
+"""Commands on a workspace as a whole: make it, run its flows, show its state."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safegene.cli.console import AsJson, Target, console, write_json
+from safegene.errors import ParamsError
+from safegene.workspace.layout import Workspace
+
+OUTCOME_EXIT = {"error": 1, "fail": 3, "inconclusive": 4}  # of several outcomes the first in this order decides
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    remote: Annotated[str | None, typer.Option(help="DVC remote: s3://bucket/prefix or a folder.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="Ledger: s3://bucket/prefix or a folder.")] = None,
+    params: Annotated[Path | None, typer.Option(help="A params.yaml to start from.")] = None,
+) -> None:
+    """Make a workspace: a Git repository with DVC, parameters, prompt sets and a signing key."""
+    from safegene.pipeline.init import init as make
+
+    ws = make(folder, remote=remote, ledger=ledger, params=params)
+    console.print(f"workspace {ws.root}", soft_wrap=True)
+    console.print("next: [bold]safegene target add NAME SOURCE --task TASK[/], then [bold]safegene run[/]")
+
+
+def demo(folder: Annotated[Path, typer.Argument(help="Folder of the demo's workspace.")] = Path("demo")) -> None:
+    """Run the whole pipeline on the tiny model family: four fine-tunes are repaired, gated and promoted or refused."""
+    from safegene.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(folder, console))
+
+
+def run(
+    targets: Annotated[list[str] | None, typer.Argument(help="Targets (default: all).", show_default=False)] = None,
+    trigger: Annotated[str, typer.Option(help="The reason for the run, for the record.")] = "manual",
+) -> None:
+    """Update the family, then re-align, gate and promote. Exit 0 pass, 3 fail, 4 inconclusive, 1 error."""
+    from safegene.report.state import read_state
+    from safegene.report.status import table
+
+    ws = Workspace.find()
+    outcomes = run_flow(ws, targets or None, trigger)
+    console.print(table([target for target in read_state(ws).targets if target.name in outcomes]))
+    raise typer.Exit(exit_code(set(outcomes.values())))
+
+
+def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str, str]:
+    """Run the flow ``realign`` on the configured Prefect server, or on a private one; target -> outcome."""
+    from flows.server import prefect_server
+
+    with prefect_server():
+        from flows.realign import realign
+
+        return realign(str(ws.root), targets, trigger)
+
+
+def exit_code(outcomes: set[str]) -> int:
+    """Exit code of a run; an outcome that is not known here is no pass."""
+    known = (code for outcome, code in OUTCOME_EXIT.items() if outcome in outcomes)
+    return next(known, 0 if outcomes <= {"pass"} else 1)
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show every target's rates with 95% intervals, its last outcome, and what is live."""
+    from safegene.report.state import read_state
+    from safegene.report.status import table, to_json
+
+    targets = read_state(Workspace.find()).targets
+    if as_json:
+        write_json({"targets": [to_json(target) for target in targets]})
+    else:
+        console.print(table(targets))
+
+
+def report() -> None:
+    """Write the HTML report on the state of the workspace."""
+    from safegene.report import write_report
+
+    console.print(str(write_report(Workspace.find())), soft_wrap=True)
+
+
+def diagnose(target: Target, as_json: AsJson = False) -> None:
+    """Say in numbers and pictures why a target's repair may fall short, before the gate decides. Trains nothing."""
+    from safegene.report.diagnosis import draw, headline, read_diagnosis, table
+
+    ws = Workspace.find()
+    diagnosis = read_diagnosis(ws, target)
+    pictures = [str(path) for path in draw(diagnosis, ws.reports / f"diagnose-{target}")]
+    if as_json:
+        write_json({"target": target, **diagnosis.diagnosis.model_dump(), "pictures": pictures})
+        return
+    console.print(headline(diagnosis), soft_wrap=True)
+    console.print(table(diagnosis))
+    for path in pictures:
+        console.print(path, soft_wrap=True)
+
+
+def watch() -> None:
+    """Look once for new fine-tunes and changed checkpoints, add them, and notify the Prefect server's triggers."""
+    from flows.server import prefect_server
+
+    with prefect_server():
+        from flows.watch import watch as look
+
+        names = look(str(Workspace.find().root))
+    console.print(f"{len(names)} new or changed" + (f": {', '.join(names)}; next: safegene run" if names else ""))
+
+
+def deploy() -> None:
+    """Serve the schedule, the watch and the triggers until interrupted (needs PREFECT_API_URL)."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ParamsError(
+            "expected PREFECT_API_URL to name a running Prefect server, got none",
+            remedy="`prefect server start`, then `export PREFECT_API_URL=http://127.0.0.1:4200/api`",
+        )
+    from flows.deployments import main as serve
+
+    serve()
