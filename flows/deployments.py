@@ -20,7 +20,7 @@ from safegene.workspace.layout import Workspace  # noqa: E402
 def deployments(ws: Workspace) -> list[Any]:
     """Every deployment of a workspace; their names end in its folder's name, so that one server can hold several."""
     root, params = str(ws.root), ws.params
-    here = {"safegene.workspace.layout": root}
+    here = {"safegene.workspace": root}
     one = {"root": root, "targets": ["{{ event.payload.target }}"], "trigger": "event"}
     every = {"root": root, "targets": None, "trigger": "family changed"}
     return [

@@ -100,6 +100,6 @@ def announce(ws: Workspace, before: Targets, after: Targets) -> list[str]:
 
 
 def _emit(ws: Workspace, event: str, name: str, digest: str) -> None:
-    resource = {"prefect.resource.id": f"safegene.{name}", "safegene.workspace.layout": str(ws.root)}
+    resource = {"prefect.resource.id": f"safegene.{name}", "safegene.workspace": str(ws.root)}
     emit_event(event=event, resource=resource, payload={"target": name, "fingerprint": digest})
     console.print(f"  [cyan]{event}[/] {name} {digest[:19]}")
