@@ -160,6 +160,14 @@ def _default(field: Any) -> str:
     return f"`{json.dumps(shown, default=str)}`"
 
 
+def baselines() -> str:
+    """Every registered rival method with its paper."""
+    from safegene.workspace.plugins import BASELINES
+
+    rows = (f"| `{name}` | <{BASELINES[name].reference_url}> |" for name in sorted(BASELINES))
+    return "\n".join(["| `calibrate.baseline.method` | paper |", "|---|---|", *rows])
+
+
 def errors() -> str:
     """The error classes as a tree, each with its exit code."""
     from safegene import errors as module
@@ -207,4 +215,10 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PARTS: dict[str, Callable[[], str]] = {"commands": commands, "parameters": parameters, "errors": errors, "api": api}
+PARTS: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "parameters": parameters,
+    "baselines": baselines,
+    "errors": errors,
+    "api": api,
+}

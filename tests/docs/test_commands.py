@@ -11,12 +11,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from safegene.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = {"console", "sh", "bash", ""}
+PLACE = re.compile(r"`((?:safegene|flows|tests|docs|studies|benchmarks|examples|scripts)/[\w./-]*)`")
 PROSE = re.compile(r"`(safegene [^`\n]*)`")
 MARKED = re.compile(r"<!-- run -->\s*```console\n(.*?)```", re.S)
 
@@ -100,6 +102,47 @@ def test_every_safegene_command_in_prose_exists(pages: list[Path]) -> None:
     assert seen > 30
 
 
+def test_every_place_of_the_repository_exists(pages: list[Path]) -> None:
+    named = {(page.name, place) for page in pages for place in PLACE.findall(page.read_text(encoding="utf-8"))}
+    named = {(page, place) for page, place in named if page != "CHANGELOG.md" and "template" not in place}
+    assert len(named) > 30
+    assert not {(page, place) for page, place in named if not (ROOT / place).exists()}
+
+
+def test_the_readme_lists_every_room(pages: list[Path]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = [path.name for path in (ROOT / "safegene").iterdir() if (path / "__init__.py").is_file()]
+    assert len(rooms) > 10
+    assert not [room for room in rooms if f"| `safegene/{room}/`" not in text]
+
+
+def test_every_key_of_a_yaml_block_is_a_parameter(blocks: list[Any]) -> None:
+    from safegene.workspace.params import Params
+
+    sections = {field.alias or name: field.annotation for name, field in Params.model_fields.items()}
+    wrong, seen = list[str](), 0
+    for block in blocks:
+        if block.language != "yaml":
+            continue
+        for section, keys in yaml.safe_load(block.text).items():
+            model = sections.get(section)
+            if model is None:
+                wrong.append(f"{block.where}: {section}")
+                continue
+            seen += len(keys)
+            wrong += [f"{block.where}: {section}.{key}" for key in keys if key not in model.model_fields]
+    assert not wrong
+    assert seen > 8
+
+
+def test_every_environment_variable_of_the_code_is_documented() -> None:
+    page = (ROOT / "docs" / "reference" / "environment.md").read_text(encoding="utf-8")
+    code = [path for folder in ("safegene", "flows") for path in (ROOT / folder).rglob("*.py")]
+    named = {name for path in code for name in re.findall(r"SAFEGENE_[A-Z_]*[A-Z]", path.read_text(encoding="utf-8"))}
+    assert len(named) > 5
+    assert not [name for name in named if f"`{name}`" not in page]
+
+
 def test_every_make_target_exists(pages: list[Path], blocks: list[Any]) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     named = {(page.name, name) for page in pages for name in re.findall(r"`make ([a-z-]+)", page.read_text("utf-8"))}
@@ -120,6 +163,7 @@ def test_every_python_block_compiles_and_its_imports_work(blocks: list[Any]) -> 
 
 
 def test_the_plug_in_page_defines_what_its_entry_points_name(blocks: list[Any]) -> None:
+    from safegene.datasets.suites.loading import LoadOptions
     from safegene.evaluation.judges.canaries import check_canaries
     from safegene.workspace.params import JudgeParams
 
@@ -131,6 +175,8 @@ def test_the_plug_in_page_defines_what_its_entry_points_name(blocks: list[Any]) 
     assert judge.identity.startswith("sha256:")
     assert check_canaries(judge)  # the page says that it fails them
     assert judge.judge(["a"], [""])[0].harmful == "unscored"
+    assert len(list(names["LINES"].load(b"one\ntwo\n", "prompts.txt", LoadOptions()))) == 2
+    assert names["METHOD"].params(gamma=0.5).method == "add"
     place = names["SCHEME"].parse("mount://a", "a")
     assert place is not None
     assert names["SCHEME"].open(place).root == Path("/mnt/models/a")
