@@ -10,19 +10,13 @@ hold its replies against those of the weights on disk: `disagreement`.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
-from typing import TYPE_CHECKING
 
 from safegene.errors import SourceError
 from safegene.models.address import check_url
 from safegene.models.generation import Reply
-from safegene.models.openai_api import ApiServer, NoAnswer
-
-if TYPE_CHECKING:
-    import httpx
+from safegene.models.openai_api import ApiServer, Completion, NoAnswer, NotAsked
 
 KEY = "SAFEGENE_SERVER_KEY"
-GIVE_UP = 16  # failures in a row, after which the rest fails without being asked
 
 
 @dataclass(frozen=True)
@@ -43,17 +37,6 @@ class ModelServer:
     wait_seconds: float = 1.0
     at_once: int = 8
 
-    @property
-    def endpoint(self) -> ApiServer:
-        """The server's address, checked before every request."""
-        return ApiServer(
-            self.url,
-            KEY,
-            lambda: check_url(self.url, self.allow_hosts, whose="server"),
-            self.timeout_seconds,
-            self.wait_seconds,
-        )
-
 
 def generate_on_server(
     server: ModelServer, prompts: Sequence[str], *, max_new_tokens: int
@@ -64,49 +47,46 @@ def generate_on_server(
         JudgeError: the address is not allowed.
         SourceError: the server does not answer, or does not know the model's name.
     """
-    with server.endpoint.client() as client, ThreadPoolExecutor(server.at_once) as pool:
-        _require_known(server, client)
-        asking = _ServerRun(server, client, max_new_tokens)
-        return list(pool.map(asking.one, prompts))
+    api = ApiServer(
+        server.url,
+        KEY,
+        before_request=lambda again: check_url(server.url, server.allow_hosts, whose="server"),
+        timeout_seconds=server.timeout_seconds,
+        wait_seconds=server.wait_seconds,
+    )
+    with api.connect() as client, ThreadPoolExecutor(server.at_once) as pool:
 
+        def reply(prompt: str, limit: int) -> Reply:
+            turn = [{"role": "user", "content": prompt}]
+            request = {"model": server.name, "messages": turn, "temperature": 0, "max_tokens": limit}
+            return api.complete(client, request, lambda answer: _reply(answer, limit))
 
-def _require_known(server: ModelServer, client: "httpx.Client") -> None:
-    """Servers list what they serve; one that serves a local folder may not, and is asked for one token."""
-    try:
-        known = server.endpoint.models(client)
-    except NoAnswer as error:
-        raise SourceError(f"expected the models of the server at {server.url}, got {error}") from None
-    if server.name in known:
-        return
-    try:
-        server.endpoint.complete(client, server.name, [{"role": "user", "content": "."}], 1)
-    except NoAnswer as error:
-        some = ", ".join(sorted(known)[:5]) or "no list"
-        raise SourceError(
-            f"expected the server at {server.url} to serve {server.name!r}, got {some}, and {error}"
-        ) from None
+        def reply_or_failure(prompt: str) -> Reply | FailedReply:
+            try:
+                return reply(prompt, max_new_tokens)
+            except NotAsked as error:
+                return FailedReply(f"not asked: {error}")
+            except NoAnswer as error:
+                return FailedReply(f"no reply: {error}")
 
-
-class _ServerRun:
-    """Asks one prompt after the other, of several threads, and gives up when all fail."""
-
-    def __init__(self, server: ModelServer, client: "httpx.Client", max_new_tokens: int) -> None:
-        self._server, self._client, self._limit = server, client, max_new_tokens
-        self._failures, self._lock = 0, Lock()
-
-    def one(self, prompt: str) -> Reply | FailedReply:
-        if self._failures >= GIVE_UP:
-            return FailedReply(f"not asked: the server failed {GIVE_UP} times in a row")
-        turn = [{"role": "user", "content": prompt}]
+        names: frozenset[str] = frozenset()
         try:
-            answer = self._server.endpoint.complete(self._client, self._server.name, turn, self._limit)
+            names = api.models(client)
+            if server.name not in names:  # a server of a local folder may not list its name
+                reply(".", 1)
         except NoAnswer as error:
-            with self._lock:
-                self._failures += 1
-            return FailedReply(f"no reply: {error}")
-        with self._lock:
-            self._failures = 0
-        return Reply(answer.text, answer.tokens, answer.ended == "stop")
+            listed = f", which lists {', '.join(sorted(names)[:5])}" if names else ""
+            raise SourceError(
+                f"expected the model {server.name!r} of the server at {server.url}, got {error}{listed}"
+            ) from None
+        return list(pool.map(reply_or_failure, prompts))
+
+
+def _reply(answer: Completion, limit: int) -> Reply:
+    tokens = answer.usage.completion_tokens if answer.usage else None
+    if tokens is None or not 0 < tokens <= limit:
+        raise NoAnswer(f"an answer of {tokens} tokens, where 1 to {limit} were asked for")
+    return Reply(answer.text.strip(), tokens, answer.ended == "stop")
 
 
 def disagreement(local: Sequence[Reply], served: Sequence[Reply | FailedReply]) -> float:

@@ -1,133 +1,248 @@
-"""Chat completions of an OpenAI-compatible server: greedy, one choice, strictly read, tried again where that can help.
+"""A client of OpenAI-compatible servers (vLLM, llama.cpp, a provider): the only one that safegene has.
 
-Temperature 0, no redirects, no proxy of the environment, a timeout, a limit on bytes. A broken connection, 429 and 5xx
-are tried again; every other answer that is not one finished or cut choice with text is `NoAnswer` with its reason. The
-key comes from an environment variable and stands in no message.
+Each request has a deadline and a limit on bytes, follows no redirect and uses no proxy of the environment. A broken
+connection, 429 and 5xx are tried again, after the wait that ``Retry-After`` asks for (seconds or a date, up to
+`LONGEST_WAIT`), else after an exponential backoff. Every other failure raises `NoAnswer` at once. After `GIVE_UP`
+failures in a row nothing more is sent. The key comes from an environment variable; no message, repr or log holds it.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, StringConstraints, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from safegene.errors import FormatError
-from safegene.workspace.digest import strict_json
+from safegene.workspace.digest import canonical_json
+from safegene.workspace.fields import Count
+from safegene.workspace.schema import Strict, parse_json
 
 if TYPE_CHECKING:
     import httpx
 
 TRIES = 4
-MAX_BYTES = 4 << 20
+GIVE_UP = 16  # failures in a row, over all threads
+MAX_BYTES = 1 << 20
+LONGEST_WAIT = 60.0  # seconds
 T = TypeVar("T")
 
 
-class NoAnswer(Exception):
-    """The server gave no usable answer; says why."""
+class NoAnswer(Exception):  # noqa: N818 (callers turn it into a value)
+    """The server gave no usable answer; the text says why."""
+
+
+class NotAsked(Exception):  # noqa: N818
+    """The request was not sent; the text says why."""
 
 
 class _TryAgain(NoAnswer):
-    """It may give one later."""
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One choice: its text, whether it ended itself (``stop``) or was cut (``length``), and its tokens."""
+class _Reply(Strict):
+    """A part of a server's reply; keys that are not needed are ignored."""
 
-    text: str
-    ended: Literal["stop", "length"]
-    tokens: int
+    model_config = ConfigDict(extra="ignore")
 
 
-@dataclass(frozen=True)
+class Usage(_Reply):
+    """The tokens of one request, as the server counts them."""
+
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+
+
+def _valid_or_none(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return parse(value)
+    except ValidationError:
+        return None
+
+
+class _Message(_Reply):
+    content: Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class _Choice(_Reply):
+    message: _Message
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(_Reply):
+    """An answer: one choice that is not empty, the model that gave it, and its tokens where the server says both."""
+
+    choices: tuple[_Choice]
+    model: str | None = None
+    usage: Annotated[Usage | None, WrapValidator(_valid_or_none)] = None
+
+    @property
+    def text(self) -> str:
+        """The text of the choice."""
+        return self.choices[0].message.content
+
+    @property
+    def ended(self) -> Literal["stop", "length"]:
+        """``stop`` where the model ended the text, ``length`` where ``max_tokens`` cut it off."""
+        return self.choices[0].finish_reason
+
+
+class _Model(_Reply):
+    id: str
+
+
+class _Models(_Reply):
+    data: tuple[_Model, ...]
+
+
+@dataclass
 class ApiServer:
-    """A server at ``url`` (such as https://host/v1); ``check`` is called before every request and may refuse it."""
+    """A server, and how it is asked; several threads may use it.
+
+    Attributes:
+        url: such as ``https://host/v1``.
+        key: the environment variable that holds the API key.
+        before_request: called before every request, tries included, with whether it repeats one; may raise.
+        on_usage: called for every reply to a completion with its usage, if any, and the bytes of the request.
+        timeout_seconds: of one request, until the last byte of its reply.
+        wait_seconds: before the second try; later waits grow from it.
+        sleep: waits for some seconds.
+    """
 
     url: str
     key: str
-    check: Callable[[], None]
+    before_request: Callable[[bool], None]
+    on_usage: Callable[[Usage | None, int], None] = lambda usage, asked_bytes: None
     timeout_seconds: float = 60.0
     wait_seconds: float = 1.0
+    sleep: Callable[[float], None] = time.sleep
+    _failures: int = field(default=0, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @contextmanager
-    def client(self) -> Iterator["httpx.Client"]:
-        """Connections to the server; they may be used by several threads."""
+    def connect(self) -> Iterator["httpx.Client"]:
+        """Connections to the server."""
         import httpx
 
         key = os.environ.get(self.key)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         with httpx.Client(timeout=self.timeout_seconds, headers=headers, trust_env=False) as client:
             yield client
 
     def models(self, client: "httpx.Client") -> frozenset[str]:
-        """The names that the server answers to.
+        """The names of the models that the server lists.
 
         Raises:
-            NoAnswer: it does not say.
+            NoAnswer: it lists none.
         """
-        return self._tried(lambda: _names(self._asked(client, "GET", "models")))
+        body = self._request(client, "GET", "models", None)
+        return frozenset(model.id for model in _parsed(_Models, body).data)
 
-    def complete(
-        self, client: "httpx.Client", model: str, messages: Sequence[Mapping[str, str]], max_tokens: int
-    ) -> Completion:
-        """The model's greedy answer.
+    def complete(self, client: "httpx.Client", request: Mapping[str, Any], read: Callable[[Completion], T]) -> T:
+        """Ask for a chat completion and read the answer.
+
+        Args:
+            client: what `connect` gave.
+            request: the JSON body.
+            read: the value to return for an answer; raises NoAnswer for one that is not usable.
 
         Raises:
-            NoAnswer: there is none, or not in the form of one choice with text and a count of tokens.
+            NoAnswer: there is no usable answer.
+            NotAsked: `GIVE_UP` failures in a row came before.
         """
-        ask = {"model": model, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
-        return self._tried(lambda: _answer(self._asked(client, "POST", "chat/completions", ask), max_tokens))
+        if self._failures >= GIVE_UP:
+            raise NotAsked(f"{GIVE_UP} requests in a row failed")
+        try:
+            value = read(self._completion(client, request))
+        except NoAnswer:
+            with self._lock:
+                self._failures += 1
+            raise
+        with self._lock:
+            self._failures = 0
+        return value
 
-    def _tried(self, ask: Callable[[], T]) -> T:
-        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+    def _completion(self, client: "httpx.Client", request: Mapping[str, Any]) -> Completion:
+        body, asked_bytes = self._request(client, "POST", "chat/completions", request), len(canonical_json(request))
+        try:
+            completion = _parsed(Completion, body)
+        except NoAnswer:
+            self.on_usage(None, asked_bytes)
+            raise
+        self.on_usage(completion.usage, asked_bytes)
+        return completion
 
-        wait = wait_exponential_jitter(
-            multiplier=self.wait_seconds, max=30 * self.wait_seconds, jitter=self.wait_seconds
+    def _request(self, client: "httpx.Client", method: str, path: str, json: Any) -> bytes:
+        import tenacity
+
+        unit = self.wait_seconds
+        backoff = tenacity.wait_exponential_jitter(multiplier=unit, max=30 * unit, jitter=unit)
+        retrying = tenacity.Retrying(
+            before=lambda state: self.before_request(state.attempt_number > 1),
+            retry=tenacity.retry_if_exception_type(_TryAgain),
+            stop=tenacity.stop_after_attempt(TRIES),
+            wait=backoff + tenacity.wait_exception(lambda error: getattr(error, "wait", 0.0)),
+            sleep=self.sleep,
+            reraise=True,
         )
-        again = retry_if_exception_type(_TryAgain)
-        return Retrying(retry=again, stop=stop_after_attempt(TRIES), wait=wait, reraise=True)(ask)
+        return retrying(self._try, client, method, path, json)
 
-    def _asked(self, client: "httpx.Client", method: str, path: str, ask: Mapping[str, Any] | None = None) -> Any:
+    def _try(self, client: "httpx.Client", method: str, path: str, json: Any) -> bytes:
         import httpx
 
-        self.check()
-        body = b""
+        until = time.monotonic() + self.timeout_seconds
         try:
-            with client.stream(method, f"{self.url.rstrip('/')}/{path}", json=ask) as response:
-                status = response.status_code
-                for part in response.iter_bytes():
-                    body += part
-                    if len(body) > MAX_BYTES:
-                        raise NoAnswer(f"more than {MAX_BYTES} bytes")
+            with client.stream(method, f"{self.url.rstrip('/')}/{path}", json=json) as response:
+                _check_status(response)
+                return self._body(response, until)
         except httpx.HTTPError as error:
             raise _TryAgain(type(error).__name__) from None
-        if status == 429 or status >= 500:
-            raise _TryAgain(f"status {status}")
-        if status != 200:
-            raise NoAnswer(f"status {status}")
-        try:
-            return strict_json(body, where="the server's answer")
-        except FormatError:
-            raise NoAnswer("an answer that is not JSON") from None
+
+    def _body(self, response: "httpx.Response", until: float) -> bytes:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise NoAnswer("a compressed answer, which was not asked for")
+        body = b""
+        for part in response.iter_raw():
+            body += part
+            if len(body) > MAX_BYTES:
+                raise NoAnswer(f"more than {MAX_BYTES} bytes")
+            if time.monotonic() > until:
+                raise _TryAgain(f"slower than {self.timeout_seconds:g} s")
+        return body
 
 
-def _names(raw: Any) -> frozenset[str]:
+def _check_status(response: "httpx.Response") -> None:
+    status = response.status_code
+    if status == 429 or status >= 500:
+        wait = _retry_after(response.headers.get("Retry-After", ""))
+        if wait > LONGEST_WAIT:
+            raise NoAnswer(f"status {status}, to be asked again in {wait:.0f} s only")
+        raise _TryAgain(f"status {status}", wait)
+    if status != 200:
+        raise NoAnswer(f"status {status}")
+
+
+def _retry_after(value: str) -> float:
+    """The seconds that a ``Retry-After`` header asks for; 0 without one, or where it has another form than HTTP's."""
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
     try:
-        return frozenset(str(one["id"]) for one in raw["data"])
-    except (KeyError, TypeError):
-        raise NoAnswer("a list of models in another form") from None
+        at = parsedate_to_datetime(value)
+        return max(0.0, (at - datetime.now(UTC)).total_seconds()) if at.tzinfo else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
 
 
-def _answer(raw: Any, limit: int) -> Completion:
+def _parsed(model: type[T], body: bytes) -> T:
     try:
-        (choice,) = raw["choices"]
-        text, ended, tokens = choice["message"]["content"], choice["finish_reason"], raw["usage"]["completion_tokens"]
-    except (KeyError, TypeError, ValueError):
-        raise NoAnswer("an answer in another form than a chat completion with one choice and its usage") from None
-    if ended not in ("stop", "length"):
-        raise NoAnswer(f"an answer that ended by {str(ended)[:40]!r}")
-    if not isinstance(text, str) or not text.strip():
-        raise NoAnswer("an empty answer")
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 < tokens <= limit:
-        raise NoAnswer(f"an answer of {str(tokens)[:20]} tokens, where 1 to {limit} were asked for")
-    return Completion(text.strip(), ended, tokens)
+        return parse_json(model, body.decode(), where="the server's answer")
+    except (FormatError, UnicodeDecodeError) as error:
+        raise NoAnswer(str(error)) from None

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+from safegene.models.openai_api import NotAsked, Usage
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TokenPrice:
         return f"{self.requests} requests, {self.retries} of them again, {tokens}{upper}"
 
 
-class BudgetSpent(Exception):  # noqa: N818 (no error: a budget that is spent)
+class BudgetSpent(NotAsked):
     """The budget is spent; says which."""
 
 
@@ -62,7 +63,7 @@ class Meter:
         """Count one request and wait until the rate allows it.
 
         Raises:
-            Spent: a budget is spent; nothing was counted.
+            BudgetSpent: a budget is spent; nothing was counted.
         """
         with self._lock:
             cost = self._cost
@@ -78,17 +79,17 @@ class Meter:
         if starts > now:
             self.sleep(starts - now)
 
-    def used(self, usage: Any, *, asked_bytes: int, answer_tokens: int) -> None:
+    def used(self, usage: Usage | None, *, asked_bytes: int, answer_tokens: int) -> None:
         """Count an answer's ``usage``, or at most ``asked_bytes`` and ``answer_tokens`` where it does not say."""
-        said = usage if isinstance(usage, dict) else {}
-        counts = [said.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        known = all(type(count) is int and count >= 0 for count in counts)
-        prompt, completion = counts if known else (asked_bytes, answer_tokens)
+        prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        known = prompt is not None and completion is not None
+        if prompt is None or completion is None:
+            prompt, completion = asked_bytes, answer_tokens
         with self._lock:
             cost = self._cost
             self._cost = replace(
                 cost,
-                prompt_tokens=cost.prompt_tokens + int(prompt or 0),
-                completion_tokens=cost.completion_tokens + int(completion or 0),
+                prompt_tokens=cost.prompt_tokens + prompt,
+                completion_tokens=cost.completion_tokens + completion,
                 estimated=cost.estimated + (not known),
             )

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from safegene.errors import JudgeError
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.base import JudgeDecision
-from safegene.evaluation.judges.chat import GIVE_UP, TRIES, ChatJudge
+from safegene.evaluation.judges.chat import ChatJudge
 from safegene.evaluation.judges.formats import ANSWER_FORMATS, escaped, nonce
 from safegene.evaluation.judges.meter import Meter, TokenPrice
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.models.address import check_url
+from safegene.models.openai_api import GIVE_UP, TRIES
 from safegene.workspace.params import JudgeParams
 
 Answer = tuple[int, dict[str, str], bytes]
