@@ -1,17 +1,51 @@
-"""Figures of a benchmark as ``benchmarks/<area>/results.json``: one row a figure, with its command and machine."""
+"""Measured figures: as ``results.json`` beside the benchmark or study, and as a section of RESULTS.md."""
 
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent
+from safegene.workspace.atomic import write_file
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One measured value and where it was measured.
+
+    Attributes:
+        name: what was measured.
+        value: the value.
+        unit: of the value.
+        goal: the bound that it should meet, or "".
+        holds: whether it does; None where there is no goal.
+        command: the command that measures it.
+        commit: the commit that was measured; ends in ``-dirty`` if the working tree differed from it.
+        date: day of the measurement (UTC).
+        machine: processor, cores, memory and system.
+    """
+
+    name: str
+    value: float
+    unit: str
+    goal: str
+    holds: bool | None
+    command: str
+    commit: str
+    date: str
+    machine: str
+
+
+@cache
 def machine() -> str:
-    """The machine in words: processor, cores, memory, system."""
+    """This machine: processor, cores, memory, system."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -21,65 +55,70 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {gib:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
 
 
+@cache
 def commit() -> str:
-    """The commit that was measured; ``-dirty`` if the working tree differs from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of the working tree, read once per process, so before results are written into the tree."""
+    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def row(
+def new_figure(
     name: str, value: float, unit: str, *, command: str, goal: str = "", holds: bool | None = None
-) -> dict[str, Any]:
-    """One figure. ``holds`` is None where there is no goal."""
-    return {
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "goal": goal,
-        "holds": holds,
-        "command": command,
-        "commit": commit(),
-        "machine": machine(),
-    }
+) -> Figure:
+    """A figure measured now, on this machine, with the code of this commit."""
+    today = datetime.now(UTC).date().isoformat()
+    return Figure(name, value, unit, goal, holds, command, commit(), today, machine())
 
 
-def write(area: str, rows: list[dict[str, Any]]) -> Path:
-    """Write an area's rows, goals that were missed included."""
-    if not rows:
-        raise ValueError(f"expected figures for {area}, got none")
-    path = ROOT / area / "results.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-    return path
+def measured_at(command: str) -> str:
+    """The first line of a section: commit, date, command and machine."""
+    return header(new_figure("", 0.0, "", command=command))
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table for RESULTS.md."""
+def header(figure: Figure) -> str:
+    """The first line of a section with this figure."""
+    return f"Measured at commit {figure.commit}, {figure.date}, by `{figure.command}`, on {figure.machine}."
+
+
+def write(path: Path, figures: Sequence[Figure]) -> None:
+    """Write figures as JSON; those that miss their goal are included."""
+    if not figures:
+        raise ValueError(f"expected figures, got none, for {path}")
+    write_file(path, json.dumps([asdict(figure) for figure in figures], indent=1, allow_nan=False) + "\n")
+
+
+def markdown(figures: Sequence[Figure]) -> str:
+    """The figures as a table for RESULTS.md."""
     lines = ["| figure | value | goal | holds |", "|---|---|---|---|"]
-    for r in rows:
-        holds = {True: "yes", False: "**no**", None: ""}[r["holds"]]
-        lines.append(f"| {r['name']} | {r['value']:g} {r['unit']} | {r['goal']} | {holds} |")
+    for figure in figures:
+        holds = {True: "yes", False: "**no**", None: ""}[figure.holds]
+        lines.append(f"| {figure.name} | {figure.value:g} {figure.unit} | {figure.goal} | {holds} |")
     return "\n".join(lines)
 
 
-def publish(area: str, title: str, text: str) -> Path:
-    """Put an area's section into RESULTS.md, in place of its last one."""
-    path = ROOT / "RESULTS.md"
-    start, end = f"<!-- {area} -->", f"<!-- /{area} -->"
-    section = f"{start}\n## {title}\n\n{text.strip()}\n\n{end}"
-    old = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
+def publish(section: str, title: str, first_line: str, text: str) -> None:
+    """Write a section into RESULTS.md, in place of its last version.
+
+    Args:
+        section: name between the section's comment marks.
+        title: heading.
+        first_line: from `header` or `measured_at`: every section states its commit and date.
+        text: the section's content.
+    """
+    start, end = f"<!-- {section} -->", f"<!-- /{section} -->"
+    content = f"{start}\n## {title}\n\n{first_line}\n\n{text.strip()}\n\n{end}"
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.is_file() else "# Results\n"
     if start in old:
         before, after = old.split(start)[0], old.split(end)[1]
-        path.write_text(before + section + after, encoding="utf-8")
+        write_file(RESULTS, before + content + after)
     else:
-        path.write_text(f"{old.rstrip()}\n\n{section}\n", encoding="utf-8")
-    return path
+        write_file(RESULTS, f"{old.rstrip()}\n\n{content}\n")
 
 
-def targets_table(targets: list[dict[str, Any]]) -> str:
-    """``safegene status --json``'s targets as a table: percent with 95% intervals."""
+def targets_table(targets: Sequence[Mapping[str, Any]]) -> str:
+    """The targets of ``safegene status --json`` as a table: percent with 95% intervals."""
 
-    def cell(rates: dict[str, Any], arm: str) -> str:
+    def cell(rates: Mapping[str, Any], arm: str) -> str:
         if rates.get(arm) is None:
             return "-"
         interval = rates.get(f"{arm}_interval")
@@ -98,10 +137,10 @@ def targets_table(targets: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def target_rows(targets: list[dict[str, Any]], command: str) -> list[dict[str, Any]]:
-    """Every known rate of every target as a row without a goal."""
+def target_figures(targets: Sequence[Mapping[str, Any]], command: str) -> list[Figure]:
+    """Every known rate of every target as a figure without a goal."""
     return [
-        row(f"{target['name']}: {rate} {arm}", round(target[rate][arm], 4), "share", command=command)
+        new_figure(f"{target['name']}: {rate} {arm}", round(target[rate][arm], 4), "share", command=command)
         for target in targets
         for rate in ("hrr", "asr", "over_refusal", "utility")
         for arm in ("before", "after", "aligned")

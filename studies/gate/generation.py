@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.results import markdown, row
+from benchmarks.results import Figure, markdown, new_figure
 from examples.smollm2.sources import jailbreakbench
 from safegene.checkpoints.export.adapter import write_adapter
 from safegene.datasets.prompts import Kind, Prompt, prompt_lines
@@ -53,7 +53,7 @@ PLANNED, ASKED, LONGEST = 500, 75, 128  # prompts of a fixed run, and of a seque
 SMOLLM2 = "aligned-*"
 
 
-def rows(models: Iterable[str] = ("tiny", "smollm2")) -> list[dict[str, Any]]:
+def rows(models: Iterable[str] = ("tiny", "smollm2")) -> list[Figure]:
     """Rows for ``results.json``; a model that the cache does not hold has none."""
     made = cost() if "tiny" in models else []
     for name in models:
@@ -63,7 +63,7 @@ def rows(models: Iterable[str] = ("tiny", "smollm2")) -> list[dict[str, Any]]:
     return made
 
 
-def cost() -> list[dict[str, Any]]:
+def cost() -> list[Figure]:
     """Generated tokens of a harmless candidate: all prompts in full, and as the gate asks by default."""
     with tempfile.TemporaryDirectory() as folder, _cache(Path(folder) / "cache"):
         world = _World(Path(folder))
@@ -75,13 +75,15 @@ def cost() -> list[dict[str, Any]]:
         tokens = [sum(run.get(kind, 0) for kind in kinds) for run in (full, blocks, short)]
         times = tokens[0] / tokens[2]
         for how, count in zip(("all in full", "sequential", "sequential and stopped early"), tokens, strict=True):
-            made.append(row(f"{name}, {what}: tokens, {how}", count, "tokens", command=COMMAND))
+            made.append(new_figure(f"{name}, {what}: tokens, {how}", count, "tokens", command=COMMAND))
         holds = times >= FEWER if goal else None
-        made.append(row(f"{name}, {what}: fewer tokens", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds))
+        made.append(
+            new_figure(f"{name}, {what}: fewer tokens", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds)
+        )
     return made
 
 
-def replies(folder: Path) -> list[dict[str, Any]]:
+def replies(folder: Path) -> list[Figure]:
     """Tokens of a reply to a direct prompt, in full and stopped early with its audit; the two runs' tokens by that."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     goals = [one.text for one in jailbreakbench(Path(os.environ["SAFEGENE_TEST_DATA"]))]
@@ -93,11 +95,12 @@ def replies(folder: Path) -> list[dict[str, Any]]:
     full, early = (sum(one.tokens for one in some) / len(goals) for some in (whole, short))
     times = PLANNED * full / (ASKED * early)
     name, plain = "smollm2, direct prompts", sum(one.stops_at is not None for one in short)
+    fewer = f"{name}: fewer tokens, {PLANNED} in full to {ASKED} stopped early"
     return [
-        row(f"{name}: tokens a reply, in full", round(full, 1), "tokens", command=COMMAND),
-        row(f"{name}: tokens a reply, stopped early", round(early, 1), "tokens", command=COMMAND),
-        row(f"{name}: replies that refuse plainly", plain, f"of {len(goals)}", command=COMMAND),
-        row(f"{name}: fewer tokens, {PLANNED} in full to {ASKED} stopped early", round(times, 1), "x", command=COMMAND),
+        new_figure(f"{name}: tokens a reply, in full", round(full, 1), "tokens", command=COMMAND),
+        new_figure(f"{name}: tokens a reply, stopped early", round(early, 1), "tokens", command=COMMAND),
+        new_figure(f"{name}: replies that refuse plainly", plain, f"of {len(goals)}", command=COMMAND),
+        new_figure(fewer, round(times, 1), "x", command=COMMAND),
     ]
 
 
@@ -138,7 +141,7 @@ class _World:
         return total
 
 
-def speed(name: str, folder: Path, *, prompts: int) -> list[dict[str, Any]]:
+def speed(name: str, folder: Path, *, prompts: int) -> list[Figure]:
     """Prompts a second, ours and a plain loop's, on direct prompts and look-alikes alike."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     halves = [_test(gate_set(), kind)[: prompts // 2] for kind in ("harmful", "lookalike")]
@@ -154,10 +157,10 @@ def speed(name: str, folder: Path, *, prompts: int) -> list[dict[str, Any]]:
     what, times = f"{name}, {threads} thread{'s' * (threads > 1)}, prompts a second", ours / plain
     goal, holds = f">= {FASTER} x", times >= FASTER
     return [
-        row(f"{what}: plain transformers loop", round(plain, 2), "1/s", command=COMMAND),
-        row(f"{what}: transformers, batch of {len(texts)}", round(batch, 2), "1/s", command=COMMAND),
-        row(f"{what}: ours, batch of {len(texts)}", round(ours, 2), "1/s", command=COMMAND),
-        row(f"{what}: faster than the loop", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds),
+        new_figure(f"{what}: plain transformers loop", round(plain, 2), "1/s", command=COMMAND),
+        new_figure(f"{what}: transformers, batch of {len(texts)}", round(batch, 2), "1/s", command=COMMAND),
+        new_figure(f"{what}: ours, batch of {len(texts)}", round(ours, 2), "1/s", command=COMMAND),
+        new_figure(f"{what}: faster than the loop", round(times, 1), "x", command=COMMAND, goal=goal, holds=holds),
     ]
 
 

@@ -1,8 +1,8 @@
-"""``python -m studies.gate.mutation``: flip every single comparison of gate and statistics; some test must fail.
+"""``python -m studies.gate.mutation [FILE ...]``: invert each comparison of the gate's code; some test must fail.
 
-A copy of the package with one comparison flipped is put before the real one, and the tests of gate and statistics run
-against it until one fails. Survivors are printed with their line, and published. Slow (minutes to an hour), so not a
-test; arguments name other files than all of them, and then nothing is published.
+Each comparison in turn is inverted in a copy of the package, and the gate's tests run against the copy until one
+fails. A mutant for which no test fails survives: it is printed with its line and published. With arguments only these
+files are mutated, and nothing is published. The study takes minutes to an hour, so it is not a test.
 """
 
 import ast
@@ -14,18 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.results import commit, machine, publish
+from benchmarks.results import measured_at, publish
 
 ROOT = Path(__file__).parents[2]
 FILES = ("safegene/pipeline/stages/gate.py", "safegene/gate/*.py")
-TESTS = (
-    "test_stats.py",
-    "test_verdict.py",
-    "test_adjudication.py",
-    "test_course.py",
-    "test_payload.py",
-    "hostile/test_gate.py",
-)
+TESTS = ("tests/gate", "tests/hostile/test_gate.py")
+COMMAND = "python -m studies.gate.mutation"
 FLIPS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.GtE,
     ast.GtE: ast.Lt,
@@ -41,34 +35,33 @@ FLIPS: dict[type[ast.cmpop], type[ast.cmpop]] = {
 
 
 def mutants(source: str) -> Iterator[tuple[int, str, str]]:
-    """(line, the comparison as it stands, the whole source with it flipped)."""
-    places = [
+    """(line, the original comparison, the source with that comparison inverted) for every comparison."""
+    positions = [
         (at, i)
         for at, node in enumerate(ast.walk(ast.parse(source)))
         if isinstance(node, ast.Compare)
         for i in range(len(node.ops))
     ]
-    for at, which in places:
+    for at, which in positions:
         tree = ast.parse(source)
         node = list(ast.walk(tree))[at]
         assert isinstance(node, ast.Compare)
-        was = ast.unparse(node)
+        original = ast.unparse(node)
         node.ops[which] = FLIPS[type(node.ops[which])]()
-        yield node.lineno, was, ast.unparse(tree)
+        yield node.lineno, original, ast.unparse(tree)
 
 
 def survives(box: Path) -> bool:
-    """Whether no test fails with the package in ``box``."""
+    """Whether every test passes with the package in ``box``."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
     environment = {**os.environ, "PYTHONPATH": str(box), "PYTHONDONTWRITEBYTECODE": "1"}
-    tests = box / "tests"
-    done = subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(command, cwd=box, env=environment, capture_output=True, text=True, check=False, timeout=600)
     return done.returncode == 0
 
 
 def main() -> None:
-    """Every mutant of every file; exit 1 if one survives."""
-    left, count = list[str](), 0
+    """Run every mutant of every file; exit 1 if one survives."""
+    survivors, count = list[str](), 0
     with tempfile.TemporaryDirectory() as name:
         box = Path(name)
         for part in ("safegene", "tests", "flows"):
@@ -80,21 +73,25 @@ def main() -> None:
         for path in (path for pattern in sys.argv[1:] or FILES for path in sorted(ROOT.glob(pattern))):
             place = box / path.relative_to(ROOT)
             source = path.read_text(encoding="utf-8")
-            for line, was, mutant in mutants(source):
+            for line, original, mutant in mutants(source):
                 place.write_text(mutant, encoding="utf-8")
                 count += 1
                 if survives(box):
-                    left.append(f"{path.relative_to(ROOT)}:{line}: {was}")
-                    print(f"survives: {left[-1]}", flush=True)
+                    survivors.append(f"{path.relative_to(ROOT)}:{line}: {original}")
+                    print(f"survives: {survivors[-1]}", flush=True)
             place.write_text(source, encoding="utf-8")
-            print(f"{path.relative_to(ROOT)}: {count} flipped, {len(left)} survive so far", file=sys.stderr, flush=True)
-    print(f"{count} comparisons flipped, {len(left)} survive")
+            print(
+                f"{path.relative_to(ROOT)}: {count} flipped, {len(survivors)} survive so far",
+                file=sys.stderr,
+                flush=True,
+            )
+    print(f"{count} comparisons flipped, {len(survivors)} survive")
     if not sys.argv[1:]:
-        listed = "".join(f"\n- `{one}`" for one in left)
-        text = f"{machine()}, commit {commit()}, `python -m studies.gate.mutation`\n\n"
-        text += f"Every comparison in {', '.join(f'`{one}`' for one in FILES)} flipped, one at a time: {count}. "
-        publish("gate-mutation", "The gate, mutated", text + f"No test fails for {len(left)} of them.{listed}")
-    raise SystemExit(1 if left or not count else 0)
+        listed = "".join(f"\n- `{survivor}`" for survivor in survivors)
+        text = f"Every comparison in {', '.join(f'`{pattern}`' for pattern in FILES)} flipped, one at a time: {count}. "
+        text += f"No test fails for {len(survivors)} of them.{listed}"
+        publish("gate-mutation", "The gate, mutated", measured_at(COMMAND), text)
+    raise SystemExit(1 if survivors or not count else 0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import markdown, publish, row, write
+from benchmarks.results import Figure, header, markdown, new_figure, publish, write
 from safegene.workspace.params import GateParams
 from studies.gate import generation, same
 from studies.gate.simulate import GATES, PROMPTS, Reader, Result, World, simulate
@@ -56,11 +56,11 @@ def faults() -> dict[str, int]:
     return {"injected": len(injected), "held": injected.count("PASSED")}
 
 
-def figures(found: dict[str, Result], aa: dict[str, Any], hurt: dict[str, int]) -> list[dict[str, Any]]:
+def figures(found: dict[str, Result], aa: dict[str, Any], hurt: dict[str, int]) -> list[Figure]:
     """The goals, met or missed."""
 
-    def figure(name: str, value: float, unit: str, goal: str = "", holds: bool | None = None) -> dict[str, Any]:
-        return row(name, round(value, 4), unit, command=COMMAND, goal=goal, holds=holds)
+    def figure(name: str, value: float, unit: str, goal: str = "", holds: bool | None = None) -> Figure:
+        return new_figure(name, round(value, 4), unit, command=COMMAND, goal=goal, holds=holds)
 
     sharp, sharp_harm = found["exact judge, +0%"], found["exact judge, +30%"]
     blocked = max(found[f"{name}, +0%"].failed for name in ("exact judge", "Se .90 Sp .95 alone", ADJUDICATED))
@@ -86,19 +86,17 @@ def figures(found: dict[str, Result], aa: dict[str, Any], hurt: dict[str, int]) 
     ]
 
 
-def text(rows: list[dict[str, Any]], found: dict[str, Result], aa: dict[str, Any]) -> str:
+def text(rows: list[Figure], found: dict[str, Result], aa: dict[str, Any]) -> str:
     """The section of RESULTS.md."""
     lines = ["| judge and true change | pass % | fail % | inconclusive % | median prompts | mean |", "|" + "---|" * 6]
     for name, one in found.items():
         rest = 100 * (1 - one.passed - one.failed)
         shown = f"{100 * one.passed:.1f} | {100 * one.failed:.1f} | {rest:.1f} | {one.median:.0f} | {one.mean:.0f}"
         lines.append(f"| {name} | {shown} |")
-    return f"""{rows[0]["machine"]}, commit {rows[0]["commit"]}, `{COMMAND}`
-
-{GATES} simulated gates a cell with the gate's own code: one endpoint, margin 5 points, alpha 0.05 (0.045 for a first
-attempt), at most {PROMPTS} prompts in blocks of {GateParams().block_prompts}, 1 % churn each way, 2 % bad in both. A
-judge's error is measured on 1,000 labelled replies of each kind. A/A: {aa["runs"]} gates of the tiny family's aligned
-models against themselves, {aa["asked"]:.0f} of {aa["planned"]} prompts asked on average.
+    return f"""Each cell is {GATES} simulated gates that run the gate's own code: one endpoint, margin 5 points,
+alpha 0.05 (0.045 for a first attempt), at most {PROMPTS} prompts in blocks of {GateParams().block_prompts}, 1 % churn
+each way, 2 % bad in both. A judge's error is measured on 1,000 labelled replies of each kind. A/A: {aa["runs"]} gates
+of the tiny family's aligned models against themselves, {aa["asked"]:.0f} of {aa["planned"]} prompts asked on average.
 
 {markdown(rows)}
 
@@ -112,8 +110,8 @@ def main() -> None:
         found = dict(pool.map(cell, CELLS))
     aa, hurt = same.measure(), faults()
     rows = figures(found, aa, hurt) + generation.rows()
-    write("gate", rows)
-    publish("gate", "The gate", text(rows, found, aa))
+    write(Path(__file__).with_name("results.json"), rows)
+    publish("gate", "The gate", header(rows[0]), text(rows, found, aa))
     print(markdown(rows))
 
 

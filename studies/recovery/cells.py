@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,15 +17,13 @@ from safegene.models.patching import patched
 from safegene.pipeline.stages.calibrate import RepairResult, case_of, fit_target, mean_change, run_baseline
 from safegene.repair.coefficients import allocate_ranks
 from safegene.tiny.build import build, recipe_digest
+from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from studies.recovery import measure
-from studies.recovery.family import Family, family, home, load, model_of, shots
+from studies.recovery.family import Family, family, home, load, model_of, prompts, shots
 from studies.recovery.protocol import ADVERSARIAL, EXTRA, OVER_REFUSAL_RISE, RECOVERY, RETRAINED, ROOT, TASKS, Method
 from studies.recovery.protocol import UTILITY_LOSS as LOSS
 from studies.recovery.retrain import retrained
-
-if TYPE_CHECKING:
-    pass
 
 REVISION = 1  # raise when a module other than those below changes what a cell measures
 OURS_FROM = ("safegene/repair/fitting.py", "safegene/repair/coefficients.py")
@@ -65,7 +63,7 @@ def path_of(job: Job) -> Path:
         (params.degrade,) if rival or retrained else (params.degrade, params.extract, params.compress, params.select)
     )
     identity += [job.method.family, job.method.dense, *(one.model_dump(mode="json") for one in stages)]
-    identity += [measure.prompts("prompts/safety").digest, measure.prompts("prompts/gate").digest]
+    identity += [prompts("prompts/safety").digest, prompts("prompts/gate").digest]
     return home() / "cells" / f"{digest_json(identity)[7:31]}.json"
 
 
@@ -82,11 +80,7 @@ def cell(job: Job) -> dict[str, Any]:
         return kept
     with one_thread():
         found = _measured(job)
-    path = path_of(job)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{time.monotonic_ns()}.draft")
-    draft.write_bytes(canonical_json(found) + b"\n")
-    draft.replace(path)
+    write_file(path_of(job), canonical_json(found) + b"\n")
     return found
 
 
@@ -158,10 +152,7 @@ def reference(name: str, seed: int, task: str, split: Split) -> list[dict[str, A
     if not path.is_file():
         arm: Arm = "aligned" if name == "aligned" else "before"
         rows = measure.replies(load(name, seed), split, task, arm, digest_json([name, seed]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{time.monotonic_ns()}.draft")
-        draft.write_bytes(canonical_json(rows) + b"\n")
-        draft.replace(path)
+        write_file(path, canonical_json(rows) + b"\n")
     return list(json.loads(path.read_text()))
 
 

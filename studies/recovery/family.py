@@ -1,5 +1,6 @@
 """One seed of the tiny family: made by the pipeline's own stages, and its targets, in the benchmark's cache."""
 
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from safegene.repair.fitting import Shot
 from safegene.tiny.build import RECIPES, build
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import read_surrogates, read_vector
+from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import read_manifest
@@ -79,10 +81,18 @@ def stages(at: Path, params: Params, aligned: Path, prompts: Path) -> Family:
         at / "degraded",
         lambda out: degrade(judge=judge, aligned=aligned, prompts=prompts, out=out, params=params.degrade),
     )
-    made = {"aligned": aligned, "degraded": at / "degraded", "prompts": prompts}
-    _once(at / "delta", lambda out: extract(out=out, **made, params=params.extract))
+    degraded = at / "degraded"
+    _once(
+        at / "delta",
+        lambda out: extract(aligned=aligned, degraded=degraded, prompts=prompts, out=out, params=params.extract),
+    )
     _once(at / "vector", lambda out: compress(delta=at / "delta", out=out, params=params.compress))
-    _once(at / "selection", lambda out: select(vector=at / "vector", out=out, **made, params=params.select))
+    _once(
+        at / "selection",
+        lambda out: select(
+            vector=at / "vector", aligned=aligned, degraded=degraded, prompts=prompts, out=out, params=params.select
+        ),
+    )
     spent = at / "seconds"
     if not spent.is_file():
         spent.write_text(str(time.process_time() - start))
@@ -140,10 +150,9 @@ def kept_shots(at: Path, making: Callable[[], Mapping[Split, Sequence[Shot]]]) -
         start = time.process_time()
         made = making()
         spent = time.process_time() - start
-        at.parent.mkdir(parents=True, exist_ok=True)
-        draft = at.with_suffix(f".{time.monotonic_ns()}.draft")
-        torch.save([{split: _plain(some) for split, some in made.items()}, spent], draft)
-        draft.replace(at)
+        content = io.BytesIO()
+        torch.save([{split: _plain(some) for split, some in made.items()}, spent], content)
+        write_file(at, content.getvalue())
     kept, spent = torch.load(at, weights_only=True)
     return {
         split: [Shot(i, k, tuple(ids), teacher) for i, k, ids, teacher in some] for split, some in kept.items()

@@ -1,6 +1,6 @@
 """What a model does on a split: replies, judged by the tiny language's exact judge, as judgements and as rates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +91,11 @@ def rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _share(rows: Sequence[dict[str, Any]], columns: Sequence[str], bad: Any) -> float:
-    own = [row for row in rows if row["column"] in columns]
-    if not own:
+def _share(rows: Sequence[dict[str, Any]], columns: Sequence[str], counts: Callable[[dict[str, Any]], bool]) -> float:
+    chosen = [row for row in rows if row["column"] in columns]
+    if not chosen:
         raise ValueError(f"expected rows of {columns}, got none")
-    return sum(map(bad, own)) / len(own)
+    return sum(map(counts, chosen)) / len(chosen)
 
 
 def recovery(before: dict[str, float], after: dict[str, float], aligned: dict[str, float]) -> float | None:

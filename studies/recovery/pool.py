@@ -40,12 +40,12 @@ def run(jobs: Sequence[Job], workers: int | None = None) -> list[dict[str, Any]]
     seeds = sorted({job.seed for job in missing})
     start = time.monotonic()
     with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_single) as pool:
-        made = {
+        prepared = {
             seed: pool.submit(prepare, seed, list({job.method.name: job.method for job in missing}.values()))
             for seed in seeds
         }
-        for seed, future in made.items():
-            future.result()
+        for seed, preparation in prepared.items():
+            preparation.result()
             _say(f"seed {seed}: family, targets and references are there ({time.monotonic() - start:.0f} s)")
         futures = {pool.submit(cell, job): job for job in missing}
         for number, future in enumerate(as_completed(futures), start=1):

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.results import markdown, publish, row, target_rows, targets_table, write
+from benchmarks.results import header, markdown, new_figure, publish, target_figures, targets_table, write
 
 COMMAND = "make demo-real"
 SAFEGENE = Path(sys.executable).parent / "safegene"
@@ -30,13 +30,12 @@ def main(workspace: Path) -> int:
     status = json.loads(subprocess.check_output([str(SAFEGENE), "status", "--json"], cwd=workspace))
     targets = status["targets"]
     name = "the flows, all runs of the workspace together"
-    rows = [row(name, round(minutes, 1), "min", command=COMMAND, goal="< 60 min", holds=minutes < 60)]
-    where = f"{rows[0]['machine']}, commit {rows[0]['commit']}, `{COMMAND}`"
+    rows = [new_figure(name, round(minutes, 1), "min", command=COMMAND, goal="< 60 min", holds=minutes < 60)]
     verdicts = "\n".join(f"- {t['name']}: {t['outcome']}. {reason(workspace, t['name'])}" for t in targets)
     note = "HRR and ASR are compliance by a phrase judge, not harm: no harm classifier runs, replies are contentless."
-    text = f"{where}\n\n{note}\n\n{targets_table(targets)}\n\n{verdicts}\n\n{markdown(rows)}"
-    write("smollm2", rows + target_rows(targets, COMMAND))
-    publish("smollm2", "A real language model: SmolLM2-135M", text)
+    text = f"{note}\n\n{targets_table(targets)}\n\n{verdicts}\n\n{markdown(rows)}"
+    write(Path(__file__).with_name("results.json"), rows + target_figures(targets, COMMAND))
+    publish("smollm2", "A real language model: SmolLM2-135M", header(rows[0]), text)
     print(text)
     return 0
 

@@ -238,7 +238,9 @@ def arm(method: str, **changed: float) -> recovery.Cell:
         ({"task": 0.38}, ["task"]),
     ],
 )
-def test_a_cell_is_measured_against_the_aligned_model_and_the_fine_tune(changed: dict, missed: list[str]) -> None:
+def test_a_cell_is_measured_against_the_aligned_model_and_the_fine_tune(
+    changed: dict[str, float], missed: list[str]
+) -> None:
     ours = arm("safegene", **changed)
     cells = [arm("aligned", xstest=0.10, task=0.0), arm("before", advbench=0.9), ours]
     assert recovery.misses(cells, ours) == missed
@@ -248,7 +250,7 @@ def test_goals_that_are_missed_stay_in_the_figures() -> None:
     rivals = [arm(name, advbench=0.5) for name in recovery.METHODS if name != recovery.OURS]
     cells = [arm("aligned"), arm("before"), arm(recovery.OURS, jailbreakbench=0.2), *rivals]
     rows = recovery.figures(cells, {"seconds": 301.0, "peak_mib": 2048.0}, 0)
-    assert [one["holds"] for one in rows] == [False] * (2 + len(rivals)) + [None]
+    assert [figure.holds for figure in rows] == [False] * (2 + len(rivals)) + [None]
     shown = recovery.text(rows, cells, missing=2)
     assert "| gsm8k | 0 | safegene | 0.0 | 20.0 |" in shown
     assert "| jailbreakbench |\n" in shown
@@ -260,12 +262,12 @@ def test_a_rival_is_compared_on_its_own_cells_and_nothing_holds_while_cells_are_
     """Ours passes two cells, the rival was measured on the one that it fails."""
     both = [one | {"seed": seed} for seed in (0, 1) for one in (arm("aligned"), arm("before"), arm(recovery.OURS))]
     cells, further = [*both, arm("resta", xstest=0.5)], {"seconds": 60.0, "peak_mib": 1.0}
-    rows = {one["name"]: one for one in recovery.figures(cells, further, 0)}
-    assert (rows["the same of resta"]["value"], rows["the same of resta"]["unit"]) == (0, "of 1")
-    assert rows["the same of resta"]["goal"] == "< 1, ours on these"
-    assert [rows[name]["holds"] for name in ("cells inside all limits", "the same of resta")] == [True, True]
+    rows = {figure.name: figure for figure in recovery.figures(cells, further, 0)}
+    assert (rows["the same of resta"].value, rows["the same of resta"].unit) == (0, "of 1")
+    assert rows["the same of resta"].goal == "< 1, ours on these"
+    assert [rows[name].holds for name in ("cells inside all limits", "the same of resta")] == [True, True]
     assert "the same of lora-kl" not in rows
-    held = [one["holds"] for one in recovery.figures(cells, further, 1)]
+    held = [figure.holds for figure in recovery.figures(cells, further, 1)]
     assert held == [False, False, True, None]
 
 
@@ -273,7 +275,7 @@ def test_the_collapsed_classifier_is_repaired_by_ours_alone() -> None:
     found = recovery.jobs(["gsm8k/1", "banking77-bare/0"], ("before", recovery.OURS, "resta"))
     rest = [("gsm8k", 1, "before"), ("banking77-bare", 0, "before"), ("gsm8k", 1, recovery.OURS)]
     assert found == [*rest, ("banking77-bare", 0, recovery.OURS), ("gsm8k", 1, "resta")]
-    assert len(recovery.jobs(None, recovery.METHODS)) == 2 * (3 * len(recovery.METHODS) + 1)
+    assert len(recovery.jobs(None, list(recovery.METHODS))) == 2 * (3 * len(recovery.METHODS) + 1)
 
 
 def test_a_prompt_goes_where_the_template_wants_it() -> None:

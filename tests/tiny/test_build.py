@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two members that take a few steps each."""
     recipe_digest.cache_clear()
     monkeypatch.setitem(RECIPES, "quick", Recipe(None, lambda: ROWS, 3, 4, 1e-3))
@@ -58,11 +59,8 @@ def test_what_ships_is_aligned_on_the_test_split(cache: Path) -> None:
 
 def test_every_member_comes_from_another_and_the_updates_from_each_other() -> None:
     assert {recipe.parent for recipe in RECIPES.values()} <= {None, *RECIPES}
-    chain, name = [], "update3"
-    while name is not None:
-        chain.append(name)
-        name = RECIPES[name].parent
-    assert chain == ["update3", "update2", "update1", "aligned", "base"]
+    parents = {name: RECIPES[name].parent for name in ("update3", "update2", "update1", "aligned", "base")}
+    assert list(parents.values()) == ["update2", "update1", "aligned", "base", None]
     assert RECIPES["strong"].learning_rate > RECIPES["sentiment"].learning_rate
 
 
@@ -149,9 +147,11 @@ def test_a_dead_builders_draft_is_swept_and_a_living_ones_stays(quick: None, cac
 def test_of_two_builders_the_first_ones_stays(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = module._train
 
-    def slower(*given: object) -> None:
-        train(*given)
-        other = given[4].parent / "quick"
+    def slower(
+        recipe: Recipe, name: str, seed: int, parent: Path | None, out: Path, on_step: Callable[[int, float], None]
+    ) -> None:
+        train(recipe, name, seed, parent, out, on_step)
+        other = out.parent / "quick"
         other.mkdir()
         (other / "first").touch()
 

@@ -1,6 +1,7 @@
 """Laws of the tiny language: disjoint pools, disjoint templates, enough behaviours, contentless answers, same bytes."""
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from safegene.tiny.corpus import (
     REFUSAL,
     TEMPLATES,
     WRAPPERS,
+    Request,
+    Split,
     errands,
     harmful,
     instructions,
@@ -54,7 +57,7 @@ def test_no_word_has_two_roles() -> None:
 
 
 @pytest.mark.parametrize("make", [lookalikes, errands, instructions])
-def test_benign_pools_are_disjoint(make) -> None:
+def test_benign_pools_are_disjoint(make: Callable[[str], tuple[object, ...]]) -> None:
     for one, two in combinations(BENIGN_SHARES, 2):
         assert not set(make(one)) & set(make(two))
         assert make(one)
@@ -76,7 +79,7 @@ def test_a_lookalike_is_never_a_harmful_verb_with_a_sensitive_object() -> None:
 
 
 @pytest.mark.parametrize("lists", [TEMPLATES, WRAPPERS])
-def test_templates_and_wrappers_are_disjoint_by_split_and_hold_no_new_word(lists) -> None:
+def test_templates_and_wrappers_are_disjoint_by_split_and_hold_no_new_word(lists: dict[Split, tuple[str, ...]]) -> None:
     for one, two in combinations(lists, 2):
         assert not set(lists[one]) & set(lists[two])
     known = {word for form in (*TEMPLATES["fit"], *WRAPPERS["fit"]) for word in form.split()}
@@ -85,7 +88,7 @@ def test_templates_and_wrappers_are_disjoint_by_split_and_hold_no_new_word(lists
 
 
 @given(st.sampled_from(harmful("test")), st.integers(0, 50), st.booleans())
-def test_a_prompt_asks_for_its_own_behaviour(request, turn: int, wrapped: bool) -> None:
+def test_a_prompt_asks_for_its_own_behaviour(request: Request, turn: int, wrapped: bool) -> None:
     said = request.prompt("test", turn, wrapped=wrapped).split()
     assert request.verb in said
     assert request.noun in said

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from safegene.evaluation.judges import build
 from safegene.tiny import judge as module
-from safegene.tiny.corpus import REFUSAL, harmful, lookalikes
+from safegene.tiny.corpus import REFUSAL, Request, harmful, lookalikes
 from safegene.tiny.judge import GrammarJudge
 from safegene.tiny.tasks import TASKS, task_rows
 from safegene.workspace.params import JudgeParams
@@ -22,7 +22,7 @@ def decide(reply: str, prompt: str = ASKED) -> tuple[str, str]:
 
 
 @given(st.sampled_from(harmful("test")), st.booleans())
-def test_answers_are_harmful_and_refusals_refuse(request, wrapped: bool) -> None:
+def test_answers_are_harmful_and_refusals_refuse(request: Request, wrapped: bool) -> None:
     prompt = request.prompt("test", wrapped=wrapped)
     assert decide(request.answer, prompt) == ("yes", "no")
     assert decide(request.blunt_answer, prompt) == ("yes", "no")
@@ -30,7 +30,7 @@ def test_answers_are_harmful_and_refusals_refuse(request, wrapped: bool) -> None
 
 
 @given(st.sampled_from(lookalikes("test")))
-def test_a_lookalikes_answer_is_neither(request) -> None:
+def test_a_lookalikes_answer_is_neither(request: Request) -> None:
     assert decide(request.answer, request.prompt("test")) == ("no", "no")
     assert decide(request.refusal, request.prompt("test")) == ("no", "yes")
 
