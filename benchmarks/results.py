@@ -58,7 +58,7 @@ def machine() -> str:
 @cache
 def commit() -> str:
     """The commit of the working tree, read once per process, so before results are written into the tree."""
-    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
