@@ -35,10 +35,11 @@ from safegene.errors import (
 from safegene.version import __version__
 
 if TYPE_CHECKING:
+    from safegene.checkpoints.export.merge import MergedCheckpoint
     from safegene.ledger.audit import AuditReport
     from safegene.ledger.audit import audit_workspace as audit
     from safegene.ledger.promotion import Promotion
-    from safegene.pipeline.export import export, merge
+    from safegene.pipeline.export import ExportedAdapter, export, merge
     from safegene.pipeline.init import add_target, init
     from safegene.pipeline.stages.calibrate import calibrate
     from safegene.pipeline.stages.compress import compress
@@ -82,6 +83,7 @@ __all__ = [
     "DigestMismatch",
     "EmptySample",
     "EvaluateParams",
+    "ExportedAdapter",
     "ExtractParams",
     "FetchParams",
     "FormatError",
@@ -90,6 +92,7 @@ __all__ = [
     "JudgeParams",
     "LedgerError",
     "Manifest",
+    "MergedCheckpoint",
     "Params",
     "ParamsError",
     "PreconditionFailed",
@@ -137,11 +140,13 @@ _DEFINED_IN = {
     "CompressParams": "safegene.workspace.params:CompressParams",
     "DegradeParams": "safegene.workspace.params:DegradeParams",
     "EvaluateParams": "safegene.workspace.params:EvaluateParams",
+    "ExportedAdapter": "safegene.pipeline.export:ExportedAdapter",
     "ExtractParams": "safegene.workspace.params:ExtractParams",
     "FetchParams": "safegene.workspace.params:FetchParams",
     "GateParams": "safegene.workspace.params:GateParams",
     "JudgeParams": "safegene.workspace.params:JudgeParams",
     "Manifest": "safegene.workspace.manifest:Manifest",
+    "MergedCheckpoint": "safegene.checkpoints.export.merge:MergedCheckpoint",
     "Params": "safegene.workspace.params:Params",
     "PromoteParams": "safegene.workspace.params:PromoteParams",
     "Promotion": "safegene.ledger.promotion:Promotion",

@@ -53,8 +53,8 @@ def merge(
 
     ws = Workspace.find()
     folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
-    facts = write(**folders, out=out, dtype=dtype, lossy=lossy, limits=ws.params.fetch)
-    console.print(f"{out}: {facts['dtype']}, {facts['survival']:.1%} of the change survives rounding", soft_wrap=True)
+    merged = write(**folders, out=out, dtype=dtype, lossy=lossy, limits=ws.params.fetch)
+    console.print(f"{out}: {merged.dtype}, {merged.survival:.1%} of the change survives rounding", soft_wrap=True)
 
 
 def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folder for the adapter.")]) -> None:
@@ -63,5 +63,5 @@ def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folde
 
     ws = Workspace.find()
     verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
-    facts = write(ws.candidate(target), out=out, target=target, verdict=verdict)
-    console.print(f"{out}: {facts['parameters']:,} parameters, loads on {facts['loads_on']}", soft_wrap=True)
+    adapter = write(ws.candidate(target), out=out, target=target, verdict=verdict)
+    console.print(f"{out}: {adapter.parameters:,} parameters, loads on {adapter.loads_on}", soft_wrap=True)

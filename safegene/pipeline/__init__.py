@@ -1,1 +1,1 @@
-"""The pipeline: the table of stages, the stages themselves, and the ways to run one."""
+"""The pipeline: the stages, their table, two ways to run one, new workspaces and export."""

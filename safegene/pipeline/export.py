@@ -1,21 +1,45 @@
 """``safegene merge`` and ``safegene export``: a target's repair as a merged checkpoint, or as an adapter with its card.
 
-Both leave the pipeline, so neither is in ``dvc.yaml``; both verify what they read.
+What they write leaves the workspace, so neither is a stage. Both verify the artefacts that they read.
 """
 
-import os
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.adapter import CONFIG, WEIGHTS, open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.errors import CheckpointError, StaleArtifact
+from safegene.workspace.atomic import draft_folder, write_file
 from safegene.workspace.digest import strict_json
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import FetchParams
+
+if TYPE_CHECKING:
+    from safegene.checkpoints.export.merge import MergedCheckpoint
+
+
+@dataclass(frozen=True)
+class ExportedAdapter:
+    """An exported PEFT adapter.
+
+    Attributes:
+        parameters: numbers in the adapter.
+        extra_parameters: numbers that the repair adds; less than ``parameters`` where the adapter also holds the
+            fine-tune's own change.
+        rank: its rank.
+        matrices: number of adapted matrices.
+        loads_on: the checkpoint that it loads on, as its config names it.
+    """
+
+    parameters: int
+    extra_parameters: int
+    rank: int
+    matrices: int
+    loads_on: str
 
 
 def merge(
@@ -27,83 +51,96 @@ def merge(
     dtype: str = "float32",
     lossy: bool = False,
     limits: FetchParams | None = None,
-) -> dict[str, Any]:
-    """The target with its repair in its weights; for a LoRA target the base with both changes in its weights.
+) -> "MergedCheckpoint":
+    """Write a target's weights with its repair added; for a LoRA target the base's, with both changes added.
+
+    Args:
+        aligned: artefact of the family's aligned model.
+        target: artefact of the fine-tune.
+        candidate: artefact with its repair.
+        out: a new folder.
+        dtype: of the merged tensors: ``float32`` or ``bfloat16``.
+        lossy: write the checkpoint even if rounding to ``dtype`` removes much of the repair.
+        limits: on a checkpoint that must be fetched again.
 
     Raises:
-        CheckpointError: too little of the change would survive in ``dtype``, or ``out`` exists.
-        ArtifactError: an artefact is unfinished or changed.
+        CheckpointError: rounding would remove too much of the repair, or ``out`` exists.
+        ArtifactError: an artefact is incomplete or altered.
 
     Example:
-        >>> facts = safegene.merge(
+        >>> merged = safegene.merge(
         ...     aligned=ws.aligned,
         ...     target=ws.checkpoint("sentiment"),
         ...     candidate=ws.candidate("sentiment"),
         ...     out=Path("merged"),
         ... )
-        >>> facts["survival"] > 0.99
+        >>> merged.survival > 0.99
         True
     """
-    from safegene.checkpoints.export.merge import merge as write
+    from safegene.checkpoints.export.merge import merge as write_merged
 
     read_manifest(candidate)
-    model = local_checkpoint(target, limits, family=aligned)
-    return write(open_checkpoint(model.root), open_adapter(candidate).patch(), out=out, dtype=dtype, lossy=lossy)
+    checkpoint = open_checkpoint(local_checkpoint(target, limits, family=aligned).root)
+    return write_merged(checkpoint, open_adapter(candidate).patch(), out=out, dtype=dtype, lossy=lossy)
 
 
-def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = None) -> dict[str, Any]:
-    """The repair as a PEFT adapter in a folder of its own, with a model card that holds the verdict.
+def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = None) -> ExportedAdapter:
+    """Write a repair as a PEFT adapter in a folder of its own, with a model card that states the verdict.
 
-    Returns:
-        ``parameters``, ``rank``, ``matrices`` of the adapter and ``loads_on``, what it loads on.
+    Args:
+        candidate: artefact with the repair.
+        out: a new folder.
+        target: the fine-tune's name, for the card.
+        verdict: artefact of the verdict; without one, the card says that the repair was not gated.
 
     Raises:
         CheckpointError: ``out`` exists.
-        ArtifactError: an artefact is unfinished or changed.
+        StaleArtifact: the verdict is about another candidate.
+        ArtifactError: an artefact is incomplete or altered.
 
     Example:
-        >>> facts = safegene.export(
+        >>> adapter = safegene.export(
         ...     ws.candidate("sentiment"),
         ...     out=Path("adapter"),
         ...     target="sentiment",
         ...     verdict=ws.verdict("sentiment"),
         ... )
+        >>> adapter.loads_on
+        'tiny://sentiment?seed=0'
         >>> sorted(path.name for path in Path("adapter").iterdir())
         ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
-    receipt = read_manifest(candidate)
-    adapter = open_adapter(candidate)
-    facts: dict[str, Any] = {
-        "parameters": adapter.parameters,
-        "extra_parameters": receipt.facts.get("extra_parameters", adapter.parameters),
-        "rank": adapter.rank,
-        "matrices": len(adapter.modules),
-        "loads_on": adapter.base_model_name,
-    }
-    lineage = {"candidate": receipt.digest, **receipt.inputs}
-    gated = _verdict(verdict, receipt.digest) if verdict else None
-    card = model_card(target=target, base_model=facts["loads_on"], adapter=facts, verdict=gated, lineage=lineage)
+    manifest, adapter = read_manifest(candidate), open_adapter(candidate)
+    exported = ExportedAdapter(
+        parameters=adapter.parameters,
+        extra_parameters=manifest.facts.get("extra_parameters", adapter.parameters),
+        rank=adapter.rank,
+        matrices=len(adapter.modules),
+        loads_on=adapter.base_model_name,
+    )
+    card = model_card(
+        target=target,
+        base_model=exported.loads_on,
+        adapter=asdict(exported),
+        verdict=_verdict(verdict, manifest.digest) if verdict else None,
+        lineage={"candidate": manifest.digest, **manifest.inputs},
+    )
     if out.exists():
         raise CheckpointError(f"expected a new folder for the adapter, got {out}, which exists")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(out) as draft:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(candidate / name, draft / name)
-        (draft / "README.md").write_text(card, encoding="utf-8")
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return facts
+        write_file(draft / "README.md", card)
+    return exported
 
 
 def _verdict(artefact: Path, candidate: str) -> dict[str, Any]:
-    """The verdict's payload, if it is about exactly this candidate."""
-    about = read_manifest(artefact, stage="gate").inputs.get("candidate")
-    if about != candidate:
+    """The verdict's payload, if it is about this candidate."""
+    judged = read_manifest(artefact, stage="gate").inputs.get("candidate")
+    if judged != candidate:
         raise StaleArtifact(
-            f"expected a verdict on the candidate {candidate}, got one on {about}, in {artefact}",
-            remedy="`safegene run` gates the candidate as it is now",
+            f"expected a verdict on the candidate {candidate}, got one on {judged}, in {artefact}",
+            remedy="`safegene run` gates the present candidate",
         )
     path = artefact / "verdict.json"
     verdict: dict[str, Any] = strict_json(path.read_bytes(), where=str(path))

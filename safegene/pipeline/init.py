@@ -1,20 +1,24 @@
-"""New workspaces: the template copied, a Git and DVC repository made around it, and the targets' file edited."""
+"""New workspaces, and the targets in ``data/targets.yaml``."""
 
 import logging
 import shutil
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from safegene.errors import ParamsError
+from safegene.workspace.atomic import write_file
 from safegene.workspace.git import config_value, git
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Target, Targets, load_params, save_targets
 
 TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
-IGNORED = "/.safegene/\n/reports/\n.*.draft\n"
+TEMPLATE_DATA = ("prompts", "tasks", "judges")
+GITIGNORE = "/.safegene/\n/reports/\n.*.draft\n"
 
 
 def template_folder() -> Path:
-    """Where the template lies: in the wheel, or the repository itself when run from a checkout."""
+    """The folder of the template: ``template`` in the wheel, the root of the repository in a checkout."""
     package = Path(__file__).parents[1]
     return package / "template" if (package / "template").is_dir() else package.parent
 
@@ -22,13 +26,19 @@ def template_folder() -> Path:
 def init(
     folder: Path, *, remote: str | None = None, ledger: str | None = None, params: Path | None = None
 ) -> Workspace:
-    """Make a pipeline repository: template, Git, DVC with a verifying remote, a pinned public key, a first commit.
+    """Make a workspace: the template in a new Git and DVC repository, a pinned public key, a first commit.
 
-    ``remote`` and ``ledger`` are ``s3://bucket/prefix`` or folders; the defaults lie inside the workspace.
+    The user's signing key is made where there is none. After an error the folder is as it was.
+
+    Args:
+        folder: a new or empty folder.
+        remote: the DVC remote: ``s3://bucket/prefix`` or a folder; by default a folder in the workspace.
+        ledger: the ledger: ``s3://bucket/prefix`` or a folder; by default the one that ``params.yaml`` names.
+        params: a ``params.yaml`` to copy instead of the template's.
 
     Raises:
-        ParamsError: the folder holds something already, or ``params`` is unusable; nothing is left behind.
-        SafegeneError: Git or DVC refused; nothing is left behind.
+        ParamsError: the folder is not empty, or ``params`` is invalid.
+        SafegeneError: Git failed.
 
     Example:
         >>> ws = safegene.init(Path("demo"))
@@ -36,8 +46,8 @@ def init(
         'tiny://aligned?seed=0'
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        got = "with files in it" if folder.is_dir() else "which is a file"
-        raise ParamsError(f"expected a new or empty folder, got {folder}, {got}", remedy="choose another")
+        got = "which has files in it" if folder.is_dir() else "which is a file"
+        raise ParamsError(f"expected a new or empty folder, got {folder}, {got}", remedy="choose another folder")
     if params is not None:
         load_params(params)
     new = not folder.exists()
@@ -59,7 +69,7 @@ def _fill(ws: Workspace, *, remote: str | None, ledger: str | None, params: Path
     if ledger:
         _set_ledger(ws, ledger)
     save_targets(ws.targets_file, Targets())
-    (ws.root / ".gitignore").write_text(IGNORED)
+    write_file(ws.root / ".gitignore", GITIGNORE)
     git(ws.root, "init", "--quiet", "--initial-branch=main")
     _init_dvc(ws, remote)
     write_public_key(ensure_key(), ws.root / ws.params.promote.public_key)
@@ -73,22 +83,21 @@ def _copy_template(folder: Path, params: Path | None) -> None:
         shutil.copyfile(source / name, folder / name)
     if params is not None:
         shutil.copyfile(params, folder / "params.yaml")
-    for part in ("prompts", "tasks", "judges"):
-        shutil.copytree(source / "data" / part, folder / "data" / part)
-    shutil.copyfile(source / "data" / "targets.yaml", folder / "data" / "targets.yaml")
+    for name in TEMPLATE_DATA:
+        shutil.copytree(source / "data" / name, folder / "data" / name)
 
 
 def _set_ledger(ws: Workspace, ledger: str) -> None:
     path = ws.root / "params.yaml"
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     changed = [f"  ledger: {ledger}\n" if line.startswith("  ledger:") else line for line in lines]
     if changed == lines:
-        raise ParamsError(f"expected a line '  ledger: ...' in {path}, got none")
-    path.write_text("".join(changed))
+        raise ParamsError(f"expected a line '  ledger: ...', got none, in {path}")
+    write_file(path, "".join(changed))
 
 
 def _init_dvc(ws: Workspace, remote: str | None) -> None:
-    """DVC with a remote that verifies what it gives: without that, a byte changed in S3 comes back unnoticed."""
+    """Set up DVC with a remote that verifies what it returns; by default DVC trusts the bytes of a remote."""
     from dvc.config_schema import RelPath
     from dvc.repo import Repo
 
@@ -111,10 +120,16 @@ def _commit(ws: Workspace) -> None:
 
 
 def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
-    """Name a fine-tune in ``data/targets.yaml``, pinned to what its source holds now.
+    """Add a fine-tune to ``data/targets.yaml``, or replace it, pinned to what its source holds now.
+
+    Args:
+        ws: the workspace.
+        name: its name: small letters, digits, ``-`` and ``_``.
+        source: URI of its checkpoint or LoRA adapter.
+        task: its task set, ``data/tasks/TASK.jsonl``.
 
     Raises:
-        ParamsError: the name or the source is malformed, or the task has no set.
+        ParamsError: the name or the source is malformed, or there is no such task set.
         SourceError: the source cannot be read.
 
     Example:
@@ -122,33 +137,31 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
         >>> target.task
         'sentiment'
     """
-    from pydantic import ValidationError
-
     from safegene.checkpoints.sources import fingerprint
 
     if not (ws.tasks / f"{task}.jsonl").is_file():
-        known = sorted(p.stem for p in ws.tasks.glob("*.jsonl"))
-        raise ParamsError(f"expected a task with a set in {ws.tasks}, one of {known}, got {task!r}")
+        tasks = sorted(path.stem for path in ws.tasks.glob("*.jsonl"))
+        raise ParamsError(f"expected one of the tasks {tasks}, got {task!r}, in {ws.tasks}")
     targets = ws.targets
     try:
         Target(source=source, task=task, fingerprint="unpinned")
-        entry = Target(source=source, task=task, fingerprint=fingerprint(source))
-        changed = Targets.model_validate({**dict(targets), "targets": {**targets.targets, name: entry}})
+        target = Target(source=source, task=task, fingerprint=fingerprint(source))
+        changed = Targets.model_validate({**dict(targets), "targets": {**targets.targets, name: target}})
     except ValidationError as error:
         first = error.errors()[0]
         raise ParamsError(f"expected a target name and a source URI, got {first['input']!r}: {first['msg']}") from None
     save_targets(ws.targets_file, changed)
-    return entry
+    return target
 
 
 def remove_target(ws: Workspace, name: str) -> None:
-    """Take a target out of ``data/targets.yaml``; what is live for it stays live until rolled back or revoked.
+    """Remove a target from ``data/targets.yaml``; what is live for it stays live until it is rolled back or revoked.
 
     Raises:
-        ParamsError: it is not there.
+        ParamsError: there is no such target.
     """
     targets = ws.targets
     if name not in targets.targets:
         raise ParamsError(f"expected one of the targets {sorted(targets.targets)}, got {name!r}, in {ws.targets_file}")
-    rest = {key: entry for key, entry in targets.targets.items() if key != name}
+    rest = {key: target for key, target in targets.targets.items() if key != name}
     save_targets(ws.targets_file, targets.model_copy(update={"targets": rest}))

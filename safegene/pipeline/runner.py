@@ -1,4 +1,4 @@
-"""Two ways to run a stage: directly in this process, or through DVC, which runs it only where it must."""
+"""Two ways to run a stage: directly in this process, or through DVC, which runs it only if it is out of date."""
 
 import logging
 import os
@@ -18,16 +18,23 @@ from safegene.workspace.manifest import Manifest
 
 
 def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
-    """Run a stage now, whether or not it must, and give its receipt (None for ``promote``).
+    """Run a stage in this process, up to date or not, and copy its metrics and plots to where DVC reads them.
+
+    Args:
+        stage: the stage.
+        ws: the workspace.
+        target: the target's name; "" for a stage of the family.
+
+    Returns:
+        The manifest of the artefact; None for ``promote``, which writes none.
 
     Raises:
         ParamsError: a per-target stage without a known target, or a family stage with one.
-        SafegeneError: the stage's own.
+        SafegeneError: the stage failed.
     """
     if stage.per_target and target not in ws.targets.targets:
-        known = sorted(ws.targets.targets)
         raise ParamsError(
-            f"expected one of the targets {known} of {ws.targets_file}, got {target!r}",
+            f"expected one of the targets {sorted(ws.targets.targets)}, got {target!r}, in {ws.targets_file}",
             remedy="add it with `safegene target add NAME SOURCE --task TASK`",
         )
     if target and not stage.per_target:
@@ -44,10 +51,13 @@ def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
 
 
 def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
-    """Bring a stage up to date through DVC (``dvc repro --single-item``); whether it had to run.
+    """Bring a stage up to date through DVC (``dvc repro --single-item``).
 
-    DVC starts ``safegene STAGE [TARGET]`` as a child, which dies with this process. It is called in this process since
-    its command line costs a second a stage, most of it imports.
+    DVC starts ``safegene STAGE [TARGET]`` as a child process, which ends with this process. DVC itself is called as a
+    library, since each start of its command takes a second.
+
+    Returns:
+        Whether the stage was out of date and ran.
 
     Raises:
         SafegeneError: the stage failed; the stage's own error, if the child process reported one.
@@ -56,33 +66,29 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.WARNING)
-    left = error_file(ws)
-    left.unlink(missing_ok=True)
-    with chdir(ws.root), _child_environment(left), Repo(str(ws.root)) as repo:
+    address, error_file = stage.address(target), ws.root / ".safegene" / "error.json"
+    error_file.parent.mkdir(exist_ok=True)
+    error_file.unlink(missing_ok=True)
+    with chdir(ws.root), _child_environment(error_file), Repo(str(ws.root)) as repo:
         try:
-            ran = repo.reproduce(targets=[stage.address(target)], single_item=True)
+            return bool(repo.reproduce(targets=[address], single_item=True))
         except DvcException as error:
-            raise _stage_error(stage, target, left, error) from error
-    return bool(ran)
-
-
-def error_file(ws: Workspace) -> Path:
-    """Where a stage run as a child leaves its error for the flow."""
-    folder = ws.root / ".safegene"
-    folder.mkdir(exist_ok=True)
-    return folder / "error.json"
+            raise read_error(error_file, address) or _unreported(address, error) from error
 
 
 @contextmanager
-def _child_environment(left: Path) -> Iterator[None]:
-    """Our own ``safegene`` first on the path, the die-with-parent flag, and where to leave an error."""
+def _child_environment(error_file: Path) -> Iterator[None]:
+    """Environment of a stage's child process: this installation's commands first on PATH, its parent, its error file.
+
+    DVC runs a stage with ``$SHELL``, and ``dvc.yaml`` is written for a POSIX shell.
+    """
     before = dict(os.environ)
-    bin_folder = str(Path(sys.executable).parent)
+    commands = str(Path(sys.executable).parent)
     os.environ.update(
-        PATH=f"{bin_folder}{os.pathsep}{before.get('PATH', '')}",
+        PATH=f"{commands}{os.pathsep}{before.get('PATH', '')}",
         SHELL="/bin/sh",
         DVC_NO_ANALYTICS="1",
-        **{PARENT: str(os.getpid()), ERROR_FILE: str(left)},
+        **{PARENT: str(os.getpid()), ERROR_FILE: str(error_file)},
     )
     try:
         yield
@@ -91,11 +97,9 @@ def _child_environment(left: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _stage_error(stage: Stage, target: str, left: Path, error: Exception) -> SafegeneError:
-    address = stage.address(target)
-    if reported := read_error(left, address):
-        return reported
+def _unreported(address: str, error: Exception) -> SafegeneError:
     cause = error.__cause__ or error
     return SafegeneError(
-        f"stage {address} failed: {error} ({cause})", remedy="see the messages above; rerun with --debug"
+        f"expected stage {address} to succeed, got {error} ({cause})",
+        remedy=f"read the messages above, then run `safegene --debug {address.replace('@', ' ')}`",
     )

@@ -19,13 +19,13 @@ class Stage:
 
     Attributes:
         name: see the module.
-        run: makes the artefact, given the workspace and the target's name ("" for a family stage).
-        inputs: files and artefacts it reads.
-        output: the artefact it writes.
-        params: keys of ``params.yaml`` that influence it; ``data/targets.yaml:KEY`` for the machines' file.
-        per_target: whether it runs once per target.
+        run: writes the artefact, given the workspace and the target's name ("" for a stage of the family).
+        inputs: files and artefacts that it reads.
+        output: the artefact that it writes; "" for none.
+        params: keys of ``params.yaml`` that it reads; ``data/targets.yaml:KEY`` for keys of that file.
+        per_target: whether it runs once for each target.
         tracked: whether DVC runs it.
-        metrics: file of the output -> copy outside it that ``dvc metrics diff`` reads, kept in Git.
+        metrics: file of the output -> its copy outside, kept in Git, that ``dvc metrics`` reads.
         plots: the same for ``dvc plots``.
     """
 
@@ -40,7 +40,7 @@ class Stage:
     plots: tuple[tuple[str, str], ...] = ()
 
     def address(self, target: str = "") -> str:
-        """The stage's name in DVC: ``compress``, or ``calibrate@TARGET``."""
+        """The stage's name in DVC: ``compress``, or ``calibrate@TARGET`` for one target."""
         return f"{self.name}@{target}" if self.per_target else self.name
 
 

@@ -106,21 +106,21 @@ def test_a_merge_is_the_sum_rounded_once_in_shards(base: Path, repair: dict[str,
         weight = weight + repair[name].dense() if name in repair else weight
         assert torch.equal(merged.tensor(name), weight.to(torch.bfloat16))
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
-    assert set(facts["matrices"]) == set(repair)
-    assert 0.9 < facts["least_survival"] <= min(facts["matrices"].values())
+    assert set(facts.matrices) == set(repair)
+    assert 0.9 < facts.least_survival <= min(facts.matrices.values())
 
 
 def test_a_merge_that_rounding_would_undo_is_refused(base: Path, tmp_path: Path) -> None:
     rounded = merge(open_checkpoint(base), {}, out=tmp_path / "rounded", dtype="bfloat16")
-    assert rounded["survival"] == 1.0
+    assert rounded.survival == 1.0
     small = {name: change.scaled(3e-4) for name, change in random_patch(base).items()}
     checkpoint = open_checkpoint(tmp_path / "rounded")
     with pytest.raises(CheckpointError, match="of the repair to survive in bfloat16") as refused:
         merge(checkpoint, small, out=tmp_path / "out", dtype="bfloat16")
     assert "--lossy" in refused.value.remedy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rounded"]
-    assert merge(checkpoint, small, out=tmp_path / "fp32")["survival"] > 0.99
-    assert merge(checkpoint, small, out=tmp_path / "lossy", dtype="bfloat16", lossy=True)["survival"] < 0.5
+    assert merge(checkpoint, small, out=tmp_path / "fp32").survival > 0.99
+    assert merge(checkpoint, small, out=tmp_path / "lossy", dtype="bfloat16", lossy=True).survival < 0.5
 
 
 def test_a_merge_refuses_what_does_not_fit(base: Path, tmp_path: Path) -> None:
@@ -197,13 +197,13 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
 ) -> None:
     inputs = {name: pipeline / name for name in ("aligned", "target", "candidate")}
     facts = merge_stage(**inputs, out=pipeline / "merged")
-    assert facts["least_survival"] > 0.99
+    assert facts.least_survival > 0.99
     expected = logits(load_model(base, patch=repair, adapters=[pipeline / "own"]))
     assert torch.allclose(logits(load_model(pipeline / "merged")), expected, atol=1e-5)
 
     told = export_stage(pipeline / "candidate", out=pipeline / "exported", target="topic")
-    assert told["loads_on"] == f"file://{base}"
-    assert told["extra_parameters"] == 2
+    assert told.loads_on == f"file://{base}"
+    assert told.extra_parameters == 2
     assert sorted(path.name for path in (pipeline / "exported").iterdir()) == [
         "README.md",
         "adapter_config.json",

@@ -7,8 +7,8 @@ of it), so a merge that loses more than `MIN_SURVIVAL` allows is refused unless 
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,25 @@ MIN_SURVIVAL = 0.9
 SHARD_BYTES = 4 << 30
 
 
+@dataclass(frozen=True)
+class MergedCheckpoint:
+    """How much of a change is left after rounding to the merged checkpoint's dtype.
+
+    Attributes:
+        dtype: how the tensors are stored.
+        survival: share of the change that is left, 0..1, weighted by the matrices' energy.
+        least_survival: the smallest share of a matrix.
+        least_survival_matrix: that matrix; None where nothing was changed.
+        matrices: matrix -> share.
+    """
+
+    dtype: str
+    survival: float
+    least_survival: float
+    least_survival_matrix: str | None
+    matrices: Mapping[str, float]
+
+
 def merge(
     checkpoint: Checkpoint,
     patch: Patch,
@@ -32,7 +51,7 @@ def merge(
     dtype: str = "float32",
     lossy: bool = False,
     max_shard_bytes: int = SHARD_BYTES,
-) -> dict[str, Any]:
+) -> MergedCheckpoint:
     """Write the merged checkpoint; ``out`` appears whole or not at all.
 
     Args:
@@ -42,10 +61,6 @@ def merge(
         dtype: how every tensor is stored: ``float32`` or ``bfloat16``.
         lossy: merge though rounding erases much of the change.
         max_shard_bytes: of one shard.
-
-    Returns:
-        ``dtype``, ``survival`` (of the whole change, weighted by energy), ``least_survival`` and
-        ``least_survival_matrix``, ``matrices`` (name -> survival), ``bytes``.
 
     Raises:
         CheckpointError: too little of the change would survive, or ``out`` exists.
@@ -57,15 +72,15 @@ def merge(
         raise CheckpointError(f"expected a new folder for the merged checkpoint, got {out}, which exists")
     with draft_folder(out) as draft:
         survival = _write(checkpoint, patch, draft, dtype_for(dtype, "cpu"), max_shard_bytes)
-        facts = _facts(survival, dtype)
-        if facts["survival"] < MIN_SURVIVAL and not lossy:
+        merged = _measured(survival, dtype)
+        if merged.survival < MIN_SURVIVAL and not lossy:
             raise CheckpointError(
-                f"expected {MIN_SURVIVAL:.0%} of the repair to survive in {dtype}, got {facts['survival']:.0%} "
-                f"(least: {facts['least_survival']:.0%} of {facts['least_survival_matrix']}), for {out}",
+                f"expected {MIN_SURVIVAL:.0%} of the repair to survive in {dtype}, got {merged.survival:.0%} "
+                f"(least: {merged.least_survival:.0%} of {merged.least_survival_matrix}), for {out}",
                 remedy="ship the adapter unmerged (`safegene export`), merge in float32, or insist with --lossy",
             )
         _copy_rest(checkpoint, draft, dtype)
-    return facts | {"bytes": sum(path.stat().st_size for path in out.iterdir())}
+    return merged
 
 
 def _write(
@@ -85,17 +100,17 @@ def _write(
     return survival
 
 
-def _facts(survival: Mapping[str, tuple[float, float]], dtype: str) -> dict[str, Any]:
+def _measured(survival: Mapping[str, tuple[float, float]], dtype: str) -> MergedCheckpoint:
     total = sum(weight for _, weight in survival.values())
     whole = sum(share * weight for share, weight in survival.values()) / total if total else 1.0
     least = min(survival, key=lambda name: survival[name][0]) if survival else None
-    return {
-        "dtype": dtype,
-        "survival": whole,
-        "least_survival": survival[least][0] if least else 1.0,
-        "least_survival_matrix": least,
-        "matrices": {name: share for name, (share, _) in sorted(survival.items())},
-    }
+    return MergedCheckpoint(
+        dtype=dtype,
+        survival=whole,
+        least_survival=survival[least][0] if least else 1.0,
+        least_survival_matrix=least,
+        matrices={name: share for name, (share, _) in sorted(survival.items())},
+    )
 
 
 def _dense(change: LowRank) -> Tensor:
