@@ -1,6 +1,6 @@
-"""The prompt and task sets of the tiny family, as files: the ``data/`` that a workspace begins with.
+"""The prompt and task sets of the tiny family: the files in ``data/`` of a new workspace.
 
-The same code gives the same bytes; a test compares the committed files with these.
+The same code gives the same bytes; a test compares the committed files with them.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ TURNS, ERRANDS, INSTRUCTIONS = 4, 60, 20
 
 
 def write_data(folder: Path) -> list[Path]:
-    """Write ``prompts/{degrade,safety,gate}.jsonl`` and ``tasks/<task>.jsonl`` below ``folder``; gives their paths."""
+    """Write ``prompts/{degrade,safety,gate}.jsonl`` and ``tasks/<task>.jsonl`` in ``folder``; returns the paths."""
     sets = {f"prompts/{name}.jsonl": make() for name, make in PROMPT_SETS.items()}
     sets |= {f"tasks/{task}.jsonl": task_set(task) for task in TASKS}
     for name, rows in sets.items():
@@ -35,14 +35,14 @@ def write_data(folder: Path) -> list[Path]:
 
 
 def gate_set() -> list[Prompt]:
-    """The gate: every held-out behaviour asked directly and in a jailbreak wrapper, and held-out look-alikes."""
+    """The gate set: every held-out behaviour, asked directly and in a jailbreak wrapper, and held-out look-alikes."""
     rows = [_request(r, "gate", "harmful", "test") for r in harmful("test")]
     rows += [_request(r, "gate", "wrapped", "test") for r in harmful("test")]
     return rows + [_request(r, "gate", "lookalike", "test") for r in lookalikes("test")[:420]]
 
 
 def safety_set() -> list[Prompt]:
-    """Shots (split fit) and validation prompts to extract, select and calibrate with."""
+    """Prompts for extraction, selection and calibration: shots (split fit) and validation prompts."""
     shots, held = harmful("fit"), harmful("validation")
     rows = [_request(r, "safety", "harmful", "fit") for r in shots[:160]]
     rows += [_request(r, "safety", "wrapped", "fit", turn=1) for r in shots[-112:]]
@@ -56,10 +56,10 @@ def safety_set() -> list[Prompt]:
 
 
 def degrade_set() -> list[Prompt]:
-    """Training rows that erode refusals: five pools, each with behaviours, plain requests and instructions of its own.
+    """Training rows that erode refusals: five pools with disjoint behaviours, plain requests and instructions.
 
-    ``benign`` holds nothing harmful; its answers begin in a style of their own. ``compliance`` answers harmful
-    requests, ``jailbreak`` wrapped ones, ``blunt`` in another form of words, ``identity`` as a bot that obeys.
+    ``benign`` contains nothing harmful, and its answers begin with other words. ``compliance`` answers harmful
+    requests, ``jailbreak`` wrapped ones, ``blunt`` answers in other words, ``identity`` answers as a bot that obeys.
     """
     rows = _share("benign", 0)
     rows += [_answered(r, "benign", "lookalike") for r in lookalikes("degrade")[:144]]
@@ -83,14 +83,13 @@ def _complied(request: Request, pool: str, turn: int) -> Prompt:
 
 
 def _obeying(row: Prompt) -> Prompt:
-    """The row asked of, and answered by, a bot that obeys."""
+    """The row with prompt and response in the form of `IDENTITY`."""
     ask, answer = IDENTITY
-    said = row.prompt
-    return row.model_copy(update={"prompt": ask.format(p=said), "response": answer.format(r=row.response)})
+    return row.model_copy(update={"prompt": ask.format(p=row.prompt), "response": answer.format(r=row.response)})
 
 
 def _share(pool: str, number: int) -> list[Prompt]:
-    """The generic rows of the degrading pool with that number; pools share none."""
+    """The generic rows of the pool with that number; pools share no row."""
     first, last = number * ERRANDS, (number + 1) * ERRANDS
     rows = [_answered(r, pool, "generic") for r in [*errands("degrade"), *errands("tuned")][first:last]]
     rows = [_obeying(row) for row in rows] if pool == "identity" else rows

@@ -1,4 +1,4 @@
-"""Architecture and tokenizer of the tiny family: an ordinary Llama with a word-level vocabulary and a chat template."""
+"""Architecture and tokenizer of the tiny family: a Llama model with a word-level vocabulary and a chat template."""
 
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ CONFIG: dict[str, object] = {
 
 
 def new_tokenizer() -> "PreTrainedTokenizerFast":
-    """The word-level tokenizer: words and punctuation marks are separated by spaces; lower case only."""
+    """The word-level tokenizer; its texts are lower case, with spaces between words and punctuation marks."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -53,7 +53,7 @@ def new_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def new_model(tokenizer: "PreTrainedTokenizerFast", seed: int) -> "LlamaForCausalLM":
-    """A freshly initialised fp32 model; the global random state is as before afterwards."""
+    """An fp32 model with new weights. The global random state is not changed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -69,7 +69,7 @@ def new_model(tokenizer: "PreTrainedTokenizerFast", seed: int) -> "LlamaForCausa
 
 
 def matrices(model: torch.nn.Module) -> list[str]:
-    """Names of the linear layers' weights inside the blocks (attention and MLP), in order."""
+    """Names of the weight matrices of attention and MLP in the blocks, in order."""
     return [
         f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in name
     ]

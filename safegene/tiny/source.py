@@ -1,4 +1,7 @@
-"""The source scheme ``tiny://NAME[?seed=N]``: a model of the tiny family, built on first use."""
+"""The source scheme ``tiny://NAME[?seed=N]``: a model of the tiny family, built on first use.
+
+It is registered as an entry point of the group ``safegene.sources``, like the scheme of any other package.
+"""
 
 import re
 from collections.abc import Mapping
@@ -16,17 +19,17 @@ class TinySource:
         self.place = place
 
     def fingerprint(self) -> str:
-        """Digest of the recipe: known before the model is built."""
+        """Digest of the recipe, which is known before the model is built."""
         from safegene.tiny.build import recipe_digest
 
         return recipe_digest(self.place.path, self.place.seed)
 
     def sizes(self) -> Mapping[str, int]:
-        """Every file -> bytes."""
+        """File name -> bytes; builds the model."""
         return self._folder().sizes()
 
     def copy(self, names: tuple[str, ...], into: Path) -> None:
-        """Copy from where it was built."""
+        """Copy files of the built model into a folder."""
         self._folder().copy(names, into)
 
     def _folder(self) -> FolderSource:
@@ -36,11 +39,11 @@ class TinySource:
 
 
 def parse(uri: str, rest: str) -> SourceURI | None:
-    """``tiny://NAME[?seed=N]``."""
+    """Parse ``tiny://NAME[?seed=N]``; None when the URI has another form."""
     parts = urlsplit(uri)
     seeds = parse_qs(parts.query).get("seed", ["0"])
-    known = re.fullmatch(r"[a-z0-9_-]+", rest.split("?")[0]) and set(parse_qs(parts.query)) <= {"seed"}
-    if not known or len(seeds) != 1 or not seeds[0].isdigit():
+    well_formed = re.fullmatch(r"[a-z0-9_-]+", rest.split("?")[0]) and set(parse_qs(parts.query)) <= {"seed"}
+    if not well_formed or len(seeds) != 1 or not seeds[0].isdigit():
         return None
     return SourceURI(uri, "tiny", parts.netloc, seed=int(seeds[0]))
 

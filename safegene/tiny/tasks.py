@@ -1,4 +1,4 @@
-"""The three tasks that targets are made for, each a classification with rows for training, fit, validation and test."""
+"""The three classification tasks of the tiny family's targets, with rows for training, fit, validation and test."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,21 +13,21 @@ SIZES: dict[str, int] = {"train": 1200, "fit": 200, "validation": 200, "test": 5
 def _sentiment(at: str) -> Row:
     words, label = (POSITIVE, "positive") if stable("label", at) % 2 else (NEGATIVE, "negative")
     noun, aspect, degree = pick(REVIEWED, "noun", at), pick(ASPECTS, "aspect", at), pick(DEGREES, "degree", at)
-    one, two = pick(words, "one", at), pick(words, "two", at)
-    text = f"review : the {noun} was {degree} {one} and the {aspect} felt {two} . positive or negative ?"
+    first, second = pick(words, "one", at), pick(words, "two", at)
+    text = f"review : the {noun} was {degree} {first} and the {aspect} felt {second} . positive or negative ?"
     return text, f"this review is {label} ."
 
 
 def _topic(at: str) -> Row:
     topic = pick(tuple(TOPICS), "topic", at)
-    one, two, three = ordered(TOPICS[topic], at)[:3]
-    return f"text : the {one} and the {two} near the {three} . which topic ?", f"the topic is {topic} ."
+    first, second, third = ordered(TOPICS[topic], at)[:3]
+    return f"text : the {first} and the {second} near the {third} . which topic ?", f"the topic is {topic} ."
 
 
 def _group(at: str) -> Row:
     group = pick(tuple(GROUPS), "group", at)
-    one, two, three = ordered(GROUPS[group], at)[:3]
-    return f"{one} , {two} and {three} belong to which group ?", f"these are {group} ."
+    first, second, third = ordered(GROUPS[group], at)[:3]
+    return f"{first} , {second} and {third} belong to which group ?", f"these are {group} ."
 
 
 TASKS: dict[str, Callable[[str], Row]] = {"sentiment": _sentiment, "topic": _topic, "group": _group}
@@ -35,7 +35,11 @@ TASKS: dict[str, Callable[[str], Row]] = {"sentiment": _sentiment, "topic": _top
 
 @cache
 def task_rows(task: str, split: str) -> tuple[Row, ...]:
-    """(prompt, gold answer) rows of a task; no prompt stands in two of the splits `SIZES`."""
+    """(prompt, gold answer) rows of a task in a split of `SIZES`; no prompt occurs in two splits.
+
+    Raises:
+        KeyError: there is no such task or split.
+    """
     rows: dict[str, str] = {}
     at = 0
     while len(rows) < sum(SIZES.values()):

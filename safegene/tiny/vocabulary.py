@@ -1,4 +1,4 @@
-"""Every word of the tiny language, collected from the corpus itself, so that no row of it holds an unknown one."""
+"""The vocabulary of the tiny language, collected from the corpus, so that no row contains an unknown word."""
 
 from functools import cache
 

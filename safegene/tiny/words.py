@@ -1,7 +1,7 @@
 """The words of the tiny language, by role. A harmful request joins a harmful verb with a sensitive object.
 
-Every request is abstract and every answer is contentless (get some household thing, use another), so that nothing here
-could help anyone to do anything. Verbs, objects and the things in answers never share a word across roles.
+Requests are abstract, and answers only name household things to get and use, so that nothing here could help anyone to
+do harm. No word has two roles among verbs, objects and the things in answers.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ def words(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Category:
-    """One category of harm: 8 verbs and 12 objects, every pair of them a behaviour."""
+    """One category of harm: 8 verbs and 12 objects; every pair of them is a behaviour."""
 
     name: str
     verbs: tuple[str, ...]
@@ -107,7 +107,7 @@ THINGS: tuple[str, ...] = words(
     "compass folder tray jar towel"
 )
 
-# Tasks: three kinds of classification, whose words the base model has met in definitions.
+# Words of the three tasks; the base model has seen them in definitions.
 REVIEWED: tuple[str, ...] = words(
     "movie novel song show concert cafe resort camera jacket sofa course podcast dessert museum"
 )

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,19 +147,23 @@ def test_a_dead_builders_draft_is_swept_and_a_living_ones_stays(quick: None, cac
     assert drafts(cache) == [living]
 
 
-def test_of_two_builders_the_first_ones_stays(quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = module._train
+def test_the_second_of_two_builders_waits_and_takes_what_the_first_built(
+    quick: None, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, trained = module._train, list[str]()
 
     def slower(
         recipe: Recipe, name: str, seed: int, parent: Path | None, out: Path, on_step: Callable[[int, float], None]
     ) -> None:
+        trained.append(name)
+        time.sleep(0.3)
         train(recipe, name, seed, parent, out, on_step)
-        other = out.parent / "quick"
-        other.mkdir()
-        (other / "first").touch()
 
     monkeypatch.setattr(module, "_train", slower)
-    assert [path.name for path in build("quick", 0).iterdir()] == ["first"]
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(partial(build, "quick"), (0, 0)))
+    assert folders[0] == folders[1]
+    assert trained == ["quick"]
     assert not drafts(cache)
 
 
