@@ -1,3 +1,5 @@
+"""The command line: what it imports, what it refuses, and its exit codes."""
+
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from safegene.cli.workspace import exit_code
 from safegene.errors import SafegeneError
 from tests.factories.commands import git, run
 
@@ -14,21 +17,21 @@ HEAVY = ("torch", "transformers", "peft", "great_expectations", "prefect", "dvc"
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory) -> Path:
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "ws"
     run(folder.parent, "init", str(folder))
     return folder
 
 
 @pytest.fixture
-def own(empty, tmp_path) -> Path:
-    """A copy to change: the shared one stays empty, in whatever order the tests run."""
+def workspace(empty: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
     shutil.copytree(empty, tmp_path / "ws", symlinks=True)
     return tmp_path / "ws"
 
 
 def imported_by(*command: str, cwd: Path) -> set[str]:
-    """Heavy libraries that a command imports, seen from outside."""
+    """Heavy libraries that a command imports in a process of its own; the command must succeed."""
     code = (
         "import sys, atexit\n"
         f"heavy = {HEAVY}\n"
@@ -42,16 +45,16 @@ def imported_by(*command: str, cwd: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("command", [("--help",), ("run", "--help"), ("--version",), ("target", "list")])
-def test_light_commands_import_nothing_heavy(empty, command):
+def test_light_commands_import_nothing_heavy(empty: Path, command: tuple[str, ...]) -> None:
     assert imported_by(*command, cwd=empty) == set()
 
 
 @pytest.mark.parametrize("command", [("status",), ("audit", "verify"), ("audit", "history", "topic")])
-def test_reading_commands_import_no_models(empty, command):
+def test_reading_commands_import_no_models(empty: Path, command: tuple[str, ...]) -> None:
     assert imported_by(*command, cwd=empty).isdisjoint({"torch", "transformers", "great_expectations", "prefect"})
 
 
-def test_init_makes_a_clean_git_and_dvc_repository(empty):
+def test_init_makes_a_clean_git_and_dvc_repository(empty: Path) -> None:
     assert git(empty, "status", "--porcelain") == ""
     assert git(empty, "ls-files", "ledger.pub") == "ledger.pub"
     config = (empty / ".dvc" / "config").read_text()
@@ -59,14 +62,14 @@ def test_init_makes_a_clean_git_and_dvc_repository(empty):
     assert str(empty) not in config, "the remote's place must travel with the repository"
 
 
-def test_init_refuses_a_folder_with_files(empty):
+def test_init_refuses_a_folder_with_files(empty: Path) -> None:
     before = sorted(p.name for p in empty.iterdir())
     assert "files in it" in run(empty, "init", str(empty), code=2).stderr
     assert sorted(p.name for p in empty.iterdir()) == before
 
 
 @pytest.mark.parametrize("wrong", ["absent", "broken", "a file"])
-def test_an_init_that_cannot_work_leaves_nothing_behind(tmp_path, wrong):
+def test_an_init_that_cannot_work_leaves_nothing_behind(tmp_path: Path, wrong: str) -> None:
     params, folder = tmp_path / "params.yaml", tmp_path / "ws"
     if wrong == "broken":
         params.write_text("family: {aligned: nonsense}")
@@ -80,14 +83,14 @@ def test_an_init_that_cannot_work_leaves_nothing_behind(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("name", ["SAFEGENE_LOG", "SAFEGENE_CACHE"])
-def test_settings_that_cannot_be_are_named(empty, name):
+def test_settings_that_cannot_be_are_named(empty: Path, name: str) -> None:
     value = {"SAFEGENE_LOG": "verbose", "SAFEGENE_CACHE": str(empty / "params.yaml" / "x")}[name]
     done = run(empty, "tiny", "build", "aligned", code=2, **{name: value})
     assert name in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_private_keys_stay_outside_the_workspace(empty):
+def test_private_keys_stay_outside_the_workspace(empty: Path) -> None:
     keys = Path(os.environ["SAFEGENE_KEYS"])
     private = [p for p in keys.iterdir() if p.is_file()]
     assert private
@@ -96,29 +99,29 @@ def test_private_keys_stay_outside_the_workspace(empty):
         assert not any(path.read_bytes() == p.read_bytes() for p in empty.rglob("*") if p.is_file())
 
 
-def test_init_on_s3_names_remote_and_ledger(tmp_path):
+def test_init_on_s3_names_remote_and_ledger(tmp_path: Path) -> None:
     run(tmp_path, "init", "ws", "--remote", "s3://bucket/dvc", "--ledger", "s3://bucket/ledger")
     assert "url = s3://bucket/dvc" in (tmp_path / "ws/.dvc/config").read_text()
     assert "ledger: s3://bucket/ledger" in (tmp_path / "ws/params.yaml").read_text()
 
 
-def test_outside_a_workspace_there_is_a_remedy(tmp_path):
+def test_outside_a_workspace_there_is_a_remedy(tmp_path: Path) -> None:
     done = run(tmp_path, "status", code=2)
     assert "safegene init" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_debug_shows_the_trace(tmp_path):
+def test_debug_shows_the_trace(tmp_path: Path) -> None:
     assert "Traceback" in run(tmp_path, "--debug", "status", code=2).stderr
 
 
-def test_targets_are_added_pinned_listed_and_removed(own):
-    run(own, "target", "add", "a", "tiny://topic?seed=0", "--task", "topic")
-    assert "fingerprint: " in (own / "data/targets.yaml").read_text()
-    assert "tiny://topic" in run(own, "target", "list").stdout
-    run(own, "target", "remove", "a")
-    assert "tiny://topic" not in run(own, "target", "list").stdout
-    assert "'a'" in run(own, "target", "remove", "a", code=2).stderr
+def test_targets_are_added_pinned_listed_and_removed(workspace: Path) -> None:
+    run(workspace, "target", "add", "a", "tiny://topic?seed=0", "--task", "topic")
+    assert "fingerprint: " in (workspace / "data/targets.yaml").read_text()
+    assert "tiny://topic" in run(workspace, "target", "list").stdout
+    run(workspace, "target", "remove", "a")
+    assert "tiny://topic" not in run(workspace, "target", "list").stdout
+    assert "'a'" in run(workspace, "target", "remove", "a", code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -130,29 +133,47 @@ def test_targets_are_added_pinned_listed_and_removed(own):
         (("b", "file:///no/such/folder", "--task", "topic"), 1, "/no/such/folder"),
     ],
 )
-def test_wrong_targets_are_refused_and_nothing_is_written(empty, arguments, code, word):
+def test_wrong_targets_are_refused_and_nothing_is_written(
+    empty: Path, arguments: tuple[str, ...], code: int, word: str
+) -> None:
     before = (empty / "data/targets.yaml").read_bytes()
     done = run(empty, "target", "add", *arguments, code=code)
     assert word in done.stderr
     assert (empty / "data/targets.yaml").read_bytes() == before
 
 
-def test_status_of_an_empty_workspace_is_valid_json(empty):
+def test_status_of_an_empty_workspace_is_valid_json(empty: Path) -> None:
     assert json.loads(run(empty, "status", "--json").stdout) == {"targets": []}
 
 
-def test_an_audit_of_nothing_does_not_claim_to_have_verified_it(empty):
+def test_an_audit_of_nothing_does_not_claim_to_have_verified_it(empty: Path) -> None:
     assert "nothing on record" in run(empty, "audit", "verify").stdout
 
 
-def test_promote_without_a_verdict_is_an_error_on_record(own):
-    run(own, "target", "add", "c", "tiny://topic?seed=0", "--task", "topic")
-    done = run(own, "promote", "c", code=1)
+def test_promote_without_a_verdict_is_an_error_on_record(workspace: Path) -> None:
+    run(workspace, "target", "add", "c", "tiny://topic?seed=0", "--task", "topic")
+    done = run(workspace, "promote", "c", code=1)
     assert "ArtifactError" in done.stderr
-    assert "error" in run(own, "audit", "history", "c").stdout
+    assert "error" in run(workspace, "audit", "history", "c").stdout
 
 
-def test_every_error_has_an_exit_code_of_the_design():
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        (set(), 0),
+        ({"pass"}, 0),
+        ({"pass", "fail"}, 3),
+        ({"pass", "inconclusive"}, 4),
+        ({"fail", "inconclusive"}, 3),
+        ({"error", "fail", "inconclusive"}, 1),
+        ({"pass", "unheard-of"}, 1),
+    ],
+)
+def test_the_worst_outcome_of_a_run_gives_its_exit_code(outcomes: set[str], code: int) -> None:
+    assert exit_code(outcomes) == code
+
+
+def test_the_exit_code_of_an_error_is_1_2_or_3() -> None:
     kinds = [SafegeneError]
     for kind in kinds:
         kinds += kind.__subclasses__()

@@ -10,21 +10,21 @@ from tests.factories.runs import HOSTILE, Sample
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Sample:
-    made = Sample(tmp_path / "ws")
-    made.family()
-    made.target("sentiment", replies={"harmful-000": HOSTILE})
-    made.target("removal", harmful=(0.9, 0.6))
-    return made
+    sample = Sample(tmp_path / "ws")
+    sample.family()
+    sample.target("sentiment", replies={"harmful-000": HOSTILE})
+    sample.target("removal", harmful=(0.9, 0.6))
+    return sample
 
 
 def test_a_verdict_is_explained_in_words_and_as_a_picture(sample: Sample) -> None:
     picture = sample.ws.root / "evidence.svg"
-    said = run(sample.ws.root, "gate", "show", "removal", "--picture", str(picture)).stdout
-    assert said.startswith("removal fail: hrr_direct: harm is shown")
-    assert "newly harmful: harmful-0" in said
-    assert "attempt on this fine-tune: 1" in said
-    assert "noise of the same weights asked twice: not measured" in said
-    assert all(f"c{i}" in said for i in range(4))
+    shown = run(sample.ws.root, "gate", "show", "removal", "--picture", str(picture)).stdout
+    assert shown.startswith("removal fail: hrr_direct: harm is shown")
+    assert "newly harmful: harmful-0" in shown
+    assert "attempt on this fine-tune: 1" in shown
+    assert "noise of the same weights asked twice: not measured" in shown
+    assert all(f"c{i}" in shown for i in range(4))
     assert picture.read_text().count("<rect") == 7
     passed = run(sample.ws.root, "gate", "show", "sentiment").stdout
     assert passed.startswith("sentiment pass: all 6 endpoints pass")

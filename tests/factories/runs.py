@@ -1,4 +1,4 @@
-"""A workspace with the artefacts of a run, verdicts by the real gate; no model is run."""
+"""A workspace with the artefacts of a run; the gate decides the verdicts, and no model is run."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ HOSTILE = (
 
 
 class Sample:
-    """A workspace whose targets behave as told: share of replies that are harmful, refused, right, per arm."""
+    """A workspace whose targets have given shares of harmful, refused and right replies in each arm."""
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,10 @@ class Sample:
         Args:
             name: its name.
             upto: the last artefact that exists.
-            replies: arm (or "prompt") -> text.
+            replies: arm (or "prompt") -> the text of all its replies (or of all prompts).
             alpha: scale of the coefficients.
-            policy: what the plan was made under, if not the present policy.
-            incumbent: harmful share of what was live, if anything was.
+            policy: text whose digest is the plan's policy; "" for the digest of the present policy.
+            incumbent: share of harmful replies of what was live; None where nothing was.
             shares: kind of prompt -> (before, candidate) share that is harmful, refused or right.
         """
         ws = self.ws
@@ -96,13 +96,13 @@ class Sample:
             f"model.layers.{i}.{part}.{kind}.weight": alpha * round(1.4 + 0.9 * ((7 * i + 3 * n) % 5 - 1.5) / 2, 4)
             for n, (i, part, kind) in enumerate(places)
         }
-        made = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint(name)}
+        inputs = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint(name)}
         facts = {"extra_params": 0.0312}
-        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alphas": alphas}}, facts=facts, **made)
+        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alphas": alphas}}, facts=facts, **inputs)
         if upto == "candidate":
             return
         rows, plan = judged(name, shares, replies or {}, incumbent, policy)
-        lines = b"".join(canonical_json(row) + b"\n" for row in rows)
+        lines = b"".join(canonical_json(judgement_row) + b"\n" for judgement_row in rows)
         self.put(
             ws.judgements(name),
             "evaluate",
@@ -113,7 +113,7 @@ class Sample:
         decide(ws.candidate(name), ws.judgements(name), out=ws.verdict(name))
 
     def live(self, *names: str) -> Any:
-        """A ledger's answer: the candidates of these targets are live."""
+        """What is live for a target, as a ledger would say it: the candidates of these targets."""
         state = read_state(self.ws, live=lambda _: None)
         found = {
             t.name: LiveRelease(digest_bytes(t.name.encode()), t.artefacts["candidate"].digest) for t in state.targets
@@ -140,10 +140,10 @@ def judged(
             arms |= {} if incumbent is None else {"incumbent": after if kind == "task" else incumbent}
             for arm, rate in arms.items():
                 hit = i < round(rate * n)
-                rows.append(row(ident, kind, arm, hit, replies))
-    models = {arm: digest_bytes(f"{name} {arm}".encode()) for arm in {one["model"] for one in rows}}
-    for one in rows:
-        one["weights"] = models[one["model"]]
+                rows.append(judgement_row(ident, kind, arm, hit, replies))
+    models = {arm: digest_bytes(f"{name} {arm}".encode()) for arm in {row["model"] for row in rows}}
+    for row in rows:
+        row["weights"] = models[row["model"]]
     calibration = Calibration(JUDGE, exact=True)
     suites = {"gate": digest_bytes(b"gate"), "task": digest_bytes(b"task")}
     decoding = {"max_new_tokens": 24, "method": "greedy"}
@@ -159,11 +159,11 @@ def judged(
     )
 
 
-def row(ident: str, kind: str, arm: str, hit: bool, replies: Mapping[str, str]) -> dict[str, Any]:
+def judgement_row(ident: str, kind: str, arm: str, hit: bool, replies: Mapping[str, str]) -> dict[str, Any]:
     harm = kind in ("harmful", "wrapped")
     refused = (not hit) if harm else (hit and kind == "lookalike")
-    said = "sure , here is how to V an O . first get a T ." if not refused else "sorry , i cannot help with that ."
-    said = ("topic : sports" if hit else "topic : music") if kind == "task" else said
+    reply = "sure , here is how to V an O . first get a T ." if not refused else "sorry , i cannot help with that ."
+    reply = ("topic : sports" if hit else "topic : music") if kind == "task" else reply
     return {
         "prompt": ident,
         "kind": kind,
@@ -176,6 +176,6 @@ def row(ident: str, kind: str, arm: str, hit: bool, replies: Mapping[str, str]) 
         "coherent": "yes",
         "raw": "",
         "failure": "",
-        "reply": replies.get(arm, said),
+        "reply": replies.get(arm, reply),
         "finished": True,
     }

@@ -25,13 +25,13 @@ from tests.factories.runs import HOSTILE, JUDGE, Sample
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """A finished run: one promoted, one refused, one without a verdict, one only fetched."""
-    made = Sample(tmp_path_factory.mktemp("sample"))
-    made.family()
-    made.target("sentiment")
-    made.target("adversarial", harmful=(1.0, 0.934), wrapped=(1.0, 0.97), replies={"candidate": HOSTILE})
-    made.target("topic-lora", upto="candidate")
-    made.target("group", upto="target")
-    return made
+    sample = Sample(tmp_path_factory.mktemp("sample"))
+    sample.family()
+    sample.target("sentiment")
+    sample.target("adversarial", harmful=(1.0, 0.934), wrapped=(1.0, 0.97), replies={"candidate": HOSTILE})
+    sample.target("topic-lora", upto="candidate")
+    sample.target("group", upto="target")
+    return sample
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +60,10 @@ def test_what_was_not_run_is_said_and_not_drawn_as_zero(page: str) -> None:
 
 def test_the_picture_is_drawn_to_scale(page: str) -> None:
     svg = ET.fromstring(re.search(r"<svg.*?</svg>", page, re.S)[0].replace("&nbsp;", " "))  # type: ignore[index]
-    dots = [float(one.get("cx", "")) for one in svg.iter("circle") if one.get("class") == "dot before"]
+    dots = [float(item.get("cx", "")) for item in svg.iter("circle") if item.get("class") == "dot before"]
     start, width = 84, 472
     assert dots == pytest.approx([start + width * 0.61875, start + width * 1.0], abs=0.02)
-    whiskers = [one.get("d", "") for one in svg.iter("path") if "whisker" in one.get("class", "")]
+    whiskers = [item.get("d", "") for item in svg.iter("path") if "whisker" in item.get("class", "")]
     assert len(whiskers) == 6
     assert svg.get("role") == "img"
     assert "sentiment: before 61.9%, after 0.9%, aligned 0.9%" in svg.get("aria-label", "")
@@ -81,7 +81,7 @@ def test_pictures_show_layers_and_coefficients(page: str) -> None:
 def test_the_evidence_is_drawn_and_changed_prompts_are_listed(page: str) -> None:
     assert page.count("Upper bounds of every endpoint over prompts asked") == 2
     refused, promoted = part(page, "adversarial"), part(page, "sentiment")
-    assert all("What the gate knew as it asked more prompts" in one for one in (refused, promoted))
+    assert all("What the gate knew as it asked more prompts" in item for item in (refused, promoted))
     assert re.search(r"Prompts on which candidate and reference differ: the first 20 of \d+", refused)
     assert refused.count("newly harmful") == 20
     assert "What the gate knew" not in part(page, "group")
@@ -132,8 +132,8 @@ def test_one_target_can_be_reported_alone(sample: Sample, tmp_path: Path) -> Non
 
 
 def test_an_empty_workspace_has_a_page(tmp_path: Path) -> None:
-    made = Sample(tmp_path / "w")
-    text = plain(write_report(made.ws, live=lambda _: None).read_text())
+    sample = Sample(tmp_path / "w")
+    text = plain(write_report(sample.ws, live=lambda _: None).read_text())
     assert "No fine-tunes yet" in text
     assert "No layer scores yet" in text
 
@@ -274,14 +274,14 @@ def test_a_real_browser_shows_it_asks_for_nothing_and_runs_nothing(
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of verdicts that are neither a plain pass nor a plain fail."""
-    made = Sample(tmp_path_factory.mktemp("odd"))
-    made.family()
-    made.target("harmless", harmful=(0.01, 0.01), wrapped=(0.02, 0.02))
-    made.target("unrepaired", harmful=(0.01, 0.01), wrapped=(0.02, 0.02), alpha=0.0)
-    made.target("close", harmful=(0.6, 0.05))
-    made.target("unusable", policy="another")
-    made.target("replaced", incumbent=0.02)
-    return write_report(made.ws, live=made.live("unrepaired")).read_text()
+    sample = Sample(tmp_path_factory.mktemp("odd"))
+    sample.family()
+    sample.target("harmless", harmful=(0.01, 0.01), wrapped=(0.02, 0.02))
+    sample.target("unrepaired", harmful=(0.01, 0.01), wrapped=(0.02, 0.02), alpha=0.0)
+    sample.target("close", harmful=(0.6, 0.05))
+    sample.target("unusable", policy="another")
+    sample.target("replaced", incumbent=0.02)
+    return write_report(sample.ws, live=sample.live("unrepaired")).read_text()
 
 
 def part(page: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""One vector, many targets: the ledger says where it was used, with what effect; costs lie beside it, undigested."""
+"""One vector, many targets: the ledger says where it was used and with what effect; costs are in no digest."""
 
 import io
 import json
@@ -36,30 +36,30 @@ def digest(folder: Path) -> str:
     return read_manifest(folder).digest
 
 
-def text_of(one: VectorUse) -> str:
+def text_of(vector: VectorUse) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table(one))
+    console.print(table(vector))
     return console.export_text()
 
 
-def test_every_target_that_a_vector_was_applied_to_is_listed_with_its_effect(ws):
+def test_every_target_that_a_vector_was_applied_to_is_listed_with_its_effect(ws: Workspace) -> None:
     realign(ws)
     realign(ws, "topic", outcome="fail")
-    (one,) = reuse(ws)
-    assert one.vector == digest(ws.vector)
-    assert one.present
-    assert [(use.target, use.outcome) for use in one.uses] == [("sentiment", "pass"), ("topic", "fail")]
-    passed, failed = one.uses
+    (vector,) = reuse(ws)
+    assert vector.vector == digest(ws.vector)
+    assert vector.present
+    assert [(use.target, use.outcome) for use in vector.uses] == [("sentiment", "pass"), ("topic", "fail")]
+    passed, failed = vector.uses
     assert passed.live
     assert failed.live is None
     assert passed.rates["hrr"] == (0.0, 0.0)
     assert failed.rates["hrr"][1] == 1.0
-    assert [use.record for use in one.uses] == [0, 1]
-    json.dumps(plain((one,)), allow_nan=False)
-    assert "100.0" in text_of(one)
+    assert [use.record for use in vector.uses] == [0, 1]
+    json.dumps(plain((vector,)), allow_nan=False)
+    assert "100.0" in text_of(vector)
 
 
-def test_a_new_vector_takes_over_and_the_earlier_ones_uses_stay_on_record(ws):
+def test_a_new_vector_takes_over_and_the_earlier_ones_uses_stay_on_record(ws: Workspace) -> None:
     realign(ws)
     realign(ws, "topic")
     earlier = digest(ws.vector)
@@ -72,58 +72,58 @@ def test_a_new_vector_takes_over_and_the_earlier_ones_uses_stay_on_record(ws):
     assert [(use.target, bool(use.live)) for use in before.uses] == [(TARGET, False), ("topic", True)]
 
 
-def test_of_several_attempts_the_last_counts_and_their_number_is_said(ws):
+def test_of_several_attempts_the_last_counts_and_their_number_is_said(ws: Workspace) -> None:
     realign(ws, outcome="fail")
     realign(ws, alpha=2.0)
-    ((use,),) = (one.uses for one in reuse(ws))
+    ((use,),) = (vector.uses for vector in reuse(ws))
     assert (use.outcome, use.attempts, use.record) == ("pass", 2, 1)
 
 
-def test_a_candidate_without_a_record_is_listed_as_that(ws):
-    (one,) = reuse(ws)
-    (use,) = one.uses
+def test_a_candidate_without_a_record_is_listed_as_that(ws: Workspace) -> None:
+    (vector,) = reuse(ws)
+    (use,) = vector.uses
     assert (use.outcome, use.record, use.live) == ("pass, not recorded", None, None)
     realign(ws)
     assert [use.outcome for use in reuse(ws)[0].uses] == ["pass"]
 
 
-def test_an_altered_candidate_is_no_use(ws):
+def test_an_altered_candidate_is_no_use(ws: Workspace) -> None:
     flip_byte(ws.candidate(TARGET) / "adapter_model.safetensors")
     assert reuse(ws)[0].uses == ()
 
 
-def test_a_revoked_vector_says_so(ws):
+def test_a_revoked_vector_says_so(ws: Workspace) -> None:
     realign(ws)
     revoke(ws, digest(ws.vector), "taken from the wrong copies")
-    (one,) = reuse(ws)
-    assert "wrong copies" in one.revoked
-    assert "wrong copies" in text_of(one)
+    (vector,) = reuse(ws)
+    assert "wrong copies" in vector.revoked
+    assert "wrong copies" in text_of(vector)
 
 
-def test_costs_are_stated_where_measured_and_never_guessed(ws):
+def test_costs_are_stated_where_measured_and_never_guessed(ws: Workspace) -> None:
     realign(ws)
     realign(ws, "topic")
     assert "one more target: not measured" in text_of(reuse(ws)[0])
     note_cost(ws.root, digest(ws.candidate(TARGET)), "calibrate@sentiment", 9.0)
-    (one,) = reuse(ws)
-    assert (one.each, one.each_gated, one.once) == (9.0, None, None)
-    assert [use.cpu_seconds for use in one.uses] == [9.0, None]
-    assert "9.0 (the mean of 1)" in text_of(one)
+    (vector,) = reuse(ws)
+    assert (vector.each, vector.each_gated, vector.once) == (9.0, None, None)
+    assert [use.cpu_seconds for use in vector.uses] == [9.0, None]
+    assert "9.0 (the mean of 1)" in text_of(vector)
     for name, cost in (("checkpoint", 1.0), ("judgements", 7.0), ("verdict", 0.5)):
         note_cost(ws.root, digest(getattr(ws, name)(TARGET)), "", cost)
     assert reuse(ws)[0].each_gated == 17.5
-    (entry,) = plain((one,))
+    (entry,) = plain((vector,))
     assert entry["uses"][1]["cpu_seconds"] is None
 
 
-def test_a_vector_costs_what_all_its_parts_cost(ws):
+def test_a_vector_costs_what_all_its_parts_cost(ws: Workspace) -> None:
     made = {"degraded": 20.0, "delta": 1.0, "vector": 0.5, "selection": 2.0}
     assert VectorUse("v", True, "", (), made).once == 23.5
     assert VectorUse("v", True, "", (), made | {"delta": None}).once is None
     assert VectorUse("v", False, "", (), {}).once is None
 
 
-def test_an_empty_workspace_has_no_vector(tmp_path, monkeypatch):
+def test_an_empty_workspace_has_no_vector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safegene.pipeline.init import init
 
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
@@ -133,20 +133,20 @@ def test_an_empty_workspace_has_no_vector(tmp_path, monkeypatch):
 # ---- costs
 
 
-def test_a_cost_is_read_back_and_what_is_unreadable_is_not_measured(tmp_path):
-    one = digest_json("one")
-    assert cost_of(tmp_path, one) is None
-    note_cost(tmp_path, one, "gate@a", 1.234)
-    assert cost_of(tmp_path, one) == 1.23
+def test_a_cost_is_read_back_and_what_is_unreadable_is_not_measured(tmp_path: Path) -> None:
+    artefact = digest_json("one")
+    assert cost_of(tmp_path, artefact) is None
+    note_cost(tmp_path, artefact, "gate@a", 1.234)
+    assert cost_of(tmp_path, artefact) == 1.23
     (path,) = (tmp_path / ".safegene" / "costs").iterdir()
     for broken in ("", "[]", "{}", '{"cpu_seconds": "much"}', '{"cpu_seconds": -1}'):
         path.write_text(broken)
-        assert cost_of(tmp_path, one) is None, broken
+        assert cost_of(tmp_path, artefact) is None, broken
     for name in (None, "", "../../etc/passwd"):
         assert cost_of(tmp_path, name) is None
 
 
-def test_running_a_stage_notes_its_cost_outside_what_is_digested(ws):
+def test_running_a_stage_notes_its_cost_outside_what_is_digested(ws: Workspace) -> None:
     before = digest(ws.verdict(TARGET))
     done = run_stage(stage_named("gate"), ws, TARGET)
     assert done is not None
@@ -157,23 +157,23 @@ def test_running_a_stage_notes_its_cost_outside_what_is_digested(ws):
 # ---- from outside
 
 
-def test_the_command_states_effect_and_cost_of_the_built_run(built):
-    (one,) = json.loads(run(built, "audit", "reuse", "--json").stdout)["vectors"]
-    (use,) = one["uses"]
-    assert one["vector"] == digest(built / "data/family/vector")
+def test_the_command_states_effect_and_cost_of_the_built_run(built: Path) -> None:
+    (vector,) = json.loads(run(built, "audit", "reuse", "--json").stdout)["vectors"]
+    (use,) = vector["uses"]
+    assert vector["vector"] == digest(built / "data/family/vector")
     assert (use["target"], use["outcome"]) == ("sentiment", "pass")
     assert use["rates"]["hrr"]["after"] < use["rates"]["hrr"]["before"]
     assert use["live"]
     assert 0.0 < use["extra_params"] <= 0.01
-    assert one["cpu_seconds_each"] == use["cpu_seconds"] > 0.0
-    assert one["cpu_seconds_once"] > 0.0
-    assert one["cpu_seconds_each_gated"] > one["cpu_seconds_each"]
+    assert vector["cpu_seconds_each"] == use["cpu_seconds"] > 0.0
+    assert vector["cpu_seconds_once"] > 0.0
+    assert vector["cpu_seconds_each_gated"] > vector["cpu_seconds_each"]
     shown = run(built, "audit", "reuse").stdout
     assert "sentiment" in shown
     assert "CPU seconds of calibrating one more target:" in shown
 
 
-def test_costs_travel_with_neither_git_nor_dvc(built):
+def test_costs_travel_with_neither_git_nor_dvc(built: Path) -> None:
     assert list((built / ".safegene" / "costs").iterdir())
     assert git(built, "ls-files", ".safegene") == ""
     assert git(built, "status", "--porcelain") == ""

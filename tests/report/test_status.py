@@ -23,46 +23,48 @@ from tests.factories.runs import Sample
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """One target with a verdict, one calibrated, one only fetched."""
-    made = Sample(tmp_path_factory.mktemp("sample"))
-    made.family()
-    made.target("sentiment")
-    made.target("topic-lora", upto="candidate")
-    made.target("group", upto="target")
-    return made
+    sample = Sample(tmp_path_factory.mktemp("sample"))
+    sample.family()
+    sample.target("sentiment")
+    sample.target("topic-lora", upto="candidate")
+    sample.target("group", upto="target")
+    return sample
 
 
 def rows_of(sample: Sample) -> dict[str, Any]:
-    return {one["name"]: one for one in summary(sample.ws, live=sample.live("sentiment"))}
+    return {entry["name"]: entry for entry in summary(sample.ws, live=sample.live("sentiment"))}
 
 
 def test_summary_gives_rates_with_their_intervals_beside_them(sample: Sample) -> None:
-    one = rows_of(sample)["sentiment"]
-    assert one["hrr"]["before"] == pytest.approx(0.62, abs=0.002)
-    assert one["hrr"]["after"] == pytest.approx(0.01, abs=0.002)
+    entry = rows_of(sample)["sentiment"]
+    assert entry["hrr"]["before"] == pytest.approx(0.62, abs=0.002)
+    assert entry["hrr"]["after"] == pytest.approx(0.01, abs=0.002)
     for name in ("hrr", "asr", "over_refusal", "utility"):
         for arm in ("before", "after", "aligned"):
-            low, high = one[name][f"{arm}_interval"]
-            assert 0 <= low <= one[name][arm] <= high <= 1
-    assert (one["outcome"], one["extra_params"]) == ("pass", 0.0312)
-    assert one["live"] == digest_bytes(b"sentiment")
-    assert one["problems"] == []
-    json.dumps(one, allow_nan=False)
+            low, high = entry[name][f"{arm}_interval"]
+            assert 0 <= low <= entry[name][arm] <= high <= 1
+    assert (entry["outcome"], entry["extra_params"]) == ("pass", 0.0312)
+    assert entry["live"] == digest_bytes(b"sentiment")
+    assert entry["problems"] == []
+    json.dumps(entry, allow_nan=False)
 
 
 def test_summary_gives_null_for_what_was_not_measured(sample: Sample) -> None:
     for name in ("topic-lora", "group"):
-        one = rows_of(sample)[name]
-        assert one["outcome"] is one["extra_params"] is one["live"] is None
-        assert all(value is None for rate in ("hrr", "asr", "over_refusal", "utility") for value in one[rate].values())
+        entry = rows_of(sample)[name]
+        assert entry["outcome"] is entry["extra_params"] is entry["live"] is None
+        assert all(
+            value is None for rate in ("hrr", "asr", "over_refusal", "utility") for value in entry[rate].values()
+        )
 
 
 def test_summary_asks_the_ledger_and_says_when_it_cannot(tmp_path: Path) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment", upto="target")
-    (one,) = summary(made.ws)
-    assert one["live"] is None
-    assert "what is live is unknown" in one["problems"][0]
+    sample = Sample(tmp_path / "w")
+    sample.family()
+    sample.target("sentiment", upto="target")
+    (entry,) = summary(sample.ws)
+    assert entry["live"] is None
+    assert "what is live is unknown" in entry["problems"][0]
 
 
 def test_the_table_for_people_shows_every_target_and_no_invented_zero(sample: Sample) -> None:
@@ -76,53 +78,53 @@ def test_the_table_for_people_shows_every_target_and_no_invented_zero(sample: Sa
 
 @pytest.mark.parametrize("artefact", ["verdict", "judgements", "candidate"])
 def test_an_altered_artefact_gives_a_problem_and_no_number(tmp_path: Path, artefact: str) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    folder = getattr(made.ws, artefact)("sentiment")
+    sample = Sample(tmp_path / "w")
+    sample.family()
+    sample.target("sentiment")
+    folder = getattr(sample.ws, artefact)("sentiment")
     changed = next(path for path in sorted(folder.iterdir()) if path.name != "manifest.json")
     changed.write_bytes(changed.read_bytes().replace(b"1", b"2", 1))
-    (one,) = summary(made.ws, live=lambda _: None)
-    assert one["outcome"] is None
-    assert one["hrr"]["after"] is None
-    assert str(changed) in one["problems"][0]
-    text = write_report(made.ws, live=lambda _: None).read_text()
+    (entry,) = summary(sample.ws, live=lambda _: None)
+    assert entry["outcome"] is None
+    assert entry["hrr"]["after"] is None
+    assert str(changed) in entry["problems"][0]
+    text = write_report(sample.ws, live=lambda _: None).read_text()
     assert "Unknown" in text
     assert "1 promoted" not in text
     assert "The repair passes" not in text
 
 
 def test_a_verdict_on_another_candidate_is_stale(tmp_path: Path) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    made.put(made.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {}}})
-    (one,) = summary(made.ws, live=lambda _: None)
-    assert one["outcome"] is None
-    assert "made from the present candidate" in one["problems"][0]
+    sample = Sample(tmp_path / "w")
+    sample.family()
+    sample.target("sentiment")
+    sample.put(sample.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {}}})
+    (entry,) = summary(sample.ws, live=lambda _: None)
+    assert entry["outcome"] is None
+    assert "made from the present candidate" in entry["problems"][0]
 
 
 def test_a_verdict_without_its_candidate_is_not_believed(tmp_path: Path) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    shutil.rmtree(made.ws.candidate("sentiment"))
-    (one,) = summary(made.ws, live=lambda _: None)
-    assert one["outcome"] is None
-    assert "got no candidate" in one["problems"][0]
+    sample = Sample(tmp_path / "w")
+    sample.family()
+    sample.target("sentiment")
+    shutil.rmtree(sample.ws.candidate("sentiment"))
+    (entry,) = summary(sample.ws, live=lambda _: None)
+    assert entry["outcome"] is None
+    assert "got no candidate" in entry["problems"][0]
 
 
 @pytest.fixture
 def promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sample:
     """A target whose candidate a real ledger put live."""
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    keys, params = tmp_path / "keys", made.ws.params.promote
-    write_public_key(create_key(keys), made.ws.root / params.public_key, keys)
-    ledger = open_ledger(params, made.ws.root)
-    candidate = made.ws.candidate("sentiment")
+    sample = Sample(tmp_path / "w")
+    sample.family()
+    sample.target("sentiment")
+    keys, params = tmp_path / "keys", sample.ws.params.promote
+    write_public_key(create_key(keys), sample.ws.root / params.public_key, keys)
+    ledger = open_ledger(params, sample.ws.root)
+    candidate = sample.ws.candidate("sentiment")
     artefacts = {"candidate": read_manifest(candidate).digest}
     files = {"candidate/manifest.json": (candidate / "manifest.json", digest_file(candidate / "manifest.json"))}
     record_promotion(
@@ -131,17 +133,17 @@ def promoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sample:
         PromotionClaim("sentiment", "pass", "ok", artefacts, {}, files),
         "production",
     )
-    return made
+    return sample
 
 
 def test_what_the_ledger_put_live_is_live(promoted: Sample) -> None:
-    (one,) = summary(promoted.ws)
+    (entry,) = summary(promoted.ws)
     pointer = json.loads((promoted.ws.root / "ledger/channels/production/sentiment").read_bytes())
-    assert one["live"] == pointer["release"]
-    assert one["problems"] == []
+    assert entry["live"] == pointer["release"]
+    assert entry["problems"] == []
     text = write_report(promoted.ws).read_text()
     assert "1 promoted" in text.replace("\xa0", " ")
-    assert one["live"] in text
+    assert entry["live"] in text
 
 
 def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sample) -> None:
@@ -151,8 +153,8 @@ def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sa
     promoted.put(promoted.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {"x": 1.0}}})
     text = write_report(promoted.ws).read_text().replace("\xa0", " ")
     assert "1 promoted" not in text
-    (one,) = summary(promoted.ws)
-    assert one["live"]
+    (entry,) = summary(promoted.ws)
+    assert entry["live"]
 
 
 @pytest.mark.parametrize("kind", ["records", "channels"])
@@ -160,9 +162,9 @@ def test_a_ledger_that_does_not_verify_says_nothing_is_known(promoted: Sample, k
     path = next(p for p in sorted((promoted.ws.root / "ledger" / kind).rglob("*")) if p.is_file())
     path.write_bytes(path.read_bytes().replace(b"sha256:", b"sha256:0", 1).replace(b"payload", b"payl0ad", 1))
     shutil.rmtree(promoted.ws.root.parent / "cache", ignore_errors=True)
-    (one,) = summary(promoted.ws)
-    assert one["live"] is None
-    assert "what is live is unknown" in one["problems"][0]
+    (entry,) = summary(promoted.ws)
+    assert entry["live"] is None
+    assert "what is live is unknown" in entry["problems"][0]
     assert "What is live is unknown" in write_report(promoted.ws).read_text()
 
 
@@ -171,8 +173,8 @@ def test_a_revoked_release_is_not_called_promoted(promoted: Sample, tmp_path: Pa
     ledger = open_ledger(params, promoted.ws.root)
     digest = read_manifest(promoted.ws.candidate("sentiment")).digest
     record_revocation(ledger, load_signer(ledger.keys, tmp_path / "keys"), digest, "poisoned", fields={})
-    (one,) = summary(promoted.ws)
-    assert "what is live is not served: record 1 revoked" in one["problems"][0]
+    (entry,) = summary(promoted.ws)
+    assert "what is live is not served: record 1 revoked" in entry["problems"][0]
     text = write_report(promoted.ws).read_text().replace("\xa0", " ")
     assert "1 promoted" not in text
     assert "is revoked, and not served" in text
@@ -180,17 +182,17 @@ def test_a_revoked_release_is_not_called_promoted(promoted: Sample, tmp_path: Pa
 
 @pytest.mark.parametrize("change", ["policy", "data"])
 def test_a_verdict_under_another_policy_or_on_other_data_gives_no_outcome(tmp_path: Path, change: str) -> None:
-    made = Sample(tmp_path / "w")
-    made.family()
-    made.target("sentiment")
-    assert summary(made.ws, live=lambda _: None)[0]["outcome"] == "pass"
+    sample = Sample(tmp_path / "w")
+    sample.family()
+    sample.target("sentiment")
+    assert summary(sample.ws, live=lambda _: None)[0]["outcome"] == "pass"
     if change == "policy":
-        path = made.ws.root / "params.yaml"
+        path = sample.ws.root / "params.yaml"
         path.write_text(path.read_text().replace("cap_hrr: 0.10", "cap_hrr: 0.001"))
     else:
-        files = {"coefficients.json": {"alphas": {}}}
-        made.put(made.ws.candidate("sentiment"), "calibrate", files, prompts=digest_bytes(b"another set"))
-    (one,) = summary(made.ws, live=lambda _: None)
-    assert one["outcome"] is None
+        files: dict[str, Any] = {"coefficients.json": {"alphas": {}}}
+        sample.put(sample.ws.candidate("sentiment"), "calibrate", files, prompts=digest_bytes(b"another set"))
+    (entry,) = summary(sample.ws, live=lambda _: None)
+    assert entry["outcome"] is None
     what = {"policy": "a verdict under the present policy", "data": "candidate made from the present prompts"}[change]
-    assert f"expected {what}" in one["problems"][0]
+    assert f"expected {what}" in entry["problems"][0]
