@@ -160,6 +160,21 @@ def _default(field: Any) -> str:
     return f"`{json.dumps(shown, default=str)}`"
 
 
+def sets() -> str:
+    """What each prompt and task set may hold, from the stage ``validate``."""
+    from safegene.pipeline.stages.validate import PARTS, SETS
+
+    lines = [
+        "| set | kinds | splits | may not be empty | at least `validate.min_rows` rows of |",
+        "|---|---|---|---|---|",
+    ]
+    for name, columns in SETS.items():
+        parts = "; ".join(", ".join(f"`{value}`" for value in part.values()) for part in PARTS[name])
+        cells = (", ".join(f"`{value}`" for value in values) for values in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} | {parts or 'no part'} |")
+    return "\n".join(lines)
+
+
 def baselines() -> str:
     """Every registered rival method with its paper."""
     from safegene.workspace.plugins import BASELINES
@@ -218,6 +233,7 @@ def _cell(text: str) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "parameters": parameters,
+    "sets": sets,
     "baselines": baselines,
     "errors": errors,
     "api": api,
