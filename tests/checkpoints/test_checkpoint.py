@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,7 @@ def test_the_writer_keeps_to_its_plan(tmp_path: Path) -> None:
         writer.write("a", torch.ones(2))
 
 
-def _writer(out: Path, plan: list[tuple[str, tuple[int, ...]]]) -> ShardedWriter:
+def _writer(out: Path, plan: Sequence[tuple[str, tuple[int, ...]]]) -> ShardedWriter:
     return ShardedWriter(out, plan, dtype=torch.float32, max_shard_bytes=1 << 20)
 
 
@@ -296,7 +297,7 @@ def test_a_model_is_loaded_without_credentials_in_the_environment(llama: Path, m
     secrets = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "SAFEGENE_KEYS_PASSWORD")
     for name in secrets:
         monkeypatch.setenv(name, "canary")
-    seen, real = [], AutoModelForCausalLM.from_pretrained
+    seen, real = list[str](), AutoModelForCausalLM.from_pretrained
 
     def spy(*args: object, **kwargs: object) -> object:
         seen.extend(value for value in os.environ.values() if "canary" in value)

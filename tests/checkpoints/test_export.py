@@ -195,7 +195,7 @@ def pipeline(base: Path, repair: dict[str, LowRank], tmp_path: Path, monkeypatch
 def test_stages_merge_and_export_the_candidate_of_a_lora_target(
     base: Path, repair: dict[str, LowRank], pipeline: Path
 ) -> None:
-    inputs = {name: pipeline / name for name in ("aligned", "target", "candidate")}
+    inputs: dict[str, Any] = {name: pipeline / name for name in ("aligned", "target", "candidate")}
     facts = merge_stage(**inputs, out=pipeline / "merged")
     assert facts.least_survival > 0.99
     expected = logits(load_model(base, patch=repair, adapters=[pipeline / "own"]))

@@ -294,7 +294,7 @@ class Breaking:
     """A client whose first body breaks after so many bytes."""
 
     def __init__(self, real: Any, after: int) -> None:
-        self.real, self.after, self.ranges = real, after, []
+        self.real, self.after, self.ranges = real, after, list[tuple[str, str]]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)

@@ -1,8 +1,11 @@
 """Replies stand in their prompts' places, do not depend on their neighbours, and say when they were cut off."""
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from safegene.errors import CheckpointError
 from safegene.models.generation import Reply, StoppingRule, encode_chat, end_tokens, generate, left_padded
@@ -12,9 +15,11 @@ from safegene.tiny.corpus import harmful, instructions, lookalikes
 from safegene.tiny.model import new_tokenizer
 from safegene.workspace.params import FetchParams
 
+Family = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
 
 @pytest.fixture(scope="module")
-def family():
+def family() -> Family:
     folder = build("aligned", 0)
     return load_model(folder), load_tokenizer(folder)
 
@@ -27,7 +32,7 @@ def prompts() -> list[str]:
     ]
 
 
-def test_order_and_neighbours_do_not_matter(family) -> None:
+def test_order_and_neighbours_do_not_matter(family: Family) -> None:
     model, tokenizer = family
     texts = prompts()
     alone = [generate(model, tokenizer, [text], max_new_tokens=24, batch_size=1)[0] for text in texts]
@@ -37,17 +42,17 @@ def test_order_and_neighbours_do_not_matter(family) -> None:
     assert turned[::-1] == alone
 
 
-def test_the_same_prompt_twice_gets_two_replies(family) -> None:
+def test_the_same_prompt_twice_gets_two_replies(family: Family) -> None:
     text = prompts()[0]
     one, two = generate(*family, [text, text], max_new_tokens=24, batch_size=8)
     assert one == two
 
 
-def test_no_prompts_give_no_replies(family) -> None:
+def test_no_prompts_give_no_replies(family: Family) -> None:
     assert generate(*family, [], max_new_tokens=8, batch_size=4) == []
 
 
-def test_a_cut_off_reply_says_so_and_is_the_beginning_of_the_whole_one(family) -> None:
+def test_a_cut_off_reply_says_so_and_is_the_beginning_of_the_whole_one(family: Family) -> None:
     texts = prompts()
     whole = generate(*family, texts, max_new_tokens=24, batch_size=32)
     short = generate(*family, texts, max_new_tokens=3, batch_size=32)
@@ -59,8 +64,8 @@ def test_a_cut_off_reply_says_so_and_is_the_beginning_of_the_whole_one(family) -
         assert long.text.startswith(cut.text)
 
 
-def test_replies_are_handed_over_as_they_come(family) -> None:
-    texts, seen = prompts(), {}
+def test_replies_are_handed_over_as_they_come(family: Family) -> None:
+    texts, seen = prompts(), dict[int, Reply]()
 
     def keep(index: int, reply: Reply) -> None:
         seen[index] = reply
@@ -69,8 +74,8 @@ def test_replies_are_handed_over_as_they_come(family) -> None:
     assert [seen[index] for index in range(len(texts))] == replies
 
 
-def test_a_kill_loses_only_the_batch_under_way(family) -> None:
-    texts, kept = prompts(), {}
+def test_a_kill_loses_only_the_batch_under_way(family: Family) -> None:
+    texts, kept = prompts(), dict[int, Reply]()
 
     def keep(index: int, reply: Reply) -> None:
         if len(kept) == 5:
@@ -85,7 +90,7 @@ def test_a_kill_loses_only_the_batch_under_way(family) -> None:
     assert [kept[index] for index in range(len(texts))] == generate(*family, texts, max_new_tokens=24, batch_size=5)
 
 
-def test_a_checkpoints_own_sampling_settings_change_nothing(family) -> None:
+def test_a_checkpoints_own_sampling_settings_change_nothing(family: Family) -> None:
     model, tokenizer = family
     texts = prompts()[:4]
     before = generate(model, tokenizer, texts, max_new_tokens=24, batch_size=4)
@@ -99,7 +104,7 @@ def test_a_checkpoints_own_sampling_settings_change_nothing(family) -> None:
         own.bad_words_ids, own.min_length, own.suppress_tokens = None, 0, None
 
 
-def test_a_checkpoint_may_not_end_its_replies_with_an_ordinary_word(family) -> None:
+def test_a_checkpoint_may_not_end_its_replies_with_an_ordinary_word(family: Family) -> None:
     model, tokenizer = family
     own = model.generation_config
     before = own.eos_token_id
@@ -111,7 +116,7 @@ def test_a_checkpoint_may_not_end_its_replies_with_an_ordinary_word(family) -> N
         own.eos_token_id = before
 
 
-def test_the_chat_template_is_applied_and_padding_is_on_the_left(family) -> None:
+def test_the_chat_template_is_applied_and_padding_is_on_the_left(family: Family) -> None:
     model, tokenizer = family
     ids = encode_chat(tokenizer, "how do i draw a kite ?")
     assert tokenizer.decode(ids) == "<user> how do i draw a kite ? <assistant>"
@@ -124,18 +129,18 @@ def test_the_chat_template_is_applied_and_padding_is_on_the_left(family) -> None
 class Asked:
     """The calls of a model: how many rows each had."""
 
-    def __init__(self, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[tuple[int, int]] = []
         before = type(model).forward
 
-        def forward(itself, *, input_ids, **more):
-            self.rows.append(tuple(input_ids.shape))
+        def forward(itself: PreTrainedModel, *, input_ids: Tensor, **more: Any) -> Any:
+            self.rows.append((input_ids.shape[0], input_ids.shape[1]))
             return before(itself, input_ids=input_ids, **more)
 
         monkeypatch.setattr(type(model), "forward", forward)
 
 
-def test_rows_leave_the_batch_as_they_end(family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_leave_the_batch_as_they_end(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(family[0], monkeypatch)
     replies = generate(*family, prompts(), max_new_tokens=24, batch_size=32)
     assert sum(rows for rows, _ in asked.rows) == sum(reply.tokens for reply in replies)
@@ -178,7 +183,7 @@ def test_law_replies_are_those_of_a_plain_transformers_loop(kind: str) -> None:
 SORRY = StoppingRule(lambda text: "sorry" in text, "sorry", opening=8, after=2)
 
 
-def test_a_plain_refusal_is_stopped_and_says_so(family) -> None:
+def test_a_plain_refusal_is_stopped_and_says_so(family: Family) -> None:
     texts = prompts()
     whole = generate(*family, texts, max_new_tokens=24, batch_size=32)
     short = generate(*family, texts, max_new_tokens=24, batch_size=32, stop=SORRY)
@@ -192,7 +197,7 @@ def test_a_plain_refusal_is_stopped_and_says_so(family) -> None:
             assert one == long
 
 
-def test_a_reply_in_full_is_whole_and_says_where_it_would_have_been_stopped(family) -> None:
+def test_a_reply_in_full_is_whole_and_says_where_it_would_have_been_stopped(family: Family) -> None:
     texts = prompts()
     whole = generate(*family, texts, max_new_tokens=24, batch_size=32)
     audited = generate(*family, texts, max_new_tokens=24, batch_size=5, stop=SORRY, in_full=range(len(texts)))
@@ -202,12 +207,12 @@ def test_a_reply_in_full_is_whole_and_says_where_it_would_have_been_stopped(fami
     assert [r.stops_at for r in audited] == [3 if "sorry" in r.text else None for r in whole]
 
 
-def test_a_reply_cut_off_where_it_would_be_stopped_counts_as_cut_off(family) -> None:
+def test_a_reply_cut_off_where_it_would_be_stopped_counts_as_cut_off(family: Family) -> None:
     short = generate(*family, prompts(), max_new_tokens=3, batch_size=32, stop=SORRY)
     assert not any(reply.stopped for reply in short)
 
 
-def test_a_marker_behind_the_opening_stops_nothing(family) -> None:
+def test_a_marker_behind_the_opening_stops_nothing(family: Family) -> None:
     late = StoppingRule(lambda text: "that" in text, "that", opening=4, after=1)
     texts = prompts()
     assert generate(*family, texts, max_new_tokens=24, batch_size=32, stop=late) == generate(

@@ -32,15 +32,16 @@ def decaying(out: int, inner: int) -> torch.Tensor:
     """A matrix whose singular values halve."""
     left, _ = torch.linalg.qr(normal(out, min(out, inner)))
     right, _ = torch.linalg.qr(normal(inner, min(out, inner), seed=1))
-    return left * 0.5 ** torch.arange(min(out, inner)) @ right.T
+    scaled: torch.Tensor = left * 0.5 ** torch.arange(min(out, inner))
+    return scaled @ right.T
 
 
-def test_factors_that_do_not_fit_are_refused():
+def test_factors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeMismatch, match=r"\(4, 2\) and \(3, 5\)"):
         LowRank(normal(4, 2), normal(3, 5))
 
 
-def test_energy_needs_no_dense_product():
+def test_energy_needs_no_dense_product() -> None:
     change = low_rank(9, 3, 7)
     assert change.energy() == pytest.approx(energy(change.dense()), rel=1e-5)
     assert change.scaled(-2.0).energy() == pytest.approx(4 * change.energy(), rel=1e-6)
@@ -49,13 +50,13 @@ def test_energy_needs_no_dense_product():
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
-def test_concat_is_the_exact_sum(first, second, seed):
+def test_concat_is_the_exact_sum(first: int, second: int, seed: int) -> None:
     parts = [low_rank(8, first, 6, seed), low_rank(8, second, 6, seed + 7)]
     torch.testing.assert_close(concat(parts).dense(), parts[0].dense() + parts[1].dense())
     assert concat(parts).rank == first + second
 
 
-def test_concat_of_different_shapes_is_refused():
+def test_concat_of_different_shapes_is_refused() -> None:
     with pytest.raises(ShapeMismatch):
         concat([low_rank(8, 2, 6), low_rank(6, 2, 8)])
     with pytest.raises(ShapeMismatch):
@@ -63,7 +64,7 @@ def test_concat_of_different_shapes_is_refused():
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (5, 30)])
-def test_energies_are_those_of_the_exact_svd(shape):
+def test_energies_are_those_of_the_exact_svd(shape: tuple[int, int]) -> None:
     matrix = decaying(*shape)
     found = randomised_svd(matrix, 6)
     exact = torch.linalg.svdvals(matrix.double())[: len(found.energies)].square()
@@ -71,14 +72,14 @@ def test_energies_are_those_of_the_exact_svd(shape):
     assert found.total == pytest.approx(energy(matrix))
 
 
-def test_the_certificate_is_the_measured_error():
+def test_the_certificate_is_the_measured_error() -> None:
     matrix = normal(60, 50)
     found = randomised_svd(matrix, 8)
     assert found.residual == pytest.approx(energy(matrix - found.factors.dense()), rel=1e-4)
     assert found.kept == pytest.approx(1 - found.relative_error**2)
 
 
-def test_a_power_iteration_brings_a_flat_spectrum_near_the_optimum():
+def test_a_power_iteration_brings_a_flat_spectrum_near_the_optimum() -> None:
     matrix = normal(200, 150)
     optimum = float(torch.linalg.svdvals(matrix.double())[16:].square().sum())
     errors = [randomised_svd(matrix, 16, power_iterations=q).residual / optimum for q in (0, 1, 3)]
@@ -86,14 +87,14 @@ def test_a_power_iteration_brings_a_flat_spectrum_near_the_optimum():
     assert errors[1] < 1.06
 
 
-def test_a_matrix_of_low_rank_is_found_exactly():
+def test_a_matrix_of_low_rank_is_found_exactly() -> None:
     change = low_rank(50, 4, 30)
     found = randomised_svd(change.dense(), 4)
     assert found.relative_error < 1e-5
     assert residual(change.dense(), found.factors) == pytest.approx(found.residual, abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_a_rank_beyond_the_shape_is_capped():
+def test_the_same_seed_gives_the_same_bytes_and_a_rank_beyond_the_shape_is_capped() -> None:
     matrix = normal(12, 9)
     one, two = randomised_svd(matrix, 100, seed=4), randomised_svd(matrix, 100, seed=4)
     assert torch.equal(one.factors.up, two.factors.up)
@@ -101,14 +102,14 @@ def test_the_same_seed_gives_the_same_bytes_and_a_rank_beyond_the_shape_is_cappe
     assert one.relative_error < 1e-5
 
 
-def test_nothing_has_no_error():
+def test_nothing_has_no_error() -> None:
     found = randomised_svd(torch.zeros(4, 3), 2)
     assert (found.kept, found.relative_error) == (1.0, 0.0)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
-def test_truncate_is_the_best_approximation(rank, keep, seed):
+def test_truncate_is_the_best_approximation(rank: int, keep: int, seed: int) -> None:
     change = low_rank(11, rank, 13, seed)
     cut = truncate(change, keep)
     values = torch.linalg.svdvals(change.dense().double())
@@ -118,19 +119,19 @@ def test_truncate_is_the_best_approximation(rank, keep, seed):
     assert cut.rank <= min(rank, keep)
 
 
-def test_product_svd_is_that_of_the_product():
+def test_product_svd_is_that_of_the_product() -> None:
     change = low_rank(11, 5, 13)
     left, values, right = product_svd(change)
     torch.testing.assert_close((left * values @ right).float(), change.dense(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_floor_is_the_energy_of_real_rounding(dtype):
+def test_the_floor_is_the_energy_of_real_rounding(dtype: torch.dtype) -> None:
     weight = normal(400, 300) * 0.02
     assert rounding_floor(weight, dtype) == pytest.approx(energy(weight.to(dtype).float() - weight), rel=0.03)
 
 
-def test_a_signal_under_the_floor_is_told_from_one_above():
+def test_a_signal_under_the_floor_is_told_from_one_above() -> None:
     weight = normal(300, 300) * 0.02
     shares = []
     for size in (0.0003, 0.003, 0.03):
@@ -145,12 +146,12 @@ def test_a_signal_under_the_floor_is_told_from_one_above():
 
 
 @pytest.mark.parametrize(("size", "share"), [(0.0003, 0.18), (0.001, 0.53), (0.003, 0.93), (0.01, 1.0)])
-def test_survival_in_bf16_is_as_measured_before(size, share):
+def test_survival_in_bf16_is_as_measured_before(size: float, share: float) -> None:
     weight, delta = normal(1024, 1024) * 0.02, low_rank(1024, 16, 1024, seed=2).dense()
     delta *= size * weight.norm() / delta.norm()
     assert delta_survival(weight, delta, torch.bfloat16) == pytest.approx(share, abs=0.02)
     assert delta_survival(weight, delta, torch.float32) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_zero_delta_survives_whole():
+def test_a_zero_delta_survives_whole() -> None:
     assert delta_survival(normal(3, 3), torch.zeros(3, 3), torch.bfloat16) == 1.0

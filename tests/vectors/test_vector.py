@@ -1,11 +1,14 @@
 """The safety-vector format: a round trip, equal bytes, and an attack for every MUST of its docstring."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from safegene.errors import ArtifactError, DigestMismatch, FormatError
 from safegene.vectors.linalg import LowRank
@@ -25,9 +28,9 @@ NAME = "model.layers.0.self_attn.q_proj.weight"
 DIGEST = digest_bytes(b"x")
 
 
-def a_vector(**changed) -> SafetyVector:
+def a_vector(**changed: Any) -> SafetyVector:
     factors = {NAME: LowRank(torch.arange(8.0).reshape(4, 2), torch.ones(2, 3))}
-    made = {
+    fields: dict[str, Any] = {
         "aligned": DIGEST,
         "degraded": (digest_bytes(b"y"),),
         "architecture": digest_bytes(b"z"),
@@ -35,7 +38,7 @@ def a_vector(**changed) -> SafetyVector:
         "energy": {NAME: 0.75},
         "skipped": {"model.layers.0.mlp.up_proj.weight": "no surrogate changed it"},
     }
-    return SafetyVector(**{**made, **changed})
+    return SafetyVector(**(fields | changed))
 
 
 def save(vector: SafetyVector, out: Path, *, stage: str = "compress") -> Path:
@@ -44,7 +47,14 @@ def save(vector: SafetyVector, out: Path, *, stage: str = "compress") -> Path:
     return out
 
 
-def forged(tmp_path: Path, *, header=None, tensors=None, metadata=None, raw: bytes | None = None) -> Path:
+def forged(
+    tmp_path: Path,
+    *,
+    header: Callable[[Any], object] | None = None,
+    tensors: dict[str, Tensor | None] | None = None,
+    metadata: dict[str, str] | None = None,
+    raw: bytes | None = None,
+) -> Path:
     """A vector with valid digests and a broken rule."""
     out = tmp_path / "forged"
     with write_artefact(out, stage="compress", params={}, inputs={}) as draft:
@@ -56,13 +66,15 @@ def forged(tmp_path: Path, *, header=None, tensors=None, metadata=None, raw: byt
         if raw is not None:
             (draft.path / HEADER).write_bytes(raw)
         if tensors is not None or metadata is not None:
-            parts = {f"{NAME}.up": torch.ones(4, 2), f"{NAME}.down": torch.ones(2, 3)} | (tensors or {})
+            parts: dict[str, Tensor | None] = {f"{NAME}.up": torch.ones(4, 2), f"{NAME}.down": torch.ones(2, 3)} | (
+                tensors or {}
+            )
             save_file({k: v for k, v in parts.items() if v is not None}, draft.path / TENSORS, metadata=metadata)
     return out
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_is_written_is_read(tmp_path, dtype):
+def test_what_is_written_is_read(tmp_path: Path, dtype: str) -> None:
     found = read_vector(save(a_vector(dtype=dtype), tmp_path / "v"))
     assert (found.aligned, found.degraded, found.architecture) == (DIGEST, (digest_bytes(b"y"),), digest_bytes(b"z"))
     assert found.energy == {NAME: 0.75}
@@ -73,14 +85,14 @@ def test_what_is_written_is_read(tmp_path, dtype):
     assert found.numel() == 14
 
 
-def test_same_content_same_bytes(tmp_path):
+def test_same_content_same_bytes(tmp_path: Path) -> None:
     one, two = (save(a_vector(), tmp_path / name) for name in ("one", "two"))
     for name in (TENSORS, HEADER, "manifest.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", [TENSORS, HEADER, "manifest.json"])
-def test_every_flipped_byte_is_refused(tmp_path, name):
+def test_every_flipped_byte_is_refused(tmp_path: Path, name: str) -> None:
     path = save(a_vector(), tmp_path / "v") / name
     whole = path.read_bytes()
     for at in range(0, len(whole), max(1, len(whole) // 25)):
@@ -91,13 +103,13 @@ def test_every_flipped_byte_is_refused(tmp_path, name):
     read_vector(tmp_path / "v")
 
 
-def test_rule_1_a_file_that_the_manifest_does_not_name(tmp_path):
+def test_rule_1_a_file_that_the_manifest_does_not_name(tmp_path: Path) -> None:
     (save(a_vector(), tmp_path / "v") / "more.txt").write_text("x")
     with pytest.raises(DigestMismatch, match=r"more\.txt"):
         read_vector(tmp_path / "v")
 
 
-def test_rule_1_a_missing_file_a_missing_manifest_and_another_stage(tmp_path):
+def test_rule_1_a_missing_file_a_missing_manifest_and_another_stage(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="got no manifest"):
         read_vector(tmp_path)
     with pytest.raises(FormatError, match="of stage 'compress'"):
@@ -109,19 +121,19 @@ def test_rule_1_a_missing_file_a_missing_manifest_and_another_stage(tmp_path):
 
 
 @pytest.mark.parametrize("raw", [b"{}\n", b"[1]\n", b"not json", b'{"a":1,"a":2}\n', b'{"a":NaN}\n'])
-def test_rule_2_another_header(tmp_path, raw):
+def test_rule_2_another_header(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(FormatError):
         read_vector(forged(tmp_path, raw=raw))
 
 
-def test_rule_2_json_that_is_not_canonical(tmp_path):
+def test_rule_2_json_that_is_not_canonical(tmp_path: Path) -> None:
     out = save(a_vector(), tmp_path / "v")
     pretty = json.dumps(json.loads((out / HEADER).read_text()), indent=1).encode()
     with pytest.raises(FormatError, match="canonical"):
         read_vector(forged(tmp_path, raw=pretty))
 
 
-BROKEN = {
+BROKEN: dict[str, Callable[[Any], object]] = {
     "2 another schema": lambda h: h.update(schema="safegene/vector/v2"),
     "2 a key too many": lambda h: h.update(more=1),
     "2 a key too few": lambda h: h.pop("skipped"),
@@ -149,12 +161,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("rule", BROKEN)
-def test_rules_2_to_6_of_the_header(tmp_path, rule):
+def test_rules_2_to_6_of_the_header(tmp_path: Path, rule: str) -> None:
     with pytest.raises(FormatError):
         read_vector(forged(tmp_path, header=BROKEN[rule]))
 
 
-TENSOR_ATTACKS = {
+TENSOR_ATTACKS: dict[str, dict[str, Tensor | None]] = {
     "6 a factor missing": {f"{NAME}.up": None},
     "6 a tensor too many": {"bias": torch.ones(3)},
     "6 a matrix too many": {"a.weight.up": torch.ones(4, 2), "a.weight.down": torch.ones(2, 3)},
@@ -168,17 +180,17 @@ TENSOR_ATTACKS = {
 
 
 @pytest.mark.parametrize("rule", TENSOR_ATTACKS)
-def test_rules_6_and_7_of_the_tensors(tmp_path, rule):
+def test_rules_6_and_7_of_the_tensors(tmp_path: Path, rule: str) -> None:
     with pytest.raises(FormatError):
         read_vector(forged(tmp_path, tensors=TENSOR_ATTACKS[rule]))
 
 
-def test_rule_6_metadata(tmp_path):
+def test_rule_6_metadata(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="metadata"):
         read_vector(forged(tmp_path, metadata={"made": "today"}))
 
 
-def test_rule_6_a_file_that_is_no_safetensors(tmp_path):
+def test_rule_6_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x80\x04pickle")
     with pytest.raises(FormatError, match="safetensors"):
         read_factors(tmp_path / "x")
@@ -189,13 +201,13 @@ def test_rule_6_a_file_that_is_no_safetensors(tmp_path):
     [{"aligned": "x"}, {"degraded": ()}, {"energy": {}}, {"energy": {NAME: 2.0}}, {"dtype": "float16"}],
     ids=str,
 )
-def test_a_vector_that_breaks_a_rule_is_not_written(tmp_path, changed):
+def test_a_vector_that_breaks_a_rule_is_not_written(tmp_path: Path, changed: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
         write_vector(a_vector(**changed), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_factors_that_overflow_are_not_written(tmp_path):
+def test_factors_that_overflow_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="finite"):
         write_factors({NAME: LowRank(torch.full((2, 1), float("inf")), torch.ones(1, 2))}, tmp_path / "f")
     with pytest.raises(FormatError, match="none"):

@@ -49,7 +49,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ("kind: grammar|kind: grammar, calibration: data/judges/../judge.json", "data/judges"),
     ],
 )
-def test_wrong_values_are_named(tmp_path, line, key):
+def test_wrong_values_are_named(tmp_path: Path, line: str, key: str) -> None:
     old, new = line.split("|")
     assert old in TEMPLATE
     with pytest.raises(ParamsError) as error:
@@ -59,15 +59,16 @@ def test_wrong_values_are_named(tmp_path, line, key):
 
 
 @pytest.mark.parametrize("method", sorted(BASELINES))
-def test_every_baseline_is_chosen_by_its_name(tmp_path, method):
+def test_every_baseline_is_chosen_by_its_name(tmp_path: Path, method: str) -> None:
     """With its own defaults, beside keys of ours that it does not use."""
     text = TEMPLATE.replace("max_extra: 0.01", f"max_extra: 0.01\n  baseline: {{method: {method}}}", 1)
     calibrate = load_params(written(tmp_path, text)).calibrate
+    assert calibrate.baseline is not None
     assert calibrate.baseline.method == method
     assert CalibrateParams.model_validate(calibrate.model_dump(mode="json")) == calibrate
 
 
-def test_the_template_repairs_by_ours_and_adds_a_hundredth(tmp_path):
+def test_the_template_repairs_by_ours_and_adds_a_hundredth(tmp_path: Path) -> None:
     calibrate = load_params(written(tmp_path, TEMPLATE)).calibrate
     assert calibrate == CalibrateParams()
     assert (calibrate.baseline, calibrate.granularity, calibrate.max_extra) == (None, "core", 0.01)
@@ -85,18 +86,18 @@ def test_the_template_repairs_by_ours_and_adds_a_hundredth(tmp_path):
         "a: \x00",
     ],
 )
-def test_yaml_beyond_plain_data_is_refused(tmp_path, text):
+def test_yaml_beyond_plain_data_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ParamsError, match="plain YAML"):
         load_yaml(written(tmp_path, text))
 
 
-def test_missing_file_names_the_remedy(tmp_path):
+def test_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as error:
         load_params(tmp_path / "params.yaml")
     assert "init" in error.value.remedy
 
 
-def test_targets_survive_a_round_trip_and_leave_no_draft(tmp_path):
+def test_targets_survive_a_round_trip_and_leave_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "targets.yaml"
     targets = Targets(aligned="x", targets={"a": Target(source="file:///a", task="t", fingerprint="f")})
     save_targets(path, targets)
@@ -105,7 +106,7 @@ def test_targets_survive_a_round_trip_and_leave_no_draft(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../up", "A", "a.b", "", "a b", "-a", "x" * 64])
-def test_a_targets_name_is_a_safe_file_name(tmp_path, name):
+def test_a_targets_name_is_a_safe_file_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / "targets.yaml"
     path.write_text(f"targets:\n  {name!r}: {{source: 'file:///a', task: t, fingerprint: f}}\n")
     with pytest.raises(ParamsError):
