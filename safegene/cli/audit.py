@@ -1,4 +1,4 @@
-"""``safegene audit ...``: verify the ledger, trace what is live, say where a safety vector was used, revoke."""
+"""``safegene audit ...``: verify the ledger, trace what is live, list attempts and uses of a vector, revoke."""
 
 from typing import Annotated
 
@@ -16,73 +16,85 @@ app = typer.Typer(no_args_is_help=True, help="Verify the ledger, and trace what 
 
 @app.command("verify")
 def audit_verify() -> None:
-    """Check every record, signature, pointer, release and artefact. Exit 1 with each thing that is wrong, by name."""
+    """Verify every record, signature, pointer, release and artefact; exit 1 and name each problem if there is one."""
     from safegene.ledger.audit import audit_workspace
 
-    found = audit_workspace(Workspace.find())
-    for note in found.notes:
+    report = audit_workspace(Workspace.find())
+    for note in report.notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
-    for problem in found.problems:
-        console.print(f"[red]broken[/] {escape(problem)}", soft_wrap=True)
-    if found.problems:
+    for problem in report.problems:
+        console.print(f"[red]problem[/] {escape(problem)}", soft_wrap=True)
+    if report.problems:
         raise typer.Exit(1)
-    console.print(found.summary)
+    console.print(report.summary)
 
 
 @app.command("show")
 def audit_show(
     target: Target, channel: Annotated[str | None, typer.Option(help="Default: promote.channel.")] = None
 ) -> None:
-    """The chain from what is live down to vector, checkpoints, data, parameters, judge, verdict and commit."""
-    from safegene.ledger.audit import trace_workspace
+    """Show the lineage of what is live: verdict, vector, checkpoints, data, parameters, judge and commit."""
+    from safegene.ledger.trace import trace_workspace
 
     console.print(trace_workspace(Workspace.find(), target, channel))
 
 
 @app.command("history")
 def audit_history(target: Target) -> None:
-    """Every attempt on a target, refusals too, newest first."""
-    from safegene.ledger import open_ledger
-    from safegene.ledger.audit import history
+    """List every attempt on a target, with refused ones, newest first."""
+    from safegene.ledger.chain import open_ledger
+    from safegene.ledger.trace import history
 
     ws = Workspace.find()
     rows = history(open_ledger(ws.params.promote, ws.root), target)
-    table = Table(*(rows[0] if rows else ("nothing on record",)), box=None)
+    if not rows:
+        console.print(f"{target} has no record yet")
+        return
+    table = Table(*rows[0], box=None)
     for row in rows:
-        table.add_row(*(escape(visible(str(value))) for value in row.values()))
+        table.add_row(*(escape(visible(_cell(value))) for value in row.values()))
     console.print(table)
+
+
+def _cell(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 @app.command("reuse")
 def audit_reuse(as_json: AsJson = False) -> None:
-    """Every safety vector on record: the targets it repaired, with what effect, and what one more target costs."""
+    """List every safety vector: the targets that it repaired, their rates, and the cost of one more target."""
     from safegene.report.reuse import plain, reuse, table
 
-    found = reuse(Workspace.find())
+    vectors = reuse(Workspace.find())
     if as_json:
-        write_json({"vectors": plain(found)})
-    elif not found:
-        console.print("no safety vector yet: none in the workspace, none on record")
-    for one in () if as_json else found:
-        console.print(table(one))
+        write_json({"vectors": plain(vectors)})
+        return
+    if not vectors:
+        console.print("there is no safety vector yet, neither in the workspace nor in the ledger")
+    for vector in vectors:
+        console.print(table(vector))
 
 
 @app.command("revoke")
 def audit_revoke(
     digest: Annotated[str, typer.Argument(help="Of a vector, checkpoint, dataset, judge, candidate or release.")],
-    reason: Annotated[str, typer.Option(help="Why, for the record.")],
+    reason: Annotated[str, typer.Option(help="Why; it goes into the record.")],
 ) -> None:
-    """Put on record that something may not be relied on, and name every live model that it touched."""
+    """Record that a digest must not be relied on, and name every live release that rests on it."""
     from safegene.pipeline.stages.promote import revoke
 
     if not reason.strip() or not reason.isprintable():
         raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
     ws = Workspace.find()
-    done = revoke(ws, digest, reason, run=manual_run(ws))
-    record, touched, unread = done
-    console.print(f"revoked, record {record.digest}", soft_wrap=True)
-    for why in unread:
-        console.print(f"[yellow]not looked at[/] {escape(why)}", soft_wrap=True)
-    for live in touched:
-        name = live.record.target
-        console.print(f"[red]live and touched[/] {name}: [bold]safegene rollback {name}[/]", soft_wrap=True)
+    revocation = revoke(ws, digest, reason, run=manual_run(ws))
+    console.print(f"revoked {digest}, record {revocation.record.digest}", soft_wrap=True)
+    for error in revocation.unread:
+        console.print(f"[yellow]not checked[/] {escape(error)}", soft_wrap=True)
+    for live in revocation.affected:
+        record = live.record
+        option = "" if record.channel == ws.params.promote.channel else f" --channel {record.channel}"
+        console.print(
+            f"[red]affected[/] {record.target} is live on {record.channel} and rests on it; roll it back: "
+            f"[bold]safegene rollback {record.target}{option}[/]",
+            soft_wrap=True,
+        )

@@ -1,41 +1,36 @@
-"""Audit: verify a ledger and a workspace, trace what is live, list what happened. Needs a public key and no network.
+"""Audit: verify a ledger and the artefacts of a workspace. It needs the public key and no network.
 
-`verify` reads everything and changes nothing. A *problem* is something that is not what a signed record says; a *note*
-is something to know: a record that a crash left unlinked, say. Every finding names its file.
+An audit reads everything and changes nothing. A *problem* is something that is not what a signed record says. A *note*
+is something to know, such as a record that a crash left off the chain. Each of them names its file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from safegene.errors import LedgerError, SafegeneError
-from safegene.ledger import (
-    PUBLISHING,
-    Ledger,
-    LiveRecord,
-    Record,
-    channel_key,
-    live_channels,
-    live_record,
-    open_ledger,
-    record_key,
-    release_uri,
-    require_release_of,
-)
+from safegene.ledger.chain import Ledger, channel_key, open_ledger, record_key
+from safegene.ledger.live import follow_pointer, superseded_records
+from safegene.ledger.record import PUBLISHING, Record
+from safegene.ledger.release import require_release_of
 from safegene.workspace.digest import digest_file
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, read_manifest
-
-if TYPE_CHECKING:
-    from rich.tree import Tree
 
 ATTEMPTS = ("pass", "fail", "inconclusive", "error", "superseded")
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found, and how much it read."""
+    """The result of an audit.
+
+    Attributes:
+        problems: what is not as a signed record says, a sentence each; empty for a sound ledger.
+        notes: what else to know, a sentence each.
+        records: number of records on the chain that were verified.
+        releases: number of releases that were verified.
+        artefacts: number of artefacts below ``data`` that were verified.
+    """
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
@@ -45,7 +40,7 @@ class AuditReport:
 
     @property
     def summary(self) -> str:
-        """What was verified, in words; that there was nothing to verify, where that is so."""
+        """One sentence on what was verified."""
         if not self.records:
             return f"nothing on record yet; {self.artefacts} artefacts verified"
         return f"verified {self.records} records, {self.releases} releases, {self.artefacts} artefacts"
@@ -60,22 +55,22 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
     """
     problems: list[str] = []
     notes: list[str] = []
-    chain = _chain(ledger, problems)
-    orphans = _orphans(ledger, chain, problems, notes)
-    lives = _channels(ledger, chain, (*chain, *orphans), problems, notes)
-    releases = {(str(record.release), tuple(record.artefacts.items())) for record in chain if record.release}
+    chain = _verify_chain(ledger, problems)
+    orphans = _verify_orphans(ledger, chain, problems, notes)
+    live = _verify_pointers(ledger, chain, (*chain, *orphans), problems, notes)
+    releases = {(record.release, tuple(record.artefacts.items())) for record in chain if record.release}
     for release, names in sorted(releases):
-        _try(problems, lambda release=release, names=names: require_release_of(ledger.store, release, dict(names)))
-    artefacts = _artefacts(workspace, problems)
-    _recorded(workspace, chain, lives, artefacts, problems)
-    notes += _absent(workspace, chain)
+        _verify_release(ledger, release, dict(names), problems)
+    artefacts = _verify_artefacts(workspace, problems)
+    _compare_with_records(workspace, chain, live, artefacts, problems)
+    notes += _missing_artefacts(workspace, chain)
     return AuditReport(
         tuple(problems), tuple(notes), len(chain), len({release for release, _ in releases}), len(artefacts)
     )
 
 
 def audit_workspace(workspace: Workspace) -> AuditReport:
-    """`verify` with the workspace's own ledger and pinned key.
+    """`verify_ledger` with the ledger and the public key that ``params.yaml`` names; their absence is a problem too.
 
     Example:
         >>> report = safegene.audit(ws)
@@ -91,95 +86,24 @@ def audit_workspace(workspace: Workspace) -> AuditReport:
     return verify_ledger(workspace, ledger)
 
 
-def trace_live(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
-    """The lineage of what is live for a target, as plain JSON values, from the release down to the commit.
-
-    Raises:
-        LedgerError: nothing is live, or the chain or the pointer is broken.
-    """
-    now = live_record(ledger, target, channel)
-    if now is None:
-        raise LedgerError(
-            f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}",
-            remedy=f"see what was tried: `safegene audit history {target}`",
-        )
-    record, content = now.record, now.record.predicate
-    return {
-        "target": target,
-        "channel": channel,
-        "live": {
-            "release": now.release,
-            "uri": release_uri(ledger.store, now.release),
-            "record": record.digest,
-            "sequence": record.sequence,
-            "outcome": record.outcome,
-            "reason": record.reason,
-            "signed by": content["chain"]["key"],
-            "revoked": now.revoked or "no",
-        },
-        "verdict": content["verdict"],
-        "rates": content["rates"],
-        "judge": content["judge"],
-        "policy": content["policy"],
-        "replies": content["replies"],
-        "candidate": {
-            "digest": record.artefacts.get("candidate"),
-            "coefficients": content["vector"].get("coefficients"),
-        },
-        "vector": content["vector"],
-        "checkpoints": {"target": content["model"], "aligned": content["base"]},
-        "datasets": content["datasets"],
-        "artefacts": dict(record.artefacts),
-        "code": content["code"],
-        "run": content["run"],
-    }
-
-
-def trace_workspace(workspace: Workspace, target: str, channel: str | None = None) -> "Tree":
-    """`show` as a tree for the terminal."""
-    params = workspace.params.promote
-    content = trace_live(open_ledger(params, workspace.root), target, channel or params.channel)
-    return _tree(f"{content.pop('target')} on {content.pop('channel')}", content)
-
-
-def history(ledger: Ledger, target: str) -> list[dict[str, Any]]:
-    """Every attempt for a target, the newest first: ``sequence, outcome, channel, reason, when, record, live``."""
-    lives = {now.record.digest for now in _lives(ledger, target)}
-    return [
-        {
-            "sequence": record.sequence,
-            "outcome": record.outcome,
-            "channel": record.channel,
-            "reason": record.reason,
-            "when": record.predicate["run"].get("start", ""),
-            "record": record.digest,
-            "live": record.digest in lives,
-        }
-        for record in ledger.walk()
-        if record.target in (target, "*")
-    ]
-
-
-def _lives(ledger: Ledger, target: str) -> Iterator[LiveRecord]:
-    for channel, named in ledger.channels():
-        if named == target and (now := live_record(ledger, target, channel)):
-            yield now
-
-
-def _chain(ledger: Ledger, problems: list[str]) -> tuple[Record, ...]:
-    """The chain as far as it is sound, newest first; what breaks it is a problem."""
-    found = []
+def _verify_chain(ledger: Ledger, problems: list[str]) -> tuple[Record, ...]:
+    """The records from the newest back to the first broken link, which is a problem."""
+    chain = []
     try:
         for record in ledger.walk():
-            found.append(record)
+            chain.append(record)
     except SafegeneError as error:
         problems.append(error.message)
-    return tuple(found)
+    return tuple(chain)
 
 
-def _orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], notes: list[str]) -> list[Record]:
-    """Records off the chain: one that follows it is a crash's or a lost race's, one that does not was cut off."""
-    linked, found = {record.digest for record in chain}, list[Record]()
+def _verify_orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], notes: list[str]) -> list[Record]:
+    """Records that are not on the chain.
+
+    One whose previous record is on the chain was left by a crash, or lost a race: a note, but a problem for a
+    revocation. Another one was cut off the chain: a problem.
+    """
+    linked, orphans = {record.digest for record in chain}, list[Record]()
     broken = bool(problems)
     for digest in ledger.records():
         if digest in linked:
@@ -191,55 +115,59 @@ def _orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[str], not
             if error.message not in problems:
                 problems.append(error.message)
             continue
-        found.append(record)
+        orphans.append(record)
         follows = record.previous is None or record.previous in linked
-        again = any(one.outcome == "revocation" and one.revokes == record.revokes for one in chain)
-        if follows and record.outcome == "revocation" and not again:
+        repeated = any(other.outcome == "revocation" and other.revokes == record.revokes for other in chain)
+        if follows and record.outcome == "revocation" and not repeated:
             problems.append(
                 f"expected revocation {record.sequence} on the chain, got a chain without it: its writer stopped, or "
-                f"the tip was set back; it holds, and revoking {record.revokes} again puts it on the chain, in {place}"
+                f"the tip was set back; the revocation holds; revoke {record.revokes} again to put it on the chain, "
+                f"in {place}"
             )
         elif follows:
-            notes.append(f"record {record.sequence} was never linked: its writer stopped or lost a race, in {place}")
+            notes.append(
+                f"record {record.sequence} is not on the chain: its writer stopped, or another writer was first, "
+                f"in {place}"
+            )
         elif not broken:
             problems.append(f"expected record {record.sequence} on the chain, got a chain without it, in {place}")
-    return found
+    return orphans
 
 
-def _channels(
+def _verify_pointers(
     ledger: Ledger,
     chain: tuple[Record, ...],
     revoked: tuple[Record, ...],
     problems: list[str],
     notes: list[str],
 ) -> dict[tuple[str, str], Record]:
-    """(channel, target) -> the record that is live, for each pointer that may be trusted."""
-    found: dict[tuple[str, str], Record] = {}
+    """(channel, target) -> the record that is live, for every sound pointer; the others are problems."""
+    records: dict[tuple[str, str], Record] = {}
     for channel, target in ledger.channels():
         where = ledger.where(channel_key(channel, target))
         try:
             pointer = ledger.pointer(channel, target)
             if pointer is None:
                 raise LedgerError(f"expected a pointer, got none, in {where}")
-            now = live_channels(ledger, chain, revoked, pointer, channel=channel, target=target)
+            live = follow_pointer(ledger, chain, revoked, pointer, channel=channel, target=target)
         except SafegeneError as error:
             problems.append(error.message)
             continue
-        found[channel, target] = now.record
-        if now.revoked:
-            notes.append(f"{target} on {channel} is live though {now.revoked}, in {where}")
-    _unpublished(ledger, chain, {at: record.sequence for at, record in found.items()}, problems)
-    return found
+        records[channel, target] = live.record
+        if live.revoked:
+            notes.append(f"{target} on {channel} is live although {live.revoked}, in {where}")
+    _verify_latest(ledger, chain, {at: record.sequence for at, record in records.items()}, problems)
+    return records
 
 
-def _unpublished(
+def _verify_latest(
     ledger: Ledger, chain: tuple[Record, ...], pointed: dict[tuple[str, str], int], problems: list[str]
 ) -> None:
-    """Newer publishing records than the pointer: a promotion was interrupted, or the pointer was set back."""
-    beaten = {record.replaces for record in chain if record.outcome == "superseded"}
+    """A publishing record that is newer than its pointer is a problem."""
+    superseded = superseded_records(chain)
     for record in chain:
         at = pointed.get((record.channel, record.target), -1)
-        if record.outcome in PUBLISHING and record.sequence > at and record.digest not in beaten:
+        if record.outcome in PUBLISHING and record.sequence > at and record.digest not in superseded:
             where = ledger.where(channel_key(record.channel, record.target))
             what, again = ("rollback", "roll back") if record.outcome == "rollback" else ("promotion", "promote")
             problems.append(
@@ -249,90 +177,71 @@ def _unpublished(
             pointed[record.channel, record.target] = record.sequence
 
 
-def _artefacts(workspace: Workspace, problems: list[str]) -> dict[Path, str]:
-    """Digest of every artefact below ``data/`` that is whole, byte for byte; a problem for each that is not."""
-    found = {}
-    for path in sorted(workspace.data.rglob(NAME)):
-        if any(part.startswith(".") for part in path.relative_to(workspace.data).parts):
-            continue
-        try:
-            found[path.parent] = read_manifest(path.parent).digest
-        except SafegeneError as error:
-            problems.append(error.message)
-    return found
-
-
-def _recorded(
-    workspace: Workspace,
-    chain: tuple[Record, ...],
-    lives: Mapping[tuple[str, str], Record],
-    artefacts: Mapping[Path, str],
-    problems: list[str],
-) -> None:
-    """Artefacts and data whose digest is neither that of the target's last attempt nor that of what is live."""
-    for target in sorted({record.target for record in chain if record.outcome in ATTEMPTS}):
-        last = next(r for r in chain if r.target == target and r.outcome in ATTEMPTS)
-        allowed = [last, *(record for (_, named), record in lives.items() if named == target)]
-        for name, folder in workspace.artefacts(target).items():
-            known = {one.artefacts[name] for one in allowed if name in one.artefacts}
-            _require_known(artefacts.get(folder), known, folder / NAME, last, problems)
-        for name in last.predicate["datasets"]:
-            path = workspace.data / name
-            known = {one.predicate["datasets"].get(name) for one in allowed}
-            if name != "not_recorded" and path.is_file():
-                _require_known(digest_file(path), known, path, last, problems)
-
-
-def _absent(workspace: Workspace, chain: tuple[Record, ...]) -> list[str]:
-    """Artefacts that a target's last attempt names and the workspace does not hold: not verified, and said so."""
-    notes = []
-    for target in sorted({record.target for record in chain if record.outcome in ATTEMPTS}):
-        last = next(r for r in chain if r.target == target and r.outcome in ATTEMPTS)
-        for name, folder in workspace.artefacts(target).items():
-            if name in last.artefacts and not (folder / NAME).is_file():
-                where = folder.relative_to(workspace.root)
-                notes.append(
-                    f"not verified, since it is not here (`dvc pull`): {where}, named by record {last.sequence}"
-                )
-    return notes
-
-
-def _require_known(got: str | None, known: set[str], where: Path, last: Record, problems: list[str]) -> None:
-    if got and known and got not in known:
-        finding = (
-            f"expected {' or '.join(sorted(known))}, as record {last.sequence} says, got {got}: changed after it "
-            f"(run `safegene run`, or `dvc checkout`), in {where}"
-        )
-        if finding not in problems:
-            problems.append(finding)
-
-
-def _try(problems: list[str], check: Any) -> None:
+def _verify_release(ledger: Ledger, release: str, artefacts: Mapping[str, str], problems: list[str]) -> None:
     try:
-        check()
+        require_release_of(ledger.store, release, artefacts)
     except SafegeneError as error:
         problems.append(error.message)
 
 
-def _tree(title: str, content: Mapping[str, Any]) -> "Tree":
-    from rich.markup import escape
-    from rich.tree import Tree
-
-    def add(branch: Tree, name: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            below = branch.add(f"[bold]{escape(name)}[/]")
-            for key, item in value.items():
-                add(below, str(key), item)
-        else:
-            branch.add(f"{escape(name)}: {escape(_plain(value))}")
-
-    tree = Tree(f"[bold]{escape(title)}[/]")
-    for name, value in content.items():
-        add(tree, name, value)
-    return tree
+def _verify_artefacts(workspace: Workspace, problems: list[str]) -> dict[Path, str]:
+    """Folder -> digest of every artefact below ``data`` whose files are all unchanged; the others are problems."""
+    digests = {}
+    for path in sorted(workspace.data.rglob(NAME)):
+        if any(part.startswith(".") for part in path.relative_to(workspace.data).parts):
+            continue
+        try:
+            digests[path.parent] = read_manifest(path.parent).digest
+        except SafegeneError as error:
+            problems.append(error.message)
+    return digests
 
 
-def _plain(value: Any) -> str:
-    """A value as one line without control characters, which a checkpoint's name could hold."""
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return "".join(character if character.isprintable() else "?" for character in text)
+def _compare_with_records(
+    workspace: Workspace,
+    chain: tuple[Record, ...],
+    live: Mapping[tuple[str, str], Record],
+    artefacts: Mapping[Path, str],
+    problems: list[str],
+) -> None:
+    """An artefact or data set is a problem unless its target's last attempt, or what is live, names its digest."""
+    for target, last in _last_attempts(chain).items():
+        allowed = [last, *(record for (_, named), record in live.items() if named == target)]
+        for name, folder in workspace.artefacts(target).items():
+            known = {record.artefacts[name] for record in allowed if name in record.artefacts}
+            _compare(artefacts.get(folder), known, folder / NAME, last, problems)
+        for name in last.predicate.datasets:
+            path = workspace.data / name
+            if name != "not_recorded" and path.is_file():
+                known = {str(record.predicate.datasets.get(name)) for record in allowed}
+                _compare(digest_file(path), known, path, last, problems)
+
+
+def _missing_artefacts(workspace: Workspace, chain: tuple[Record, ...]) -> list[str]:
+    """A note for each artefact that a last attempt names and the workspace does not hold."""
+    named: dict[str, list[int]] = {}
+    for target, last in _last_attempts(chain).items():
+        for name, folder in workspace.artefacts(target).items():
+            if name in last.artefacts and not (folder / NAME).is_file():
+                named.setdefault(folder.relative_to(workspace.root).as_posix(), []).append(last.sequence)
+    return [
+        f"not verified, since it is not here (get it with `dvc pull`): {folder}, named by "
+        f"{'record' if len(numbers) == 1 else 'records'} {', '.join(map(str, numbers))}"
+        for folder, numbers in named.items()
+    ]
+
+
+def _last_attempts(chain: tuple[Record, ...]) -> dict[str, Record]:
+    """Target -> its newest record that is an attempt to promote."""
+    attempts = {record.target: record for record in reversed(chain) if record.outcome in ATTEMPTS}
+    return dict(sorted(attempts.items()))
+
+
+def _compare(got: str | None, known: set[str], where: Path, last: Record, problems: list[str]) -> None:
+    if got and known and got not in known:
+        problem = (
+            f"expected {' or '.join(sorted(known))}, as record {last.sequence} says, got {got}: it was changed after "
+            f"the record (run `safegene run`, or `dvc checkout`), in {where}"
+        )
+        if problem not in problems:
+            problems.append(problem)

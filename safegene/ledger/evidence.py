@@ -1,35 +1,46 @@
-"""The evidence behind a verdict: every artefact, verified byte for byte, each made from the present others.
+"""The evidence for a verdict: every artefact, verified byte for byte, each made from the present ones.
 
-A verdict is believed only if the recorded judgements give all of it again, under the present policy and judge, measured
-against what was live.
+A verdict is accepted only if the judgements give every value of it again, under the present policy and judge, and if it
+was measured against what was live.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from safegene.datasets.receipt import validated_receipt
-from safegene.errors import FormatError, StaleArtifact
+from safegene.errors import ArtifactError, StaleArtifact
 from safegene.gate import evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
+from safegene.ledger.incumbent import read_incumbent
 from safegene.workspace.digest import canonical_json, digest_file, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
 from safegene.workspace.params import GateParams, Params
+from safegene.workspace.staleness import data_digests, require_current
 
-MADE_FROM: Mapping[str, tuple[str, ...]] = {  # where there is an incumbent.json, judgements are made from it too
+REQUIRED: Mapping[str, tuple[str, ...]] = {
     "candidate": ("aligned", "target", "vector", "selection"),
     "judgements": ("aligned", "target", "candidate", "incumbent", "validation"),
     "verdict": ("candidate", "judgements"),
 }
-OPTIONAL = ("degraded", "delta")  # a family may bring its own degraded copies, and need not keep them
-RECORDED_ASIDE = ("incumbent",)  # an input where there is one
+"""Artefact -> the inputs that it must have been made from; ``incumbent`` only where there is an incumbent.json."""
+OPTIONAL = ("degraded", "delta")
+"""Artefacts that a workspace may lack: a family can bring its own degraded copies, and need not keep them."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Every artefact behind one verdict, verified: its folders and its manifests, by name."""
+    """Every artefact behind one verdict, verified.
+
+    Attributes:
+        folders: artefact name -> folder.
+        manifests: artefact name -> manifest.
+        data: path of a prompt set or task set below ``data`` -> digest.
+        incumbent: digest of the release that the verdict was measured against; None for none.
+    """
 
     folders: Mapping[str, Path]
     manifests: Mapping[str, Manifest]
@@ -42,47 +53,63 @@ class Evidence:
         return {name: manifest.digest for name, manifest in self.manifests.items()}
 
     def payload(self, artefact: str, name: str) -> dict[str, Any]:
-        """A JSON payload; {} where the artefact has none of that name."""
+        """A JSON file of an artefact, as it goes into the record; {} where the artefact has no such file."""
         path = self.folders[artefact] / name
         raw = strict_json(path.read_bytes(), where=str(path)) if path.is_file() else {}
         return raw if isinstance(raw, dict) else {}
 
 
 def gather_evidence(workspace: Workspace, target: str) -> Evidence:
-    """Read and verify every artefact behind the target's verdict, and that each was made from the present ones.
+    """Read and verify every artefact behind the target's verdict, and check that each was made from the present ones.
 
     Raises:
-        ArtifactError: one is absent or altered.
+        ArtifactError: an artefact is missing or changed.
         StaleArtifact: one was made from something that has changed since.
     """
     folders = workspace.artefacts(target)
     needed = {name: at for name, at in folders.items() if name not in OPTIONAL or (at / NAME).is_file()}
     manifests = {name: read_manifest(at) for name, at in needed.items()}
-    incumbent, receipt = workspace.incumbent(target), workspace.validation
-    current = {name: manifest.digest for name, manifest in manifests.items()}
-    current["validation"] = validated_receipt(receipt)
-    if incumbent.is_file():
-        current["incumbent"] = digest_file(incumbent)
-    if calibration := workspace.params.evaluate.judge.calibration:
-        path = workspace.root / calibration
-        current["calibration"] = digest_file(path) if path.is_file() else f"(none in {path})"
-    second = workspace.params.evaluate.adjudicator
-    if second and second.calibration:
-        path = workspace.root / second.calibration
-        current["adjudication"] = digest_file(path) if path.is_file() else f"(none in {path})"
+    current = {name: manifest.digest for name, manifest in manifests.items()} | _current_files(workspace, target)
     data = data_digests(workspace)
     for name, manifest in manifests.items():
-        _require_current(name, folders[name], manifest, current, set(data.values()))
-    return Evidence(folders, manifests, data, _pinned(incumbent))
+        required = [one for one in REQUIRED.get(name, ()) if one in current or one != "incumbent"]
+        require_current(name, folders[name], manifest, current, data=data.values(), required=required)
+    return Evidence(folders, manifests, data, read_incumbent(workspace.incumbent(target)).live)
+
+
+def present_artefacts(workspace: Workspace, target: str) -> dict[str, str]:
+    """Artefact name -> digest, of the artefacts whose manifest can be read; their files are not verified."""
+    digests = {}
+    for name, folder in workspace.artefacts(target).items():
+        with suppress(ArtifactError):
+            digests[name] = read_manifest(folder, verify=False).digest
+    return digests
+
+
+def _current_files(workspace: Workspace, target: str) -> dict[str, str]:
+    """Input name -> present digest, of the files that judgements depend on."""
+    evaluate, incumbent = workspace.params.evaluate, workspace.incumbent(target)
+    digests = {"validation": validated_receipt(workspace.validation)}
+    if incumbent.is_file():
+        digests["incumbent"] = digest_file(incumbent)
+    labels = {
+        "calibration": evaluate.judge.calibration,
+        "adjudication": evaluate.adjudicator.calibration if evaluate.adjudicator else None,
+    }
+    for name, file in labels.items():
+        if file:
+            path = workspace.root / file
+            digests[name] = digest_file(path) if path.is_file() else f"(none in {path})"
+    return digests
 
 
 def confirm_verdict(
     evidence: Evidence, verdict: Mapping[str, Any], params: Params
 ) -> Literal["pass", "fail", "inconclusive"]:
-    """The verdict's outcome, if it is by the present policy and judge and the judgements give all of it again.
+    """The outcome of a verdict, after it was computed again from the judgements under the present policy and judge.
 
     Raises:
-        StaleArtifact: it is not, or they do not.
+        StaleArtifact: policy or judge have changed, or the judgements give another verdict.
         FormatError, EmptySample: plan or judgements are malformed.
     """
     where, judged = evidence.folders["verdict"], evidence.manifests["judgements"]
@@ -104,14 +131,14 @@ def confirm_verdict(
         name = changed[0]
         raise StaleArtifact(
             f"expected {name} = {again.get(name)}, which the judgements give, got {verdict.get(name)}, in {where}",
-            remedy="run `safegene gate` again, and find out who wrote that verdict",
+            remedy="run `safegene gate` again; if nobody changed the gate, find out who wrote this verdict",
         )
     outcome: Literal["pass", "fail", "inconclusive"] = again["outcome"]
     return outcome
 
 
 def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
-    """``verdict.json`` as the recorded judgements give it, as plain JSON values."""
+    """The content of ``verdict.json`` as the judgements give it, as plain JSON values."""
     folder = evidence.folders["judgements"]
     files = [(folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl")]
     rows, plan = evidence_from(*files, where=str(folder))
@@ -131,35 +158,3 @@ def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
         stopping=evidence.manifests["judgements"].facts.get("stopping"),
     )
     return dict(strict_json(canonical_json(payload), where=str(folder)))
-
-
-def _require_current(name: str, folder: Path, manifest: Manifest, current: Mapping[str, str], data: set[str]) -> None:
-    needed = [one for one in MADE_FROM.get(name, ()) if one in current or one not in RECORDED_ASIDE]
-    missing = [one for one in needed if current[one] not in manifest.inputs.values()]
-    changed = [one for one, used in manifest.inputs.items() if current.get(one, used) != used]
-    sets = [one for one, used in manifest.inputs.items() if is_data(one) and used not in data]
-    if stale := sorted({*missing, *changed, *sets}):
-        raise StaleArtifact(
-            f"expected {name} made from the present {', '.join(stale)}, got one made from others, in {folder}",
-            remedy="run `safegene run`, which makes again what has changed",
-        )
-
-
-def is_data(name: str) -> bool:
-    """Whether an input of a stage is a prompt or task set."""
-    return name in ("prompts", "task") or name.endswith(".jsonl")
-
-
-def data_digests(workspace: Workspace) -> dict[str, str]:
-    """Every prompt and task set: path below ``data`` -> digest."""
-    files = [*sorted(workspace.prompts.glob("*.jsonl")), *sorted(workspace.tasks.glob("*.jsonl"))]
-    return {path.relative_to(workspace.data).as_posix(): digest_file(path) for path in files}
-
-
-def _pinned(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    raw = strict_json(path.read_bytes(), where=str(path))
-    if not isinstance(raw, dict) or "live" not in raw:
-        raise FormatError(f"expected the key 'live', got another form, in {path}")
-    return raw["live"]  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
-"""ed25519 keys: the private one outside every repository, the public one pinned beside ``params.yaml``.
+"""ed25519 keys: the private key outside every repository, the public key pinned beside ``params.yaml``.
 
 ``ledger.pub`` is JSON: ``{"keys": [{"keyid", "keytype", "scheme", "keyval": {"public": hex}}]}``. A record is trusted
-if one of these keys signed it. To rotate, pin the new key beside the old one.
+if one of these keys signed it. To rotate keys, pin the new key beside the old one.
 """
 
 import os
@@ -16,20 +16,24 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safegene.errors import FormatError, LedgerError
+from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, strict_json
 
 
 def keys_folder() -> Path:
-    """Where private keys are: ``SAFEGENE_KEYS``, else the platform's configuration folder."""
+    """The folder of private keys: ``SAFEGENE_KEYS``, otherwise a folder in the user's configuration folder."""
     named = os.environ.get("SAFEGENE_KEYS")
     return Path(named) if named else Path(platformdirs.user_config_dir("safegene")) / "keys"
 
 
 def create_key(folder: Path | None = None) -> str:
-    """Make a key pair and keep its private half in ``folder`` (default `keys_folder`), mode 600; its key id.
+    """Make a key pair and write its private key to ``folder`` (default `keys_folder`) with mode 600.
+
+    Returns:
+        The key id.
 
     Raises:
-        LedgerError: ``folder`` lies inside a Git repository, where a private key would be committed one day.
+        LedgerError: ``folder`` is inside a Git repository, where somebody could commit the private key.
     """
     folder = _resolved(folder)
     _require_outside_git(folder)
@@ -43,19 +47,19 @@ def create_key(folder: Path | None = None) -> str:
 
 
 def key_ids(folder: Path | None = None) -> tuple[str, ...]:
-    """Ids of the keys whose private half is in ``folder``, the newest last."""
+    """Ids of the private keys in ``folder``, the newest last."""
     files = _resolved(folder).glob("*.pem")
     return tuple(path.stem for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name)))
 
 
 def ensure_key(folder: Path | None = None) -> str:
-    """Id of the newest key in ``folder``; made if there is none."""
+    """Id of the newest private key in ``folder``; a key is made if there is none."""
     known = key_ids(folder)
     return known[-1] if known else create_key(folder)
 
 
 def write_public_key(keyid: str, path: Path, folder: Path | None = None) -> None:
-    """Pin the public half of a key in ``path``, beside those that are pinned there.
+    """Add the public key to those that are pinned in ``path``, as the last one.
 
     Raises:
         LedgerError: the private key is not in ``folder``.
@@ -63,22 +67,20 @@ def write_public_key(keyid: str, path: Path, folder: Path | None = None) -> None
     key = _load(_private_file(_resolved(folder), keyid)).public_key
     pinned = read_public_keys(path) if path.exists() else ()
     keys = [*(old for old in pinned if old.keyid != key.keyid), key]
-    draft = path.with_name(f".{path.name}.draft")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_bytes(canonical_json({"keys": [{"keyid": one.keyid, **one.to_dict()} for one in keys]}) + b"\n")
-    draft.replace(path)
+    content = {"keys": [{"keyid": key.keyid, **key.to_dict()} for key in keys]}
+    write_file(path, canonical_json(content) + b"\n")
 
 
 def read_public_keys(path: Path) -> tuple[SSlibKey, ...]:
     """The pinned public keys.
 
     Raises:
-        LedgerError: there is no such file, or it holds something else.
+        LedgerError: there is no such file, or it is malformed.
     """
     if not path.is_file():
         raise LedgerError(
             f"expected the pinned public key in {path}, got no such file",
-            remedy="make a key with `safegene keys create`, or copy the ledger's public key there",
+            remedy="make a key with `safegene keys create`, or copy the public key of the ledger to this place",
         )
     try:
         raw = strict_json(path.read_bytes(), where=str(path))
@@ -94,10 +96,10 @@ def read_public_keys(path: Path) -> tuple[SSlibKey, ...]:
 
 
 def load_signer(keys: Sequence[SSlibKey], folder: Path | None = None) -> CryptoSigner:
-    """The private key of the last pinned public key that has one in ``folder``.
+    """The private key, in ``folder``, of the last pinned public key that has one there.
 
     Raises:
-        LedgerError: no pinned key has a private key here, or others than its owner may read it.
+        LedgerError: no pinned key has a private key there, or others than its owner may read it.
     """
     folder = _resolved(folder)
     for key in reversed(keys):
@@ -105,7 +107,7 @@ def load_signer(keys: Sequence[SSlibKey], folder: Path | None = None) -> CryptoS
         if path.is_file():
             signer = _load(path)
             if signer.public_key.keyval != key.keyval:
-                raise LedgerError(f"expected the private key of {key.keyid}, got another's, in {path}")
+                raise LedgerError(f"expected the private key of {key.keyid}, got that of another key, in {path}")
             return signer
     raise LedgerError(
         f"expected the private key of one of {[key.keyid[:12] for key in keys]} in {folder}, got none",
@@ -128,7 +130,7 @@ def _load(path: Path) -> CryptoSigner:
         if not isinstance(key, Ed25519PrivateKey):
             raise TypeError(type(key).__name__)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        got = type(error).__name__  # never the error's own words: they could quote the file
+        got = type(error).__name__  # not the error's text, which could quote the file
         raise LedgerError(f"expected an ed25519 private key, got {got}, in {path}") from None
     return CryptoSigner(key)
 

@@ -1,4 +1,8 @@
-"""What is live, what was, what a record rests on, and what was revoked: questions to a chain that change nothing."""
+"""Questions to a chain that change nothing: what is live, what was live, what a record rests on, what is revoked.
+
+A record rests on every digest that its artefacts and fields name. A revocation names one digest; every record that
+rests on it is revoked.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,23 +10,23 @@ from itertools import takewhile
 from typing import Any
 
 from safegene.errors import LedgerError
-from safegene.ledger.chain import Ledger, Pointer, channel_key, require_published
+from safegene.ledger.chain import Ledger, Pointer, Stored, channel_key, require_published
 from safegene.ledger.record import Record
 from safegene.workspace.digest import canonical_json, is_digest
 
 
 @dataclass(frozen=True)
 class LiveRecord:
-    """What is live.
+    """What is live for a target on a channel.
 
     Attributes:
-        pointer: the channel's pointer.
+        pointer: the channel pointer.
         record: the record that it names.
-        chain: every record, from the newest to the first.
-        revoked: why it may not be relied on; empty where nothing that it rests on is revoked.
+        chain: all records, from the newest to the first.
+        revoked: why the record must not be relied on; empty where nothing that it rests on is revoked.
     """
 
-    pointer: Pointer
+    pointer: Stored[Pointer]
     record: Record
     chain: tuple[Record, ...]
     revoked: str = ""
@@ -30,116 +34,132 @@ class LiveRecord:
     @property
     def release(self) -> str:
         """Digest of the release that is live."""
-        return str(self.record.release)
+        return self.pointer.content.release
 
     @property
-    def before(self) -> tuple[Record, ...]:
-        """The live record and every one that was live before it, newest first."""
-        known, found = self._known, [self.record]
-        while (earlier := found[-1].replaces) and earlier in known:
-            found.append(known[earlier])
-        return tuple(found)
+    def was_live(self) -> tuple[Record, ...]:
+        """The live record and every record that was live before it, newest first."""
+        by_digest, records = self._by_digest, [self.record]
+        while (earlier := records[-1].replaces) and earlier in by_digest:
+            records.append(by_digest[earlier])
+        return tuple(records)
 
     @property
     def predecessor(self) -> Record | None:
-        """What was live before the live release was first promoted: a promotion itself, not a rollback to it."""
-        earlier = self._known.get(self._promotion(self.record).replaces or "")
+        """The promotion whose release was live before the live release was first promoted; None for none."""
+        earlier = self._by_digest.get(self._promotion(self.record).replaces or "")
         return self._promotion(earlier) if earlier else None
 
     @property
     def rolled_back(self) -> frozenset[str]:
-        """Candidates that the uninterrupted run of rollbacks up to now took away."""
-        steps = list(zip(self.before, self.before[1:], strict=False))
-        run = takewhile(lambda step: step[0].outcome == "rollback", steps)
-        return frozenset(earlier.artefacts.get("candidate", "") for _, earlier in run)
+        """Digests of the candidates that were rolled back since the last promotion."""
+        steps = list(zip(self.was_live, self.was_live[1:], strict=False))
+        rollbacks = takewhile(lambda step: step[0].outcome == "rollback", steps)
+        return frozenset(earlier.artefacts.get("candidate", "") for _, earlier in rollbacks)
 
     @property
-    def set_back(self) -> Record | None:
-        """A rollback that is newer than the pointer: it was interrupted, or the pointer was set back behind it."""
-        mine = (self.record.channel, self.record.target)
-        beaten = beaten_records(self.chain)
+    def newer_rollback(self) -> Record | None:
+        """A rollback that is newer than the pointer: it was interrupted, or somebody set the pointer back."""
+        here = (self.record.channel, self.record.target)
+        superseded = superseded_records(self.chain)
         return next(
             (
                 record
                 for record in self.chain
                 if record.outcome == "rollback"
                 and record.sequence > self.record.sequence
-                and (record.channel, record.target) == mine
-                and record.digest not in beaten
+                and (record.channel, record.target) == here
+                and record.digest not in superseded
             ),
             None,
         )
 
     @property
-    def _known(self) -> Mapping[str, Record]:
+    def _by_digest(self) -> Mapping[str, Record]:
         return {record.digest: record for record in self.chain}
 
     def _promotion(self, record: Record) -> Record:
-        known = self._known
-        while record.outcome == "rollback" and record.restores in known:
-            record = known[str(record.restores)]
+        by_digest = self._by_digest
+        while record.outcome == "rollback" and record.restores in by_digest:
+            record = by_digest[str(record.restores)]
         return record
 
 
 def live_record(ledger: Ledger, target: str, channel: str) -> LiveRecord | None:
-    """What is live for a target on a channel; None when nothing is.
+    """What is live for a target on a channel; None when nothing is. The whole chain is verified, in both cases.
 
     Raises:
-        LedgerError: the chain is broken; the pointer names no record on it, one of something else, or one that lost.
+        LedgerError: the chain is broken, or the pointer is wrong (see `follow_pointer`).
     """
     pointer = ledger.pointer(channel, target)
-    chain = tuple(ledger.walk())  # also where nothing is live: that is believed of a sound chain only
+    chain = tuple(ledger.walk())
     if pointer is None:
         return None
-    return live_channels(ledger, chain, revocations(ledger), pointer, channel=channel, target=target)
+    return follow_pointer(ledger, chain, revocations(ledger), pointer, channel=channel, target=target)
 
 
-def live_channels(
+def follow_pointer(
     ledger: Ledger,
     chain: tuple[Record, ...],
     revoked: Sequence[Record],
-    pointer: Pointer,
+    pointer: Stored[Pointer],
     *,
     channel: str,
     target: str,
 ) -> LiveRecord:
-    """As `live`, for a chain and revocations that were read already."""
-    where = ledger.where(channel_key(channel, target))
-    found = next((record for record in chain if record.digest == pointer.record), None)
-    if found is None:
-        raise LedgerError(f"expected a pointer to a record on the chain, got one to {pointer.record}, in {where}")
-    require_published(pointer, found, channel=channel, target=target, where=where)
-    if found.digest in beaten_records(chain):
+    """What a channel pointer puts live.
+
+    Args:
+        ledger: names the place in messages.
+        chain: all records, verified, from the newest to the first.
+        revoked: the revocations, from `revocations`.
+        pointer: the channel pointer.
+        channel: the channel's name.
+        target: the target's name.
+
+    Raises:
+        LedgerError: the pointer names no record on the chain, a record of something else, or a superseded record.
+    """
+    where, named = ledger.where(channel_key(channel, target)), pointer.content.record
+    record = next((record for record in chain if record.digest == named), None)
+    if record is None:
+        raise LedgerError(f"expected a pointer to a record on the chain, got one to {named}, in {where}")
+    require_published(pointer.content, record, channel=channel, target=target, where=where)
+    if named in superseded_records(chain):
         raise LedgerError(
-            f"expected a pointer to a record that went live, got {found.sequence}, which lost, in {where}"
+            f"expected a pointer to a record that went live, got record {record.sequence}, which a later record says "
+            f"was superseded, in {where}"
         )
-    return LiveRecord(pointer, found, chain, revocation(revoked, records_resting_on(found)))
+    return LiveRecord(pointer, record, chain, why_revoked(revoked, digests_of_record(record)))
 
 
-def beaten_records(chain: Sequence[Record]) -> frozenset[str]:
-    """Digests of the records that lost the swap of their channel's pointer, and say so by ``superseded``."""
+def superseded_records(chain: Sequence[Record]) -> frozenset[str]:
+    """Digests of the records that another promotion forestalled, as records of outcome ``superseded`` say."""
     return frozenset(str(record.replaces) for record in chain if record.outcome == "superseded")
 
 
 def revocations(ledger: Ledger) -> tuple[Record, ...]:
-    """Every signed revocation in the store, newest first.
+    """All signed revocations in the store, newest first, on the chain or not.
 
-    Off the chain too: a revocation whose writer stopped, or behind which the tip was set back, still holds. A record
-    that cannot be read is for `safegene.ledger.audit` to report.
+    A revocation holds although its writer stopped before linking it, or somebody set the tip back. Records that cannot
+    be read are skipped here; `safegene.ledger.audit` reports them.
     """
-    found = []
+    revoked = []
     for digest in ledger.records():
         try:
             record = ledger.read(digest)
         except LedgerError:
             continue
         if record.outcome == "revocation":
-            found.append(record)
-    return tuple(sorted(found, key=lambda record: -record.sequence))
+            revoked.append(record)
+    return tuple(sorted(revoked, key=lambda record: -record.sequence))
 
 
 def find_record(name: str, records: Sequence[Record]) -> Record | None:
-    """The record that a sequence names, or at least 8 digits of its own or its release's digest."""
+    """The record with that sequence number, or with a digest (its own or its release's) that starts with ``name``.
+
+    At least 8 digits of a digest are needed; None where no record fits.
+    """
     if name.isdecimal() and len(name) < 8:
         return next((record for record in records if record.sequence == int(name)), None)
     digits = name.removeprefix("sha256:")
@@ -148,21 +168,20 @@ def find_record(name: str, records: Sequence[Record]) -> Record | None:
 
 
 def digests_named(content: Mapping[str, Any]) -> frozenset[str]:
-    """Every digest that stands anywhere in some plain JSON values."""
+    """Every digest that occurs anywhere in plain JSON values."""
     return frozenset(text for text in canonical_json(dict(content)).decode().split('"') if is_digest(text))
 
 
-def records_resting_on(record: Record) -> frozenset[str]:
-    """Every digest that a record's release rests on: the release, and all that its artefacts and fields name.
+def digests_of_record(record: Record) -> frozenset[str]:
+    """Every digest that a record rests on: its release, and all digests in its artefacts and fields.
 
-    Not those that only place it in the ledger: the record before it, and what it replaced.
+    The fields ``chain`` and ``channel`` are left out: they name neighbouring records only.
     """
-    content = {name: value for name, value in record.predicate.items() if name not in ("chain", "channel")}
-    return digests_named(content)
+    return digests_named(record.predicate.model_dump(exclude={"chain", "channel"}))
 
 
-def revocation(revoked: Sequence[Record], used: frozenset[str]) -> str:
-    """Why one of these digests is revoked; empty if none is."""
+def why_revoked(revoked: Sequence[Record], used: frozenset[str]) -> str:
+    """Why one of these digests is revoked, as one sentence; empty where none is."""
     for record in revoked:
         if record.outcome == "revocation" and record.revokes in used:
             return f"record {record.sequence} revoked {record.revokes}: {record.reason}"

@@ -1,21 +1,24 @@
 """One record: a DSSE-signed in-toto Statement v1 in canonical JSON, addressed by the sha256 of its bytes.
 
-The predicate holds ``outcome``, ``target``, ``reason``, ``artefacts`` (name -> digest), ``release`` (a digest or null),
-``nonce``, and the twenty-three fields of `FIELDS`, each either its content or ``{"not_recorded": reason}``. The same
-record never exists twice: the nonce tells two equal attempts apart and settles a write whose reply was lost.
+The predicate of the statement holds ``outcome``, ``target``, ``reason``, ``artefacts`` (name -> digest), ``release`` (a
+digest or null), ``nonce``, and the 23 fields of `FIELDS`. Each field holds its content or ``{"not_recorded": reason}``.
+The nonce is random, so two attempts never give the same record, and a writer recognises its own record in the store.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self
 from uuid import uuid4
 
+from pydantic import Field, JsonValue, NonNegativeInt, model_validator
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safegene.errors import FormatError, LedgerError
-from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_json, is_digest, strict_json
+from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_json, strict_json
+from safegene.workspace.fields import Digest
+from safegene.workspace.schema import Strict, parse_json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://safegene.dev/record/v1"
@@ -24,49 +27,136 @@ PAYLOAD = "application/vnd.in-toto+json"
 RecordOutcome = Literal["pass", "fail", "inconclusive", "error", "rollback", "revocation", "superseded"]
 PUBLISHING: tuple[RecordOutcome, ...] = ("pass", "rollback")
 
+
+class ChainField(Strict):
+    """Where a record is in the chain.
+
+    Attributes:
+        sequence: its number, from 0.
+        previous: digest of the record before it; None for the first.
+        key: id of the key that signed it.
+    """
+
+    sequence: NonNegativeInt
+    previous: Digest | None
+    key: str
+
+    @model_validator(mode="after")
+    def _first_has_no_previous(self) -> Self:
+        if (self.previous is None) != (self.sequence == 0):
+            raise ValueError("only record 0 has no previous record")
+        return self
+
+
+class ChannelField(Strict):
+    """What a record does on its channel.
+
+    Attributes:
+        name: the channel's name.
+        replaces: digest of the record that was live before; of outcome ``superseded``: of the record that did not go
+            live.
+        restores: digest of the record whose release a rollback puts live again.
+        revokes: the digest that a revocation names.
+    """
+
+    name: str
+    replaces: str | None
+    restores: str | None
+    revokes: str | None
+
+
+class Predicate(Strict):
+    """The content of a record. Unknown and missing fields are refused."""
+
+    outcome: RecordOutcome
+    target: str
+    reason: str
+    artefacts: dict[str, str]
+    release: Digest | None
+    nonce: str
+
+    model: JsonValue = Field(description="model id, version, digest of each shard, tokenizer and configuration")
+    base: JsonValue = Field(description="base model, revision, licence, fine-tune parent")
+    vector: dict[str, JsonValue] = Field(
+        description="vector digest, extraction recipe, rank, layers, coefficients, calibration rationale"
+    )
+    datasets: dict[str, JsonValue] = Field(
+        description="every dataset: digest, revision, licence, origin, size, selection, personal-data flag, split"
+    )
+    suite: JsonValue = Field(description="gate suite digest, prompts digest, seeds, decoding, number of prompts")
+    judge: JsonValue = Field(
+        description="judge id, digest or endpoint revision, prompt digest, sensitivity, specificity, unparsable share"
+    )
+    rates: JsonValue = Field(
+        description="harmful rate before, after and live, intervals, thresholds, utility, over-refusal, per category"
+    )
+    policy: JsonValue = Field(description="policy digest and the time it was fixed")
+    replies: JsonValue = Field(description="digest and place of the raw replies and judgements")
+    verdict: JsonValue = Field(description="verdict and the rules that failed")
+    responsible: JsonValue = Field(description="date and signature of the responsible person")
+    approval: JsonValue = Field(description="approver, who is not the author; override reason and expiry")
+    use: JsonValue = Field(description="intended use and limits")
+    change: JsonValue = Field(description="change class and changelog")
+    compute: JsonValue = Field(description="FLOPs of extraction, calibration and evaluation, and their running total")
+    risks: JsonValue = Field(description="risk ids mitigated")
+    code: JsonValue = Field(description="lock digest, git commit, DVC revision, hardware")
+    run: dict[str, JsonValue] = Field(description="run id, trigger, start, end, actor, host, attempt")
+    chain: ChainField = Field(description="sequence, previous record, key id")
+    channel: ChannelField = Field(
+        description="channel, what it replaces, what a rollback restores, what a revocation revokes"
+    )
+    security: JsonValue = Field(description="security checks passed")
+    incident: JsonValue = Field(description="incident link")
+    retention: JsonValue = Field(description="retention class")
+
+    @model_validator(mode="after")
+    def _only_publishing_records_have_a_release(self) -> Self:
+        if (self.outcome in PUBLISHING) != (self.release is not None):
+            raise ValueError(f"records of outcome {' and '.join(PUBLISHING)}, and only these, have a release")
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        """The content of the 23 fields, as plain JSON values."""
+        return self.model_dump(include=set(FIELDS))
+
+
 FIELDS: Mapping[str, str] = {
-    "model": "model id, version, digest of each shard, tokenizer and configuration",
-    "base": "base model, revision, licence, fine-tune parent",
-    "vector": "vector digest, extraction recipe, rank, layers, coefficients, calibration rationale",
-    "datasets": "every dataset: digest, revision, licence, origin, size, selection, personal-data flag, split",
-    "suite": "gate suite digest, prompts digest, seeds, decoding, number of prompts",
-    "judge": "judge id, digest or endpoint revision, prompt digest, sensitivity, specificity, unparsable share",
-    "rates": "harmful rate before, after and live, intervals, thresholds, utility, over-refusal, per category",
-    "policy": "policy digest and the time it was fixed",
-    "replies": "digest and place of the raw replies and judgements",
-    "verdict": "verdict and the rules that failed",
-    "responsible": "date and signature of the responsible person",
-    "approval": "approver, who is not the author; override reason and expiry",
-    "use": "intended use and limits",
-    "change": "change class and changelog",
-    "compute": "FLOPs of extraction, calibration and evaluation, and their running total",
-    "risks": "risk ids mitigated",
-    "code": "lock digest, git commit, DVC revision, hardware",
-    "run": "run id, trigger, start, end, actor, host, attempt",
-    "chain": "sequence, previous record, key id",
-    "channel": "channel, what it replaces, what a rollback restores, what a revocation revokes",
-    "security": "security checks passed",
-    "incident": "incident link",
-    "retention": "retention class",
+    name: field.description for name, field in Predicate.model_fields.items() if field.description
 }
-_TOP = {"outcome", "target", "reason", "artefacts", "release", "nonce"}
+"""The 23 fields of a record: name -> what it holds."""
+
+
+class Subject(Strict):
+    """What a statement is about: the name of the target, and one sha256."""
+
+    name: str
+    digest: dict[str, str]
+
+
+class Statement(Strict):
+    """An in-toto Statement v1 with our predicate."""
+
+    type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    subject: tuple[Subject, ...]
+    predicate_type: Literal["https://safegene.dev/record/v1"] = Field(alias="predicateType")
+    predicate: Predicate
 
 
 @dataclass(frozen=True)
 class RecordDraft:
-    """What an attempt wants on record, before it has its place in the chain.
+    """The content of a record that has no place in the chain yet.
 
     Attributes:
         outcome: how the attempt ended.
         target: the target's name.
         channel: the channel's name.
         reason: one sentence.
-        artefacts: artefact name -> digest, of everything that the attempt looked at.
+        artefacts: artefact name -> digest, of every artefact that the attempt read.
+        fields: content of the fields of `FIELDS`, except ``chain`` and ``channel``, which `seal` fills in.
         release: digest of the release that a publishing record puts live.
-        fields: content of the fields of `FIELDS` (``chain`` and ``channel`` are filled in here).
-        replaces: the record that was live before; of outcome ``superseded``, the record that did not go live.
-        restores: the record that a rollback brings back.
-        revokes: the digest that a revocation names.
+        replaces: see `ChannelField`.
+        restores: see `ChannelField`.
+        revokes: see `ChannelField`.
     """
 
     outcome: RecordOutcome
@@ -83,116 +173,111 @@ class RecordDraft:
 
 @dataclass(frozen=True)
 class Record:
-    """A record that was read and verified: its address, and its predicate."""
+    """A verified record: its address and its content."""
 
     digest: str
-    predicate: Mapping[str, Any]
+    predicate: Predicate
 
     @property
     def outcome(self) -> RecordOutcome:
         """How the attempt ended."""
-        return cast(RecordOutcome, self.predicate["outcome"])
+        return self.predicate.outcome
 
     @property
     def target(self) -> str:
         """The target's name."""
-        return str(self.predicate["target"])
+        return self.predicate.target
 
     @property
     def reason(self) -> str:
         """One sentence."""
-        return str(self.predicate["reason"])
+        return self.predicate.reason
 
     @property
     def artefacts(self) -> Mapping[str, str]:
         """Artefact name -> digest."""
-        return cast(Mapping[str, str], self.predicate["artefacts"])
+        return self.predicate.artefacts
 
     @property
     def release(self) -> str | None:
-        """Digest of the release that this record puts live, if it does."""
-        return cast(str | None, self.predicate["release"])
+        """Digest of the release that the record puts live; None where it puts nothing live."""
+        return self.predicate.release
 
     @property
     def sequence(self) -> int:
-        """Place in the chain, from 0."""
-        return int(self.predicate["chain"]["sequence"])
+        """Its number in the chain, from 0."""
+        return self.predicate.chain.sequence
 
     @property
     def previous(self) -> str | None:
-        """The record before it."""
-        return cast(str | None, self.predicate["chain"]["previous"])
+        """Digest of the record before it."""
+        return self.predicate.chain.previous
 
     @property
     def channel(self) -> str:
         """The channel's name."""
-        return str(self.predicate["channel"]["name"])
+        return self.predicate.channel.name
 
     @property
     def replaces(self) -> str | None:
-        """The record that was live before."""
-        return cast(str | None, self.predicate["channel"]["replaces"])
+        """See `ChannelField`."""
+        return self.predicate.channel.replaces
 
     @property
     def restores(self) -> str | None:
-        """The record that a rollback brings back."""
-        return cast(str | None, self.predicate["channel"]["restores"])
+        """See `ChannelField`."""
+        return self.predicate.channel.restores
 
     @property
     def revokes(self) -> str | None:
-        """The digest that a revocation names."""
-        return cast(str | None, self.predicate["channel"]["revokes"])
+        """See `ChannelField`."""
+        return self.predicate.channel.revokes
 
 
 def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: CryptoSigner) -> tuple[bytes, Record]:
-    """Sign a draft at its place in the chain; the bytes to store, and the record that they are.
+    """Sign a draft at its place in the chain.
+
+    Returns:
+        The bytes to store, and the record that they hold.
 
     Raises:
-        LedgerError: the draft has a field that a record does not know.
+        LedgerError: the draft has a field that is not in `FIELDS`, or its parts contradict each other.
     """
     if unknown := set(draft.fields) - set(FIELDS):
         raise LedgerError(f"expected only the record fields {sorted(FIELDS)}, got also {sorted(unknown)}")
-    filled = {name: draft.fields.get(name) or {"not_recorded": "nobody gave it"} for name in FIELDS}
-    filled["chain"] = {"sequence": sequence, "previous": previous, "key": signer.public_key.keyid}
-    filled["channel"] = {
-        "name": draft.channel,
-        "replaces": draft.replaces,
-        "restores": draft.restores,
-        "revokes": draft.revokes,
-    }
-    predicate = {
+    predicate: dict[str, Any] = {
         "outcome": draft.outcome,
         "target": draft.target,
         "reason": draft.reason,
         "artefacts": dict(draft.artefacts),
         "release": draft.release,
         "nonce": uuid4().hex,
-        **filled,
+        **{name: draft.fields.get(name) or {"not_recorded": "nobody gave it"} for name in FIELDS},
+        "chain": {"sequence": sequence, "previous": previous, "key": signer.public_key.keyid},
+        "channel": {
+            "name": draft.channel,
+            "replaces": draft.replaces,
+            "restores": draft.restores,
+            "revokes": draft.revokes,
+        },
     }
-    statement = {
-        "_type": STATEMENT,
-        "subject": [{"name": draft.target, "digest": {"sha256": _subject(draft).removeprefix(PREFIX)}}],
-        "predicateType": PREDICATE,
-        "predicate": predicate,
-    }
-    envelope = Envelope(canonical_json(statement), PAYLOAD, {})
+    payload = canonical_json(
+        {
+            "_type": STATEMENT,
+            "subject": [{"name": draft.target, "digest": {"sha256": _subject(draft).removeprefix(PREFIX)}}],
+            "predicateType": PREDICATE,
+            "predicate": predicate,
+        }
+    )
+    statement = _parse_statement(payload, where="a new record")
+    envelope = Envelope(payload, PAYLOAD, {})
     envelope.sign(signer)
     data = canonical_json(envelope.to_dict())
-    return data, Record(digest_bytes(data), predicate)
-
-
-def _subject(draft: RecordDraft) -> str:
-    """What the statement is about: the release, else the candidate, else (nothing could be read) the target's name."""
-    return (
-        draft.revokes
-        or draft.release
-        or draft.artefacts.get("candidate")
-        or digest_json({"not_recorded": draft.target})
-    )
+    return data, Record(digest_bytes(data), statement.predicate)
 
 
 def unseal(data: bytes, keys: Sequence[SSlibKey], *, where: str) -> Record:
-    """Read a record's bytes: canonical, signed by one of ``keys``, and of our schema.
+    """Read a record's bytes: canonical JSON, signed by one of ``keys``, and a `Statement`.
 
     Raises:
         LedgerError: they are not; ``where`` names the file.
@@ -200,48 +285,33 @@ def unseal(data: bytes, keys: Sequence[SSlibKey], *, where: str) -> Record:
     try:
         raw = strict_json(data, where=where)
         if canonical_json(raw) != data:
-            raise LedgerError(f"expected canonical JSON, got another spelling of it, in {where}")
+            raise LedgerError(f"expected canonical JSON, got the same values in other bytes, in {where}")
         envelope = Envelope.from_dict(raw)
         signers = [f"{keyid[:12]}.." for keyid in envelope.signatures]
         envelope.verify(list(keys), 1)
-        if envelope.payload_type != PAYLOAD:
-            raise LedgerError(f"expected the payload type {PAYLOAD}, got {envelope.payload_type!r}, in {where}")
-        statement = strict_json(envelope.payload, where=where)
     except VerificationError:
         pinned = [f"{key.keyid[:12]}.." for key in keys]
-        got = f"{signers}, or bytes that it does not fit"
+        got = f"signatures by {signers}, or signatures of other bytes"
         raise LedgerError(f"expected a signature by a pinned key {pinned}, got {got}, in {where}") from None
     except (FormatError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise LedgerError(f"expected a signed record, got {error}, in {where}") from None
-    _require_schema(statement, where)
-    return Record(digest_bytes(data), statement["predicate"])
+    if envelope.payload_type != PAYLOAD:
+        raise LedgerError(f"expected the payload type {PAYLOAD}, got {envelope.payload_type!r}, in {where}")
+    return Record(digest_bytes(data), _parse_statement(envelope.payload, where=where).predicate)
 
 
-def _require_schema(statement: Any, where: str) -> None:
-    if not isinstance(statement, dict) or statement.get("_type") != STATEMENT:
-        raise LedgerError(f"expected an in-toto statement ({STATEMENT}), got another, in {where}")
-    if statement.get("predicateType") != PREDICATE:
-        raise LedgerError(f"expected the predicate {PREDICATE}, got {statement.get('predicateType')!r}, in {where}")
-    predicate = statement.get("predicate")
-    if not isinstance(predicate, dict) or set(predicate) != _TOP | set(FIELDS):
-        raise LedgerError(f"expected exactly the fields of {PREDICATE}, got others, in {where}")
-    chain, channel = predicate["chain"], predicate["channel"]
-    sound = (
-        predicate["outcome"] in get_args(RecordOutcome)
-        and isinstance(predicate["target"], str)
-        and isinstance(predicate["artefacts"], dict)
-        and isinstance(chain, dict)
-        and set(chain) == {"sequence", "previous", "key"}
-        and type(chain["sequence"]) is int
-        and chain["sequence"] >= 0
-        and (chain["previous"] is None) == (chain["sequence"] == 0)
-        and (chain["previous"] is None or is_digest(chain["previous"]))
-        and isinstance(channel, dict)
-        and set(channel) == {"name", "replaces", "restores", "revokes"}
-        and (predicate["release"] is None or is_digest(predicate["release"]))
-        and ((predicate["outcome"] in PUBLISHING) == (predicate["release"] is not None))
+def _parse_statement(payload: bytes, *, where: str) -> Statement:
+    try:
+        return parse_json(Statement, payload, where=where)
+    except FormatError as error:
+        raise LedgerError(error.message) from None
+
+
+def _subject(draft: RecordDraft) -> str:
+    """The digest that the statement is about: of what is revoked, the release, the candidate, or the target's name."""
+    return (
+        draft.revokes
+        or draft.release
+        or draft.artefacts.get("candidate")
+        or digest_json({"not_recorded": draft.target})
     )
-    if not sound:
-        raise LedgerError(
-            f"expected a record's outcome, chain, channel and release to fit together, got others, in {where}"
-        )

@@ -1,42 +1,48 @@
 """Releases: immutable copies, in the store, of what was promoted and of the evidence for it.
 
-A release is ``releases/<sha256>/release.json``, which names every other file below it with its digest; the release's
-digest is that of this file. So what is live stays addressable, and verifiable byte for byte, when later runs overwrite
-the workspace that made it. Its folder ``candidate/`` is the artefact of stage ``calibrate``: a PEFT adapter to serve.
+A release is ``releases/<sha256>/release.json``, which names every other file of the release with its digest; the digest
+of the release is that of this file. A release can thus be found and verified byte for byte after later runs have
+overwritten the workspace that it came from. Its folder ``candidate/`` is the artefact of stage ``calibrate``: a PEFT
+adapter to serve.
 """
 
-import os
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
+from pydantic import Field
 
 from safegene.errors import DigestMismatch, FormatError
 from safegene.ledger.store import LocalStore, ObjectMissing, Store, check_key
-from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_json, is_digest, strict_json
+from safegene.workspace.atomic import draft_folder
+from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, is_digest
 from safegene.workspace.manifest import NAME as MANIFEST
 from safegene.workspace.manifest import Manifest
+from safegene.workspace.schema import Strict, parse_json
 
-SCHEMA = "safegene/release/v1"
 INDEX = "release.json"
 
 Artefact = tuple[Path, Manifest]
 Source = tuple[Path, str]
 
 
-@dataclass(frozen=True)
-class Release:
-    """What a release holds: file name -> digest."""
+class Release(Strict):
+    """The content of ``release.json``.
 
+    Attributes:
+        target: the target's name.
+        files: path of a file below the release -> its digest.
+    """
+
+    schema_: Literal["safegene/release/v1"] = Field("safegene/release/v1", alias="schema")
     target: str
-    files: Mapping[str, str]
+    files: dict[str, str]
 
     @property
     def content(self) -> bytes:
         """The bytes of ``release.json``."""
-        return canonical_json({"schema": SCHEMA, "target": self.target, "files": dict(self.files)})
+        return canonical_json(self.model_dump(by_alias=True))
 
     @property
     def digest(self) -> str:
@@ -45,12 +51,13 @@ class Release:
 
 
 def release_files(whole: Mapping[str, Artefact], receipts: Mapping[str, Artefact]) -> dict[str, Source]:
-    """Name -> file and digest of a release: artefacts that go in ``whole``, and artefacts of which the receipt goes in.
+    """The files of a release: path below the release -> file and digest.
+
+    The digests come from the manifests, so `publish_release` finds a file that has changed since it was verified.
 
     Args:
-        whole: artefact name -> folder and verified manifest. The digests are the manifest's, so that a file changed
-            after it was verified is found when it is copied.
-        receipts: the same.
+        whole: artefact name -> folder and verified manifest, of artefacts that are copied with all their files.
+        receipts: the same, of artefacts of which only the manifest is copied.
     """
     files: dict[str, Source] = {}
     for name, (folder, manifest) in {**receipts, **whole}.items():
@@ -61,12 +68,12 @@ def release_files(whole: Mapping[str, Artefact], receipts: Mapping[str, Artefact
 
 
 def plan_release(target: str, files: Mapping[str, Source]) -> Release:
-    """The release that these files would make."""
-    return Release(target, {check_key(name): digest for name, (_, digest) in sorted(files.items())})
+    """The release that consists of these files."""
+    return Release(target=target, files={check_key(name): digest for name, (_, digest) in sorted(files.items())})
 
 
 def publish_release(store: Store, release: Release, files: Mapping[str, Source]) -> None:
-    """Copy a release into the store, its index last; again is harmless.
+    """Copy a release into the store, ``release.json`` last; files that are there already stay.
 
     Raises:
         DigestMismatch: a file has changed since the release was planned.
@@ -82,25 +89,24 @@ def publish_release(store: Store, release: Release, files: Mapping[str, Source])
 
 
 def read_release(store: Store, digest: str) -> Release:
-    """Read a release's index, verified against its digest.
+    """Read ``release.json`` and verify it against the release's digest.
 
     Raises:
         DigestMismatch: it is missing or changed.
-        FormatError: it is not a release.
+        FormatError: it is malformed.
     """
     data = _get(store, digest, INDEX, expected=digest)
-    where = f"{store.uri}/{_key(digest, INDEX)}"
-    raw = strict_json(data, where=where)
-    if not isinstance(raw, dict) or set(raw) != {"schema", "target", "files"} or raw["schema"] != SCHEMA:
-        raise FormatError(f"expected a release of schema {SCHEMA}, got another, in {where}")
-    return Release(raw["target"], {check_key(name): value for name, value in raw["files"].items()})
+    release = parse_json(Release, data, where=f"{store.uri}/{_key(digest, INDEX)}")
+    for name in release.files:
+        check_key(name)
+    return release
 
 
 def verify_release(store: Store, digest: str) -> Release:
-    """Read a release and verify every byte in the store: no file missing, changed, or added.
+    """Read a release and verify every file of it in the store.
 
     Raises:
-        DigestMismatch: names the file.
+        DigestMismatch: a file is missing, changed, or not named in ``release.json``.
     """
     release = read_release(store, digest)
     for name, expected in release.files.items():
@@ -114,73 +120,73 @@ def verify_release(store: Store, digest: str) -> Release:
 
 
 def require_release_of(store: Store, digest: str, artefacts: Mapping[str, str]) -> Release:
-    """`verify_release`, and that its receipts are those that a record names, and its files those of the receipts.
+    """`verify_release`, and check that the manifests in the release are those that a record names.
 
     Args:
-        store: where it is.
+        store: where the release is.
         digest: the release.
-        artefacts: artefact name -> digest, as the record that put it live says.
+        artefacts: artefact name -> digest, from the record that put the release live.
 
     Raises:
-        DigestMismatch: names the file that is not what the record says.
+        DigestMismatch: a manifest is not the one in the record, or the files of an artefact are not those in its
+            manifest.
     """
     release = verify_release(store, digest)
     for name, expected in artefacts.items():
-        if (receipt := f"{name}/{MANIFEST}") not in release.files:
+        if (key := f"{name}/{MANIFEST}") not in release.files:
             continue
-        where = f"{store.uri}/{_key(digest, receipt)}"
-        raw = strict_json(_get(store, digest, receipt, expected=release.files[receipt]), where=where)
-        if (got := digest_json(raw)) != expected:
-            raise DigestMismatch(f"expected {expected}, as the record says, got {got}, in {where}")
-        own = {path.removeprefix(f"{name}/"): one for path, one in release.files.items() if path.startswith(f"{name}/")}
-        del own[MANIFEST]
-        if own and own != raw["files"]:
-            raise DigestMismatch(f"expected the files that {receipt} names, got others, in {where}")
+        where = f"{store.uri}/{_key(digest, key)}"
+        manifest = parse_json(Manifest, _get(store, digest, key, expected=release.files[key]), where=where)
+        if manifest.digest != expected:
+            raise DigestMismatch(f"expected {expected}, as the record says, got {manifest.digest}, in {where}")
+        inside = {
+            path.removeprefix(f"{name}/"): at for path, at in release.files.items() if path.startswith(f"{name}/")
+        }
+        del inside[MANIFEST]
+        if inside and inside != manifest.files:
+            raise DigestMismatch(f"expected the files that {key} names, got others, in {where}")
     return release
 
 
 def open_release(store: Store, digest: str, *, cache: Path, artefacts: Mapping[str, str] | None = None) -> Path:
-    """A folder with a verified release: in place in a local store, else a copy below ``cache``.
+    """A folder that holds a verified release: its place in a local store, otherwise a copy below ``cache``.
 
     Args:
-        store: where it is.
+        store: where the release is.
         digest: the release.
-        cache: for copies.
-        artefacts: what its record says of it; see `require_release_of`.
+        cache: folder for copies from a remote store.
+        artefacts: see `require_release_of`.
 
     Raises:
-        DigestMismatch: a byte differs from the release's digest; names the file.
+        DigestMismatch: a file is not what the release or the record says.
     """
-    said, key = artefacts or {}, _key(digest, "").rstrip("/")
+    recorded, key = artefacts or {}, _key(digest, "").rstrip("/")
     if isinstance(store, LocalStore):
-        require_release_of(store, digest, said)
+        require_release_of(store, digest, recorded)
         return store.root / key
     folder, copies = cache / key, LocalStore(cache)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         try:
             verify_release(copies, digest)
-        except DigestMismatch:  # not here yet, or damaged since
+        except DigestMismatch:  # not downloaded yet, or damaged since
             _download(store, digest, folder)
-        require_release_of(copies, digest, said)
+        require_release_of(copies, digest, recorded)
     return folder
 
 
 def release_uri(store: Store, digest: str) -> str:
-    """Where a release is."""
+    """The place of a release."""
     return f"{store.uri}/{_key(digest, '')}".rstrip("/")
 
 
 def _download(store: Store, digest: str, folder: Path) -> None:
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
     release = read_release(store, digest)
-    for name, expected in {**release.files, INDEX: digest}.items():
-        path = draft / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_get(store, digest, name, expected=expected))
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    with draft_folder(folder) as draft:
+        for name, expected in {**release.files, INDEX: digest}.items():
+            path = draft / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_get(store, digest, name, expected=expected))
 
 
 def _get(store: Store, digest: str, name: str, *, expected: str) -> bytes:

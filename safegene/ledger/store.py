@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from safegene.errors import ParamsError, PreconditionFailed, StoreError
+from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import digest_bytes
 
 if TYPE_CHECKING:
@@ -127,26 +128,16 @@ class LocalStore:
         etag = digest_bytes(data)
         try:
             with self._lock():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 present = digest_bytes(path.read_bytes()) if path.exists() else None
                 if present == etag and expected is None:
                     return etag
                 if present != expected:
                     raise PreconditionFailed(f"expected {expected or 'no object'} under {key}, got {present or 'none'}")
-                self._replace(path, data)
+                # The lock allows one name for all drafts: the next write replaces what a killed writer left.
+                write_file(path, data, durable=True, draft=self.root / DRAFT)
         except OSError as error:
             raise StoreError(f"expected to write {key} in {self.root}, got {error}") from error
         return etag
-
-    def _replace(self, path: Path, data: bytes) -> None:
-        draft = self.root / DRAFT  # one name is enough under the lock, and what a kill leaves is overwritten
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        for folder in (path.parent, self.root):
-            _sync_folder(folder)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -157,14 +148,6 @@ class LocalStore:
             yield
         finally:
             os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -328,6 +311,20 @@ def self_test(store: Store) -> None:
         _race(store, key, "replace one version of an object", lambda data: store.put_if_match(key, data, etag))
     finally:
         store.discard(key)
+
+
+_proven: set[str] = set()
+
+
+def require_conditions(store: Store) -> None:
+    """Run `self_test`, once per process and store.
+
+    Raises:
+        StoreError: the store ignores conditions, so nothing may be promoted on it.
+    """
+    if store.uri not in _proven:
+        self_test(store)
+        _proven.add(store.uri)
 
 
 def _race(store: Store, key: str, what: str, write: Callable[[bytes], str]) -> None:

@@ -28,7 +28,7 @@ LiveReleases = Callable[[str], LiveRelease | None]
 
 def read_live(workspace: Workspace) -> tuple[LiveReleases, str]:
     """What is live on ``promote.channel``, each record verified once; and why that is unknown, "" when it is known."""
-    from safegene.ledger import live_channels, open_ledger, revocations
+    from safegene.ledger import follow_pointer, open_ledger, revocations
 
     releases: dict[str, LiveRelease] = {}
     try:
@@ -39,7 +39,7 @@ def read_live(workspace: Workspace) -> tuple[LiveReleases, str]:
             pointer = ledger.pointer(channel, target)
             if channel != params.channel or pointer is None:
                 continue
-            now = live_channels(ledger, chain, revoked, pointer, channel=channel, target=target)
+            now = follow_pointer(ledger, chain, revoked, pointer, channel=channel, target=target)
             releases[target] = LiveRelease(now.release, now.record.artefacts.get("candidate"), now.revoked)
     except (SafegeneError, OSError) as error:
         return (lambda _: None), f"what is live is unknown: {error}"

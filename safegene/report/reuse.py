@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from safegene.ledger import Record, open_ledger, revocation, revocations
+from safegene.ledger import Record, open_ledger, revocations, why_revoked
 from safegene.ledger.audit import ATTEMPTS
 from safegene.report.live import LiveReleases, read_live
 from safegene.report.state import TARGET, TargetState, WorkspaceState, read_state
@@ -107,7 +107,7 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
         VectorUse(
             vector,
             vector == present,
-            revocation(revoked, frozenset([vector])),
+            why_revoked(revoked, frozenset([vector])),
             tuple(sorted(uses, key=lambda use: use.target)),
             made if vector == present else {},
         )
@@ -133,7 +133,7 @@ def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveReleases
                 record=last.sequence,
                 attempts=len(records),
                 rates=_recorded_rates(last),
-                extra_params=_share(_inside(last.predicate, "vector", "calibration", "facts", "extra_params")),
+                extra_params=_share(_inside(last.predicate.vector, "calibration", "facts", "extra_params")),
                 live=now.release if now and vector_of.get(now.candidate) == vector else None,
                 **_costs(workspace, last.artefacts),
             ),
@@ -185,7 +185,7 @@ def _rates(target: TargetState) -> dict[str, tuple[float | None, float | None]]:
 
 def _recorded_rates(record: Record) -> dict[str, tuple[float | None, float | None]]:
     def rate(name: str, arm: str) -> float | None:
-        return _share(_inside(record.predicate, "rates", name, arm, "rate"))
+        return _share(_inside(record.predicate.rates, name, arm, "rate"))
 
     return {name: (rate(name, "before"), rate(name, "after")) for name in RATES}
 

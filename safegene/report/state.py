@@ -14,12 +14,12 @@ from pydantic import BaseModel
 from safegene.errors import SafegeneError
 from safegene.gate.decision import policy_digest
 from safegene.gate.types import VerdictOutcome
-from safegene.ledger.evidence import data_digests, is_data
 from safegene.report.files import CheckpointFile, CoefficientsFile, Rate, SelectionFile, VerdictFile
 from safegene.report.live import LiveRelease, LiveReleases, read_live
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
 from safegene.workspace.schema import parse_json
+from safegene.workspace.staleness import data_digests, is_data
 
 ARMS = ("before", "after", "aligned")
 

@@ -11,19 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_file(path: Path, data: bytes | str, *, durable: bool = False) -> None:
+def write_file(path: Path, data: bytes | str, *, durable: bool = False, draft: Path | None = None) -> None:
     """Write a file in one step, its folder made where it is missing; readers see the old bytes or the new ones.
 
     Args:
         path: the file.
         data: its whole content; text is written as UTF-8.
-        durable: force the bytes to the disk before the rename, so that a power cut loses neither.
+        durable: force the bytes to the disk before the rename, and the rename after it, so that a power cut leaves
+            the old file or the new one.
+        draft: where to write first, on the same disk; by default beside ``path``.
 
     Raises:
         OSError: the disk refuses; ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(path)
+    draft = draft or _draft(path)
     try:
         with draft.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -31,6 +33,9 @@ def write_file(path: Path, data: bytes | str, *, durable: bool = False) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         draft.replace(path)
+        if durable:
+            for folder in {path.parent, draft.parent}:
+                _sync(folder)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -54,6 +59,14 @@ def draft_folder(out: Path) -> Iterator[Path]:
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _draft(path: Path) -> Path:

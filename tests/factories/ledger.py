@@ -4,10 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+from safegene.errors import PreconditionFailed
 from safegene.gate.decision import policy_digest
-from safegene.ledger import create_key, write_public_key
-from safegene.ledger.store import LocalStore, PreconditionFailed
+from safegene.ledger.audit import audit_workspace
+from safegene.ledger.chain import Ledger, open_ledger
+from safegene.ledger.keys import create_key, write_public_key
+from safegene.ledger.live import live_record
+from safegene.ledger.record import Record
+from safegene.ledger.store import LocalStore
 from safegene.pipeline.stages.gate import decide
+from safegene.pipeline.stages.promote import pin_incumbent, promote_attempt
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import write_artefact
@@ -94,7 +100,7 @@ def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") 
         "prompts": digest_file(ws.prompts / "gate.jsonl"),
         "validation": digest_file(ws.validation / "receipt.json"),
     }
-    arms = ARMS
+    arms: tuple[str, ...] = ARMS
     if ws.incumbent(target).is_file():
         inputs["incumbent"] = ws.incumbent(target)
         arms = (*ARMS, "incumbent") if json.loads(ws.incumbent(target).read_bytes())["live"] else ARMS
@@ -139,6 +145,33 @@ def _judgement(prompt: tuple[str, int], arm: str, outcome: str) -> dict[str, obj
         "weights": digest_json(arm),
         "reply": "a reply",
     }
+
+
+def attempt(ws: Workspace, target: str = TARGET, *, alpha: float = 1.0, outcome: str = "pass") -> str:
+    """What the flow does for a target: calibrate, pin the incumbent, evaluate, gate, promote."""
+    make_target(ws, target, alpha=alpha)
+    pin_incumbent(ws, target)
+    make_verdict(ws, target, outcome=outcome)
+    return promote_attempt(ws, target)
+
+
+def ledger_of(ws: Workspace) -> Ledger:
+    return open_ledger(ws.params.promote, ws.root)
+
+
+def records(ws: Workspace) -> list[Record]:
+    """The chain, from the newest record to the first."""
+    return list(ledger_of(ws).walk())
+
+
+def live_digest(ws: Workspace, target: str = TARGET, channel: str = "production") -> str | None:
+    """The release that is live; None for none."""
+    live = live_record(ledger_of(ws), target, channel)
+    return live.release if live else None
+
+
+def problems_of(ws: Workspace) -> list[str]:
+    return list(audit_workspace(ws).problems)
 
 
 def flip_byte(path: Path, at: int = -2) -> None:

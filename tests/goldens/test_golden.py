@@ -9,7 +9,7 @@ import pytest
 
 from safegene.checkpoints.adapter import open_adapter
 from safegene.ledger.evidence import confirm_verdict, gather_evidence
-from safegene.pipeline.stages.gate import gate
+from safegene.pipeline.stages.gate import decide
 from safegene.vectors.vector import read_vector
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
@@ -89,11 +89,11 @@ def test_the_adapters_load_here_and_in_peft(golden: Workspace, target: str) -> N
 
 @pytest.mark.parametrize("target", OUTCOMES)
 def test_the_judgements_give_the_same_verdict_byte_for_byte(golden: Workspace, target: str, tmp_path: Path) -> None:
-    gate(
-        golden.params.gate,
+    decide(
         candidate=golden.candidate(target),
         judgements=golden.judgements(target),
         out=tmp_path / "verdict",
+        params=golden.params.gate,
     )
     for name in ("verdict.json", "metrics.json", "rates.csv"):
         assert (tmp_path / "verdict" / name).read_bytes() == (golden.verdict(target) / name).read_bytes(), name

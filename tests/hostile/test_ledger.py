@@ -10,26 +10,33 @@ from pathlib import Path
 import pytest
 
 from safegene.errors import DigestMismatch, LedgerError, SafegeneError
-from safegene.ledger import (
-    SEEN,
-    Ledger,
-    Record,
-    RecordDraft,
-    create_key,
-    live_record,
-    load_signer,
-    open_ledger,
-    read_public_keys,
-    record_key,
-    write_public_key,
-)
 from safegene.ledger.audit import audit_workspace
-from safegene.pipeline.stages.promote import promote, promote_attempt, revoke, rollback
-from safegene.pipeline.stages.promote import resolve_live as served
+from safegene.ledger.chain import SEEN, Ledger, record_key
+from safegene.ledger.keys import create_key, load_signer, read_public_keys, write_public_key
+from safegene.ledger.live import live_record
+from safegene.ledger.record import PAYLOAD, Record, RecordDraft, unseal
+from safegene.pipeline.stages.promote import (
+    pin_incumbent,
+    promote,
+    promote_attempt,
+    resolve_live,
+    revoke,
+    rollback,
+)
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
-from tests.factories.ledger import TARGET, flip_byte, make_target, make_verdict, make_workspace
+from tests.factories.ledger import (
+    TARGET,
+    attempt,
+    flip_byte,
+    ledger_of,
+    make_target,
+    make_verdict,
+    make_workspace,
+    problems_of,
+    records,
+)
 
 
 @pytest.fixture
@@ -37,27 +44,14 @@ def ws(tmp_path: Path) -> Workspace:
     """Three records: a promotion, a refusal, a promotion of something better."""
     ws = make_workspace(tmp_path / "ws")
     promote_attempt(ws, TARGET)
-    again(ws, alpha=2.0, outcome="fail")
-    again(ws, alpha=3.0, outcome="pass")
+    attempt(ws, alpha=2.0, outcome="fail")
+    attempt(ws, alpha=3.0, outcome="pass")
     assert audit_workspace(ws).problems == ()
     return ws
 
 
-def again(ws: Workspace, *, alpha: float, outcome: str) -> str:
-    from safegene.pipeline.stages.promote import pin_incumbent
-
-    make_target(ws, alpha=alpha)
-    pin_incumbent(ws, TARGET)
-    make_verdict(ws, outcome=outcome)
-    return promote_attempt(ws, TARGET)
-
-
-def ledger_of(ws: Workspace) -> Ledger:
-    return open_ledger(ws.params.promote, ws.root)
-
-
 def chain_of(ws: Workspace) -> list[Record]:
-    return list(reversed(tuple(ledger_of(ws).walk())))
+    return list(reversed(records(ws)))
 
 
 def file_of(ws: Workspace, record: Record) -> Path:
@@ -65,7 +59,7 @@ def file_of(ws: Workspace, record: Record) -> Path:
 
 
 def problems(ws: Workspace) -> str:
-    return "\n".join(audit_workspace(ws).problems)
+    return "\n".join(problems_of(ws))
 
 
 @pytest.mark.parametrize("sequence", [0, 1, 2])
@@ -107,7 +101,7 @@ def test_a_record_of_an_unknown_key_is_refused(ws: Workspace, tmp_path: Path) ->
     mixed.publish(forged, mixed.pointer("production", TARGET))
     assert "expected a signature by a pinned key" in problems(ws)
     with pytest.raises(LedgerError, match="pinned key"):
-        served(ws, TARGET)
+        resolve_live(ws, TARGET)
 
 
 def never_seen(ws: Workspace) -> None:
@@ -128,7 +122,7 @@ def test_a_chain_cut_off_at_its_end_is_found(ws: Workspace) -> None:
 def test_a_deleted_tip_is_not_a_new_ledger(ws: Workspace) -> None:
     never_seen(ws)
     (ws.root / "ledger" / "tip").unlink()
-    assert "expected the chain's tip, got none though linked records are there" in problems(ws)
+    assert "expected the tip of the chain, got none although there are records" in problems(ws)
     with pytest.raises(LedgerError, match="tip"):
         promote(ws, TARGET)
 
@@ -137,7 +131,7 @@ def test_a_deleted_tip_is_not_a_new_ledger(ws: Workspace) -> None:
 def test_a_ledger_without_the_record_seen_last_is_refused(ws: Workspace, tmp_path: Path, how: str) -> None:
     ledger, before = ws.root / "ledger", tmp_path / "before"
     shutil.copytree(ledger, before)
-    again(ws, alpha=4.0, outcome="fail")
+    attempt(ws, alpha=4.0, outcome="fail")
     if how == "set back by one":
         shutil.copyfile(before / "tip", ledger / "tip")
         next(p for p in (ledger / "records").iterdir() if not (before / "records" / p.name).exists()).unlink()
@@ -152,7 +146,7 @@ def test_a_ledger_without_the_record_seen_last_is_refused(ws: Workspace, tmp_pat
         shutil.copyfile(other.root / "ledger.pub", ws.root / "ledger.pub")
     assert "seen before, on the chain" in problems(ws)
     with pytest.raises(LedgerError, match="seen before"):
-        served(ws, TARGET)
+        resolve_live(ws, TARGET)
     with pytest.raises(LedgerError, match="seen before"):
         promote(ws, TARGET)
 
@@ -166,7 +160,7 @@ def test_setting_the_tip_back_does_not_undo_a_revocation(ws: Workspace, seen: bo
     if not seen:
         never_seen(ws)
     with pytest.raises(SafegeneError, match="seen before" if seen else "poisoned"):
-        served(ws, TARGET)
+        resolve_live(ws, TARGET)
     assert "expected revocation 3 on the chain" in problems(ws)
 
 
@@ -176,10 +170,10 @@ def test_a_pointer_set_back_behind_a_rollback_is_not_served(ws: Workspace) -> No
     rollback(ws, TARGET)
     pointer.write_bytes(before)
     with pytest.raises(LedgerError, match="rolled back to"):
-        served(ws, TARGET)
+        resolve_live(ws, TARGET)
     assert "a rollback was interrupted" in problems(ws)
     assert rollback(ws, TARGET).outcome == "rollback"
-    assert served(ws, TARGET)
+    assert resolve_live(ws, TARGET)
     assert problems(ws) == ""
 
 
@@ -191,19 +185,19 @@ def test_a_pointer_to_a_promotion_that_lost_is_refused(ws: Workspace) -> None:
     )
     ledger.append(RecordDraft("superseded", TARGET, "production", "r", {}, {}, replaces=lost.digest), signer)
     ledger.publish(lost, ledger.pointer("production", TARGET))
-    assert "which lost" in problems(ws)
-    with pytest.raises(LedgerError, match="which lost"):
-        served(ws, TARGET)
+    assert "was superseded" in problems(ws)
+    with pytest.raises(LedgerError, match="was superseded"):
+        resolve_live(ws, TARGET)
 
 
 def test_a_planted_link_to_a_folder_is_found(ws: Workspace, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (ws.candidate(TARGET) / "extra").symlink_to(tmp_path / "outside")
     assert "got also ['extra']" in problems(ws)
-    release = Path(served(ws, TARGET)["path"])
+    release = Path(resolve_live(ws, TARGET)["path"])
     (release / "candidate" / "extra").symlink_to(tmp_path / "outside")
     with pytest.raises(DigestMismatch, match="candidate/extra"):
-        served(ws, TARGET)
+        resolve_live(ws, TARGET)
 
 
 def test_a_planted_record_of_nonsense_is_named(ws: Workspace) -> None:
@@ -235,7 +229,7 @@ def test_a_forged_pointer_serves_nothing(
     path.write_text(json.dumps(content(chain_of(ws))))
     assert str(path) in problems(ws), name
     with pytest.raises(LedgerError):
-        served(ws, TARGET)
+        resolve_live(ws, TARGET)
 
 
 def test_a_pointer_copied_to_another_target_or_channel_serves_nothing(ws: Workspace) -> None:
@@ -247,9 +241,9 @@ def test_a_pointer_copied_to_another_target_or_channel_serves_nothing(ws: Worksp
     assert "production/topic" in problems(ws)
     assert f"staging/{TARGET}" in problems(ws)
     with pytest.raises(LedgerError):
-        served(ws, "topic")
+        resolve_live(ws, "topic")
     with pytest.raises(LedgerError):
-        served(ws, TARGET, channel="staging")
+        resolve_live(ws, TARGET, channel="staging")
 
 
 def test_a_pointer_set_back_to_an_earlier_promotion_is_found(ws: Workspace) -> None:
@@ -264,11 +258,14 @@ def test_a_pointer_set_back_to_an_earlier_promotion_is_found(ws: Workspace) -> N
 def test_a_ledger_of_another_schema_is_refused(ws: Workspace) -> None:
     from securesystemslib.dsse import Envelope
 
-    from safegene.ledger.record import PAYLOAD, unseal
-
     ledger = ledger_of(ws)
     signer = load_signer(ledger.keys)
-    for statement in ({}, [], {"_type": "https://in-toto.io/Statement/v1", "predicateType": "other", "predicate": {}}):
+    statements: tuple[object, ...] = (
+        {},
+        [],
+        {"_type": "https://in-toto.io/Statement/v1", "predicateType": "other", "predicate": {}},
+    )
+    for statement in statements:
         envelope = Envelope(canonical_json(statement), PAYLOAD, {})
         envelope.sign(signer)
         data = canonical_json(envelope.to_dict())
@@ -316,8 +313,6 @@ def test_a_promoter_killed_anywhere_leaves_no_half_promotion(
     before = live_record(ledger_of(ws), TARGET, "production")
     assert before
     make_target(ws, alpha=4.0)
-    from safegene.pipeline.stages.promote import pin_incumbent
-
     pin_incumbent(ws, TARGET)
     make_verdict(ws)
     command = [sys.executable, "-c", KILLED, where, prefix, str(ws.root), TARGET]

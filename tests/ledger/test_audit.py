@@ -5,36 +5,34 @@ import pytest
 from rich.console import Console
 
 from safegene.errors import LedgerError
-from safegene.ledger import Ledger, RecordDraft, live_record, load_signer, open_ledger, record_key
-from safegene.ledger.audit import audit_workspace, history, trace_live, trace_workspace, verify_ledger
-from safegene.pipeline.stages.promote import live_digest, pin_incumbent, promote_attempt, revoke, rollback
+from safegene.ledger import RecordDraft, live_record, load_signer, record_key
+from safegene.ledger.audit import audit_workspace, verify_ledger
+from safegene.ledger.trace import history, trace_live, trace_workspace
+from safegene.pipeline.stages.promote import pin_incumbent, promote_attempt, revoke, rollback
 from safegene.workspace.layout import Workspace
-from safegene.workspace.manifest import read_manifest
-from tests.factories.ledger import TARGET, flip_byte, make_family, make_target, make_verdict, make_workspace
-
-
-def problems_of(ws: Workspace) -> list[str]:
-    return list(audit_workspace(ws).problems)
+from safegene.workspace.manifest import read_manifest, write_artefact
+from tests.factories.ledger import (
+    TARGET,
+    attempt,
+    flip_byte,
+    ledger_of,
+    live_digest,
+    make_candidate,
+    make_family,
+    make_target,
+    make_verdict,
+    make_workspace,
+    problems_of,
+)
 
 
 @pytest.fixture
 def ws(tmp_path: Path) -> Workspace:
     """One target promoted, another refused."""
     ws = make_workspace(tmp_path / "ws")
-    assert run(ws) == "pass"
-    assert run(ws, "adversarial", outcome="fail") == "fail"
+    assert attempt(ws) == "pass"
+    assert attempt(ws, "adversarial", outcome="fail") == "fail"
     return ws
-
-
-def run(ws: Workspace, target: str = TARGET, *, alpha: float = 1.0, outcome: str = "pass") -> str:
-    make_target(ws, target, alpha=alpha)
-    pin_incumbent(ws, target)
-    make_verdict(ws, target, outcome=outcome)
-    return promote_attempt(ws, target)
-
-
-def ledger_of(ws: Workspace) -> Ledger:
-    return open_ledger(ws.params.promote, ws.root)
 
 
 def test_a_sound_workspace_has_no_findings(ws: Workspace) -> None:
@@ -92,16 +90,17 @@ def test_an_artefact_made_again_after_its_record_is_named(ws: Workspace) -> None
     make_target(ws, alpha=7.0)
     problems = problems_of(ws)
     assert any(
-        f"in {ws.candidate(TARGET)}/manifest.json" in problem and "changed after it" in problem for problem in problems
+        f"in {ws.candidate(TARGET)}/manifest.json" in problem and "changed after the record" in problem
+        for problem in problems
     )
-    assert run(ws, alpha=7.0) == "pass"
+    assert attempt(ws, alpha=7.0) == "pass"
     assert problems_of(ws) == []
 
 
 def test_a_replayed_old_vector_is_named(ws: Workspace) -> None:
     make_family(ws, rank=2)
-    run(ws)
-    run(ws, "adversarial", outcome="fail")
+    attempt(ws)
+    attempt(ws, "adversarial", outcome="fail")
     assert problems_of(ws) == []
     make_family(ws, rank=4)
     assert any(f"in {ws.vector}/manifest.json" in problem for problem in problems_of(ws))
@@ -114,7 +113,7 @@ def test_changed_data_is_named(ws: Workspace) -> None:
 
 
 def test_what_is_live_may_lie_in_the_workspace_though_a_later_attempt_failed(ws: Workspace) -> None:
-    run(ws, alpha=2.0, outcome="fail")
+    attempt(ws, alpha=2.0, outcome="fail")
     assert problems_of(ws) == []
     make_target(ws, alpha=1.0)
     pin_incumbent(ws, TARGET)
@@ -130,14 +129,14 @@ def test_without_a_public_key_nothing_is_verified(ws: Workspace) -> None:
 
 
 def test_a_rolled_back_ledger_is_sound(ws: Workspace) -> None:
-    run(ws, alpha=2.0)
+    attempt(ws, alpha=2.0)
     rollback(ws, TARGET)
     assert problems_of(ws) == []
 
 
 def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
     shown = trace_live(ledger_of(ws), TARGET, "production")
-    assert shown["live"]["release"] == live_digest(ws, TARGET)
+    assert shown["live"]["release"] == live_digest(ws)
     assert shown["live"]["revoked"] == "no"
     assert shown["verdict"]["outcome"] == "pass"
     assert shown["judge"]["identity"] == "grammar"
@@ -154,13 +153,9 @@ def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
 
 def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
     checkpoint = ws.checkpoint(TARGET) / "checkpoint.json"
-    from safegene.workspace.manifest import write_artefact
-
     content = json.loads(checkpoint.read_bytes()) | {"source": "file://\x1b[31m[bold]evil\u202e"}
     with write_artefact(ws.checkpoint(TARGET), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
         (draft.path / "checkpoint.json").write_text(json.dumps(content))
-    from tests.factories.ledger import make_candidate
-
     make_candidate(ws, alpha=2.0)
     pin_incumbent(ws, TARGET)
     make_verdict(ws)
@@ -174,7 +169,7 @@ def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
 
 
 def test_history_lists_every_attempt_the_newest_first(ws: Workspace) -> None:
-    run(ws, alpha=2.0, outcome="inconclusive")
+    attempt(ws, alpha=2.0, outcome="inconclusive")
     rows = history(ledger_of(ws), TARGET)
     assert [(row["sequence"], row["outcome"], row["live"]) for row in rows] == [
         (2, "inconclusive", False),
@@ -183,10 +178,10 @@ def test_history_lists_every_attempt_the_newest_first(ws: Workspace) -> None:
 
 
 def test_a_revocation_names_what_is_live_on_it(ws: Workspace) -> None:
-    run(ws, "topic")
+    attempt(ws, "topic")
     digests = [read_manifest(at).digest for at in (ws.checkpoint("topic"), ws.vector)]
-    touched = [revoke(ws, digest, "poisoned")[1] for digest in digests]
-    assert [{now.record.target for now in some} for some in touched] == [{"topic"}, {TARGET, "topic"}]
+    affected = [revoke(ws, digest, "poisoned").affected for digest in digests]
+    assert [{live.record.target for live in lives} for lives in affected] == [{"topic"}, {TARGET, "topic"}]
     audit = audit_workspace(ws)
     assert audit.problems == ()
     assert len([note for note in audit.notes if "poisoned" in note]) == 2

@@ -2,33 +2,22 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safegene.errors import DigestMismatch, LedgerError, PreconditionFailed
-from safegene.ledger import (
-    FIELDS,
-    Ledger,
-    Record,
-    RecordDraft,
-    create_key,
-    ensure_key,
-    key_ids,
-    live_record,
-    load_signer,
-    open_release,
-    plan_release,
-    publish_release,
-    read_public_keys,
-    record_key,
-    verify_release,
-    write_public_key,
-)
-from safegene.ledger.record import seal, unseal
+from safegene.ledger.chain import Ledger, record_key
+from safegene.ledger.keys import create_key, ensure_key, key_ids, load_signer, read_public_keys, write_public_key
+from safegene.ledger.live import live_record
+from safegene.ledger.record import FIELDS, Record, RecordDraft, RecordOutcome, seal, unseal
+from safegene.ledger.release import open_release, plan_release, publish_release, verify_release
 from safegene.ledger.store import LocalStore, Store
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_file, digest_json, strict_json
 
@@ -39,18 +28,28 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, keys: Path) -> Ledger:
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "ledger")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, keys: Path, store: LocalStore) -> Ledger:
     write_public_key(create_key(keys), tmp_path / "ledger.pub", keys)
-    return Ledger(LocalStore(tmp_path / "ledger"), read_public_keys(tmp_path / "ledger.pub"))
+    return Ledger(store, read_public_keys(tmp_path / "ledger.pub"))
 
 
-def draft(outcome: str = "fail", target: str = "t", **more: object) -> RecordDraft:
-    known = {"artefacts": {}, "fields": {}, "channel": "production", "reason": "a test"}
-    return RecordDraft(outcome=outcome, target=target, **{**known, **more})  # type: ignore[arg-type]
+def draft(
+    outcome: RecordOutcome = "fail",
+    *,
+    reason: str = "a test",
+    fields: Mapping[str, Any] | None = None,
+    release: str | None = None,
+) -> RecordDraft:
+    return RecordDraft(outcome, "t", "production", reason, {}, fields or {}, release=release)
 
 
-def publishing(release: str, **more: object) -> RecordDraft:
-    return draft("pass", release=digest_json(release), **more)
+def publishing(release: str) -> RecordDraft:
+    return draft("pass", release=digest_json(release))
 
 
 def append(ledger: Ledger, keys: Path, one: RecordDraft) -> Record:
@@ -94,7 +93,7 @@ def test_a_new_key_is_pinned_beside_the_old_one_whose_records_stay_valid(
     both = Ledger(ledger.store, read_public_keys(tmp_path / "ledger.pub"))
     new = append(both, keys, draft())
     assert [record.digest for record in both.walk()] == [new.digest, old.digest]
-    assert new.predicate["chain"]["key"] != old.predicate["chain"]["key"]
+    assert new.predicate.chain.key != old.predicate.chain.key
     with pytest.raises(LedgerError, match="expected a signature by a pinned key"):
         tuple(ledger.walk())
 
@@ -110,9 +109,9 @@ def test_a_malformed_public_key_file_is_refused(tmp_path: Path) -> None:
 def test_every_field_is_present_or_says_why_not(ledger: Ledger, keys: Path) -> None:
     record = append(ledger, keys, draft(fields={"rates": {"hrr": 0.1}, "incident": None}))
     assert len(FIELDS) == 23
-    assert set(FIELDS) <= set(record.predicate)
-    assert record.predicate["rates"] == {"hrr": 0.1}
-    assert record.predicate["incident"] == {"not_recorded": "nobody gave it"}
+    assert set(record.predicate.fields()) == set(FIELDS)
+    assert record.predicate.rates == {"hrr": 0.1}
+    assert record.predicate.incident == {"not_recorded": "nobody gave it"}
     with pytest.raises(LedgerError, match=r"\['colour'\]"):
         append(ledger, keys, draft(fields={"colour": "blue"}))
 
@@ -137,7 +136,9 @@ def test_a_record_is_a_signed_statement_named_by_its_bytes(ledger: Ledger, keys:
         ),
     ),
 )
-def test_what_is_sealed_is_unsealed(tmp_path_factory: pytest.TempPathFactory, reason: str, fields: object) -> None:
+def test_what_is_sealed_is_unsealed(
+    tmp_path_factory: pytest.TempPathFactory, reason: str, fields: dict[str, Any]
+) -> None:
     folder = tmp_path_factory.mktemp("keys")
     write_public_key(create_key(folder), folder / "pub", folder)
     public = read_public_keys(folder / "pub")
@@ -187,7 +188,9 @@ def test_only_publishing_records_go_live(ledger: Ledger, keys: Path) -> None:
         ledger.publish(append(ledger, keys, draft("fail")), None)
 
 
-def test_a_lost_reply_of_the_tip_is_settled_though_others_linked_since(ledger: Ledger, keys: Path) -> None:
+def test_a_lost_reply_of_the_tip_is_settled_though_others_linked_since(
+    ledger: Ledger, keys: Path, store: LocalStore
+) -> None:
     class Late(LocalStore):
         """The first swap of the tip succeeds, another writer follows, and only then the reply says 412."""
 
@@ -202,13 +205,15 @@ def test_a_lost_reply_of_the_tip_is_settled_though_others_linked_since(ledger: L
             return done
 
     append(ledger, keys, draft(reason="first"))
-    late = Ledger(Late(ledger.store.root), ledger.keys)  # type: ignore[attr-defined]
+    late = Ledger(Late(store.root), ledger.keys)
     mine = append(late, keys, draft(reason="mine"))
     assert [record.reason for record in ledger.walk()] == ["another", "mine", "first"]
     assert mine.sequence == 1
 
 
-def test_a_cached_record_is_read_once_and_still_verified(ledger: Ledger, keys: Path, tmp_path: Path) -> None:
+def test_a_cached_record_is_read_once_and_still_verified(
+    ledger: Ledger, keys: Path, store: LocalStore, tmp_path: Path
+) -> None:
     append(ledger, keys, draft())
     last = append(ledger, keys, draft())
     cached = Ledger(ledger.store, ledger.keys, tmp_path / "cache")
@@ -220,21 +225,34 @@ def test_a_cached_record_is_read_once_and_still_verified(ledger: Ledger, keys: P
             gets.append(key)
             return super().get(key)
 
-    again = Ledger(Counted(ledger.store.root), ledger.keys, tmp_path / "cache")  # type: ignore[attr-defined]
+    again = Ledger(Counted(store.root), ledger.keys, tmp_path / "cache")
     assert len(tuple(again.walk())) == 2
     assert gets == ["tip"]
     (tmp_path / "cache" / Path(record_key(last.digest)).name).write_bytes(b"{}")
     assert len(tuple(again.walk())) == 2
 
 
+@dataclass(frozen=True)
 class Remote:
-    """A store that is not a folder on this machine, though it is kept in one."""
+    """A store that is not a folder on this machine, kept in one."""
 
-    def __init__(self, root: Path) -> None:
-        self.inner: Store = LocalStore(root)
-        self.uri = "s3://stand-in"
-        for name in ("get", "put_if_absent", "put_if_match", "list", "discard"):
-            setattr(self, name, getattr(self.inner, name))
+    inner: LocalStore
+    uri: str = "s3://stand-in"
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        return self.inner.get(key)
+
+    def put_if_absent(self, key: str, data: bytes) -> str:
+        return self.inner.put_if_absent(key, data)
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str:
+        return self.inner.put_if_match(key, data, etag)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        return self.inner.list(prefix)
+
+    def discard(self, key: str) -> None:
+        self.inner.discard(key)
 
 
 def test_a_release_is_copied_verified_and_opened(tmp_path: Path) -> None:
@@ -242,21 +260,22 @@ def test_a_release_is_copied_verified_and_opened(tmp_path: Path) -> None:
     (tmp_path / "card").write_bytes(b"card")
     files = {f"candidate/{name}": (tmp_path / name, digest_file(tmp_path / name)) for name in ("adapter", "card")}
     release = plan_release("t", files)
-    remote, local = Remote(tmp_path / "remote"), LocalStore(tmp_path / "local")
-    for store in (remote, local):
-        publish_release(store, release, files)  # type: ignore[arg-type]
-        publish_release(store, release, files)  # type: ignore[arg-type]
-        assert verify_release(store, release.digest) == release  # type: ignore[arg-type]
-        folder = open_release(store, release.digest, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    remote, local = Remote(LocalStore(tmp_path / "remote")), LocalStore(tmp_path / "local")
+    stores: tuple[Store, ...] = (remote, local)
+    for store in stores:
+        publish_release(store, release, files)
+        publish_release(store, release, files)
+        assert verify_release(store, release.digest) == release
+        folder = open_release(store, release.digest, cache=tmp_path / "cache")
         assert (folder / "candidate" / "adapter").read_bytes() == b"weights"
-    folder = open_release(remote, release.digest, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    folder = open_release(remote, release.digest, cache=tmp_path / "cache")
     (folder / "candidate" / "adapter").write_bytes(b"changed")
-    folder = open_release(remote, release.digest, cache=tmp_path / "cache")  # type: ignore[arg-type]
+    folder = open_release(remote, release.digest, cache=tmp_path / "cache")
     assert (folder / "candidate" / "adapter").read_bytes() == b"weights", "a damaged copy is fetched again"
     (remote.inner.root / "releases" / folder.name / "candidate" / "adapter").write_bytes(b"changed")
     (folder / "candidate" / "adapter").write_bytes(b"changed")
     with pytest.raises(DigestMismatch, match="candidate/adapter"):
-        open_release(remote, release.digest, cache=tmp_path / "cache")  # type: ignore[arg-type]
+        open_release(remote, release.digest, cache=tmp_path / "cache")
 
 
 def test_a_file_that_changes_while_it_is_published_is_refused(tmp_path: Path) -> None:

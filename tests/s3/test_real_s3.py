@@ -13,13 +13,13 @@ import pytest
 
 from safegene.errors import DigestMismatch, LedgerError, PreconditionFailed, StoreError
 from safegene.ledger import live_record, open_ledger, record_key
-from safegene.ledger.audit import audit_workspace, history
-from safegene.ledger.promotion import read_incumbent
+from safegene.ledger.audit import audit_workspace
+from safegene.ledger.incumbent import open_incumbent, read_incumbent
 from safegene.ledger.store import ObjectMissing, S3Store, open_store, self_test
-from safegene.pipeline.stages.promote import live_digest, pin_incumbent, promote, promote_attempt, rollback
-from safegene.pipeline.stages.promote import resolve_live as served
+from safegene.ledger.trace import history
+from safegene.pipeline.stages.promote import promote, resolve_live, rollback
 from safegene.workspace.layout import Workspace
-from tests.factories.ledger import TARGET, make_target, make_verdict, make_workspace
+from tests.factories.ledger import TARGET, attempt, live_digest, make_workspace
 
 pytestmark = pytest.mark.slow
 
@@ -49,13 +49,6 @@ def place(bucket: str) -> str:
 def ws(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
     return make_workspace(tmp_path / "ws", ledger=place)
-
-
-def run(ws: Workspace, *, alpha: float, outcome: str = "pass") -> str:
-    make_target(ws, alpha=alpha)
-    pin_incumbent(ws, TARGET)
-    make_verdict(ws, outcome=outcome)
-    return promote_attempt(ws, TARGET)
 
 
 def flip(store: S3Store, key: str, at: int = -2) -> None:
@@ -92,15 +85,15 @@ def test_a_bucket_that_is_not_there_is_an_error(bucket: str) -> None:
 
 
 def test_a_promotion_on_s3_is_served_audited_and_rolled_back(ws: Workspace, tmp_path: Path) -> None:
-    assert run(ws, alpha=1.0) == "pass"
-    first = live_digest(ws, TARGET)
-    assert run(ws, alpha=2.0, outcome="fail") == "fail"
-    assert run(ws, alpha=3.0) == "pass"
+    assert attempt(ws, alpha=1.0) == "pass"
+    first = live_digest(ws)
+    assert attempt(ws, alpha=2.0, outcome="fail") == "fail"
+    assert attempt(ws, alpha=3.0) == "pass"
     assert audit_workspace(ws).problems == ()
-    got = served(ws, TARGET)
+    got = resolve_live(ws, TARGET)
     assert got["uri"].startswith("s3://")
     assert (Path(got["path"]) / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 3.0" * 20
-    incumbent = read_incumbent(ws.incumbent(TARGET), ws.root)
+    incumbent = open_incumbent(read_incumbent(ws.incumbent(TARGET)), ws.root)
     assert incumbent
     assert (incumbent / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 1.0" * 20
     assert rollback(ws, TARGET).release == first
@@ -110,9 +103,9 @@ def test_a_promotion_on_s3_is_served_audited_and_rolled_back(ws: Workspace, tmp_
 
 
 def test_one_swapped_byte_on_s3_is_named(ws: Workspace) -> None:
-    assert run(ws, alpha=1.0) == "pass"
+    assert attempt(ws, alpha=1.0) == "pass"
     store, ledger = store_of(ws), open_ledger(ws.params.promote, ws.root)
-    release = str(live_digest(ws, TARGET)).removeprefix("sha256:")
+    release = str(live_digest(ws)).removeprefix("sha256:")
     adapter = f"releases/{release}/candidate/adapter_model.safetensors"
     (record,) = (record_key(record.digest) for record in ledger.walk())
     for key in (adapter, record):
@@ -122,7 +115,7 @@ def test_one_swapped_byte_on_s3_is_named(ws: Workspace) -> None:
         tuple(ledger.walk())
     flip(store, record, at=200)
     with pytest.raises(DigestMismatch, match=adapter):
-        served(ws, TARGET)
+        resolve_live(ws, TARGET)
     flip(store, adapter, at=200)
     assert audit_workspace(ws).problems == ()
 
@@ -130,11 +123,10 @@ def test_one_swapped_byte_on_s3_is_named(ws: Workspace) -> None:
 PROMOTER = """
 import os, random, sys
 from pathlib import Path
-from safegene.ledger import promotion as registry
 from safegene.workspace.digest import digest_file, digest_json
 from safegene.errors import PromotionRefused, StaleArtifact
 from safegene.ledger import load_signer, open_ledger
-from safegene.ledger.promotion import PromotionClaim
+from safegene.ledger.promotion import PromotionClaim, record_promotion
 from safegene.ledger.store import S3Store
 from safegene.workspace.layout import Workspace
 
@@ -155,7 +147,7 @@ for number in range(attempts):
     claim = PromotionClaim("sentiment", "pass", f"{name} {number}", {"candidate": digest_json([name, number])}, {},
                   {"candidate/adapter": (path, digest_file(path))}, None)
     try:
-        registry.record_promotion(ledger, signer, claim, "production")
+        record_promotion(ledger, signer, claim, "production")
     except (PromotionRefused, StaleArtifact):
         pass
     print(name, number, flush=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import uuid
+from pathlib import Path
 
 import boto3
 import pytest
@@ -23,7 +24,7 @@ def bucket() -> str:
     return name
 
 
-def test_push_clone_pull_and_verify(copy, bucket, tmp_path):
+def test_push_clone_pull_and_verify(copy: Path, bucket: str, tmp_path: Path) -> None:
     dvc(copy, "remote", "modify", "store", "url", f"s3://{bucket}/dvc")
     git(copy, "commit", "-qam", "remote on S3")
     dvc(copy, "push")
@@ -35,7 +36,7 @@ def test_push_clone_pull_and_verify(copy, bucket, tmp_path):
     assert status(clone)["sentiment"]["live"] == status(copy)["sentiment"]["live"]
 
 
-def test_a_byte_changed_in_s3_is_refused_by_pull(copy, bucket, tmp_path):
+def test_a_byte_changed_in_s3_is_refused_by_pull(copy: Path, bucket: str, tmp_path: Path) -> None:
     dvc(copy, "remote", "modify", "store", "url", f"s3://{bucket}/dvc")
     git(copy, "commit", "-qam", "remote on S3")
     dvc(copy, "push")
@@ -49,7 +50,7 @@ def test_a_byte_changed_in_s3_is_refused_by_pull(copy, bucket, tmp_path):
     dvc(tmp_path / "clone", "pull", code=(1, 255))
 
 
-def test_promotion_with_the_ledger_on_s3(copy, bucket, prefect_api, tmp_path):
+def test_promotion_with_the_ledger_on_s3(copy: Path, bucket: str, prefect_api: str, tmp_path: Path) -> None:
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("ledger: ledger ", f"ledger: s3://{bucket}/ledger "))
     assert "seen before" in run(copy, "resolve", "sentiment", "production", code=1).stderr, (

@@ -39,7 +39,7 @@ from safegene.gate.adjudication import replies_to_adjudicate
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import next_block, policy_order
 from safegene.gate.pairs import index_judgements
-from safegene.ledger.promotion import read_attempt, read_incumbent
+from safegene.ledger.incumbent import open_incumbent, read_incumbent
 from safegene.models.generation import STOPPED_KINDS
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_files
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
@@ -117,7 +117,7 @@ def evaluate(
         adjudicator=second.judge.identity if second else "",
         adjudication=second.calibration if second else None,
         canaries=_canaries(first, second),
-        attempt=read_attempt(incumbent),
+        attempt=read_incumbent(incumbent).attempt,
     )
     _require_distinct(plan, prompts, task)
     known = {row.id: row for rows in asked.values() for row in rows}
@@ -269,7 +269,7 @@ def _arms(
     family = _contender(aligned, None, fetch)
     before = _contender(target, aligned, fetch)
     arms: dict[Arm, EvaluatedModel] = {"before": before, "candidate": _adapted(before, candidate), "aligned": family}
-    release = read_incumbent(incumbent, incumbent.resolve().parents[3]) if incumbent and incumbent.is_file() else None
+    release = open_incumbent(read_incumbent(incumbent), incumbent.resolve().parents[3]) if incumbent else None
     if release is not None:
         old = _contender(release / "target", release / "aligned", fetch)
         arms["incumbent"] = _adapted(old, release / "candidate")

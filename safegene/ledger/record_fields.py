@@ -1,0 +1,93 @@
+"""What the fields of a new record hold (see `safegene.ledger.record.Predicate`)."""
+
+import getpass
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from safegene.ledger.evidence import OPTIONAL, Evidence
+from safegene.version import __version__
+from safegene.workspace.digest import digest_json
+from safegene.workspace.git import head_commit
+from safegene.workspace.layout import Workspace
+from safegene.workspace.params import load_yaml
+
+Run = Mapping[str, str]
+"""What is known of a run: ``run_id``, ``trigger``, ``start``, ``git_commit`` (the commit that it started from)."""
+
+NOT_ASKED = "the present form of the pipeline does not ask for it"
+
+
+def evidence_fields(
+    evidence: Evidence, verdict: Mapping[str, Any], workspace: Workspace, target: str, run: Run
+) -> dict[str, Any]:
+    """All fields of the record of an attempt with complete evidence, except ``chain`` and ``channel``."""
+    plan, digests, manifests = evidence.payload("judgements", "plan.json"), evidence.digests, evidence.manifests
+    not_passed = [endpoint["name"] for endpoint in verdict.get("endpoints", ()) if endpoint.get("outcome") != "pass"]
+    return {
+        "model": {"artefact": digests["target"], **evidence.payload("target", "checkpoint.json")},
+        "base": {"artefact": digests["aligned"], **evidence.payload("aligned", "checkpoint.json")},
+        "vector": _vector_field(evidence),
+        "datasets": dict(evidence.data),
+        "suite": {
+            "suites": plan.get("suites", {}),
+            "decoding": plan.get("decoding", {}),
+            "prompts": len(plan.get("prompts", ())),
+        },
+        "judge": verdict.get("judge") or plan.get("judge"),
+        "rates": verdict.get("rates"),
+        "policy": {"digest": verdict["policy"], "params": workspace.params.gate.model_dump(mode="json")},
+        "replies": {"digest": digests["judgements"], "place": "the release's folder judgements/"},
+        "verdict": {"digest": digests["verdict"], "outcome": verdict["outcome"], "not_passed": not_passed},
+        "responsible": {"not_recorded": "the pipeline's key signs; " + NOT_ASKED},
+        "approval": {"not_recorded": "promotion needs one signature; " + NOT_ASKED},
+        "code": code_field(workspace, target, run),
+        "run": {**run_field(run), "end": now()},
+        "security": {"verified": sorted(manifests), "chain": "each made from the present others"},
+        "incident": {"not_recorded": "none linked"},
+        **{name: {"not_recorded": NOT_ASKED} for name in ("use", "change", "compute", "risks", "retention")},
+    }
+
+
+def _vector_field(evidence: Evidence) -> dict[str, Any]:
+    manifests, candidate = evidence.manifests, evidence.manifests["candidate"]
+    recipe, made_from = (*OPTIONAL, "vector"), (*OPTIONAL, "vector", "selection")
+    return {
+        "digest": evidence.digests["vector"],
+        "recipe": {name: dict(manifest.params) for name, manifest in manifests.items() if name in recipe},
+        "layers": evidence.payload("selection", "selection.json").get("kept", []),
+        "coefficients": candidate.files.get("coefficients.json", ""),
+        "made_from": {name: dict(manifest.inputs) for name, manifest in manifests.items() if name in made_from},
+        "calibration": {"params": dict(candidate.params), "facts": dict(candidate.facts)},
+    }
+
+
+def run_field(run: Run | None) -> dict[str, str]:
+    """Field ``run``: who started the attempt, where and when."""
+    try:
+        actor = getpass.getuser()
+    except (KeyError, OSError):
+        actor = "unknown"
+    known = {"trigger": "manual", "actor": actor, "host": platform.node(), "start": now()}
+    return {**known, **{name: value for name, value in (run or {}).items() if name != "git_commit"}}
+
+
+def code_field(workspace: Workspace, target: str, run: Run | None) -> dict[str, Any]:
+    """Field ``code``: versions and commit; ``dvc_lock`` is the digest of this target's entries in ``dvc.lock``."""
+    commit = (run or {}).get("git_commit") or head_commit(workspace.root)
+    lock = workspace.root / "dvc.lock"
+    stages = (load_yaml(lock) or {}).get("stages", {}) if lock.is_file() else {}
+    upstream = {name: entry for name, entry in stages.items() if name.partition("@")[2] in ("", target)}
+    return {
+        "safegene": __version__,
+        "git_commit": commit or {"not_recorded": "the workspace has no commit"},
+        "dvc_lock": digest_json(upstream) if upstream else {"not_recorded": "DVC has not run these stages"},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def now() -> str:
+    """The present time in UTC, to the second, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

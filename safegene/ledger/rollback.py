@@ -1,0 +1,70 @@
+"""Rollback: put live again what was live before, by a new record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from securesystemslib.signer import CryptoSigner
+
+from safegene.errors import PromotionRefused
+from safegene.ledger.chain import Ledger
+from safegene.ledger.live import digests_of_record, find_record, live_record, revocations, why_revoked
+from safegene.ledger.promotion import Promotion, put_live, require_not_revoked
+from safegene.ledger.record import RecordDraft
+from safegene.ledger.release import require_release_of
+from safegene.ledger.store import require_conditions
+
+
+def record_rollback(
+    ledger: Ledger,
+    signer: CryptoSigner,
+    target: str,
+    channel: str,
+    *,
+    fields: Mapping[str, Any],
+    to: str | None = None,
+) -> Promotion:
+    """Put live again what was live before, after its bytes were verified again.
+
+    Args:
+        ledger: the ledger.
+        signer: who signs the record.
+        target: the target's name.
+        channel: the channel's name.
+        fields: fields that differ from the restored record's, such as ``run``.
+        to: sequence number of a record that was live, or at least 8 digits of its digest or of its release's; default:
+            what was live before the present release was first promoted.
+
+    Raises:
+        PromotionRefused: no such record was live, or what it rests on was revoked.
+        DigestMismatch: the release's bytes have changed.
+    """
+    require_conditions(ledger.store)
+    live = live_record(ledger, target, channel)
+    if live is None:
+        raise PromotionRefused(f"expected something live for {target} on {channel} to roll back, got nothing")
+    restored = find_record(to, live.was_live) if to else live.predecessor
+    if restored is None:
+        raise PromotionRefused(
+            f"expected {to or 'an earlier release'} among what was live for {target} on {channel}, got none such",
+            remedy=f"see `safegene audit history {target}`",
+        )
+    if restored.release == live.release:
+        return Promotion("rollback", f"{target}: that release is live already; nothing changed", None, live.release)
+    require_not_revoked(why_revoked(revocations(ledger), digests_of_record(restored)))
+    require_release_of(ledger.store, str(restored.release), restored.artefacts)
+    draft = RecordDraft(
+        "rollback",
+        target,
+        channel,
+        f"rolled back from record {live.record.sequence} to record {restored.sequence}",
+        restored.artefacts,
+        {**restored.predicate.fields(), **fields},
+        release=restored.release,
+        replaces=live.record.digest,
+        restores=restored.digest,
+    )
+    record = put_live(ledger, signer, draft, live)
+    message = (
+        f"{target}: rolled back on {channel} to the release of record {restored.sequence}, by record {record.sequence}"
+    )
+    return Promotion("rollback", message, record.digest, restored.release)

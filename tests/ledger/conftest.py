@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+from safegene.workspace.layout import Workspace
+from tests.factories.ledger import make_workspace
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """A workspace with one target, run up to a passing verdict."""
+    return make_workspace(tmp_path / "ws")

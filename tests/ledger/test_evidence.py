@@ -1,0 +1,146 @@
+"""A verdict is believed only with complete, unchanged and current evidence."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from safegene.errors import ArtifactError, DigestMismatch, StaleArtifact
+from safegene.pipeline.stages.promote import pin_incumbent, promote
+from safegene.workspace.digest import canonical_json, strict_json
+from safegene.workspace.layout import Workspace
+from safegene.workspace.manifest import write_artefact
+from tests.factories.ledger import (
+    TARGET,
+    attempt,
+    flip_byte,
+    live_digest,
+    make_candidate,
+    make_family,
+    make_receipt,
+    make_target,
+    make_verdict,
+    records,
+)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "family/vector/vector.safetensors",
+        "family/aligned/checkpoint.json",
+        f"targets/{TARGET}/candidate/adapter_model.safetensors",
+        f"targets/{TARGET}/judgements/judgements.jsonl",
+        f"targets/{TARGET}/verdict/verdict.json",
+    ],
+)
+def test_a_changed_byte_of_the_evidence_is_refused_on_record(ws: Workspace, file: str) -> None:
+    flip_byte(ws.data / file)
+    with pytest.raises(DigestMismatch, match=file):
+        promote(ws, TARGET)
+    (record,) = records(ws)
+    assert record.outcome == "error"
+    assert file in record.reason
+    assert live_digest(ws) is None
+
+
+def test_a_missing_verdict_is_refused_on_record(ws: Workspace) -> None:
+    (ws.verdict(TARGET) / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match="verdict"):
+        promote(ws, TARGET)
+    assert [record.outcome for record in records(ws)] == ["error"]
+
+
+def another_vector(ws: Workspace) -> None:
+    make_family(ws, rank=2)
+
+
+def another_candidate(ws: Workspace) -> None:
+    make_candidate(ws, alpha=5.0)
+
+
+def another_policy(ws: Workspace) -> None:
+    path = ws.root / "params.yaml"
+    path.write_text(path.read_text().replace("cap_hrr: 0.5", "cap_hrr: 0.4"))
+
+
+def another_gate_suite(ws: Workspace) -> None:
+    (ws.prompts / "gate.jsonl").write_bytes(b'{"id": "z"}\n')
+
+
+def another_incumbent_file(ws: Workspace) -> None:
+    ws.incumbent(TARGET).write_text('{"live":null,"release":null,"candidate":null}')
+    make_verdict(ws)
+    ws.incumbent(TARGET).write_text('{"live":null,"release":null,"candidate":"x"}')
+
+
+@pytest.mark.parametrize(
+    "change", [another_vector, another_candidate, another_policy, another_gate_suite, another_incumbent_file]
+)
+def test_a_verdict_of_something_else_is_stale(ws: Workspace, change: Callable[[Workspace], None]) -> None:
+    change(ws)
+    with pytest.raises(StaleArtifact) as caught:
+        promote(ws, TARGET)
+    assert "safegene run" in caught.value.remedy
+    assert [record.outcome for record in records(ws)] == ["error"]
+
+
+def test_a_verdict_measured_against_what_is_no_longer_live_is_stale(ws: Workspace) -> None:
+    pin_incumbent(ws, TARGET)
+    make_verdict(ws)
+    elsewhere = Workspace(ws.root.parent / "elsewhere")
+    shutil.copytree(ws.root, elsewhere.root)
+    ledger = elsewhere.root / "ledger"
+    ledger.symlink_to(ws.root / "ledger")
+    (ws.root / "ledger").mkdir()
+    assert attempt(elsewhere, alpha=2.0) == "pass"
+    with pytest.raises(StaleArtifact, match="measured against nothing as live"):
+        promote(ws, TARGET)
+    assert [record.outcome for record in records(ws)] == ["error", "pass"]
+
+
+def test_a_candidate_that_was_not_compared_with_what_is_live_is_refused(ws: Workspace) -> None:
+    attempt(ws, alpha=1.0)
+    ws.incumbent(TARGET).unlink()
+    make_target(ws, alpha=2.0)  # judged as if nothing were live
+    pin_incumbent(ws, TARGET)
+    with pytest.raises(StaleArtifact, match="made from the present incumbent"):
+        promote(ws, TARGET)
+
+
+def test_judgements_of_sets_that_were_not_validated_are_refused(ws: Workspace) -> None:
+    (ws.prompts / "gate.jsonl").write_bytes(b'{"id": "z"}\n')
+    make_target(ws)  # judged by hand on the new set
+    make_receipt(ws)
+    with pytest.raises(StaleArtifact, match="made from the present validation"):
+        promote(ws, TARGET)
+    shutil.rmtree(ws.validation)
+    with pytest.raises(ArtifactError, match="validation"):
+        promote(ws, TARGET)
+
+
+@pytest.mark.parametrize("endpoints", ["kept", "passing"])
+def test_a_forged_pass_is_found_by_deciding_again(ws: Workspace, endpoints: str) -> None:
+    """The forger has rewritten the verdict and its manifest, so that every digest fits."""
+    make_verdict(ws, outcome="fail")
+    verdict = ws.verdict(TARGET) / "verdict.json"
+    content = strict_json(verdict.read_bytes(), where="verdict") | {"outcome": "pass"}
+    if endpoints == "passing":
+        content["endpoints"] = [one | {"outcome": "pass"} for one in content["endpoints"]]
+    inputs: dict[str, Path | str] = {"candidate": ws.candidate(TARGET), "judgements": ws.judgements(TARGET)}
+    with write_artefact(ws.verdict(TARGET), stage="gate", params={}, inputs=inputs) as draft:
+        (draft.path / "verdict.json").write_bytes(canonical_json(content))
+    with pytest.raises(StaleArtifact, match="which the judgements give"):
+        promote(ws, TARGET)
+    assert [record.outcome for record in records(ws)] == ["error"]
+
+
+def test_a_verdict_with_invented_rates_is_refused(ws: Workspace) -> None:
+    content = strict_json((ws.verdict(TARGET) / "verdict.json").read_bytes(), where="verdict")
+    content["rates"] = {"hrr": {"after": {"rate": 0.0, "interval": [0.0, 0.0]}}}
+    inputs: dict[str, Path | str] = {"candidate": ws.candidate(TARGET), "judgements": ws.judgements(TARGET)}
+    with write_artefact(ws.verdict(TARGET), stage="gate", params={}, inputs=inputs) as draft:
+        (draft.path / "verdict.json").write_bytes(canonical_json(content))
+    with pytest.raises(StaleArtifact, match="expected rates = "):
+        promote(ws, TARGET)
