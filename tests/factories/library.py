@@ -38,6 +38,13 @@ def request(ws: Workspace, name: str = "ours", goals: Sequence[str] = GOALS, **c
     return replace(SuiteRequest(name, str(path), "advbench", "MIT", OURS), **changes)
 
 
+def strongreject(ws: Workspace, name: str, *rows: tuple[str, str]) -> SuiteRequest:
+    """A request for a suite in StrongREJECT's format: (category, prompt)."""
+    path = ws.root / f"{name}.csv"
+    path.write_text("category,source,forbidden_prompt\n" + "".join(f'"{kind}",ours,"{text}"\n' for kind, text in rows))
+    return SuiteRequest(name, str(path), "strongreject", "MIT", OURS)
+
+
 def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Write the suite's card again, changed."""
     card = json.loads((folder / CARD).read_bytes())

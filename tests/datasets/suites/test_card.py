@@ -111,6 +111,11 @@ def test_a_key_with_a_value_of_another_form_is_refused(suite: Path, key: str, va
         (lambda card: card["expectations"].append(card["expectations"][0]), "expected expectations"),
         (lambda card: card["expectations"].reverse(), "expected expectations"),
         (lambda card: card.update(longest=9000), "expected expectations"),
+        (lambda card: card["expectations"][-1]["arguments"].update(regex=".*"), "expected expectations"),
+        (lambda card: card.update(longest=3), "prompts longer than the card allows"),
+        (lambda card: card.update(categories=["else"]), "categories outside the card's"),
+        (lambda card: card.update(more=1), "more"),
+        (lambda card: card.pop("licence"), "licence"),
     ],
 )
 def test_a_card_that_says_what_cannot_be_is_refused(
@@ -162,7 +167,12 @@ def test_a_folder_instead_of_a_file_and_a_card_without_end_are_refused(suite: Pa
         file.truncate(MAX_CARD + 1)
     with pytest.raises(FormatError, match=f"expected at most {MAX_CARD} bytes"):
         read_suite(suite)
+    (suite / CARD).write_text("{")
+    with pytest.raises(FormatError, match="expected JSON"):
+        read_suite(suite)
     (suite / CARD).unlink()
+    with pytest.raises(ArtifactError, match="expected a suite with"):
+        read_suite(suite)
     (suite / CARD).mkdir()
     with pytest.raises(ArtifactError, match="expected a suite with"):
         read_suite(suite)

@@ -1,15 +1,12 @@
 """Public sets' formats, on small files of the documented shape; every text is ours and says nothing."""
 
-import gzip
 import json
-import lzma
 from typing import Any
 
 import pytest
 
 from safegene.datasets.prompts import Prompt
 from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, collect_rows, format_named
-from safegene.datasets.suites.tables import decompress
 from safegene.errors import EmptySample, FormatError, ParamsError
 
 
@@ -197,15 +194,3 @@ def test_an_id_that_stands_twice_is_refused() -> None:
 def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ParamsError, match=r"expected a format of advbench.*got 'mine'"):
         format_named("mine")
-
-
-def test_packed_files_are_opened_up_to_a_limit() -> None:
-    data = b"x" * 1000
-    assert decompress("a.jsonl.gz", gzip.compress(data)) == decompress("a.jsonl.xz", lzma.compress(data)) == data
-    for name, packed in (("a.gz", gzip.compress(data)), ("a.xz", lzma.compress(data)), ("a", data)):
-        with pytest.raises(FormatError, match="at most 100 bytes"):
-            decompress(name, packed, limit=100)
-    with pytest.raises(FormatError, match=r"a whole \.gz file"):
-        decompress("a.gz", gzip.compress(data)[:-9])
-    with pytest.raises(FormatError, match="Parquet"):
-        decompress("a.parquet", b"PAR1")

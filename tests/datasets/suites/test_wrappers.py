@@ -20,7 +20,7 @@ from safegene.datasets.suites.wrappers import (
     translate,
     wrap,
 )
-from safegene.errors import EmptySample, FormatError, ParamsError
+from safegene.errors import EmptySample, FormatError, ParamsError, SafegeneError
 
 
 def base(at: int, text: str = "", kind: Kind = "harmful") -> Prompt:
@@ -157,6 +157,24 @@ def test_the_three_shapes_of_a_file_of_templates() -> None:
 def test_a_collections_templates_are_named_by_their_text_not_their_place() -> None:
     one, two = (json.dumps(texts).encode() for texts in (["a {goal}", "b {goal}"], ["b {goal}", "a {goal}"]))
     assert {t.id: t for t in read_templates(one, "f").usable} == {t.id: t for t in read_templates(two, "f").usable}
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b'{"id": "a", "text": "no place"}', "no place for the prompt"),
+        (b'{"id": "a", "text": "{prompt} and {prompt}"}', "several places"),
+        (b'{"id": "a", "text": " {prompt} "}', "nothing around"),
+        (b'{"id": "A b", "text": "x {prompt}"}', "ids of lower-case letters"),
+        (b'{"id": "a", "text": "x {prompt}"}\n{"id": "a", "text": "y {prompt}"}', "each once"),
+        (b'{"id": "a", "text": "x {prompt}", "turns": ["a", "b"]}', "either text or turns"),
+        (b'{"id": "a", "turns": ["only {prompt}"]}', "two turns or more"),
+        (b'["no place at all"]', "at least one template"),
+    ],
+)
+def test_a_template_that_wraps_nothing_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(SafegeneError, match=why):
+        read_templates(data, "t")
 
 
 @pytest.mark.parametrize(
