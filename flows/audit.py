@@ -12,16 +12,19 @@ from safegene.workspace.layout import Workspace
 
 @flow(name="audit", flow_run_name="audit {root}", persist_result=False)
 def audit(root: str) -> None:
-    """Verify, and put what was found where Prefect's UI shows it.
+    """Verify, and show the result in Prefect's user interface.
 
     Raises:
-        LedgerError: something is broken; names the first of it.
+        LedgerError: there are problems; names the first.
     """
     from safegene.ledger.audit import audit_workspace
 
-    with exclusive(root):  # a run takes artefacts away before it makes them again
-        found = audit_workspace(Workspace(Path(root)))
-    lines = [f"- {problem}" for problem in found.problems] or [found.summary]
+    with exclusive(root):  # a run removes artefacts before it makes them again
+        report = audit_workspace(Workspace(Path(root)))
+    lines = [f"- {problem}" for problem in report.problems] or [report.summary]
     create_markdown_artifact(markdown="\n".join(lines), key="safegene-audit", description="Audit")
-    if found.problems:
-        raise LedgerError(f"expected a sound ledger, got {len(found.problems)} problems: {found.problems[0]}")
+    if report.problems:
+        raise LedgerError(
+            f"expected a ledger and artefacts without problems, got {len(report.problems)}: {report.problems[0]}",
+            remedy="`safegene audit verify` lists all of them",
+        )

@@ -72,7 +72,7 @@ def gather_evidence(workspace: Workspace, target: str) -> Evidence:
     current = {name: manifest.digest for name, manifest in manifests.items()} | _current_files(workspace, target)
     data = data_digests(workspace)
     for name, manifest in manifests.items():
-        required = [one for one in REQUIRED.get(name, ()) if one in current or one != "incumbent"]
+        required = [used for used in REQUIRED.get(name, ()) if used in current or used != "incumbent"]
         require_current(name, folders[name], manifest, current, data=data.values(), required=required)
     return Evidence(folders, manifests, data, read_incumbent(workspace.incumbent(target)).live)
 

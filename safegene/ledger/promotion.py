@@ -1,7 +1,7 @@
 """What is live on a channel, and the rules by which that changes. No statistics here.
 
-Every attempt writes exactly one record, also when it is refused; only a promotion of what is live already writes none.
-The rules, in this order:
+Every attempt is recorded, also when it is refused; only a promotion of what is live already writes no record. The
+rules, in this order:
 
 1. the evidence must have passed (see `safegene.pipeline.stages.promote` for how it is checked);
 2. a release that is live already, and not revoked, stays live, and no record is written;

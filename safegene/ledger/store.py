@@ -1,9 +1,9 @@
-"""Object stores behind one small interface: a local directory and S3, both with compare-and-swap.
+"""Object stores behind one small interface: a local folder and S3, both with conditional writes.
 
-A store maps keys (``records/ab.json``) to bytes. Every object has an *etag*, which changes with its content. Writers
-never overwrite blindly: `put_if_absent` creates, `put_if_match` replaces exactly the version that was read. A lost
-reply is settled by reading back: a writer's bytes are its own (they name a record with a nonce), so finding them means
-that it won. A store that ignores conditions is found out by `self_test` and refused.
+A store maps keys (``records/ab.json``) to bytes. Every object has an *etag*, which changes with its content. There is
+no unconditional write: `put_if_absent` creates an object, `put_if_match` replaces exactly the version that was read.
+After a lost reply the writer reads the object: no two writers write the same bytes (they name a record with a nonce),
+so its own bytes mean that its write succeeded. `self_test` finds a store that ignores conditions; it is refused.
 """
 
 import fcntl
@@ -39,39 +39,39 @@ class ObjectMissing(StoreError):
 
 
 class Store(Protocol):
-    """What the ledger needs of an object store. ``uri`` names it in messages and records."""
+    """What the ledger needs of an object store."""
 
     @property
     def uri(self) -> str:
-        """Where the store is, as a person would write it."""
+        """The place of the store, for messages and records."""
         ...
 
     def get(self, key: str) -> tuple[bytes, str]:
-        """Content and etag; raises `ObjectMissing`."""
+        """Content and etag of an object; raises `ObjectMissing`."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> str:
-        """Create the object and give its etag; raises `PreconditionFailed` if other content is there."""
+        """Create an object and return its etag; raises `PreconditionFailed` if there is one with other content."""
         ...
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str:
-        """Replace the version ``etag`` and give the new etag; raises `PreconditionFailed` if it is gone."""
+        """Replace the version ``etag`` and return the new etag; raises `PreconditionFailed` if it is not there."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Keys that start with ``prefix``, sorted."""
+        """The keys that start with ``prefix``, sorted."""
         ...
 
     def discard(self, key: str) -> None:
-        """Remove what a self-test left; nothing else is ever removed."""
+        """Remove an object of `self_test`; no other object is ever removed."""
         ...
 
 
 def check_key(key: str) -> str:
-    """The key, if it is relative, of plain characters, and no part of it begins with a dot.
+    """Return the key if it is valid: relative, of plain characters, with no part that begins with a dot.
 
     Raises:
-        StoreError: it is not.
+        StoreError: it is not valid.
     """
     if not all(_PART.fullmatch(part) for part in key.split("/")):
         raise StoreError(f"expected a key of letters, digits, '.', '_', '-' and '/' inside the store, got {key!r}")
@@ -80,13 +80,13 @@ def check_key(key: str) -> str:
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A directory. One ``fcntl`` lock orders the writers; a rename after ``fsync`` makes each write whole or absent."""
+    """A folder. A file lock orders the writers; each write is atomic and durable (`write_file`)."""
 
     root: Path
 
     @property
     def uri(self) -> str:
-        """The directory."""
+        """The folder."""
         return str(self.root)
 
     def get(self, key: str) -> tuple[bytes, str]:
@@ -109,11 +109,11 @@ class LocalStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
-        start, found = self.root / prefix.rpartition("/")[0], list[str]()
-        for folder, folders, files in os.walk(start):  # which passes over what a writer removes meanwhile
+        start, keys = self.root / prefix.rpartition("/")[0], list[str]()
+        for folder, folders, files in os.walk(start):  # os.walk ignores files that a writer removes meanwhile
             links = [name for name in folders if Path(folder, name).is_symlink()]
-            found += [Path(folder, name).relative_to(self.root).as_posix() for name in (*files, *links)]
-        return iter(sorted(key for key in found if key.startswith(prefix) and key != DRAFT))
+            keys += [Path(folder, name).relative_to(self.root).as_posix() for name in (*files, *links)]
+        return iter(sorted(key for key in keys if key.startswith(prefix) and key != DRAFT))
 
     def discard(self, key: str) -> None:
         """See `Store`."""
@@ -144,7 +144,7 @@ class LocalStore:
         self.root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.root, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder itself: no file that Git would see
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # a lock on the folder itself adds no file that Git would see
             yield
         finally:
             os.close(descriptor)
@@ -154,8 +154,8 @@ class LocalStore:
 class S3Store:
     """A prefix of an S3 bucket, through boto3. Credentials and endpoint come from the standard chain (``AWS_*``).
 
-    Objects are written whole (at most 5 GiB). Ceph RGW wants the ETag bare in ``If-Match`` where boto3 gives it quoted:
-    a 412 is tried once more without the quotes.
+    An object is written by one request (at most 5 GiB). boto3 returns an ETag with quotes; Ceph RGW expects none in
+    ``If-Match``, so a write that failed with 412 is repeated without them.
     """
 
     bucket: str
@@ -177,7 +177,7 @@ class S3Store:
             max_pool_connections=2 * WRITERS,
             connect_timeout=10,
             read_timeout=60,
-            # Checksums are ours (sha256 of every object); older gateways refuse the trailer that boto3 adds by default.
+            # The ledger has a sha256 of every object, and older gateways refuse the checksum trailer of boto3.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -230,7 +230,7 @@ class S3Store:
         """See `Store`."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        with suppress(ClientError, BotoCoreError):  # a leftover harms nobody, and must not hide what the test found
+        with suppress(ClientError, BotoCoreError):  # this error must not hide the result of the self-test
             self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
 
     def _full(self, key: str) -> str:
@@ -245,33 +245,33 @@ class S3Store:
                 return reply["ETag"]
             except ClientError as error:
                 status = _status(error)
-                if status == 409 and attempt < CONFLICTS:  # S3: two conditional writes met, neither lost yet; again
+                if status == 409 and attempt < CONFLICTS:  # two conditional writes at once: S3 asks for a retry
                     time.sleep(0.05 * 2**attempt)
                 elif status in (409, 412) or (status == 404 and "IfMatch" in condition):
-                    raise PreconditionFailed(f"expected {condition} to hold for {key} in {self.uri}, not so") from None
+                    raise PreconditionFailed(f"expected {condition} for {key}, got a refusal, in {self.uri}") from None
                 else:
                     raise
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _settle(self, key: str, data: bytes, put: Callable[[], str]) -> str:
-        """Run ``put``; where it lost or its reply was lost, our own bytes under the key mean that it won."""
+        """Run ``put``; where it fails although the object has this writer's bytes, only the reply was lost."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return put()
         except (PreconditionFailed, ClientError, BotoCoreError) as error:
             with suppress(StoreError):
-                found, etag = self.get(key)
-                if found == data:
+                content, etag = self.get(key)
+                if content == data:
                     return etag
             if isinstance(error, PreconditionFailed):
                 raise
             raise self._failed("write", key, error) from error
 
     def _failed(self, verb: str, key: str, error: Exception) -> StoreError:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         return StoreError(
-            f"expected to {verb} {key} in {self.uri}, got {said}",
+            f"expected to {verb} {key} in {self.uri}, got {reason}",
             remedy="check AWS_ENDPOINT_URL, the bucket's name and the credentials of the standard AWS chain",
         )
 
@@ -299,10 +299,10 @@ def open_store(uri: str, *, base: Path | None = None) -> Store:
 
 
 def self_test(store: Store) -> None:
-    """Prove that the store honours conditions: 16 writers at once, one winner, for create and for replace.
+    """Check that the store honours conditions: of 16 writers at once, exactly one may create or replace an object.
 
     Raises:
-        StoreError: names the store and says what it did; promotions on it are refused.
+        StoreError: it does not.
     """
     key = f"selftest/{uuid4().hex}"
     try:
@@ -331,18 +331,18 @@ def _race(store: Store, key: str, what: str, write: Callable[[bytes], str]) -> N
     start = threading.Barrier(WRITERS)
 
     def writer(_: int) -> bytes | None:
-        mine = uuid4().hex.encode()
+        data = uuid4().hex.encode()
         start.wait()
         try:
-            write(mine)
+            write(data)
         except PreconditionFailed:
             return None
-        return mine
+        return data
 
     with ThreadPoolExecutor(WRITERS) as pool:
-        winners = [won for won in pool.map(writer, range(WRITERS)) if won is not None]
+        winners = [data for data in pool.map(writer, range(WRITERS)) if data is not None]
     if len(winners) != 1 or store.get(key)[0] != winners[0]:
         raise StoreError(
-            f"expected one winner of {WRITERS} writers that {what} at once, got {len(winners)}, in {store.uri}",
+            f"expected one of {WRITERS} writers that {what} at once to succeed, got {len(winners)}, in {store.uri}",
             remedy="this store ignores conditional writes: keep the ledger in a folder or on an S3 that honours them",
         )
