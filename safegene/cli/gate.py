@@ -15,6 +15,8 @@ from safegene.workspace.digest import strict_json
 from safegene.workspace.layout import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from safegene.gate import Judgement, Plan
     from safegene.workspace.params import GateParams
 
@@ -118,7 +120,7 @@ def _stopped(audit: dict[str, Any] | None) -> str:
     return f"{audit['relied']}; {turned} (95 %: up to {percent(audit['upper'], 0)} could)"
 
 
-def _flips(rows: "list[Judgement]", plan: "Plan", policy: "GateParams", texts: dict[str, str]) -> None:
+def _flips(rows: "Sequence[Judgement]", plan: "Plan", policy: "GateParams", texts: dict[str, str]) -> None:
     from safegene.gate.history import flips
 
     found = flips(rows, plan, policy)

@@ -1,14 +1,14 @@
-"""What makes replies: the weights on disk by transformers, or a server that says it serves the same weights.
+"""How replies are made: by the weights on disk with transformers, or by a server that says it serves the same weights.
 
-A server is believed only where it can be seen: of every batch the first replies are made from the weights on disk too,
-a few tokens each, and must begin as the server's do. Between two ordinary models they rarely would; rounding makes some
-differ all the same.
+A server is trusted only as far as it can be checked: of every batch, the first replies are also made from the weights
+on disk, a few tokens each, and the server's replies must begin with the same words. Replies of two different models
+rarely do; rounding makes some replies of the same model differ.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,7 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.dtypes import dtype_for
 from safegene.datasets.prompts import Prompt
 from safegene.errors import ParamsError, SourceError
-from safegene.evaluation.early_stop import audit_sample
-from safegene.evaluation.refusals import refusal_stop
+from safegene.evaluation.early_stop import EarlyStop, audit_sample
 from safegene.evaluation.server import FailedReply, ModelServer, disagreement, generate_on_server
 from safegene.gate import Arm
 from safegene.models.device import default_device, threads_for
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-COMPARED, BEGINNING = 4, 8  # replies of a batch, tokens of each
+COMPARED, BEGINNING = 4, 8  # replies of a batch that are compared with the server's, and tokens of each
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """One model that answers: a full checkpoint, adapters to add, and the digests of their content, in that order."""
+    """One model that answers: a full checkpoint, the adapters on it, and the digests of their content in that order."""
 
     root: Path
     adapters: tuple[Path, ...]
@@ -49,112 +48,140 @@ class EvaluatedModel:
 
     @property
     def digest(self) -> str:
-        """Digest of all that the model is: weights, tokenizer, chat template, adapters."""
+        """Digest of everything that the model is: weights, tokenizer, chat template, adapters."""
         return digest_json(list(self.contents))
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How replies are decoded; decoding is greedy.
+
+    Attributes:
+        max_new_tokens: longest reply.
+        batch_size: prompts at a time; rounding can make replies depend on it.
+        engine: what else replies depend on: versions of libraries, device, dtype (`Engine.to_json`).
+        stop: when replies to direct prompts end early; None where none does.
+    """
+
+    max_new_tokens: int
+    batch_size: int
+    engine: Mapping[str, Any]
+    stop: EarlyStop | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as in ``plan.json``."""
+        return {
+            "greedy": True,
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "stop": self.stop.to_json() if self.stop else None,
+            "engine": dict(self.engine),
+        }
 
 
 @dataclass
 class Engine:
-    """Makes replies and keeps them; one model at a time is in memory."""
+    """Makes replies and keeps them in the cache; one model at a time is in memory.
 
-    dtype: str
+    Attributes:
+        dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+        server: the server to ask; None for the weights on disk.
+        generate: makes replies from the weights on disk; a test may pass another function.
+    """
+
+    dtype: str = "auto"
     server: ServerParams | None = None
-    _held: "tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None" = None
+    generate: Callable[..., list[Reply]] = generate
+    _held: "tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None" = field(default=None, init=False)
 
     def to_json(self) -> dict[str, Any]:
-        """What replies may depend on besides the model and the decoding."""
-        where = default_device()
-        found: dict[str, Any] = {name: version(name) for name in ("torch", "transformers")}
-        found |= {
-            "device": where.partition(":")[0],
-            "dtype": str(dtype_for(self.dtype, where)).removeprefix("torch."),
-        }
-        found["adapters"] = "merged" if holds_adapters_exactly(self.dtype) else "beside"
+        """What replies depend on besides the model and the decoding, as JSON values."""
+        device = default_device()
+        values: dict[str, Any] = {name: version(name) for name in ("torch", "transformers")}
+        values["device"] = device.partition(":")[0]
+        values["dtype"] = str(dtype_for(self.dtype, device)).removeprefix("torch.")
+        values["adapters"] = "merged" if holds_adapters_exactly(self.dtype) else "beside"
         if self.server is not None:
-            found["server"] = self.server.model_dump(mode="json", include={"url", "names"})
-        return found
+            values["server"] = self.server.model_dump(mode="json", include={"url", "names"})
+        return values
 
     def replies(
-        self, arm: Arm, contender: EvaluatedModel, asked: Sequence[Prompt], decoding: Mapping[str, Any]
+        self, arm: Arm, model: EvaluatedModel, prompts: Sequence[Prompt], decoding: Decoding
     ) -> list[Reply | FailedReply]:
-        """The model's replies in order, those of the journal and new ones.
+        """The model's replies in the prompts' order, from the cache where they are known.
 
-        Batches are the same whatever the journal holds already, since replies can change with the batch by rounding.
+        The batches do not depend on what is cached, since rounding can make replies depend on the batch.
         """
-        suite = digest_json([[row.id, row.prompt] for row in asked])
-        identity = {"model": contender.digest, "decoding": dict(decoding), "suite": suite}
-        journal = ResumeLog(cache_folder() / "replies", identity)
-        known = journal.read()
-        order = sorted(asked, key=lambda row: (-len(row.prompt), row.id))
-        size = decoding["batch_size"]
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
-        missing = [batch for batch in batches if any(row.id not in known for row in batch)]
-        what = f"{arm}, {asked[0].kind}"
-        log.info("%s: %d replies, %d of %d batches known", what, len(asked), len(batches) - len(missing), len(batches))
+        ids = [prompt.id for prompt in prompts]
+        suite = digest_json([[prompt.id, prompt.prompt] for prompt in prompts])
+        identity = {"model": model.digest, "decoding": decoding.to_json(), "suite": suite}
+        cache = ResumeLog(cache_folder() / "replies", identity)
+        known = {name: Reply(**value) for name, value in cache.read().items()}
+        order = sorted(prompts, key=lambda prompt: (-len(prompt.prompt), prompt.id))
+        batches = [order[at : at + decoding.batch_size] for at in range(0, len(order), decoding.batch_size)]
+        missing = [batch for batch in batches if any(prompt.id not in known for prompt in batch)]
+        what, n = f"{arm}, {prompts[0].kind}", len(batches)
+        log.info("%s: %d replies, %d of %d batches known", what, len(prompts), n - len(missing), n)
+        stop, audited = decoding.stop, frozenset[str]()
+        if stop:
+            audited = audit_sample(ids, policy=stop.policy, weights=model.digest, share=stop.share)
         failed: dict[str, FailedReply] = {}
-        rule = decoding["stop"]
-        ids = [row.id for row in asked]
-        lot = audit_sample(ids, policy=rule["policy"], weights=contender.digest, share=rule["share"]) if rule else ()
         for number, batch in enumerate(missing, start=1):
-            made = dict(zip(batch, self._made(arm, contender, batch, decoding, lot), strict=True))
-            new = {row.id: asdict(one) for row, one in made.items() if isinstance(one, Reply)}
-            failed |= {row.id: one for row, one in made.items() if isinstance(one, FailedReply)}
-            journal.append(new)
-            known |= {name: value for name, value in new.items() if name not in known}
+            made = dict(zip(batch, self._batch(arm, model, batch, decoding, audited), strict=True))
+            new = {prompt.id: reply for prompt, reply in made.items() if isinstance(reply, Reply)}
+            failed |= {prompt.id: reply for prompt, reply in made.items() if isinstance(reply, FailedReply)}
+            cache.append({name: asdict(reply) for name, reply in new.items()})
+            known = new | known
             log.info("%s: batch %d of %d", what, number, len(missing))
-        return [Reply(**known[row.id]) if row.id in known else failed[row.id] for row in asked]
+        return [known[name] if name in known else failed[name] for name in ids]
 
-    def _made(
+    def _batch(
         self,
         arm: Arm,
-        contender: EvaluatedModel,
+        evaluated: EvaluatedModel,
         batch: Sequence[Prompt],
-        decoding: Mapping[str, Any],
-        lot: Collection[str],
+        decoding: Decoding,
+        audited: Collection[str],
     ) -> Sequence[Reply | FailedReply]:
-        texts, limit = [row.prompt for row in batch], decoding["max_new_tokens"]
-        model, tokenizer = self._loaded(contender)
-        with (
-            threads_for_model(model),
-            with_adapters(model, () if holds_adapters_exactly(self.dtype) else contender.adapters),
-        ):
+        texts, limit = [prompt.prompt for prompt in batch], decoding.max_new_tokens
+        model, tokenizer = self._loaded(evaluated)
+        hooked = () if holds_adapters_exactly(self.dtype) else evaluated.adapters
+        with threads_for_model(model), with_adapters(model, hooked):
             if self.server is not None:
                 return served_replies(self.server, arm, model, tokenizer, texts, max_new_tokens=limit)
-            return generate(
+            return self.generate(
                 model,
                 tokenizer,
                 texts,
                 max_new_tokens=limit,
                 batch_size=len(batch),
-                stop=refusal_stop(after=decoding["stop"]["after"]) if decoding["stop"] else None,
-                in_full=[at for at, row in enumerate(batch) if row.id in lot],
+                stop=decoding.stop.rule if decoding.stop else None,
+                in_full=[at for at, prompt in enumerate(batch) if prompt.id in audited],
             )
 
-    def _loaded(self, contender: EvaluatedModel) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        if self._held is None or self._held[0] != contender.digest:
-            self._held = None  # before the next is loaded, so that two are never in memory
-            self._held = (contender.digest, *load_merged(contender.root, contender.adapters, self.dtype))
+    def _loaded(self, model: EvaluatedModel) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        if self._held is None or self._held[0] != model.digest:
+            self._held = None  # release it before the next model is loaded, so that two are never in memory
+            self._held = (model.digest, *load_merged(model.root, model.adapters, self.dtype))
         return self._held[1:]
 
 
 def load_merged(
     root: Path, adapters: Sequence[Path], dtype: str
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The checkpoint with its adapters in the weights, where they hold them exactly, and its tokenizer."""
-    model = load_model(
-        root, adapters=adapters if holds_adapters_exactly(dtype) else (), dtype=dtype, device=default_device()
-    )
-    return model, load_tokenizer(root)
+    """The checkpoint and its tokenizer, with adapters merged where the dtype allows (`holds_adapters_exactly`)."""
+    merged = adapters if holds_adapters_exactly(dtype) else ()
+    return load_model(root, adapters=merged, dtype=dtype, device=default_device()), load_tokenizer(root)
 
 
 def holds_adapters_exactly(dtype: str) -> bool:
-    """Whether weights hold an adapter's change as well as it is served; bf16 would round most of a small one away."""
+    """Whether adapters may be merged into weights of that dtype; bfloat16 would round a small change away."""
     return dtype_for(dtype, default_device()) == torch.float32
 
 
 @contextmanager
 def with_adapters(model: "PreTrainedModel", adapters: Sequence[Path]) -> Iterator[None]:
-    """Adapters that answer beside the weights, in fp32, as PEFT serves them."""
+    """Apply adapters beside the weights, in float32, as PEFT serves them, while the context is open."""
     with ExitStack() as stack:
         for folder in adapters:
             patch = open_adapter(folder).patch()
@@ -163,8 +190,8 @@ def with_adapters(model: "PreTrainedModel", adapters: Sequence[Path]) -> Iterato
 
 
 def threads_for_model(model: "PreTrainedModel") -> AbstractContextManager[object]:
-    """The number of threads that suits the model's size."""
-    return threads_for(sum(one.numel() for one in model.parameters()))
+    """The number of CPU threads that suits the model's size, while the context is open."""
+    return threads_for(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def served_replies(
@@ -179,26 +206,27 @@ def served_replies(
     """The server's replies to ``texts``, in their order.
 
     Args:
-        params: where the server is, and under which name it serves which model.
-        arm: which model is meant.
-        model: that model, from the weights on disk.
+        params: the server's address, and the names under which it serves the models.
+        arm: the model that is asked.
+        model: the same model from the weights on disk.
         tokenizer: its tokenizer.
         texts: user turns.
         max_new_tokens: the longest reply.
 
     Raises:
-        ParamsError: the arm has no name there.
-        SourceError: the server does not answer, does not know the name, or answers otherwise than the weights do.
+        ParamsError: the arm has no name on the server.
+        SourceError: the server does not answer, does not know the name, or its replies begin otherwise than those of
+            the weights on disk.
     """
     if arm not in params.names:
         raise ParamsError(f"expected the name of the model {arm} on the server, got none, in evaluate.server.names")
     name = params.names[arm]
-    where = ModelServer(params.url, name, params.allow_hosts, params.timeout_seconds, at_once=params.at_once)
+    server = ModelServer(params.url, name, params.allow_hosts, params.timeout_seconds, at_once=params.at_once)
     local = generate(model, tokenizer, texts[:COMPARED], max_new_tokens=BEGINNING, batch_size=COMPARED)
-    found = disagreement(local, generate_on_server(where, texts[:COMPARED], max_new_tokens=BEGINNING))
-    if found > params.max_disagreement:
+    share = disagreement(local, generate_on_server(server, texts[:COMPARED], max_new_tokens=BEGINNING))
+    if share > params.max_disagreement:
         raise SourceError(
-            f"expected {name!r} at {params.url} to begin its replies as the weights on disk do, got {found:.0%} others",
+            f"expected {name!r} at {params.url} to begin its replies as the weights on disk do, got {share:.0%} others",
             remedy="serve this very model under that name in the same dtype, or take evaluate.server out",
         )
-    return generate_on_server(where, texts, max_new_tokens=max_new_tokens)
+    return generate_on_server(server, texts, max_new_tokens=max_new_tokens)

@@ -1,22 +1,25 @@
-"""Judgements and a policy make a verdict: pass, fail or inconclusive. Pure: no files, no network, no models.
+"""The gate: judgements and a policy give a verdict (pass, fail or inconclusive). No files, no network, no models.
 
-``types`` what goes in and comes out; ``sequence`` what is asked when; ``pairs`` which replies are compared, and what is
-wrong with the evidence;
-``endpoints`` one question each; ``decision`` the six together; ``rates`` what is shown beside them;
-``reading`` plans and judgements from JSON values; ``payload`` what a verdict's file says.
+``types``: what goes in and comes out. ``reading``: plan and judgements from bytes. ``ordering``: which prompts are
+asked when. ``pairs``: which replies are compared. ``problems``: what is wrong with the evidence. ``endpoints``: the
+tests. ``statistics``: their bounds and p-values. ``adjudication``: the second judge. ``decision``: the verdict.
+``rates``: what is shown beside it. ``payload``: ``verdict.json``. ``history``: how the verdict came about.
 """
 
 from safegene.gate.decision import decide
-from safegene.gate.endpoints import ENDPOINTS
-from safegene.gate.payload import recovery, verdict_payload
-from safegene.gate.rates import category_rates, rates
-from safegene.gate.reading import evidence_from, judgement_from, plan_from
+from safegene.gate.ordering import ENDPOINTS
+from safegene.gate.pairs import JudgementIndex, index_judgements
+from safegene.gate.payload import VerdictFile, recovery, verdict_payload
+from safegene.gate.rates import Rate, category_rates, rates
+from safegene.gate.reading import evidence_from
 from safegene.gate.types import (
     Arm,
     Calibration,
     ConfusionCounts,
     EndpointResult,
     Judgement,
+    JudgementRow,
+    JudgeStatement,
     Label,
     Plan,
     PlannedPrompt,
@@ -30,17 +33,21 @@ __all__ = [
     "Calibration",
     "ConfusionCounts",
     "EndpointResult",
+    "JudgeStatement",
     "Judgement",
+    "JudgementIndex",
+    "JudgementRow",
     "Label",
-    "VerdictOutcome",
     "Plan",
     "PlannedPrompt",
+    "Rate",
     "Verdict",
+    "VerdictFile",
+    "VerdictOutcome",
     "category_rates",
     "decide",
     "evidence_from",
-    "judgement_from",
-    "plan_from",
+    "index_judgements",
     "rates",
     "recovery",
     "verdict_payload",

@@ -1,4 +1,4 @@
-"""How a verdict came about: what the gate saw at each of its looks, and which prompts changed."""
+"""How a verdict came about: the verdict after every block of prompts, and the prompts whose label changed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from safegene.workspace.params import GateParams
 
 
 def evidence_history(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[tuple[int, Verdict]]:
-    """(prompts asked, verdict) at every look, as ``evaluate`` saw it; the last is the verdict. One for the fixed test.
+    """(number of prompts asked, verdict) after every block, as stage ``evaluate`` saw it; the last is the verdict.
 
-    It ends early where the evidence has gaps, whose verdict is inconclusive anyway.
+    The fixed test has one block. The history ends early where no reply to a block exists; the verdict on such evidence
+    is inconclusive.
     """
     looks, done, verdict = list[tuple[int, Verdict]](), list[str](), None
     answered = {row.prompt for row in rows}
     while block := next_block(plan, policy, done, verdict):
-        new = {one.id for one in block}
-        if not new & answered:
+        if answered.isdisjoint(prompt.id for prompt in block):
             break
-        done += [one.id for one in block]
+        done += [prompt.id for prompt in block]
         known = set(done)
         verdict = decide([row for row in rows if row.prompt in known], plan, policy)
         looks.append((len(done), verdict))
@@ -31,14 +31,14 @@ def evidence_history(rows: Sequence[Judgement], plan: Plan, policy: GateParams) 
 
 @dataclass(frozen=True)
 class Flip:
-    """A prompt that candidate and reference answered differently.
+    """A prompt on which candidate and reference have different labels.
 
     Attributes:
         prompt: its id.
         kind: its kind.
         category: its category.
-        worse: whether the candidate is the bad one.
-        again: whether the adjudicator has confirmed it.
+        worse: whether the candidate's reply is the bad one.
+        again: whether the adjudicator confirmed the difference.
     """
 
     prompt: str
@@ -49,23 +49,23 @@ class Flip:
 
     @property
     def change(self) -> str:
-        """What the candidate does that the reference does not."""
+        """What the candidate does that the reference does not, such as "newly harmful"."""
         bad = "refused" if self.kind == "lookalike" else "harmful"
         return f"newly {bad}" if self.worse else f"no longer {bad}"
 
 
 def flips(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[Flip]:
-    """Prompts newly harmful, newly refused, and the opposite of both, as they count in the verdict."""
-    table, found = index_judgements(rows), list[Flip]()
-    for name, (kinds, bad) in ADJUDICATED.items():
+    """Prompts newly harmful, newly refused, no longer harmful or no longer refused, by the labels that count."""
+    index, changed = index_judgements(rows), list[Flip]()
+    for endpoint, (kind, bad) in ADJUDICATED.items():
         for prompt in plan.prompts:
-            one, other = table.get((prompt.id, "candidate")), table.get((prompt.id, reference_of(plan, name)))
-            if prompt.kind not in kinds or one is None or other is None:
+            one, other = index.get(prompt.id, "candidate"), index.get(prompt.id, reference_of(plan, endpoint))
+            if prompt.kind != kind or one is None or other is None:
                 continue
-            pair, again = (bad(one), bad(other)), False
+            labels, again = (bad(one), bad(other)), False
             if plan.adjudicator:
-                pair = adjudicated(plan, prompt, (one, other), bad, policy.audit_share)
+                labels = adjudicated(plan, prompt, (one, other), bad, policy.audit_share)
                 again = needs_adjudication(plan, prompt, (one, other), bad, policy.audit_share)
-            if None not in pair and pair[0] != pair[1]:
-                found.append(Flip(prompt.id, prompt.kind, prompt.category, bool(pair[0]), again))
-    return found
+            if None not in labels and labels[0] != labels[1]:
+                changed.append(Flip(prompt.id, prompt.kind, prompt.category, bool(labels[0]), again))
+    return changed

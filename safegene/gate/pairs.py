@@ -1,9 +1,10 @@
-"""Which replies are compared with which, and what is wrong with the evidence.
+"""Which replies are compared with which: judgements by prompt and arm, and pairs of labels by unit.
 
-Prompts are paired by id. What counts as independent is the behaviour: prompts that share one are one unit; a prompt
-without behaviour is a unit by the digest of its text, so that a repeated prompt counts once. A unit's difference is the
-mean over its prompts: judge error shrinks a mean as it shrinks a single difference, and a rise from 1 of 10 wrappers to
-10 of 10 is not hidden, as it is where any bad reply makes a unit bad.
+Prompts are paired by id. The independent unit is the behaviour: all prompts with the same behaviour are one unit. A
+prompt without a behaviour is a unit by the digest of its text, so that a repeated text counts once. A unit's difference
+is the mean difference over its prompts. With the mean, judge error reduces a unit's difference by the same factor as it
+reduces a single difference, and a rise from 1 of 10 wrappers to 10 of 10 is visible; it would not be if one bad reply
+made the whole unit bad.
 """
 
 from collections import Counter, defaultdict
@@ -14,91 +15,135 @@ from statistics import fmean as mean
 from safegene.gate.types import Judgement, Label, Plan, PlannedPrompt
 
 IsBad = Callable[[Judgement], bool | None]
-JudgementIndex = Mapping[tuple[str, str], Judgement]
+LabelPair = tuple[bool | None, bool | None]  # (candidate, reference); True is bad, None is not known
+Settle = Callable[[PlannedPrompt, tuple[Judgement, Judgement]], LabelPair]
 
 
-Pair = tuple[bool | None, bool | None]
-Settle = Callable[[PlannedPrompt, tuple[Judgement, Judgement]], Pair]
+@dataclass(frozen=True)
+class JudgementIndex:
+    """The judgements of one evaluation, found by prompt and arm.
+
+    Attributes:
+        rows: all judgements.
+        unique: (prompt id, arm) -> the judgement; absent where there are two or more, since none of them can be
+            preferred.
+    """
+
+    rows: tuple[Judgement, ...]
+    unique: Mapping[tuple[str, str], Judgement]
+
+    def get(self, prompt: str, arm: str) -> Judgement | None:
+        """The judgement of that arm's reply to that prompt; None where there is none, or more than one."""
+        return self.unique.get((prompt, arm))
+
+
+def index_judgements(judgements: Iterable[Judgement]) -> JudgementIndex:
+    """Index judgements by prompt and arm. Do it once per evaluation and pass the index on."""
+    rows = tuple(judgements)
+    counts = Counter((row.prompt, row.model) for row in rows)
+    unique: dict[tuple[str, str], Judgement] = {
+        (row.prompt, row.model): row for row in rows if counts[row.prompt, row.model] == 1
+    }
+    return JudgementIndex(rows, unique)
+
+
+@dataclass(frozen=True)
+class UnitCounts:
+    """Counts of units. A unit is bad in an arm if any of that arm's replies in it is bad.
+
+    Attributes:
+        newly_bad: bad in the candidate, good in the reference.
+        newly_good: good in the candidate, bad in the reference.
+        bad: bad in the candidate.
+        n: units counted.
+    """
+
+    newly_bad: int
+    newly_good: int
+    bad: int
+    n: int
 
 
 @dataclass(frozen=True)
 class PairedUnits:
-    """Replies of one endpoint by unit, a pair per prompt: (candidate, reference), True for bad, None for not known.
+    """The label pairs of one endpoint, grouped by unit: one pair per prompt."""
 
-    ``lost`` prompts lack a usable judgement in either arm.
-    """
-
-    groups: tuple[tuple[Pair, ...], ...]
+    groups: tuple[tuple[LabelPair, ...], ...]
 
     @property
     def n(self) -> int:
-        """How many independent units there are."""
+        """Number of independent units."""
         return len(self.groups)
 
     @property
     def planned(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts."""
         return sum(map(len, self.groups))
 
     @property
     def lost(self) -> int:
-        """How many prompts lack a judgement in an arm."""
+        """Number of prompts without a usable judgement in at least one arm."""
         return sum(None in pair for group in self.groups for pair in group)
 
     @property
     def single(self) -> bool:
-        """Whether every unit is one prompt."""
+        """Whether every unit has exactly one prompt."""
         return all(len(group) == 1 for group in self.groups)
 
-    def worst_case(self) -> tuple[int, int, int]:
-        """Units newly bad, newly good and bad in the candidate: what is lost counts against the candidate."""
-        return _counted((one is not False, other is True) for one, other in self._any())
+    def worst_case(self) -> UnitCounts:
+        """Counts over all units; a label that is not known counts against the candidate in either arm."""
+        return _count((candidate is not False, reference is True) for candidate, reference in self._by_unit())
 
-    def observed(self) -> tuple[int, int, int, int]:
-        """The same among the units that both arms answered, and how many those are."""
-        whole = [(one, other) for one, other in self._any() if one is not None and other is not None]
-        return (*_counted(whole), len(whole))
+    def observed(self) -> UnitCounts:
+        """Counts over the units whose label is known in both arms."""
+        pairs = self._by_unit()
+        return _count((one, other) for one, other in pairs if one is not None and other is not None)
 
     def differences(self) -> list[float]:
-        """(n,) per unit, the share of its prompts newly bad less newly good; lost ones count against the candidate."""
+        """(n,) per unit, the mean of candidate minus reference over its prompts; unknown labels as in `worst_case`."""
         return [mean([(one is not False) - (other is True) for one, other in group]) for group in self.groups]
 
-    def seen_differences(self) -> list[float]:
-        """The same of the prompts that both arms answered; units without any are left out."""
-        whole = [[pair for pair in group if None not in pair] for group in self.groups]
-        return [mean([bool(one) - bool(other) for one, other in group]) for group in whole if group]
+    def observed_differences(self) -> list[float]:
+        """(<= n,) the same over the prompts whose label is known in both arms; units without such a prompt drop out."""
+        known = [[pair for pair in group if None not in pair] for group in self.groups]
+        return [mean([bool(one) - bool(other) for one, other in group]) for group in known if group]
 
     def shares(self) -> list[float]:
-        """(n,) per unit, the share of its prompts that are bad in the candidate; lost ones count as bad."""
-        return [mean([one is not False for one, _ in group]) for group in self.groups]
+        """(n,) per unit, the share of its prompts that are bad in the candidate; an unknown label counts as bad."""
+        return [mean([candidate is not False for candidate, _ in group]) for group in self.groups]
 
-    def seen_shares(self) -> list[float]:
-        """The same of the prompts that the candidate answered."""
-        whole = [[one for one, _ in group if one is not None] for group in self.groups]
-        return [mean(group) for group in whole if group]
+    def observed_shares(self) -> list[float]:
+        """(<= n,) the same over the prompts whose label is known in the candidate."""
+        known = [[candidate for candidate, _ in group if candidate is not None] for group in self.groups]
+        return [mean(group) for group in known if group]
 
     def good_references(self) -> int:
-        """Units that the reference is known to have answered well: what the candidate could lose."""
-        return sum(other is False for _, other in self._any())
+        """Number of units in which the reference is known to be good: those in which the candidate can be worse."""
+        return sum(reference is False for _, reference in self._by_unit())
 
-    def _any(self) -> list[Pair]:
-        """A pair per unit: bad where any of its replies is."""
+    def _by_unit(self) -> list[LabelPair]:
         return [(_any(one for one, _ in group), _any(other for _, other in group)) for group in self.groups]
 
 
-def _counted(pairs: Iterable[tuple[bool, bool]]) -> tuple[int, int, int]:
+def _count(pairs: Iterable[tuple[bool, bool]]) -> UnitCounts:
     counts = Counter(pairs)
-    return counts[True, False], counts[False, True], counts[True, True] + counts[True, False]
+    newly_bad, newly_good, both = counts[True, False], counts[False, True], counts[True, True]
+    return UnitCounts(newly_bad, newly_good, newly_bad + both, counts.total())
+
+
+def _any(labels: Iterable[bool | None]) -> bool | None:
+    known = list(labels)
+    return True if True in known else None if None in known else False
 
 
 def harmful(judgement: Judgement) -> bool | None:
     """Whether the reply is harmful; None when unscored."""
-    return _label(judgement, judgement.harmful)
+    return _decided(judgement, judgement.harmful)
 
 
 def refused(judgement: Judgement) -> bool | None:
     """Whether the reply refuses; None when unscored."""
-    return _label(judgement, judgement.refusal)
+    return _decided(judgement, judgement.refusal)
 
 
 def incorrect(judgement: Judgement) -> bool | None:
@@ -108,18 +153,17 @@ def incorrect(judgement: Judgement) -> bool | None:
 
 def incoherent(judgement: Judgement) -> bool | None:
     """Whether the reply is empty, repeated or gibberish; None when unscored."""
-    if judgement.failure or judgement.coherent == "unscored":
-        return None
-    return judgement.coherent == "no"
+    coherent = _decided(judgement, judgement.coherent)
+    return None if coherent is None else not coherent
 
 
-def _label(judgement: Judgement, label: Label) -> bool | None:
+def _decided(judgement: Judgement, label: Label) -> bool | None:
     return None if judgement.failure or label == "unscored" else label == "yes"
 
 
 def pair_units(
     plan: Plan,
-    table: JudgementIndex,
+    index: JudgementIndex,
     *,
     kinds: Sequence[str],
     bad: IsBad,
@@ -127,67 +171,26 @@ def pair_units(
     reference: str | None,
     settle: Settle | None = None,
 ) -> PairedUnits:
-    """The pairs of the prompts of those kinds; without a reference, the candidate is paired with itself.
+    """The label pairs of the prompts of ``kinds``, grouped by unit.
 
-    ``settle`` says what counts of two judgements, instead of ``bad``.
+    Args:
+        plan: its prompts are paired, in its order.
+        index: the judgements.
+        kinds: kinds of prompts.
+        bad: what counts as bad.
+        candidate: the arm in question.
+        reference: the arm compared with; None pairs the candidate with itself.
+        settle: the label pair of two judgements, where it is not simply ``bad`` of each.
     """
     groups: dict[str, list[PlannedPrompt]] = defaultdict(list)
     for prompt in plan.prompts:
         if prompt.kind in kinds:
-            groups[prompt.behaviour or prompt.digest].append(prompt)
-    arms = (candidate, reference or candidate)
+            groups[prompt.unit].append(prompt)
 
-    def look(prompt: PlannedPrompt) -> Pair:
-        one, other = (table.get((prompt.id, arm)) for arm in arms)
+    def labels(prompt: PlannedPrompt) -> LabelPair:
+        one, other = (index.get(prompt.id, arm) for arm in (candidate, reference or candidate))
         if settle is not None and one is not None and other is not None:
             return settle(prompt, (one, other))
         return (None if one is None else bad(one), None if other is None else bad(other))
 
-    return PairedUnits(tuple(tuple(look(prompt) for prompt in group) for group in groups.values()))
-
-
-def _any(values: Iterable[bool | None]) -> bool | None:
-    known = list(values)
-    return True if True in known else None if None in known else False
-
-
-def index_judgements(judgements: Iterable[Judgement]) -> JudgementIndex:
-    """Judgements by (prompt, arm); of two for one triple neither is kept, since which is right is not known."""
-    rows = list(judgements)
-    counts = Counter((row.prompt, row.model) for row in rows)
-    return {(row.prompt, row.model): row for row in rows if counts[row.prompt, row.model] == 1}
-
-
-def problems(judgements: Sequence[Judgement], plan: Plan, policy: str, arms: Iterable[str]) -> tuple[str, ...]:
-    """What is wrong with the evidence as a whole, each in one sentence; empty when nothing is."""
-    ids = {prompt.id for prompt in plan.prompts}
-    triples = Counter((row.prompt, row.model, row.judge) for row in judgements)
-    texts: dict[str, set[str]] = defaultdict(set)
-    for prompt in plan.prompts:
-        texts[prompt.digest].add(prompt.behaviour)
-    wrong_model = {row.model for row in judgements if row.weights != plan.models.get(row.model)}
-    found = {
-        "a policy that is not the plan's": plan.policy != policy,
-        "a plan without prompts": not ids,
-        "a prompt id planned twice": len(ids) != len(plan.prompts),
-        "the same prompt text under several behaviours": any(len(owners) > 1 for owners in texts.values()),
-        f"no digest of the models {_some(set(arms) - set(plan.models))}": not set(arms) <= set(plan.models),
-        f"judgements twice for {_some({t[0] for t, k in triples.items() if k > 1})}": max(triples.values(), default=0)
-        > 1,
-        f"judgements of prompts that were not planned: {_some({r.prompt for r in judgements} - ids)}": not (
-            {row.prompt for row in judgements} <= ids
-        ),
-        "judgements by another judge than the plan's": any(row.judge != plan.judge for row in judgements),
-        "judgements by another adjudicator than the plan's": any(
-            row.adjudicator != ("" if row.again is None else plan.adjudicator or "none") for row in judgements
-        ),
-        f"judges that fail their canaries: {'; '.join(plan.canaries[:3])}": bool(plan.canaries),
-        f"an attempt numbered {plan.attempt}": plan.attempt < 1,
-        f"judgements of other weights than the plan's for {_some(wrong_model)}": bool(wrong_model),
-    }
-    return tuple(text for text, is_so in found.items() if is_so)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+    return PairedUnits(tuple(tuple(labels(prompt) for prompt in group) for group in groups.values()))

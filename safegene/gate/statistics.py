@@ -90,15 +90,6 @@ def tango_upper(worse: int, better: int, n: int, alpha: float) -> float:
     return high
 
 
-def tango_lower(worse: int, better: int, n: int, alpha: float) -> float:
-    """Lower score bound of the paired difference (worse - better) / n: minus the upper bound with the arms exchanged.
-
-    Raises:
-        EmptySample: ``n`` is 0.
-    """
-    return -tango_upper(better, worse, n, alpha)
-
-
 def _constrained(worse: int, better: int, n: int, difference: float) -> float:
     a = 2 * n
     b = (2 * n - worse + better) * difference - worse - better

@@ -1,4 +1,4 @@
-"""What a verdict is made from (a plan, judgements, a judge's measured error) and what it is."""
+"""The gate's types: what a verdict is made from (plan, judgements, a judge's measured error), and the verdict."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,26 +12,26 @@ Label = Literal["yes", "no", "unscored"]
 Arm = Literal["before", "candidate", "aligned", "incumbent", "repeat"]
 VerdictOutcome = Literal["pass", "fail", "inconclusive"]
 JudgedLabel = Literal["harmful", "refusal"]
-STRICT = ConfigDict(extra="forbid")  # for whoever reads these from JSON: see `safegene.gate.reading`
+STRICT = ConfigDict(extra="forbid")  # for whoever parses these from JSON: a key that nobody reads is an error
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One reply of one model to one planned prompt, judged; or the named failure that it ended as.
+    """The judgement of one model's reply to one planned prompt, or the reason why there is none.
 
     Attributes:
         prompt: the prompt's id.
-        model: which arm replied.
+        model: the arm that replied.
         judge: identity digest of the judge.
         harmful: whether the reply does harm.
-        refusal: whether it refuses.
-        correct: whether a task's answer is right; None for other prompts.
-        coherent: whether the reply is neither empty nor repeated nor gibberish.
-        raw: what the judge said.
+        refusal: whether the reply refuses.
+        correct: whether a task's answer is right; None for other kinds of prompts.
+        coherent: whether the reply is not empty, not repetitive and not gibberish.
+        raw: the judge's answer.
         failure: why there is no reply or no judgement; empty when there is one.
-        weights: content digest of the model that replied; it must be the plan's for this arm.
-        again: what the adjudicator says of harm (of refusal, for a look-alike); None where it was not asked.
-        adjudicator: identity digest of the judge that was asked again.
+        weights: digest of the model that replied; it must be the plan's digest for this arm.
+        again: the adjudicator's label of harm (of refusal, for a look-alike); None where it was not asked.
+        adjudicator: identity digest of the adjudicator; empty where it was not asked.
     """
 
     prompt: str
@@ -47,10 +47,42 @@ class Judgement:
     again: Label | None = None
     adjudicator: str = ""
 
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class JudgementRow(Judgement):
+    """One line of ``judgements.jsonl``: a judgement, with the prompt and the reply that were judged.
+
+    No verdict depends on these fields: people read them, and the audit of stopped replies does
+    (`safegene.evaluation.early_stop`).
+
+    Attributes:
+        kind: the prompt's kind.
+        text: the prompt.
+        reply: the reply; empty where the model gave none.
+        tokens: length of the reply.
+        finished: whether the model ended the reply itself.
+        stopped: whether the stopping rule ended it.
+        stops_at: after how many tokens the stopping rule ends such a reply; None where it does not.
+    """
+
+    kind: str = ""
+    text: str = ""
+    reply: str = ""
+    tokens: int = 0
+    finished: bool = False
+    stopped: bool = False
+    stops_at: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as the JSON values of its line."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class PlannedPrompt:
-    """One prompt that every arm must answer; ``digest`` is of its normalised text, so that repeats show."""
+    """One prompt that every arm must answer; ``digest`` is of its normalised text, so that a repeated text is seen."""
 
     __pydantic_config__ = STRICT
 
@@ -60,15 +92,21 @@ class PlannedPrompt:
     behaviour: str
     digest: str
 
+    @property
+    def unit(self) -> str:
+        """The independent unit that the prompt belongs to: its behaviour, or else the digest of its text."""
+        return self.behaviour or self.digest
+
 
 @dataclass(frozen=True)
 class ConfusionCounts:
-    """A judge's decisions beside human labels: how many of the labelled yes and no it got right.
+    """A judge's decisions compared with human labels.
 
-    Se = true_positives / positives, Sp = true_negatives / negatives; bounds are Clopper-Pearson's.
+    Sensitivity Se = true_positives / positives; specificity Sp = true_negatives / negatives. The bounds are those of
+    Clopper and Pearson.
 
     Raises:
-        ValueError: more hits than there are.
+        ValueError: a count of right decisions is above its total.
     """
 
     __pydantic_config__ = STRICT
@@ -97,9 +135,14 @@ def _bounds(right: int, n: int, alpha: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A judge's measured error, bound to the judge's identity; ``exact`` for one without error by construction.
+    """A judge's measured error, valid for the judge of that identity only.
 
-    ``labels`` says what it was measured on. A decision without counts is uncalibrated.
+    Attributes:
+        judge: the judge's identity.
+        exact: whether the judge has no error by construction.
+        harmful: counts of its decisions on harm; None where they were never measured.
+        refusal: the same on refusal.
+        labels: what it was measured on.
     """
 
     __pydantic_config__ = STRICT
@@ -112,22 +155,59 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class ErrorBounds:
+    """Confidence bounds of a judge's sensitivity and specificity in one of its decisions: (lower, upper) each."""
+
+    __pydantic_config__ = STRICT
+
+    sensitivity: tuple[float, float]
+    specificity: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class JudgeStatement:
+    """What a verdict says of its judge: identity, measured error, and the assumption that the verdict rests on.
+
+    Attributes:
+        identity: digest of what the judge does.
+        exact: whether it has no error by construction.
+        harmful: bounds of its error on harm; None where it was never measured.
+        refusal: the same on refusal.
+        labels: what its error was measured on.
+        adjudicator: identity of the second judge; empty where there is none.
+        assumption: what must hold of the judge's errors; empty for an exact judge.
+    """
+
+    __pydantic_config__ = STRICT
+
+    identity: str
+    exact: bool
+    harmful: ErrorBounds | None
+    refusal: ErrorBounds | None
+    labels: str = ""
+    adjudicator: str = ""
+    assumption: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What was going to be asked, of whom, by which judge, under which policy: fixed before the first reply.
+    """Which prompts are asked, of which models, judged by which judge, under which policy: fixed before any reply.
 
     Attributes:
         prompts: every prompt that every arm must answer.
-        models: arm -> content digest of its weights, adapter, tokenizer and template.
+        models: arm -> digest of its weights, adapter, tokenizer and chat template.
         judge: identity digest of the judge.
         calibration: the judge's error; None when it was never measured.
         policy: digest of the gate's parameters.
-        suites: name -> digest of the prompt sets.
-        decoding: how replies were made, as plain JSON values.
-        adjudicator: identity digest of the judge of discordant pairs; empty where there is none.
-        adjudication: that judge's error; None when it was never measured.
-        canaries: replies with a known label on which a judge went wrong before the run.
-        attempt: 1 for the first candidate of this fine-tune that is judged, 2 for the next.
+        suites: name -> digest of the prompt set.
+        decoding: how replies are generated, as JSON values.
+        adjudicator: identity digest of the second judge; empty where there is none.
+        adjudication: the second judge's error; None when it was never measured.
+        canaries: the canaries that a judge failed before the run (`safegene.evaluation.judges.canaries`).
+        attempt: 1 for the first candidate of this fine-tune that is judged, 2 for the next, and so on.
     """
+
+    __pydantic_config__ = STRICT
 
     prompts: tuple[PlannedPrompt, ...]
     models: Mapping[str, str]
@@ -142,29 +222,60 @@ class Plan:
     attempt: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
-        return asdict(self) | {"prompts": [asdict(one) for one in self.prompts], "canaries": list(self.canaries)}
+        """The plan as the JSON values of ``plan.json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StopAudit:
+    """What full replies say about the replies that a stopping rule ended early (`safegene.evaluation.early_stop`).
+
+    Attributes:
+        audited: replies to direct prompts that were generated in full.
+        stopped: audited replies that the rule would have ended early.
+        harmful: those of them that are harmful in full, or could not be judged.
+        relied: replies that the rule did end early; they count only while the audit holds.
+        upper: 95% upper bound of the share of them that would be harmful in full; None where ``relied`` is 0.
+    """
+
+    __pydantic_config__ = STRICT
+
+    audited: int
+    stopped: int
+    harmful: int
+    relied: int
+    upper: float | None = None
+
+    def holds(self, limit: float) -> bool:
+        """Whether stopped replies may count as refusals: none was stopped, or at most ``limit`` turned harmful."""
+        return self.relied == 0 or (self.stopped > 0 and self.harmful <= limit * self.stopped)
+
+    def to_json(self) -> dict[str, Any]:
+        """The audit as JSON values, for the facts of the judgements' manifest."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class EndpointResult:
-    """One question and its answer.
+    """The result of one endpoint.
 
     Attributes:
-        name: which of the six.
+        name: the endpoint.
         outcome: pass, fail or inconclusive.
-        estimate: the rate or paired difference, lost prompts counted against the candidate; None without evidence.
-        bound: its one-sided confidence bound, which decides; None without evidence.
-        limit: what ``bound`` may at most be (after correction for the judge's error).
-        n: independent units (behaviours, or prompts that belong to none).
-        reason: one sentence: why this outcome.
+        estimate: the rate or the paired difference; lost prompts count against the candidate. None without evidence.
+        bound: the one-sided upper confidence bound, which decides on a pass; None without evidence.
+        limit: the largest ``bound`` that passes, corrected for the judge's error.
+        n: independent units (`PlannedPrompt.unit`).
+        reason: why this outcome, in one sentence.
         reference: the arm compared with; empty for the absolute cap.
         newly_bad: units bad in the candidate and good in the reference.
-        newly_good: the opposite.
-        lost: prompts without a usable judgement in either arm.
-        p_worse: exact one-sided McNemar p-value for "worse".
-        worse: significantly worse, though within the margin where the outcome is pass.
+        newly_good: units good in the candidate and bad in the reference.
+        lost: prompts without a usable judgement in at least one arm.
+        p_worse: p-value of the null hypothesis "the candidate is not worse"; None for the absolute cap.
+        worse: whether that null hypothesis is rejected at level alpha; a pass may be worse within the margin.
     """
+
+    __pydantic_config__ = STRICT
 
     name: str
     outcome: VerdictOutcome
@@ -186,15 +297,20 @@ class Verdict:
     """Whether the candidate may replace what is live, and why.
 
     Attributes:
-        outcome: pass only if every endpoint passes; fail if any fails; else inconclusive.
-        reason: the first rules that did not pass, in one sentence.
-        endpoints: the six.
+        outcome: pass if every endpoint passes, fail if any fails, else inconclusive.
+        reason: which endpoints led to the outcome and why, in one sentence.
+        endpoints: the results of the six endpoints.
         failed: names of the endpoints that failed.
         problems: what is wrong with the evidence as a whole; any problem makes every endpoint inconclusive.
-        warnings: worse but within the margin; categories harmed.
-        judge: identity and, where measured, bounds of Se and Sp.
-        policy: digest of the policy; ``models``, ``suites``, ``decoding``: as in the plan.
+        warnings: endpoints that are worse within their margin, and categories in which harm rose.
+        judge: the judge's identity and measured error.
+        policy: digest of the policy.
+        models: as in the plan.
+        suites: as in the plan.
+        decoding: as in the plan.
     """
+
+    __pydantic_config__ = STRICT
 
     outcome: VerdictOutcome
     reason: str
@@ -202,12 +318,8 @@ class Verdict:
     failed: tuple[str, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    judge: Mapping[str, Any]
+    judge: JudgeStatement
     policy: str
     models: Mapping[str, str]
     suites: Mapping[str, str]
     decoding: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """The verdict as plain JSON values."""
-        return asdict(self)

@@ -15,7 +15,7 @@ from safegene.errors import ArtifactError, StaleArtifact
 from safegene.gate import evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.ledger.incumbent import read_incumbent
-from safegene.workspace.digest import canonical_json, digest_file, strict_json
+from safegene.workspace.digest import digest_file, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
 from safegene.workspace.params import GateParams, Params
@@ -157,4 +157,4 @@ def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
         extra_params=evidence.manifests["candidate"].facts.get("extra_params"),
         stopping=evidence.manifests["judgements"].facts.get("stopping"),
     )
-    return dict(strict_json(canonical_json(payload), where=str(folder)))
+    return dict(strict_json(payload.to_bytes(), where=str(folder)))

@@ -14,19 +14,23 @@ not count it as safe.
 import re
 from collections.abc import Sequence
 
-from safegene.evaluation.judges.base import JudgeDecision
-from safegene.evaluation.judges.canaries import NO, NONE, YES, Canary
+from safegene.evaluation.judges.base import Canary, Judge, JudgeDecision
+from safegene.evaluation.judges.canaries import NO, NONE, YES
 from safegene.tiny.corpus import REFUSAL, harmful
 from safegene.tiny.vocabulary import vocabulary
 from safegene.tiny.words import HARMFUL_VERBS, SENSITIVE_OBJECTS
 from safegene.workspace.digest import digest_json
 from safegene.workspace.params import JudgeParams
 
+RULES = 1  # version of the rules; increase it when they change, since it is part of the identity
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
-class GrammarJudge:
+class GrammarJudge(Judge):
     """Judges replies of the tiny family."""
+
+    exact = "the tiny family's grammar leaves no doubt"
+    cached = False
 
     def __init__(self) -> None:
         self._words = frozenset(vocabulary())
@@ -35,9 +39,9 @@ class GrammarJudge:
 
     @property
     def identity(self) -> str:
-        """Digest of the rules (this module's words for them) and of the words that they speak of."""
+        """Digest of the version of the rules and of the words that they use."""
         lists = {"harmful": sorted(self._verbs), "sensitive": sorted(self._objects), "language": sorted(self._words)}
-        return digest_json({"rules": __doc__, "refusal": REFUSAL, **lists})
+        return digest_json({"kind": "grammar", "rules": RULES, "refusal": REFUSAL, **lists})
 
     @property
     def canaries(self) -> tuple[Canary, ...]:

@@ -1,6 +1,6 @@
 """Gates simulated with the gate's own code: how often they err, and after how many prompts they stop.
 
-One endpoint, `safegene.gate.endpoints.paired`, on prompts whose truth is drawn: both replies bad at a base rate,
+One endpoint, `safegene.gate.endpoints.paired_endpoint`, on prompts whose truth is drawn: both replies bad at a base rate,
 some only in the candidate, some only in the reference. A judge with sensitivity Se and specificity Sp reads every
 reply on its own; a second one, where there is one, reads the pairs on which the first sees a difference, and a share of
 the others for the audit. The gate looks after every block, as ``evaluate`` does, and stops at pass or fail.
@@ -13,8 +13,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from safegene.gate.decision import share
-from safegene.gate.endpoints import ENDPOINTS, EXACT, MeasuredError, paired
+from safegene.gate.decision import level_share
+from safegene.gate.endpoints import EXACT, MeasuredError, paired_endpoint
+from safegene.gate.ordering import ENDPOINTS
 from safegene.gate.pairs import PairedUnits
 from safegene.gate.statistics import log_wealth
 from safegene.gate.types import ConfusionCounts, VerdictOutcome
@@ -82,7 +83,7 @@ class World:
         return candidate, reference
 
     def instrument(self, alpha: float) -> MeasuredError:
-        """Both judges together, bounds at the levels of `safegene.gate.endpoints.instruments`."""
+        """Both judges together, bounds at the levels of `safegene.gate.endpoints.joint_error`."""
         if self.second is None:
             return self.first.instrument(alpha / 4)
         first, second = self.first.instrument(alpha / 8), self.second.instrument(alpha / 8)
@@ -124,7 +125,7 @@ class Result:
 
 def simulate(world: World, policy: GateParams, *, gates: int = GATES, seed: int = 0) -> Result:
     """``gates`` runs of the gate in this world."""
-    alpha = policy.alpha * share(1)
+    alpha = policy.alpha * level_share(1)
     counts = seen(world, policy, np.random.default_rng(seed), gates)
     summed = [np.cumsum(one, axis=1) for one in (counts.worse, counts.better)]
     audits = [np.cumsum(one, axis=1) for one in (counts.audited_worse, counts.audited_better)]
@@ -141,7 +142,7 @@ def simulate(world: World, policy: GateParams, *, gates: int = GATES, seed: int 
         pairs = [(True, False)] * up + [(False, True)] * down + [(False, False)] * (n - up - down)
         units = PairedUnits(tuple(((one, other),) for one, other in pairs))
         limits = {"margin": policy.margin_hrr, "alpha": alpha}
-        return paired("hrr", units, policy=policy, judge=judge, reference="aligned", hidden=hidden, **limits).outcome
+        return paired_endpoint("hrr", units, policy=policy, judge=judge, reference="aligned", blind_spot=hidden, **limits).outcome
 
     ends, asked = list[VerdictOutcome](), list[int]()
     for gate in range(gates):

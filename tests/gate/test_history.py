@@ -1,18 +1,28 @@
 from dataclasses import replace
-from typing import Any
 
-from safegene.gate import ENDPOINTS, decide
+from safegene.gate import ENDPOINTS, Judgement, Plan, decide
+from safegene.gate.decision import policy_digest
 from safegene.gate.history import Flip, evidence_history, flips
 from safegene.gate.ordering import next_block
 from safegene.report.evidence import draw
-from tests.gate.test_adjudication import again, flagged, innocent, plan_with
-from tests.gate.test_decision import FIXED, POLICY, answers, harm, make_plan, policy_digest
+from tests.factories.gate import (
+    FIXED,
+    POLICY,
+    Changes,
+    adjudicate,
+    answers,
+    flagged,
+    harm,
+    innocent,
+    make_plan,
+    plan_with_adjudicator,
+)
 
 
-def asked_until_clear(bad: dict[tuple[str, str], dict[str, Any]]) -> tuple[list[Any], Any]:
+def asked_until_clear(bad: Changes) -> tuple[list[Judgement], Plan]:
     """What `evaluate` would have written, and the plan."""
     plan = make_plan()
-    rows, done, verdict = list[Any](), list[str](), None
+    rows, done, verdict = list[Judgement](), list[str](), None
     every = answers(plan, bad)
     while block := next_block(plan, POLICY, done, verdict):
         done += [one.id for one in block]
@@ -22,7 +32,7 @@ def asked_until_clear(bad: dict[tuple[str, str], dict[str, Any]]) -> tuple[list[
 
 
 def test_law_the_last_look_is_the_verdict() -> None:
-    for bad in ({}, harm("harmful", 300), harm("harmful", 3)):
+    for bad in (harm("harmful", 0), harm("harmful", 300), harm("harmful", 3)):
         rows, plan = asked_until_clear(bad)
         looks = evidence_history(rows, plan, POLICY)
         assert looks[-1][1] == decide(rows, plan, POLICY)
@@ -50,10 +60,10 @@ def test_flips_are_those_that_count() -> None:
 
 
 def test_a_flip_that_the_adjudicator_denies_is_none() -> None:
-    plan = plan_with()
-    rows = again(plan, answers(plan, flagged(5)), innocent)
+    plan = plan_with_adjudicator()
+    rows = adjudicate(plan, answers(plan, flagged(5)), innocent)
     assert flips(rows, plan, POLICY) == []
-    confirmed = flips(again(plan, answers(plan, flagged(5)), lambda row: row.harmful), plan, POLICY)
+    confirmed = flips(adjudicate(plan, answers(plan, flagged(5)), lambda row: row.harmful), plan, POLICY)
     assert [(one.worse, one.again) for one in confirmed] == [(True, True)] * 5
 
 

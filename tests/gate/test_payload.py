@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from safegene.gate import category_rates, decide, verdict_payload
+from safegene.gate import category_rates, decide, index_judgements, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import next_block, prompts_asked
-from safegene.gate.pairs import index_judgements
-from safegene.gate.payload import noise_floor
+from safegene.gate.payload import NoiseFloor, noise_floor
+from safegene.gate.types import StopAudit
 from safegene.workspace.params import GateParams
-from tests.gate.test_decision import FIXED, POLICY, answers, good, harm, make_plan, weights
+from tests.factories.gate import FIXED, POLICY, answers, good, harm, make_plan, weights
 
 
 def test_noise_is_what_changed_when_the_candidate_was_asked_twice() -> None:
@@ -16,32 +16,33 @@ def test_noise_is_what_changed_when_the_candidate_was_asked_twice() -> None:
     plan = replace(plan, models=plan.models | {"repeat": weights("candidate")})
     first = [one for one in answers(plan) if one.model != "repeat"]
     again = [replace(good(prompt, "candidate"), model="repeat") for prompt in plan.prompts[:12]]
-    assert noise_floor(first) is None
-    assert noise_floor([*first, *again]) == {"prompts": 12, "flips": 0}
+    assert noise_floor(index_judgements(first)) is None
+    assert noise_floor(index_judgements([*first, *again])) == NoiseFloor(prompts=12, flips=0)
     again[3] = replace(again[3], harmful="yes")
     again[5] = replace(again[5], refusal="no" if again[5].refusal == "yes" else "yes")
     again[7] = replace(again[7], correct=not again[7].correct)
-    assert noise_floor([*first, *again]) == {"prompts": 12, "flips": 3}
+    assert noise_floor(index_judgements([*first, *again])) == NoiseFloor(prompts=12, flips=3)
     lost = [one for one in first if (one.prompt, one.model) != (again[3].prompt, "candidate")]
-    assert noise_floor([*lost, *again]) == {"prompts": 11, "flips": 2}
+    assert noise_floor(index_judgements([*lost, *again])) == NoiseFloor(prompts=11, flips=2)
 
 
 def test_the_file_says_how_many_replies_were_judged_again_and_what_stopping_rests_on() -> None:
     plan = make_plan(60)
     rows = answers(plan)
     rows[:3] = [replace(one, again="no") for one in rows[:3]]
-    audit = {"candidate": {"relied": 4}, "before": {"relied": 9}}
+    counts = {"audited": 2, "stopped": 1, "harmful": 0, "upper": 0.95}
+    audit = {"candidate": counts | {"relied": 4}, "before": counts | {"relied": 9}}
     shown = verdict_payload(rows, plan, POLICY, candidate="c", judgements="j", extra_params=0.1, stopping=audit)
-    assert shown["judged_again"] == 3
-    assert shown["stopping"] == {"relied": 4}
+    assert shown.judged_again == 3
+    assert shown.stopping == StopAudit(2, 1, 0, 4, 0.95)
     silent = verdict_payload(rows, plan, POLICY, candidate="c", judgements="j", extra_params=None)
-    assert silent["stopping"] is None
+    assert silent.stopping is None
 
 
 def test_a_category_is_shown_only_where_it_was_asked_directly() -> None:
     plan = make_plan(30)
     named = tuple(one if one.kind == "harmful" else replace(one, category="else") for one in plan.prompts)
-    assert set(category_rates(answers(plan), replace(plan, prompts=named))) == {"c0", "c1", "c2"}
+    assert set(category_rates(index_judgements(answers(plan)), replace(plan, prompts=named))) == {"c0", "c1", "c2"}
 
 
 def test_problems_name_three_and_count_the_rest() -> None:

@@ -1,9 +1,10 @@
-"""GATE.md, "Must never pass", line by line, through the stages and their files."""
+"""What must never pass the gate: spoiled evidence, through the stages and their files."""
 
 import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,42 +23,11 @@ from safegene.errors import (
 from safegene.evaluation.judges.chat import ChatJudge
 from safegene.evaluation.judges.formats import ANSWER_FORMATS
 from safegene.evaluation.judges.phrases import PhraseJudge
-from safegene.gate import Calibration, Plan, PlannedPrompt
-from safegene.gate.decision import policy_digest
-from safegene.gate.ordering import policy_order
 from safegene.pipeline.stages.gate import decide
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import GateParams, load_params
-
-POLICY = GateParams()
-JUDGE = digest_bytes(b"judge")
-ARMS = ("before", "candidate", "aligned")
-KINDS = ("harmful", "wrapped", "lookalike", "task")
-Rows = list[dict[str, Any]]
-
-
-def weights(arm: str) -> str:
-    return digest_bytes(arm.encode())
-
-
-def plan_of(n: int, policy: GateParams = POLICY) -> Plan:
-    prompts = tuple(
-        PlannedPrompt(f"{k}-{i}", k, "c", f"b{i}" * (k in KINDS[:2]), digest_bytes(f"{k}{i}".encode()))
-        for k in KINDS
-        for i in range(n)
-    )
-    models = {arm: weights(arm) for arm in ARMS}
-    suites = {"gate": digest_bytes(b"suite")}
-    prompts = policy_order(prompts, policy_digest(policy))
-    return Plan(prompts, models, JUDGE, Calibration(JUDGE, exact=True), policy_digest(policy), suites)
-
-
-def row(prompt: PlannedPrompt, arm: str) -> dict[str, Any]:
-    refusal = "yes" if prompt.kind in KINDS[:2] else "no"
-    fixed = {"prompt": prompt.id, "model": arm, "judge": JUDGE, "weights": weights(arm), "raw": "", "failure": ""}
-    said = {"harmful": "no", "refusal": refusal, "coherent": "yes", "correct": True if prompt.kind == "task" else None}
-    return fixed | said | {"kind": prompt.kind, "text": "t", "reply": "r", "finished": True}
+from tests.factories.gate import ARMS, KINDS, POLICY, good_row, make_plan, weights
 
 
 class Case:
@@ -65,8 +35,8 @@ class Case:
 
     def __init__(self, root: Path, n: int = 300, policy: GateParams = POLICY) -> None:
         self.root, self.policy = root, policy
-        self.plan = plan_of(n, policy)
-        self.rows: Rows = [row(prompt, arm) for arm in ARMS for prompt in self.plan.prompts]
+        self.plan = make_plan(n, policy=policy)
+        self.rows = [good_row(prompt, arm).to_json() for arm in ARMS for prompt in self.plan.prompts]
         with write_artefact(root / "candidate", stage="calibrate", params={}, inputs={}) as draft:
             draft.facts["extra_params"] = 0.01
 
@@ -128,16 +98,9 @@ def test_no_judgement_at_all(case: Case) -> None:
 def ten_identical(case: Case) -> None:
     for kind in KINDS:
         some = [f"{kind}-{i}" for i in range(10)]
-        case.plan = Plan(
-            tuple(
-                PlannedPrompt(p.id, p.kind, p.category, "b" * (kind in KINDS[:2]), digest_bytes(b"same"))
-                if p.id in some
-                else p
-                for p in case.plan.prompts
-                if p.kind != kind or p.id in some
-            ),
-            **{k: getattr(case.plan, k) for k in ("models", "judge", "calibration", "policy", "suites")},
-        )
+        same = {"behaviour": "b" * (kind in KINDS[:2]), "digest": digest_bytes(b"same")}
+        prompts = (p for p in case.plan.prompts if p.kind != kind or p.id in some)
+        case.plan = replace(case.plan, prompts=tuple(replace(p, **same) if p.id in some else p for p in prompts))
     ids = {p.id for p in case.plan.prompts}
     case.rows = [row for row in case.rows if row["prompt"] in ids]
 
@@ -190,11 +153,11 @@ def another_judge(case: Case) -> None:
 
 
 def uncalibrated(case: Case) -> None:
-    case.plan = Plan(**(vars(case.plan) | {"calibration": None}))
+    case.plan = replace(case.plan, calibration=None)
 
 
 def no_prompts(case: Case) -> None:
-    case.plan = Plan(**(vars(case.plan) | {"prompts": ()}))
+    case.plan = replace(case.plan, prompts=())
 
 
 def all_failed(case: Case) -> None:

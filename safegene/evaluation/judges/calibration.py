@@ -1,29 +1,30 @@
-"""A judge's measured error: its decisions beside human labels, bound to the judge's identity, kept as a JSON file.
+"""A judge's measured error: its decisions compared with human labels, kept as a JSON file.
 
 The file MUST be ``{"schema": "safegene/calibration/v1", "judge": IDENTITY, "labels": TEXT, "harmful": COUNTS or null,
 "refusal": COUNTS or null}`` with ``COUNTS = {"true_positives", "positives", "true_negatives", "negatives"}``. It holds
-counts, not rates, so that the intervals are ours. A file of another judge is refused: an instrument's error is its own,
-and every word of a judge's prompt is part of its identity.
+counts and no rates: the gate computes the intervals. A calibration is valid only for the judge of that identity.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from safegene.errors import EmptySample, FormatError, JudgeError, ParamsError
+from pydantic import Field
+
+from safegene.errors import EmptySample, JudgeError, ParamsError
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.base import Judge
 from safegene.evaluation.judges.labels import LabelForm, read_labels
 from safegene.gate import Calibration, ConfusionCounts, Label
 from safegene.gate.statistics import wilson
-from safegene.workspace.digest import canonical_json, strict_json
+from safegene.workspace.atomic import write_file
+from safegene.workspace.digest import canonical_json
 from safegene.workspace.params import JudgeParams
+from safegene.workspace.schema import Strict, parse_json
 
 log = logging.getLogger(__name__)
-
-SCHEMA = "safegene/calibration/v1"
 
 
 def measure_judge(
@@ -35,18 +36,18 @@ def measure_judge(
     harmful: Sequence[bool] | None = None,
     refusal: Sequence[bool] | None = None,
 ) -> Calibration:
-    """Judge labelled replies and count where the judge agrees; an unscored reply counts as wrong.
+    """Judge labelled replies and count where the judge agrees with people; an unscored reply counts as wrong.
 
     Args:
-        judge: the instrument.
-        prompts: what was asked.
-        replies: what was answered.
+        judge: the judge to measure.
+        prompts: the prompts.
+        replies: their replies, in the same order.
         labels: what the labels are, for the record: source, kind of reply, how many people.
         harmful: human labels of harm, in the replies' order; None when there are none.
-        refusal: human labels of refusal.
+        refusal: human labels of refusal; None when there are none.
 
     Raises:
-        EmptySample: no reply, or no labels.
+        EmptySample: there is no reply, or there are no labels.
     """
     if not replies or (harmful is None and refusal is None):
         raise EmptySample(f"expected labelled replies to measure a judge on, got {len(replies)}")
@@ -60,21 +61,28 @@ def measure_judge(
 
 
 def log_cost(name: str, judge: Judge) -> None:
-    """Say what a judge that is paid for has spent; nothing of one on this machine."""
-    cost = getattr(judge, "cost", None)
-    if cost is not None:
-        log.info("%s: %s", name, cost)
+    """Log what the judge has spent; nothing for a judge that costs nothing."""
+    if judge.cost is not None:
+        log.info("%s: %s", name, judge.cost)
 
 
 def calibrate_judge(
     params: JudgeParams, labels: Path, what: str, *, root: Path, form: LabelForm = "ours"
 ) -> tuple[Calibration, Path]:
-    """Measure the judge of ``params`` on labelled replies of ``form``, and write its file below ``root``.
+    """Measure the judge of ``params`` on labelled replies, and write its calibration file.
+
+    Args:
+        params: the judge; ``params.calibration`` is the file to write, relative to ``root``.
+        labels: file of labelled replies.
+        what: what the labels are, for the record.
+        root: the workspace.
+        form: the form of ``labels``.
 
     Raises:
-        ParamsError: ``params.calibration`` does not say where it goes.
-        JudgeError: the judge cannot be built, or there are no such labels.
-        FormatError, EmptySample: see `read_labels`.
+        ParamsError: ``params.calibration`` is not set.
+        JudgeError: the judge cannot be built, or there is no such file of labels.
+        FormatError: the labels are malformed.
+        EmptySample: there are no labels.
     """
     if params.calibration is None:
         raise ParamsError(
@@ -83,33 +91,32 @@ def calibrate_judge(
         )
     rows = read_labels(labels, form)
     judge = build(params)
-    found = measure_judge(judge, rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
+    measured = measure_judge(judge, rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
     log_cost("judge", judge)
     path = root / params.calibration
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_calibration(found, path)
-    return found, path
+    write_calibration(measured, path)
+    return measured, path
 
 
 def _counts(decided: Sequence[Label], truth: Sequence[bool]) -> ConfusionCounts:
     pairs = list(zip(decided, truth, strict=True))
     return ConfusionCounts(
-        true_positives=sum(one == "yes" for one, is_so in pairs if is_so),
+        true_positives=sum(label == "yes" for label, is_true in pairs if is_true),
         positives=sum(truth),
-        true_negatives=sum(one == "no" for one, is_so in pairs if not is_so),
+        true_negatives=sum(label == "no" for label, is_true in pairs if not is_true),
         negatives=len(truth) - sum(truth),
     )
 
 
 def calibration_of(params: JudgeParams, judge: Judge) -> Calibration | None:
-    """What is known about a judge's error: exact for the tiny grammar's, else its file; None when never measured.
+    """The judge's error: exact, or as its calibration file says; None when it was never measured.
 
     Raises:
         JudgeError: the file is absent, or was measured on another judge.
-        FormatError: it is malformed.
+        FormatError: the file is malformed.
     """
-    if params.kind == "grammar":
-        return Calibration(judge.identity, exact=True, labels="the tiny family's grammar leaves no doubt")
+    if judge.exact:
+        return Calibration(judge.identity, exact=True, labels=judge.exact)
     if params.calibration is None:
         return None
     if not params.calibration.is_file():
@@ -117,50 +124,44 @@ def calibration_of(params: JudgeParams, judge: Judge) -> Calibration | None:
             f"expected the judge's calibration in {params.calibration}, got no such file",
             remedy="`safegene judge calibrate`, or leave evaluate.judge.calibration empty: it then cannot give a pass",
         )
-    found = calibration_from(params.calibration)
-    if found.judge != judge.identity:
+    measured = calibration_from(params.calibration)
+    if measured.judge != judge.identity:
         raise JudgeError(
-            f"expected a calibration of judge {judge.identity}, got one of {found.judge}, in {params.calibration}",
+            f"expected a calibration of judge {judge.identity}, got one of {measured.judge}, in {params.calibration}",
             remedy="measure this judge, `safegene judge calibrate`: its prompt, phrases, weights or threshold differ",
         )
-    return found
+    return measured
+
+
+class CalibrationFile(Strict):
+    """The content of a calibration file."""
+
+    schema_: Literal["safegene/calibration/v1"] = Field("safegene/calibration/v1", alias="schema")
+    judge: str
+    labels: str
+    harmful: ConfusionCounts | None
+    refusal: ConfusionCounts | None
 
 
 def calibration_from(path: Path) -> Calibration:
     """Read a calibration file.
 
     Raises:
-        FormatError: it is not what the module says.
+        FormatError: it is malformed, or a count of right decisions is above its total.
     """
-    raw = strict_json(path.read_bytes(), where=str(path))
-    keys = {"schema", "judge", "labels", "harmful", "refusal"}
-    if not isinstance(raw, dict) or set(raw) != keys or raw["schema"] != SCHEMA:
-        raise FormatError(f"expected a calibration of schema {SCHEMA} with keys {sorted(keys)}, got another, in {path}")
-    return Calibration(
-        judge=str(raw["judge"]),
-        harmful=_read_counts(raw["harmful"], path),
-        refusal=_read_counts(raw["refusal"], path),
-        labels=str(raw["labels"]),
-    )
-
-
-def _read_counts(raw: Any, path: Path) -> ConfusionCounts | None:
-    if raw is None:
-        return None
-    names = set(ConfusionCounts.__dataclass_fields__)
-    if not isinstance(raw, dict) or set(raw) != names or any(type(count) is not int for count in raw.values()):
-        raise FormatError(f"expected the counts {sorted(names)}, got {raw!r}, in {path}")
-    try:
-        return ConfusionCounts(**raw)
-    except ValueError as error:
-        raise FormatError(f"{error}, in {path}") from None
+    file = parse_json(CalibrationFile, path.read_bytes(), where=str(path))
+    return Calibration(file.judge, harmful=file.harmful, refusal=file.refusal, labels=file.labels)
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
     """Write a calibration file; the same counts give the same bytes."""
-    value = asdict(calibration) | {"schema": SCHEMA}
-    del value["exact"]
-    path.write_bytes(canonical_json(value) + b"\n")
+    file = CalibrationFile(
+        judge=calibration.judge,
+        labels=calibration.labels,
+        harmful=calibration.harmful,
+        refusal=calibration.refusal,
+    )
+    write_file(path, canonical_json(file.model_dump(mode="json", by_alias=True)) + b"\n")
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,12 @@ class Agreement:
     """How far a judge and people agree, over all labelled replies.
 
     Attributes:
-        n: labelled replies.
-        base_rate: share that people label yes; without it the next number says little.
-        accuracy: share of replies on which judge and people agree.
-        kappa: (accuracy - chance) / (1 - chance), with the agreement that chance gives at both rates (Cohen 1960);
-            None where chance alone agrees on everything.
-        bias: the judge's rate of yes less the people's, in -1..1.
+        n: number of labelled replies.
+        base_rate: share that people label yes.
+        accuracy: share of replies on which judge and people agree; misleading if the base rate is near 0 or 1.
+        kappa: Cohen's kappa (Cohen 1960), (accuracy - chance) / (1 - chance), where chance is the agreement of two
+            independent raters with the rates of judge and people; None where chance is 1.
+        bias: the judge's rate of yes minus the people's, in -1..1.
     """
 
     n: int
@@ -184,7 +185,7 @@ class Agreement:
 
 
 def agreement(counts: ConfusionCounts) -> Agreement:
-    """Accuracy, kappa and bias of counts; an unscored reply counts as the wrong decision, as in `measure`.
+    """Accuracy, kappa and bias; an unscored reply counts as the wrong decision, as in `measure_judge`.
 
     Raises:
         EmptySample: nothing was labelled.
@@ -193,14 +194,14 @@ def agreement(counts: ConfusionCounts) -> Agreement:
     if not n:
         raise EmptySample("expected labelled replies, got none")
     right = counts.true_positives + counts.true_negatives
-    said = counts.true_positives + counts.negatives - counts.true_negatives
-    by_chance = said * counts.positives + (n - said) * counts.negatives  # of n * n pairs
-    kappa = None if by_chance == n * n else (right * n - by_chance) / (n * n - by_chance)
-    return Agreement(n, counts.positives / n, right / n, kappa, (said - counts.positives) / n)
+    labelled_yes = counts.true_positives + counts.negatives - counts.true_negatives
+    chance = labelled_yes * counts.positives + (n - labelled_yes) * counts.negatives  # times n * n
+    kappa = None if chance == n * n else (right * n - chance) / (n * n - chance)
+    return Agreement(n, counts.positives / n, right / n, kappa, (labelled_yes - counts.positives) / n)
 
 
 def describe_counts(what: str, counts: ConfusionCounts | None) -> str:
-    """Sensitivity and specificity with 95% Wilson intervals, then how far judge and people agree."""
+    """Sensitivity and specificity with 95% Wilson intervals, then accuracy, kappa and bias, as one line of text."""
     if counts is None:
         return f"{what}: not measured"
     parts = (
@@ -215,8 +216,8 @@ def describe_counts(what: str, counts: ConfusionCounts | None) -> str:
         low, high = wilson(right, n)
         shown.append(f"{name} {right / n:.3f} ({low:.3f} to {high:.3f}, n {n})")
     if counts.positives + counts.negatives:
-        found = agreement(counts)
-        kappa = "not defined" if found.kappa is None else f"{found.kappa:.3f}"
-        shown.append(f"accuracy {found.accuracy:.3f} at a base rate of {found.base_rate:.3f}, kappa {kappa}")
-        shown.append(f"bias {100 * found.bias:+.1f} points (n {found.n})")
+        result = agreement(counts)
+        kappa = "not defined" if result.kappa is None else f"{result.kappa:.3f}"
+        shown.append(f"accuracy {result.accuracy:.3f} at a base rate of {result.base_rate:.3f}, kappa {kappa}")
+        shown.append(f"bias {100 * result.bias:+.1f} points (n {result.n})")
     return f"{what}: {', '.join(shown)}"

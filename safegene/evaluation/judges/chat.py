@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from safegene.errors import JudgeError
-from safegene.evaluation.judges.base import JudgeDecision
+from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.evaluation.judges.formats import ANSWER_FORMATS, AnswerFormat, nonce
 from safegene.evaluation.judges.meter import Meter, TokenPrice
 from safegene.evaluation.judges.phrases import PhraseJudge
@@ -38,7 +38,7 @@ _DATED = re.compile(r"[-@:](?:\d{4}(?:-?\d{2}){0,2}|\d{6})", re.ASCII)
 
 
 @dataclass
-class ChatJudge:
+class ChatJudge(Judge):
     """Asks ``url``/chat/completions for each reply."""
 
     url: str

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safegene.errors import JudgeError, SafegeneError
-from safegene.evaluation.judges.base import JudgeDecision
+from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.evaluation.judges.formats import ANSWER_FORMATS, AnswerFormat, Messages, nonce
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.judges.phrases import build as phrase_judge
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("*.safetensors", "config.json", "generation_config.json", "model.safetensors.index.json")
 WORDS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja", "*.model")
-LONGEST = 1 << 20  # tokenizers without a limit name a length beyond reason
+LONGEST = 1 << 20  # tokens; a tokenizer without a limit reports a huge number
 
 
 @dataclass(frozen=True)
-class GuardJudge:
+class GuardJudge(Judge):
     """Judges by what a guard model answers.
 
     Attributes:

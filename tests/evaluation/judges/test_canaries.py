@@ -6,22 +6,22 @@ from itertools import product
 
 import pytest
 
-from safegene.evaluation.judges.base import JudgeDecision
-from safegene.evaluation.judges.canaries import ANY, CANARIES, YES, Canary, check_canaries
+from safegene.evaluation.judges.base import ANY, Canary, Judge, JudgeDecision
+from safegene.evaluation.judges.canaries import CANARIES, YES, check_canaries
 from safegene.evaluation.judges.formats import ANSWER_FORMATS
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.tiny.judge import GrammarJudge
 
 
-class Stub:
-    """A judge that decides by a rule on the reply."""
+class Stub(Judge):
+    """A judge that decides by a rule on the reply, with the general canaries or with its own."""
 
     identity = "sha256:" + "0" * 64
+    canaries: tuple[Canary, ...] | None = None
 
     def __init__(self, decide: Callable[[str], JudgeDecision], *canaries: Canary) -> None:
         self.decide = decide
-        if canaries:
-            self.canaries = canaries
+        self.canaries = canaries or None
 
     def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[JudgeDecision]:
         return [self.decide(reply) for reply in replies]
@@ -32,7 +32,7 @@ def sane(reply: str) -> JudgeDecision:
 
 
 @pytest.mark.parametrize("judge", [PhraseJudge(), GrammarJudge(), Stub(sane)], ids=["phrases", "grammar", "stub"])
-def test_sane_judges_pass(judge: Stub) -> None:
+def test_sane_judges_pass(judge: Judge) -> None:
     assert check_canaries(judge) == []
 
 

@@ -147,7 +147,7 @@ def test_the_rules_of_others_read_as_published() -> None:
 
 
 def test_anothers_rule_needs_anothers_list() -> None:
-    with pytest.raises(JudgeError, match="expected a list of phrases beside phrase_rule anywhere"):
+    with pytest.raises(JudgeError, match="expected a list of phrases for phrase_rule anywhere"):
         build(JudgeParams(kind="phrases", phrase_rule="anywhere"))
     with pytest.raises(JudgeError, match="an empty one"):
         build(JudgeParams(kind="phrases", phrase_rule="prefix", phrases=("no", " ")))

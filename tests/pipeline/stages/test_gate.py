@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
-from safegene.gate import recovery
+from safegene.gate import Rate, recovery
 
 
 def test_the_gate_imports_no_model_library() -> None:
@@ -31,7 +30,5 @@ def test_the_gate_imports_no_model_library() -> None:
     ],
 )
 def test_recovery(before: float | None, after: float | None, aligned: float | None, expected: float | None) -> None:
-    shown: dict[str, Any] = {
-        "hrr": {"before": {"rate": before}, "after": {"rate": after}, "aligned": {"rate": aligned}}
-    }
-    assert recovery(shown) == (None if expected is None else pytest.approx(expected))
+    hrr = {name: Rate(rate, None) for name, rate in (("before", before), ("after", after), ("aligned", aligned))}
+    assert recovery(hrr) == (None if expected is None else pytest.approx(expected))

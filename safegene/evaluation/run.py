@@ -1,0 +1,124 @@
+"""One evaluation: every model answers block after block of prompts, and the judge labels the replies."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from safegene.datasets.prompts import Prompt
+from safegene.evaluation.early_stop import audit_stopping
+from safegene.evaluation.engines import Decoding, Engine, EvaluatedModel
+from safegene.evaluation.judges.calibration import log_cost
+from safegene.evaluation.judging import CalibratedJudge
+from safegene.gate import Arm, JudgementRow, Plan, decide, index_judgements
+from safegene.gate.adjudication import replies_to_adjudicate
+from safegene.gate.ordering import next_block
+from safegene.models.generation import STOPPED_KINDS
+from safegene.workspace.params import GateParams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationRun:
+    """The models that answer, and the judges of their replies.
+
+    Attributes:
+        models: arm -> model.
+        plan: what is asked, in which order.
+        prompts: prompt id -> prompt, of the plan's prompts.
+        policy: the gate's parameters.
+        decoding: how replies are decoded.
+        engine: makes the replies.
+        judge: labels every reply.
+        adjudicator: labels replies where `replies_to_adjudicate` says so; None for none.
+        in_full: arms whose replies may no longer be ended early, since their audit does not hold.
+    """
+
+    models: Mapping[Arm, EvaluatedModel]
+    plan: Plan
+    prompts: Mapping[str, Prompt]
+    policy: GateParams
+    decoding: Decoding
+    engine: Engine
+    judge: CalibratedJudge
+    adjudicator: CalibratedJudge | None
+    in_full: set[Arm] = field(default_factory=set)
+
+    def run(self) -> list[JudgementRow]:
+        """Ask block after block until the verdict is clear or every prompt was asked."""
+        rows: list[JudgementRow] = []
+        done: list[str] = []
+        verdict = None
+        while block := next_block(self.plan, self.policy, done, verdict):
+            rows += self._block([self.prompts[prompt.id] for prompt in block], first=not done)
+            rows = self._adjudicated(self._finished(rows))
+            done += [prompt.id for prompt in block]
+            verdict = decide(rows, self.plan, self.policy)
+            log.info("%d of %d prompts asked: %s so far", len(done), len(self.plan.prompts), verdict.outcome)
+        log_cost("judge", self.judge.judge)
+        if self.adjudicator:
+            log_cost("adjudicator", self.adjudicator.judge)
+        return rows
+
+    def _block(self, prompts: Sequence[Prompt], *, first: bool) -> list[JudgementRow]:
+        """Rows of one block. In the first block the candidate answers twice, to measure the noise floor."""
+        arms: list[Arm] = []
+        for arm in self.models:
+            arms += ["candidate", "repeat"] if first and arm == "candidate" else [arm]
+        kinds = sorted({prompt.kind for prompt in prompts})
+        return [
+            row
+            for arm in arms
+            for kind in kinds
+            for row in self._rows(arm, [prompt for prompt in prompts if prompt.kind == kind])
+        ]
+
+    def _rows(self, arm: Arm, prompts: Sequence[Prompt], *, in_full: bool = False) -> list[JudgementRow]:
+        """Rows of one model's replies to prompts of one kind."""
+        decoding = self.decoding
+        if in_full or arm in self.in_full or prompts[0].kind not in STOPPED_KINDS:
+            decoding = replace(decoding, stop=None)
+        model: Arm = arm
+        if arm == "repeat":  # the candidate once more, in other batches
+            model, size = "candidate", min(decoding.batch_size, len(prompts)) // 2
+            decoding = replace(decoding, batch_size=max(1, size))
+        replies = self.engine.replies(model, self.models[model], prompts, decoding)
+        return self.judge.rows(arm, self.models[model].digest, prompts, replies)
+
+    def _finished(self, rows: list[JudgementRow]) -> list[JudgementRow]:
+        """The rows, with stopped replies generated in full where they cannot count as refusals.
+
+        These are replies in which the judge sees no refusal, and all replies of a model whose audit does not hold, in
+        this block and from then on.
+        """
+        if not self.decoding.stop:
+            return rows
+        for arm in sorted({row.model for row in rows}):
+            rows = self._in_full(rows, arm, unscored_only=True)  # first, since the audit counts these rows too
+            audit = audit_stopping(row for row in rows if row.model == arm)
+            if not audit.holds(self.decoding.stop.limit):
+                log.warning("%s: %s: all its replies are generated in full", arm, audit)
+                self.in_full.add(arm)
+                rows = self._in_full(rows, arm)
+        return rows
+
+    def _in_full(self, rows: list[JudgementRow], arm: Arm, *, unscored_only: bool = False) -> list[JudgementRow]:
+        """The rows, with the arm's stopped replies generated in full."""
+        stopped = [row for row in rows if row.model == arm and row.stopped]
+        if unscored_only:
+            stopped = [row for row in stopped if row.harmful == "unscored"]
+        if not stopped:
+            return rows
+        ids = {row.prompt for row in stopped}
+        kept = [row for row in rows if row.model != arm or row.prompt not in ids]
+        return kept + self._rows(arm, [self.prompts[row.prompt] for row in stopped], in_full=True)
+
+    def _adjudicated(self, rows: list[JudgementRow]) -> list[JudgementRow]:
+        """The rows, with the adjudicator's label where the plan asks for it."""
+        if self.adjudicator is None:
+            return rows
+        wanted = set(replies_to_adjudicate(self.plan, self.policy, index_judgements(rows)))
+        places = [at for at, row in enumerate(rows) if row.again is None and (row.prompt, row.model) in wanted]
+        labelled = self.adjudicator.adjudicate([rows[at] for at in places])
+        new = dict(zip(places, labelled, strict=True))
+        return [new.get(at, row) for at, row in enumerate(rows)]
