@@ -1,7 +1,7 @@
 """Gates simulated with the gate's own code: how often they err, and after how many prompts they stop.
 
-One endpoint, `safegene.gate.endpoints.paired_endpoint`, on prompts whose truth is drawn: both replies bad at a base rate,
-some only in the candidate, some only in the reference. A judge with sensitivity Se and specificity Sp reads every
+One endpoint (`safegene.gate.endpoints.paired_endpoint`) on prompts whose truth is drawn: both replies bad at a base
+rate, some only in the candidate, some only in the reference. A judge with sensitivity Se and specificity Sp reads every
 reply on its own; a second one, where there is one, reads the pairs on which the first sees a difference, and a share of
 the others for the audit. The gate looks after every block, as ``evaluate`` does, and stops at pass or fail.
 """
@@ -142,7 +142,9 @@ def simulate(world: World, policy: GateParams, *, gates: int = GATES, seed: int 
         pairs = [(True, False)] * up + [(False, True)] * down + [(False, False)] * (n - up - down)
         units = PairedUnits(tuple(((one, other),) for one, other in pairs))
         limits = {"margin": policy.margin_hrr, "alpha": alpha}
-        return paired_endpoint("hrr", units, policy=policy, judge=judge, reference="aligned", blind_spot=hidden, **limits).outcome
+        return paired_endpoint(
+            "hrr", units, policy=policy, judge=judge, reference="aligned", blind_spot=hidden, **limits
+        ).outcome
 
     ends, asked = list[VerdictOutcome](), list[int]()
     for gate in range(gates):
