@@ -175,6 +175,14 @@ def sets() -> str:
     return "\n".join(lines)
 
 
+def fields() -> str:
+    """The fields of a record."""
+    from safegene.ledger.record import FIELDS
+
+    rows = (f"| `{name}` | {_cell(meaning)} |" for name, meaning in FIELDS.items())
+    return "\n".join(["| field | content |", "|---|---|", *rows])
+
+
 def baselines() -> str:
     """Every registered rival method with its paper."""
     from safegene.workspace.plugins import BASELINES
@@ -234,6 +242,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "parameters": parameters,
     "sets": sets,
+    "fields": fields,
     "baselines": baselines,
     "errors": errors,
     "api": api,
