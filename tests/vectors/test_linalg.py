@@ -32,8 +32,8 @@ def decaying(out: int, inner: int) -> torch.Tensor:
     """A matrix whose singular values halve."""
     left, _ = torch.linalg.qr(normal(out, min(out, inner)))
     right, _ = torch.linalg.qr(normal(inner, min(out, inner), seed=1))
-    scaled: torch.Tensor = left * 0.5 ** torch.arange(min(out, inner))
-    return scaled @ right.T
+    values = torch.full((min(out, inner),), 0.5).cumprod(0) * 2
+    return (left * values) @ right.T
 
 
 def test_factors_that_do_not_fit_are_refused() -> None:

@@ -66,9 +66,8 @@ def forged(
         if raw is not None:
             (draft.path / HEADER).write_bytes(raw)
         if tensors is not None or metadata is not None:
-            parts: dict[str, Tensor | None] = {f"{NAME}.up": torch.ones(4, 2), f"{NAME}.down": torch.ones(2, 3)} | (
-                tensors or {}
-            )
+            parts: dict[str, Tensor | None] = {f"{NAME}.up": torch.ones(4, 2), f"{NAME}.down": torch.ones(2, 3)}
+            parts |= tensors or {}
             save_file({k: v for k, v in parts.items() if v is not None}, draft.path / TENSORS, metadata=metadata)
     return out
 
