@@ -1,8 +1,8 @@
-"""A full checkpoint in the Hugging Face layout: verified from its headers, read one tensor at a time.
+"""A full checkpoint in the Hugging Face layout: verified by its headers, read one tensor at a time.
 
-The law: a folder MUST hold safetensors weights only (no pickle beside them), a complete shard index when there are
-several shards, a ``config.json`` of an allowed model type without code, kernels or quantisation, and no link that
-leaves it. Whatever breaks a rule is refused before a weight is read.
+A folder MUST hold safetensors weights and no pickle, a complete shard index where there are several shards, a
+``config.json`` of an allowed model type without code, kernels or quantisation, and no link to the outside. A folder
+that breaks a rule is refused before a weight is read.
 """
 
 import re
@@ -55,28 +55,28 @@ class Checkpoint:
 
     @cached_property
     def architecture(self) -> str:
-        """Digest of what must be equal for weights to be comparable: see `shaping` and every name and shape."""
+        """Digest of the config values in `shaping` and of every name and shape: equal where weights are comparable."""
         return digest_json({"config": shaping(self.config), "tensors": self.shapes})
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape, without a copy of the tied output embedding (some tools store it, some do not)."""
+        """Tensor name -> shape, without a tied output embedding, which some tools store and others do not."""
         tied = self.config.get("tie_word_embeddings", False)
         skip = {"lm_head.weight"} if tied else set()
         return {name: spec.shape for name, spec in sorted(self.specs.items()) if name not in skip}
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has, tied ones once."""
+        """How many parameters the model has; tied ones count once."""
         return sum(self.specs[name].numel for name in self.shapes)
 
     def matrices(self) -> tuple[str, ...]:
         """Names of the attention and MLP projection weights (out, in), by layer, in the order of `PROJECTIONS`."""
-        found = [(m, name) for name, s in self.specs.items() if len(s.shape) == 2 and (m := _MATRIX.fullmatch(name))]
-        return tuple(name for m, name in sorted(found, key=lambda f: (int(f[0][1]), PROJECTIONS.index(f[0][2]))))
+        matrices = [name for name, spec in self.specs.items() if len(spec.shape) == 2 and _MATRIX.fullmatch(name)]
+        return tuple(sorted(matrices, key=_layer_and_projection))
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """The tensor, in its stored dtype, on the CPU; nothing else of the shard is read.
+        """The tensor in its stored dtype, on the CPU; no other part of the shard is read.
 
         Raises:
             TensorMissing: there is no such tensor.
@@ -91,11 +91,11 @@ class Checkpoint:
 
 
 def open_checkpoint(root: Path, *, model_types: Sequence[str] | None = None) -> Checkpoint:
-    """Verify a folder's files, config, index and headers; read no weight.
+    """Verify a folder's files, config, index and headers; no weight is read.
 
     Args:
         root: the folder.
-        model_types: allowed values of ``model_type``; None where that was checked before.
+        model_types: the allowed values of ``model_type``; None allows all.
 
     Raises:
         UnsafeCheckpoint: opening it could run code, leave the folder or exhaust memory.
@@ -121,7 +121,7 @@ def open_checkpoint(root: Path, *, model_types: Sequence[str] | None = None) -> 
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
-    """Read every weight once and refuse NaN, Inf and absurd sizes.
+    """Read every weight once and refuse NaN, infinity and numbers that no weight has.
 
     Raises:
         CheckpointError: names the first tensor that holds one.
@@ -153,9 +153,9 @@ def read_config(root: Path, model_types: Sequence[str] | None) -> dict[str, Any]
 
 
 def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config that weights of equal shape can still differ in: heads, layers, activation."""
-    found = {key: config.get(key) for key in _SHAPING}
-    return found | {"num_key_value_heads": found["num_key_value_heads"] or found["num_attention_heads"]}
+    """The config values that can differ between models of equal shapes: model type, layers, heads, activation."""
+    values = {key: config.get(key) for key in _SHAPING}
+    return values | {"num_key_value_heads": values["num_key_value_heads"] or values["num_attention_heads"]}
 
 
 def require_same_architecture(
@@ -163,13 +163,18 @@ def require_same_architecture(
     expected: tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]],
     where: str,
 ) -> None:
-    """Compare (config, shapes) of a checkpoint with the family's and name the first difference.
+    """Compare a checkpoint's (config, shapes) with the family's.
+
+    Args:
+        got: of the checkpoint.
+        expected: of the family.
+        where: the checkpoint, for messages.
 
     Raises:
-        ShapeMismatch: a config value or a tensor's shape differs, or there is a tensor too many.
-        TensorMissing: a tensor that the family has is absent.
+        ShapeMismatch: a config value or a shape differs, or there is an extra tensor; names the first.
+        TensorMissing: a tensor of the family is missing; names the first.
     """
-    remedy = "a target must be a fine-tune of the family's aligned model; name another family for this one"
+    remedy = "a target must be a fine-tune of the family's aligned model; use another workspace for another family"
     for key, value in shaping(expected[0]).items():
         if (other := shaping(got[0])[key]) != value:
             raise ShapeMismatch(f"expected the family's {key} {value!r}, got {other!r}, in {where}", remedy=remedy)
@@ -185,15 +190,20 @@ def require_same_architecture(
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a tensor belongs to; None outside the layers."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+    """The index of the layer that a tensor belongs to; None outside the layers."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def _layer_and_projection(matrix: str) -> tuple[int, int]:
+    match = _MATRIX.fullmatch(matrix)
+    return (int(match[1]), PROJECTIONS.index(match[2])) if match else (-1, -1)
 
 
 def _shards(root: Path, files: Sequence[str]) -> dict[str, str]:
     present = {name for name in files if name.endswith(".safetensors")}
     if WEIGHTS in present and INDEX in files:
-        raise FormatError(f"expected {WEIGHTS} or {INDEX}, got both, so which one counts is unclear, in {root}")
+        raise FormatError(f"expected {WEIGHTS} or {INDEX}, got both, which is ambiguous, in {root}")
     if INDEX in files:
         shards = _read_index(root / INDEX)
     elif WEIGHTS in present:

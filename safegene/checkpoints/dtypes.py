@@ -1,4 +1,4 @@
-"""Names of dtypes, as ``params.yaml`` and commands spell them."""
+"""The names of dtypes in ``params.yaml`` and commands."""
 
 import torch
 
@@ -8,10 +8,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def dtype_for(setting: str, where: str) -> torch.dtype:
-    """``auto`` is bfloat16 on a GPU and float32 on a CPU; otherwise the dtype named.
+    """The dtype that a setting names; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
-        ParamsError: no such dtype.
+        ParamsError: there is no such dtype.
     """
     if setting == "auto":
         return torch.float32 if where == "cpu" else torch.bfloat16

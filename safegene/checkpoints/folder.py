@@ -1,4 +1,4 @@
-"""What may lie in a checkpoint folder at all, and its small JSON files."""
+"""The files that a checkpoint folder may hold, and its JSON files."""
 
 import os
 from collections import Counter
@@ -16,11 +16,12 @@ _BUILT_IN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_at
 
 
 def check_folder(root: Path) -> tuple[str, ...]:
-    """The names of the folder's files, sorted, after refusing what must not be there; no file is opened.
+    """The names of the folder's files, sorted. No file is opened.
 
     Raises:
         CheckpointError: there is no such folder.
-        UnsafeCheckpoint: a pickle, a symlink, a link that leaves the folder, a device, or too many files.
+        UnsafeCheckpoint: the folder holds a pickle, a symlink, a file that is hard-linked from outside, a device, or
+            too many files.
     """
     if root.is_symlink() or not root.is_dir():
         raise CheckpointError(f"expected a checkpoint folder, got none (or a symlink) at {root}")
@@ -42,18 +43,18 @@ def _check_file(entry: "os.DirEntry[str]", links_inside: int, root: Path) -> Non
         )
     if entry.stat(follow_symlinks=False).st_nlink > links_inside:
         raise UnsafeCheckpoint(
-            f"expected files of this folder only, got {entry.name!r}, hard-linked elsewhere too, in {root}",
-            remedy="copy the file (`cp --reflink=auto`), so that nobody can change it from outside",
+            f"expected files without links to them, got {entry.name!r}, hard-linked from elsewhere, in {root}",
+            remedy="copy the file (`cp --reflink=auto`), so that it cannot be changed from outside the folder",
         )
     if entry.name.lower().endswith(PICKLES):
         raise UnsafeCheckpoint(
-            f"expected safetensors weights only, got {entry.name!r}, which opening could run code from, in {root}",
-            remedy="convert the weights to safetensors where you trust them, and move optimizer states elsewhere",
+            f"expected safetensors weights only, got {entry.name!r}, which can run code when it is opened, in {root}",
+            remedy="convert the weights to safetensors where you trust them, and move optimizer states away",
         )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object that names no code to run.
+    """A JSON file that holds an object, of at most 64 MiB.
 
     Raises:
         CheckpointError: there is no such file.
@@ -72,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_code(value: Any, path: Path) -> None:
-    """Every key at every depth: transformers reads some of them from nested configs too."""
+    """Check keys at every depth, as transformers also reads them from nested configs."""
     queue = [value]
     while queue:
         item = queue.pop()
@@ -82,6 +83,6 @@ def _refuse_code(value: Any, path: Path) -> None:
             if named or (kernel and isinstance(inner, dict)) or (key in _CODE_KEYS and inner):
                 raise UnsafeCheckpoint(
                     f"expected no code to load, got {key} = {str(inner)[:80]!r}, in {path}",
-                    remedy="safegene never runs a checkpoint's code; use an architecture that transformers has",
+                    remedy="safegene never runs a checkpoint's code; use an architecture that transformers implements",
                 )
         queue += [v for v in (item.values() if isinstance(item, dict) else item) if isinstance(v, (dict, list))]

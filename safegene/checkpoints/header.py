@@ -1,9 +1,9 @@
-"""The header of a safetensors file, read in pure Python with every limit checked before memory is taken for it.
+"""The header of a safetensors file, read in pure Python; each limit is checked before memory is allocated.
 
-A file is 8 bytes N (little endian), N bytes of JSON, then the data. Here a file MUST hold: N within `MAX_HEADER`; JSON
-with each key once; names of letters, digits, ``_.-`` only; known dtypes; offsets that match dtype and shape and tile
-the data exactly, without gap, overlap or tail. The library that everybody uses takes the last of two equal keys and
-lets a name be anything.
+A file is 8 bytes N (little endian), N bytes of JSON, then the data. N MUST be at most `MAX_HEADER`. The JSON MUST have
+each key once, names of letters, digits and ``_.-`` only, known dtypes, and offsets that match dtype and shape and cover
+the data exactly, without gap, overlap or rest. The safetensors library is less strict: it takes the last of two equal
+keys and allows any name.
 """
 
 import math
@@ -31,11 +31,11 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where one tensor lies.
+    """The place of one tensor in a file.
 
     Attributes:
         name: as in the file.
-        dtype: safetensors' word for it, such as ``BF16``.
+        dtype: as safetensors spells it, such as ``BF16``.
         shape: sizes; () for a scalar.
         start: first byte, counted from the start of the file.
         end: one past the last byte.
@@ -54,11 +54,11 @@ class TensorSpec:
 
 
 def read_header(path: Path) -> dict[str, TensorSpec]:
-    """Name -> where it lies, in the order of the data.
+    """Tensor name -> its place, in the order of the data.
 
     Raises:
-        UnsafeCheckpoint: a length, count or name is beyond its limit.
-        FormatError: the header is not safetensors, or does not describe the file's bytes exactly.
+        UnsafeCheckpoint: a length, a count or a name exceeds its limit.
+        FormatError: the header is malformed, or does not describe the file's bytes exactly.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -74,10 +74,10 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
 
 
 def check_name(name: str, path: Path) -> None:
-    """Refuse a tensor name that could be a path, markup or a terminal sequence.
+    """Refuse a tensor name that could act as a path, markup or a terminal escape.
 
     Raises:
-        UnsafeCheckpoint: it could.
+        UnsafeCheckpoint: the name holds other characters than letters, digits and ``_.-``, or ``..``.
     """
     if not _NAME.fullmatch(name) or ".." in name:
         raise UnsafeCheckpoint(f"expected tensor names of letters, digits and _.- , got {name[:80]!r}, in {path}")
@@ -109,7 +109,7 @@ def _check_metadata(metadata: Any, path: Path) -> None:
 def _spec(name: str, entry: Any, base: int, path: Path) -> TensorSpec:
     check_name(name, path)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"expected dtype, shape and data_offsets for tensor {name}, got another, in {path}")
+        raise FormatError(f"expected dtype, shape and data_offsets for tensor {name}, got another form, in {path}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise FormatError(f"expected a dtype of {sorted(BITS)}, got {str(dtype)[:40]!r} for tensor {name}, in {path}")

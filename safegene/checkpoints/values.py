@@ -1,4 +1,4 @@
-"""The numbers of a tensor: read from their bytes, and looked at for NaN, Inf and absurd sizes without torch."""
+"""The numbers of a tensor: read from the file, and checked for NaN, infinity and absurd sizes without torch."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from safegene.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 32 << 20  # bytes looked at together
-LARGEST_EXPONENT = 20  # a weight of 2^20 or more is no weight that a trained model has
-_FLOATS: Mapping[str, tuple[Any, int, int]] = {  # bits as, bits of the mantissa, exponent bias
+BLOCK = 32 << 20  # bytes checked at once
+LARGEST_EXPONENT = 20  # no trained model has a weight of 2^20 or more
+_FLOATS: Mapping[str, tuple[Any, int, int]] = {  # integer type of the bits, bits of the mantissa, exponent bias
     "F64": (np.uint64, 52, 1023),
     "F32": (np.uint32, 23, 127),
     "F16": (np.uint16, 10, 15),
@@ -24,7 +24,7 @@ FLOATS = tuple(_FLOATS)
 
 
 def read_tensor(path: Path, spec: TensorSpec) -> "torch.Tensor":
-    """The tensor, in its stored dtype, on the CPU; nothing else of the file is read."""
+    """The tensor in its stored dtype, on the CPU; no other part of the file is read."""
     import torch
 
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -35,7 +35,7 @@ def read_tensor(path: Path, spec: TensorSpec) -> "torch.Tensor":
 
 
 def check_values(path: Path, specs: Iterable[TensorSpec]) -> None:
-    """Refuse NaN, Inf and numbers of 2^20 or more, by their exponent bits, in blocks of 32 MiB.
+    """Refuse NaN, infinity and numbers of 2^20 or more, by their exponent bits; reads blocks of 32 MiB.
 
     Raises:
         CheckpointError: names the first tensor that holds one.
@@ -46,12 +46,12 @@ def check_values(path: Path, specs: Iterable[TensorSpec]) -> None:
         if top == 2 * bias + 1:
             raise CheckpointError(
                 f"expected finite numbers in {spec.name}, got NaN or Inf, in {path}",
-                remedy="the training that made it diverged, or the file is damaged: use another checkpoint",
+                remedy="its training diverged, or the file is damaged: use another checkpoint",
             )
         if top - bias >= LARGEST_EXPONENT:
             raise CheckpointError(
                 f"expected numbers below 2^{LARGEST_EXPONENT} in {spec.name}, got 2^{top - bias} or more, in {path}",
-                remedy="the file is damaged, or its dtype is not what it says",
+                remedy="the file is damaged, or its dtype is wrong",
             )
 
 

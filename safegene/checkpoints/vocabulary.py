@@ -1,7 +1,7 @@
-"""What a tokenizer turns words into: equal vocabularies mean that two models read the same numbers alike.
+"""The vocabulary of a tokenizer: two models with equal vocabularies give the same tokens the same ids.
 
-Fine-tuning tools write the same tokenizer with other padding and truncation settings, so files are not compared; the
-words, their numbers and the merge rules are.
+Fine-tuning tools write the same tokenizer with other padding and truncation settings. Therefore tokens, ids and merge
+rules are compared, not files.
 """
 
 from pathlib import Path
@@ -12,7 +12,9 @@ from safegene.workspace.digest import digest_file, digest_json, strict_json
 
 
 def vocabulary_digest(root: Path) -> str | None:
-    """Digest of vocabulary, merges and added tokens; of ``tokenizer.model`` where there is only that; None without.
+    """Digest of vocabulary, merges and added tokens of ``tokenizer.json``, else of the file ``tokenizer.model``.
+
+    None where the folder has neither.
 
     Raises:
         FormatError: ``tokenizer.json`` is malformed.

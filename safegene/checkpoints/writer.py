@@ -1,6 +1,6 @@
-"""Safetensors shards written as a stream: the plan first, then one tensor at a time, never two in memory.
+"""Safetensors shards, written as a stream: first the headers, then one tensor at a time.
 
-Equal plan and tensors give equal bytes: no clock, no set order.
+Equal plans and tensors give equal bytes.
 """
 
 import json
@@ -17,13 +17,13 @@ from safegene.checkpoints.header import BITS
 from safegene.errors import FormatError, ShapeMismatch
 from safegene.workspace.digest import canonical_json
 
-WORDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class ShardedWriter:
-    """Write tensors in the order of a plan into shards of bounded size, with an index when there are several.
+    """Write tensors in the order of a plan into shards of bounded size, and an index where there are several.
 
-    Use as a context manager; leaving it before the plan is done raises, and the folder is then not to be used.
+    Use as a context manager. Leaving it before every tensor is written raises; the folder is then incomplete.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ShardedWriter:
             out: an existing folder.
             plan: (name, shape) in the order of writing.
             dtype: of every tensor.
-            max_shard_bytes: a shard grows to at most this, unless a single tensor is larger.
+            max_shard_bytes: the largest size of a shard, unless a single tensor is larger.
         """
         self.out, self.dtype = out, dtype
         self._shards = _split([(name, tuple(shape), _bytes(shape, dtype)) for name, shape in plan], max_shard_bytes)
@@ -43,20 +43,22 @@ class ShardedWriter:
         self._files = [
             WEIGHTS if count == 1 else f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)
         ]
-        self._todo = [(i, name, shape) for i, shard in enumerate(self._shards) for name, shape, _ in shard]
+        self._remaining = [(i, name, shape) for i, shard in enumerate(self._shards) for name, shape, _ in shard]
         self._file: BinaryIO | None = None
         self._open = -1
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write the plan's next tensor, cast to the writer's dtype.
+        """Write the next tensor of the plan, cast to the writer's dtype.
 
         Raises:
-            FormatError: another tensor is next.
-            ShapeMismatch: it has another shape than planned.
+            FormatError: the plan has another tensor next.
+            ShapeMismatch: the tensor has another shape than planned.
         """
-        if not self._todo or self._todo[0][1] != name:
-            raise FormatError(f"expected the tensor {self._todo[0][1] if self._todo else 'none'} next, got {name}")
-        shard, _, shape = self._todo.pop(0)
+        if not self._remaining or self._remaining[0][1] != name:
+            raise FormatError(
+                f"expected the tensor {self._remaining[0][1] if self._remaining else 'none'} next, got {name}"
+            )
+        shard, _, shape = self._remaining.pop(0)
         if tuple(tensor.shape) != shape:
             raise ShapeMismatch(f"expected shape {list(shape)} of {name}, got {list(tensor.shape)}, in {self.out}")
         file = self._shard(shard)
@@ -75,8 +77,10 @@ class ShardedWriter:
             self._finish()
 
     def _finish(self) -> None:
-        if self._todo:
-            raise FormatError(f"expected {len(self._todo)} more tensors, the next {self._todo[0][1]}, in {self.out}")
+        if self._remaining:
+            raise FormatError(
+                f"expected {len(self._remaining)} more tensors, the next {self._remaining[0][1]}, in {self.out}"
+            )
         if len(self._shards) == 1:
             return
         places = {name: self._files[i] for i, shard in enumerate(self._shards) for name, _, _ in shard}
@@ -89,7 +93,7 @@ class ShardedWriter:
             if self._file:
                 self._file.close()
             self._file = (self.out / self._files[number]).open("wb")
-            self._file.write(_header(self._shards[number], WORDS[self.dtype]))
+            self._file.write(_header(self._shards[number], NAMES[self.dtype]))
             self._open = number
         return self._file
 
@@ -106,16 +110,16 @@ def _split(entries: Sequence[Entry], most: int) -> list[list[Entry]]:
     return shards
 
 
-def _header(entries: Sequence[Entry], word: str) -> bytes:
+def _header(entries: Sequence[Entry], dtype: str) -> bytes:
     header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    offset = 0
     for name, shape, size in entries:
-        header[name] = {"dtype": word, "shape": list(shape), "data_offsets": [at, at + size]}
-        at += size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
     text = canonical_json(header)
-    text += b" " * (-len(text) % 8)  # the data begins on a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
     return len(text).to_bytes(8, "little") + text
 
 
 def _bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
-    return torch.Size(shape).numel() * BITS[WORDS[dtype]] // 8
+    return torch.Size(shape).numel() * BITS[NAMES[dtype]] // 8

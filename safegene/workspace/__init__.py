@@ -1,1 +1,1 @@
-"""A workspace's files: where they lie, their parameters, manifests and digests."""
+"""The files of a workspace: their places, parameters, manifests and digests."""

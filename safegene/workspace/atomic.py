@@ -1,6 +1,7 @@
-"""Files and folders that exist whole or not at all: written beside their place, then renamed into it.
+"""Atomic writes: a file or folder is written as a draft beside its place, then renamed.
 
-A draft is called ``.NAME.PID.draft``. A killed writer leaves one; the next writer of the same name removes it.
+A draft is called ``.NAME.PID.draft``. A writer that is killed leaves its draft; the next `draft_folder` of the same
+name removes it.
 """
 
 import glob
@@ -12,17 +13,17 @@ from pathlib import Path
 
 
 def write_file(path: Path, data: bytes | str, *, durable: bool = False, draft: Path | None = None) -> None:
-    """Write a file in one step, its folder made where it is missing; readers see the old bytes or the new ones.
+    """Write a file atomically, and its folder where that is missing; readers see the old content or the new one.
 
     Args:
         path: the file.
-        data: its whole content; text is written as UTF-8.
-        durable: force the bytes to the disk before the rename, and the rename after it, so that a power cut leaves
-            the old file or the new one.
-        draft: where to write first, on the same disk; by default beside ``path``.
+        data: its content; text is written as UTF-8.
+        durable: flush the bytes to the disk before the rename and the folders after it, so that a power failure leaves
+            the old content or the new one.
+        draft: the file to write first, on the same file system; by default beside ``path``.
 
     Raises:
-        OSError: the disk refuses; ``path`` is as it was.
+        OSError: the file cannot be written; ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft or _draft(path)
@@ -42,9 +43,9 @@ def write_file(path: Path, data: bytes | str, *, durable: bool = False, draft: P
 
 @contextmanager
 def draft_folder(out: Path) -> Iterator[Path]:
-    """A new folder to fill; renamed to ``out`` when the block ends, in place of what was there.
+    """Give an empty folder to fill; when the block ends, it replaces ``out``.
 
-    On any exception the draft is removed and ``out`` is as it was.
+    On an exception the draft is removed and ``out`` stays as it was.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft(out)
@@ -74,7 +75,7 @@ def _draft(path: Path) -> Path:
 
 
 def _alive(pid: str) -> bool:
-    """Whether a process of this machine has that number; one that cannot be asked counts as alive."""
+    """Whether a process of that number runs on this machine; one that cannot be asked counts as running."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

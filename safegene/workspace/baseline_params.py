@@ -1,6 +1,6 @@
-"""``calibrate.baseline``: parameters of a rival repair method, checked by the model that the method registered.
+"""``calibrate.baseline``: the parameters of another repair method, validated by the model that the method registers.
 
-A baseline is imported only where ``params.yaml`` names one: its module needs torch, and most commands do not.
+A baseline is imported only where ``params.yaml`` names it, as its module needs torch and most commands do not.
 """
 
 from typing import Annotated, Any, cast
@@ -14,19 +14,19 @@ Factor = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class BaselineParams(Frozen):
-    """Parameters of one rival method; its own model gives ``method`` its one value, and adds the others.
+    """The parameters of one method; its own model fixes the value of ``method`` and adds the others.
 
-    By convention a parameter that may be null is then chosen on the validation shots, among the values of its plural.
+    By convention a parameter that is null is chosen on the validation shots, among the values of its plural.
     """
 
     method: str
 
 
 def check_baseline(value: Any) -> Any:
-    """A mapping with a ``method`` as that method's own parameters; anything else is left to pydantic to refuse.
+    """A mapping with a ``method`` as the parameters of that method; pydantic refuses any other value later.
 
     Raises:
-        ValueError: no baseline is called so. A parameter that is wrong is named below its method.
+        ValueError: there is no such method, or a parameter is wrong.
     """
     if not isinstance(value, dict):
         return value

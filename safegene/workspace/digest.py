@@ -1,4 +1,4 @@
-"""sha256 of bytes, files, folders and canonical JSON, always written ``sha256:<64 hex>``."""
+"""SHA-256 of bytes, files, folders and canonical JSON, written as ``sha256:<64 hex>``."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ BLOCK = 1 << 20
 
 
 def digest_bytes(data: bytes) -> str:
-    """Digest of some bytes."""
+    """Digest of bytes."""
     return PREFIX + hashlib.sha256(data).hexdigest()
 
 
@@ -29,12 +29,12 @@ def digest_file(path: Path) -> str:
 
 
 def digest_files(root: Path, names: Iterable[str]) -> str:
-    """Digest of named files below ``root``: of the canonical JSON ``{name: digest}``, so order does not matter."""
+    """Digest of the canonical JSON ``{name: digest of the file}``; the order of ``names`` does not matter."""
     return digest_json({name: digest_file(root / name) for name in names})
 
 
 def digest_tree(root: Path) -> str:
-    """Digest of every file below ``root``; symlinks are refused, since their content lies elsewhere.
+    """Digest of every file below ``root``. Symlinks are refused, as their content is outside.
 
     Raises:
         FormatError: a symlink lies below ``root``.
@@ -49,15 +49,15 @@ def digest_tree(root: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces: the same value always gives the same bytes.
+    """UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes.
 
     Raises:
-        FormatError: the value holds NaN or Infinity, or something JSON has no form for.
+        FormatError: the value holds NaN, Infinity, or an object that JSON cannot express.
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise FormatError(f"expected a value with a JSON form and finite numbers, got {error}") from error
+        raise FormatError(f"expected a JSON value with finite numbers, got {error}") from error
     return text.encode()
 
 
@@ -67,7 +67,7 @@ def digest_json(value: Any) -> str:
 
 
 def is_digest(text: object) -> bool:
-    """Whether ``text`` is written as a digest is."""
+    """Whether ``text`` has the form ``sha256:<64 hex>``."""
     return (
         isinstance(text, str)
         and text.startswith(PREFIX)
@@ -80,14 +80,14 @@ def strict_json(data: bytes | str, *, where: str) -> Any:
     """Parse JSON, refusing duplicate keys, NaN and Infinity.
 
     Raises:
-        FormatError: the text is not such JSON; ``where`` names its file.
+        FormatError: the text is not such JSON; the message names ``where``.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = dict(pairs)
         if len(seen) != len(pairs):
-            twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)[:5]
-            raise FormatError(f"expected each key once, got {twice} twice, in {where}")
+            repeated = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)[:5]
+            raise FormatError(f"expected each key once, got {repeated} twice, in {where}")
         return seen
 
     def finite(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Field types of parameter sections: what a name, a rate or a share may be, and how strict a section is."""
+"""Field types of models (a name, a digest, a share), and the base class of parameter sections."""
 
 from typing import Annotated
 
@@ -14,6 +14,6 @@ Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
 class Frozen(BaseModel):
-    """A parameter section: immutable, strict about types, no unknown keys."""
+    """A parameter section: immutable, no unknown keys, finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -25,7 +25,7 @@ def git(folder: Path | str, *arguments: str) -> str:
 
 
 def head_commit(folder: Path | str) -> str:
-    """The commit that the repository of ``folder`` stands at; "" where there is none."""
+    """The commit that is checked out in the repository of ``folder``; "" where there is none."""
     try:
         return git(folder, "rev-parse", "HEAD")
     except SafegeneError:

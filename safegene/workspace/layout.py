@@ -1,7 +1,7 @@
-"""Where every artefact of a pipeline repository lies, named once; and the cache outside it.
+"""The paths of a workspace, and of the cache outside it; no other module spells them.
 
-A workspace is a Git and DVC repository with ``params.yaml``, ``dvc.yaml`` and ``data/``. Everything a stage writes is a
-folder with a manifest (see `safegene.workspace.manifest`), named here and nowhere else.
+A workspace is a Git and DVC repository with ``params.yaml``, ``dvc.yaml`` and ``data/``. A stage writes an artefact, a
+folder with a manifest (see `safegene.workspace.manifest`).
 """
 
 import os
@@ -18,7 +18,7 @@ MARKER = "params.yaml"
 
 @dataclass(frozen=True)
 class Workspace:
-    """A pipeline repository, by its root folder."""
+    """A workspace, by its root folder."""
 
     root: Path
 
@@ -35,27 +35,27 @@ class Workspace:
                 return cls(folder)
         raise ParamsError(
             f"expected a safegene workspace (params.yaml and dvc.yaml) at or above {here}, got none",
-            remedy="make one with `safegene init DIR` and run inside it",
+            remedy="create one with `safegene init DIR` and run inside it",
         )
 
     @property
     def params(self) -> Params:
-        """The checked ``params.yaml``."""
+        """The parameters in ``params.yaml``, validated."""
         return load_params(self.root / MARKER)
 
     @property
     def targets(self) -> Targets:
-        """The checked ``data/targets.yaml``."""
+        """The targets in ``data/targets.yaml``, validated."""
         return load_targets(self.targets_file)
 
     @property
     def data(self) -> Path:
-        """Everything that DVC or Git tracks as data."""
+        """The data that Git or DVC tracks."""
         return self.root / "data"
 
     @property
     def targets_file(self) -> Path:
-        """The one file that machines write."""
+        """``targets.yaml``, the one configuration file that commands write."""
         return self.data / "targets.yaml"
 
     @property
@@ -65,75 +65,75 @@ class Workspace:
 
     @property
     def tasks(self) -> Path:
-        """Task sets, one ``<task>.jsonl`` each."""
+        """Task sets, each a file ``<task>.jsonl``."""
         return self.data / "tasks"
 
     @property
     def suites(self) -> Path:
-        """Evaluation suites, one folder each."""
+        """Evaluation suites, each a folder."""
         return self.data / "suites"
 
     @property
     def validation(self) -> Path:
-        """Stage ``validate``: the receipt of the data's Great Expectations suites, with their HTML docs."""
+        """Artefact of ``validate``: the results of the data checks, with HTML pages."""
         return self.data / "validation"
 
     @property
     def family(self) -> Path:
-        """Artefacts made once per family."""
+        """The artefacts of the family."""
         return self.data / "family"
 
     @property
     def aligned(self) -> Path:
-        """Stage ``fetch``: which checkpoint the aligned model is (a manifest; the bytes lie in the cache)."""
+        """Artefact of ``fetch``: the record of the aligned model; its weights are in the cache."""
         return self.family / "aligned"
 
     @property
     def degraded(self) -> Path:
-        """Stage ``degrade``: the surrogates as fp32 low-rank deltas."""
+        """Artefact of ``degrade``: the surrogates as fp32 low-rank deltas."""
         return self.family / "degraded"
 
     @property
     def delta(self) -> Path:
-        """Stage ``extract``: factors at ``max_rank``."""
+        """Artefact of ``extract``: the delta as factors of rank ``max_rank``."""
         return self.family / "delta"
 
     @property
     def vector(self) -> Path:
-        """Stage ``compress``: the safety vector."""
+        """Artefact of ``compress``: the safety vector."""
         return self.family / "vector"
 
     @property
     def selection(self) -> Path:
-        """Stage ``select``: layer scores and the layers kept."""
+        """Artefact of ``select``: the contrast of each layer and the layers kept."""
         return self.family / "selection"
 
     def target(self, name: str) -> Path:
-        """Artefacts made for one target."""
+        """The artefacts of one target."""
         return self.data / "targets" / name
 
     def checkpoint(self, name: str) -> Path:
-        """Stage ``fetch-target``: which checkpoint the target is (a manifest; the bytes lie in the cache)."""
+        """Artefact of ``fetch-target``: the record of the target; its weights are in the cache."""
         return self.target(name) / "checkpoint"
 
     def candidate(self, name: str) -> Path:
-        """Stage ``calibrate``: coefficients and the repair as a PEFT adapter."""
+        """Artefact of ``calibrate``: coefficients and the repair as a PEFT adapter."""
         return self.target(name) / "candidate"
 
     def incumbent(self, name: str) -> Path:
-        """What is live for the target, pinned before ``evaluate``: ``incumbent.json``, tracked by Git."""
+        """``incumbent.json``, tracked by Git: the live release, pinned before ``evaluate``."""
         return self.target(name) / "incumbent.json"
 
     def judgements(self, name: str) -> Path:
-        """Stage ``evaluate``: every reply and judgement."""
+        """Artefact of ``evaluate``: every reply and judgement."""
         return self.target(name) / "judgements"
 
     def verdict(self, name: str) -> Path:
-        """Stage ``gate``: the verdict."""
+        """Artefact of ``gate``: the verdict."""
         return self.target(name) / "verdict"
 
     def artefacts(self, name: str) -> dict[str, Path]:
-        """Every artefact behind a target's verdict, by the name that later stages give it as an input."""
+        """The artefacts that a target's verdict depends on, by the names that stages use for their inputs."""
         return {
             "aligned": self.aligned,
             "degraded": self.degraded,
@@ -148,18 +148,18 @@ class Workspace:
 
     @property
     def reports(self) -> Path:
-        """HTML reports: views of the artefacts, not tracked."""
+        """HTML reports, neither tracked by Git nor by DVC."""
         return self.root / "reports"
 
 
 def cache_folder() -> Path:
-    """The content-addressed cache outside every workspace: ``SAFEGENE_CACHE``, else the platform's cache folder.
+    """The content-addressed cache, shared by all workspaces: ``SAFEGENE_CACHE``, else the platform's cache folder.
 
     Raises:
-        ParamsError: it cannot be made.
+        ParamsError: it cannot be created.
     """
-    named = os.environ.get("SAFEGENE_CACHE")
-    folder = Path(named) if named else Path(platformdirs.user_cache_dir("safegene"))
+    configured = os.environ.get("SAFEGENE_CACHE")
+    folder = Path(configured) if configured else Path(platformdirs.user_cache_dir("safegene"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

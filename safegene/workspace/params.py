@@ -1,7 +1,7 @@
-"""Typed mirror of ``params.yaml`` (people write it) and ``data/targets.yaml`` (machines write it).
+"""The models of ``params.yaml``, which people write, and of ``data/targets.yaml``, which commands write.
 
-Every model is frozen and refuses keys it does not know. A section's name is the stage that reads it. Rates and margins
-are shares in 0..1, never percent.
+Every model is frozen and refuses unknown keys. A section is named after the stage that reads it. Rates and margins are
+shares in 0..1, never percent.
 """
 
 import math
@@ -20,7 +20,7 @@ from safegene.workspace.plugins import JUDGES
 
 
 class FamilyParams(Frozen):
-    """The model family: its aligned model, and degraded copies if the user has some."""
+    """The model family: its aligned model, and degraded checkpoints where the user has them."""
 
     aligned: Uri
     degraded: tuple[Uri, ...] = ()
@@ -28,24 +28,24 @@ class FamilyParams(Frozen):
 
 
 class ValidateParams(Frozen):
-    """What a prompt or task set must hold."""
+    """What prompt and task sets must satisfy."""
 
     min_rows: Positive = 32
     max_prompt_characters: Positive = 8000
     overlap_ngram: Positive = 8
     max_overlap: Share = 0.5
-    categories: tuple[str, ...] = ()  # those that prompts may have; empty for any
+    categories: tuple[str, ...] = ()  # that prompts may have; empty allows any
 
 
 class FetchParams(Frozen):
-    """Limits on what is fetched."""
+    """Limits on the checkpoints that are fetched."""
 
     max_gibibytes: Rate = 200.0
     model_types: tuple[str, ...] = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "glm4", "phi3", "olmo2")
 
 
 class Surrogate(Frozen):
-    """One degraded copy: a light LoRA fine-tune of the aligned model on pools of ``data/prompts/degrade.jsonl``."""
+    """One degraded copy: a LoRA fine-tune of the aligned model on pools of ``data/prompts/degrade.jsonl``."""
 
     pools: tuple[Name, ...] = Field(min_length=1)
     learning_rate: Rate = 3e-4
@@ -58,7 +58,7 @@ def _surrogates() -> dict[str, Surrogate]:
 
 
 class DegradeParams(Frozen):
-    """How surrogates are made: each is trained until its harmful-response rate on the probe reaches ``stop_hrr``."""
+    """How surrogates are trained: until their harmful-response rate on probe prompts reaches ``stop_hrr``."""
 
     surrogates: dict[Name, Surrogate] = Field(default_factory=_surrogates, min_length=1)
     batch_size: Positive = 16
@@ -70,7 +70,7 @@ class DegradeParams(Frozen):
 
 
 class ExtractParams(Frozen):
-    """How the safety vector is taken from the discrepancy of aligned and degraded models."""
+    """How the delta between the aligned and the degraded models is extracted."""
 
     method: Literal["delta", "distil"] = "delta"
     max_rank: Positive = 64
@@ -85,7 +85,7 @@ class ExtractParams(Frozen):
 
 
 class CompressParams(Frozen):
-    """How far the vector is compressed: a rank, or the energy to keep, within a budget of bytes."""
+    """How the delta is compressed: to a rank, or to a share of its energy, within a limit on bytes."""
 
     rank: Positive | None = 64
     energy: Share | None = None
@@ -100,10 +100,10 @@ class CompressParams(Frozen):
 
 
 class SelectParams(Frozen):
-    """Which layers are kept: those whose contrast is at least ``threshold`` of the largest, or the ``top_layers``.
+    """The layers to keep: those whose contrast is at least ``threshold`` of the largest, or the first ``top_layers``.
 
-    Of them only those in the first ``depth`` of the model (a share of its layers), chosen on the tiny family's
-    validation split, where it halved what was left of harm and over-refusal on large task changes.
+    Only layers in the first ``depth`` of the model (a share of its layers) are kept. The default was chosen on the tiny
+    family's validation split, where it halved the remaining harm and over-refusal of targets with large task changes.
     """
 
     prompts: Positive = 128
@@ -113,11 +113,12 @@ class SelectParams(Frozen):
 
 
 class CalibrateParams(Frozen):
-    """How a target is repaired: by fitting coefficients of the safety vector, or by a rival method as a ``baseline``.
+    """How a target is repaired: by fitting coefficients of the safety vector, or by another method as a ``baseline``.
 
-    ``granularity``: a low-rank core per matrix, or scalars: one per direction, per matrix, per layer, or one in all;
-    see `repair.coefficients`. ``max_extra`` is the adapter's share of the model's parameters; baselines ignore it.
-    ``safety_slack`` (nats per token) and ``jitter`` (a share of the change): see `safegene.repair.fitting`.
+    ``granularity``: a low-rank core per matrix, or one scalar per direction, per matrix, per layer, or for all; see
+    `safegene.repair.coefficients`. ``max_extra`` limits the adapter's parameters, as a share of the model's; baselines
+    ignore it. For ``safety_slack`` (nats per token) and ``jitter`` (a share of the change) see
+    `safegene.repair.fitting`.
     """
 
     baseline: Baseline | None = None
@@ -148,11 +149,12 @@ JudgeFormat = Literal[
 
 
 class JudgeParams(Frozen):
-    """The judge, and its measured error (a JSON file made by measuring it on human labels).
+    """A judge, and its measured error (a JSON file, from a comparison with human labels).
 
-    ``format`` is how a chat or guard judge answers; ``allow_hosts`` names hosts that it may reach though they are
-    private. ``phrase_rule`` is where refusal phrases are looked for, see `judges.phrases`. A chat judge
-    leaves ``max_requests`` (tries included) or ``max_tokens`` (asked and answered) unspent, or judges no further.
+    ``format`` is the answer format of a chat or guard judge. ``allow_hosts`` names hosts that it may reach although
+    their addresses are private. ``phrase_rule`` says where refusal phrases are searched, see
+    `safegene.evaluation.judges.phrases`. A chat judge stops when ``max_requests`` (retries included) or ``max_tokens``
+    (of questions and answers) are used up.
     """
 
     kind: Name
@@ -182,10 +184,10 @@ class JudgeParams(Frozen):
 
 
 class ServerParams(Frozen):
-    """An OpenAI-compatible server of the models (vLLM: base models, and the candidate as a LoRA adapter's name).
+    """An OpenAI-compatible server of the evaluated models (with vLLM the candidate is served as a LoRA adapter).
 
-    ``names`` says under which name each model is served. A name whose replies begin otherwise than those of the weights
-    on disk, in more than ``max_disagreement`` of a few prompts, is refused. The key is ``SAFEGENE_SERVER_KEY``.
+    ``names``: evaluated model -> its name on the server. A name is refused where more than ``max_disagreement`` of a
+    few test replies differ from those of the weights on disk. The API key is read from ``SAFEGENE_SERVER_KEY``.
     """
 
     url: str
@@ -199,9 +201,9 @@ class ServerParams(Frozen):
 class EvaluateParams(Frozen):
     """Generation and judging of the gate's suites.
 
-    ``early_stop`` ends replies to direct harmful prompts ``stop_after_tokens`` behind a plain refusal in their opening,
-    but for ``audit_share`` of them. If of those more than ``audit_limit`` turn harmful further on, all are finished.
-    With a ``server`` the replies come from there, and none is stopped early.
+    ``early_stop`` ends replies to direct harmful prompts ``stop_after_tokens`` after a plain refusal in their opening,
+    except ``audit_share`` of them. If more than ``audit_limit`` of those become harmful later, all replies are
+    generated in full. With a ``server`` the replies come from there, and none is stopped early.
     """
 
     judge: JudgeParams
@@ -216,11 +218,12 @@ class EvaluateParams(Frozen):
 
 
 class GateParams(Frozen):
-    """The policy. Bounds keep a margin from being so wide that nothing could fail.
+    """The gate's policy. Upper bounds prevent margins so wide that no model could fail.
 
-    ``test``: ``sequential`` asks ``block_prompts`` more of each kind until the verdict is clear, at most all; ``fixed``
-    asks all at once. Both keep a wrong pass and a wrong fail below ``alpha``. ``audit_share`` of the pairs on which the
-    judge sees no difference go to the adjudicator all the same, where there is one.
+    ``test``: ``sequential`` evaluates ``block_prompts`` more of each kind until the verdict is decided or no prompt is
+    left; ``fixed`` evaluates all at once. Both keep the probability of a wrong pass and of a wrong fail below
+    ``alpha``. Where there is an adjudicator, it also judges ``audit_share`` of the pairs on which the judge sees no
+    difference.
     """
 
     test: Literal["sequential", "fixed"] = "sequential"
@@ -239,7 +242,7 @@ class GateParams(Frozen):
 
 
 class PromoteParams(Frozen):
-    """Where promotions are recorded and under which channel they go live."""
+    """Where promotions are recorded, and the channel that they are made live in."""
 
     channel: Name = "production"
     ledger: str = "ledger"
@@ -247,7 +250,7 @@ class PromoteParams(Frozen):
 
 
 class WatchParams(Frozen):
-    """Where new fine-tunes appear, and which task set a discovered target is measured on."""
+    """Where new fine-tunes appear, and the task set that measures them."""
 
     folders: tuple[Uri, ...] = ()
     task: Name | None = None
@@ -255,7 +258,7 @@ class WatchParams(Frozen):
 
 
 class FlowParams(Frozen):
-    """What happens around the stages: how deployments are scheduled, and what is done with results."""
+    """When deployments run, and whether results are committed and pushed."""
 
     cron: str = "0 3 * * *"
     audit_cron: str = "0 5 * * *"
@@ -264,7 +267,7 @@ class FlowParams(Frozen):
 
 
 class Params(Frozen):
-    """The whole of ``params.yaml``. A judge's measured error lies in ``data/judges``, which DVC watches."""
+    """The content of ``params.yaml``. Measured errors of judges must be in ``data/judges``, which DVC tracks."""
 
     family: FamilyParams
     validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
@@ -290,7 +293,7 @@ class Params(Frozen):
 
 
 class Target(Frozen):
-    """One fine-tune: where it is, what it holds (a fingerprint of its source), and the task it was made for."""
+    """One fine-tune: its source, the fingerprint of what the source held, and the task that it was trained for."""
 
     source: Uri
     task: Name
@@ -298,9 +301,9 @@ class Target(Frozen):
 
 
 class Targets(Frozen):
-    """The whole of ``data/targets.yaml``.
+    """The content of ``data/targets.yaml``.
 
-    ``aligned`` is the fingerprint of ``family.aligned`` when last pinned, ``degraded`` those of ``family.degraded``.
+    ``aligned`` is the pinned fingerprint of ``family.aligned``; ``degraded`` holds those of ``family.degraded``.
     """
 
     aligned: str | None = None
@@ -309,7 +312,7 @@ class Targets(Frozen):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without anchors (alias bombs) and without duplicate keys."""
+    """Safe YAML without anchors, which alias bombs need, and without duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -320,22 +323,22 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if len({str(key) for key in keys}) != len(keys):
-            raise yaml.YAMLError(f"a key stands twice{node.start_mark}")
+            raise yaml.YAMLError(f"a key occurs twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
 
 def load_yaml(path: Path) -> Any:
-    """Read plain YAML data: no tags, no aliases, no duplicate keys, no NaN.
+    """Read plain YAML: no tags, aliases, duplicate keys, NaN or infinity.
 
     Raises:
-        ParamsError: the file is absent or holds anything else.
+        ParamsError: the file is missing, or is not plain YAML.
     """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
         _require_finite(data)
     except FileNotFoundError:
         raise ParamsError(
-            f"expected {path}, got no such file", remedy="run inside a workspace, or make one: `safegene init DIR`"
+            f"expected {path}, got no such file", remedy="run inside a workspace, or create one: `safegene init DIR`"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ParamsError(f"expected plain YAML in {path}, got {' '.join(str(error).split())}") from error
@@ -350,16 +353,16 @@ def _require_finite(value: Any) -> None:
 
 
 def load_params(path: Path) -> Params:
-    """Read and check ``params.yaml``.
+    """Read and validate ``params.yaml``.
 
     Raises:
-        ParamsError: names the first keys that are wrong, what was expected and what stood there.
+        ParamsError: names the first keys that are wrong, what was expected and what was found.
     """
     return _parse(Params, path)
 
 
 def load_targets(path: Path) -> Targets:
-    """Read and check ``data/targets.yaml``.
+    """Read and validate ``data/targets.yaml``.
 
     Raises:
         ParamsError: as `load_params`.

@@ -1,14 +1,14 @@
-"""Plug-ins: things that safegene finds by name, its own and those that installed packages add as entry points.
+"""Plug-ins: objects that safegene looks up by name, its own and those of installed packages, as entry points.
 
 | entry-point group | name | object |
 |---|---|---|
 | ``safegene.judges`` | ``evaluate.judge.kind`` | ``build(params: JudgeParams) -> Judge`` |
 | ``safegene.sources`` | scheme of a source URI | `safegene.checkpoints.sources.uri.Scheme` |
-| ``safegene.suite_formats`` | ``safegene suite add --format`` | `safegene.datasets.suites.formats.Format` |
+| ``safegene.suite_formats`` | ``safegene suite add --format`` | `safegene.datasets.suites.formats.SuiteFormat` |
 | ``safegene.baselines`` | ``calibrate.baseline.method`` | `safegene.repair.baselines.base.Method` |
 
 A package adds a judge by ``[project.entry-points."safegene.judges"]`` in its pyproject.toml. An entry point is imported
-when its name is asked for. It cannot replace a name that is taken.
+when its name is looked up. A name that is taken cannot be replaced.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Name -> object: those given, then those of installed packages.
+    """A mapping of names to objects: those given, then those of installed packages.
 
     Usage: ``JUDGES = Registry("safegene.judges", {"phrases": build_phrases}); JUDGES["phrases"]``.
     """
@@ -32,11 +32,11 @@ class Registry(Mapping[str, T]):
         self._built_in = dict(built_in or {})
 
     def __getitem__(self, name: str) -> T:
-        """The object of that name.
+        """The object with that name.
 
         Raises:
-            KeyError: nothing has that name.
-            ParamsError: two packages claim it, or its package cannot be imported.
+            KeyError: there is none.
+            ParamsError: two packages define it, or its package cannot be imported.
         """
         if name in self._built_in:
             return self._built_in[name]
@@ -47,7 +47,7 @@ class Registry(Mapping[str, T]):
             package = entry.dist.name if entry.dist else "an installed package"
             raise ParamsError(
                 f"expected {entry.value} of {package} for {name!r} in {self.group}, got {error}",
-                remedy=f"install a version of {package} that fits, or remove it",
+                remedy=f"install another version of {package}, or remove it",
             ) from error
 
     def __iter__(self) -> Iterator[str]:
@@ -62,16 +62,16 @@ class Registry(Mapping[str, T]):
 
     @cached_property
     def _entries(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+        entries: dict[str, EntryPoint] = {}
         for entry in entry_points(group=self.group):
-            if found.get(entry.name, entry).value != entry.value or entry.name in self._built_in:
+            if entries.get(entry.name, entry).value != entry.value or entry.name in self._built_in:
                 package = entry.dist.name if entry.dist else "an installed package"
                 raise ParamsError(
-                    f"expected every name in {self.group} once, got {entry.name!r} again from {package}",
-                    remedy=f"remove {package}, or have it choose another name",
+                    f"expected each name in {self.group} once, got {entry.name!r} again from {package}",
+                    remedy=f"remove {package}, or choose another name in its pyproject.toml",
                 )
-            found[entry.name] = entry
-        return found
+            entries[entry.name] = entry
+        return entries
 
 
 JUDGES: Registry[Any] = Registry("safegene.judges")

@@ -1,9 +1,9 @@
-"""An append-only file of finished work, so that a killed run goes on where it stopped.
+"""An append-only file of finished work, so that a run which was killed continues where it stopped.
 
-The file's name is the digest of everything that influences its content (the *identity*); its first line repeats the
-identity, each further line is ``{"key", "value", "check"}`` with ``check`` the digest of the other two. Laws: what was
-appended before a kill is read after it; half a line at the end is what a kill leaves, and is cut off; any other damage,
-or a file of another identity, is an error and never an answer.
+The file's name is the digest of everything that its content depends on (the *identity*). Its first line holds the
+identity; each further line is ``{"key", "value", "check"}``, where ``check`` is the digest of key and value. What was
+appended before a kill is read after it. An incomplete last line, which a kill leaves, is cut off; any other damage, or
+a file of another identity, raises `DigestMismatch`.
 """
 
 import fcntl
@@ -15,11 +15,11 @@ from typing import Any
 from safegene.errors import DigestMismatch, FormatError
 from safegene.workspace.digest import canonical_json, digest_json, strict_json
 
-REMEDY = "delete that file: it holds only what can be made again"
+REMEDY = "delete that file: its content can be computed again"
 
 
 class ResumeLog:
-    """Finished work of one identity, in ``folder``."""
+    """The finished work of one identity, in ``folder``."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.identity = dict(identity)
@@ -27,10 +27,10 @@ class ResumeLog:
         folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[str, Any]:
-        """Key -> value of all that was appended; of two of one key the first stands.
+        """Key -> value of everything appended; of two values for one key the first counts.
 
         Raises:
-            DigestMismatch: the file is of another identity, or a line was changed.
+            DigestMismatch: the file is of another identity, or a line has changed.
         """
         if not self.path.is_file():
             return {}
@@ -38,19 +38,22 @@ class ResumeLog:
         if not lines:
             return {}
         if self._parsed(lines[0]) != {"identity": self.identity}:
-            raise DigestMismatch(f"expected the journal of its own name, got another's, in {self.path}", remedy=REMEDY)
-        found: dict[str, Any] = {}
+            raise DigestMismatch(
+                f"expected the identity that the file is named by, got another one, in {self.path}", remedy=REMEDY
+            )
+        values: dict[str, Any] = {}
         for number, line in enumerate(lines[1:], start=2):
             row = self._parsed(line)
             if not isinstance(row, dict) or row.get("check") != _check(row.get("key"), row.get("value")):
                 raise DigestMismatch(
-                    f"expected the line as it was appended, got another, in {self.path}, line {number}", remedy=REMEDY
+                    f"expected the line as it was appended, got a changed one, in {self.path}, line {number}",
+                    remedy=REMEDY,
                 )
-            found.setdefault(row["key"], row["value"])
-        return found
+            values.setdefault(row["key"], row["value"])
+        return values
 
     def append(self, rows: Mapping[str, Any]) -> None:
-        """Add finished work in one write; writers take turns, and half a line left by a kill is cut off first."""
+        """Append finished work in one write, under a lock; an incomplete last line is cut off first."""
         data = b"".join(
             canonical_json({"key": key, "value": value, "check": _check(key, value)}) + b"\n"
             for key, value in rows.items()

@@ -1,4 +1,4 @@
-"""Whether an artefact was made from what is in the workspace now."""
+"""Whether an artefact was made from the present content of the workspace."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ def stale_inputs(
     data: Collection[str] | None = None,
     required: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Names of the inputs that are not what the workspace holds now, sorted.
+    """Names of the inputs that differ from the present content of the workspace, sorted.
 
     Args:
         manifest: the artefact's manifest.
@@ -53,8 +53,8 @@ def require_current(
     """Raise where `stale_inputs` finds any.
 
     Args:
-        name: what the artefact is called in the message.
-        folder: where it is.
+        name: of the artefact, for the message.
+        folder: of the artefact, for the message.
         manifest: see `stale_inputs`.
         current: see `stale_inputs`.
         data: see `stale_inputs`.
@@ -68,5 +68,5 @@ def require_current(
         raise StaleArtifact(
             f"expected {name} made from the present {', '.join(stale)}, got it made from another "
             f"({stale[0]}: {used}, now {now}), in {folder}",
-            remedy="run `safegene run`, which makes again what has changed",
+            remedy="run `safegene run`, which runs the stages whose inputs have changed",
         )

@@ -261,7 +261,7 @@ INDICES: dict[str, tuple[Callable[[Path], object], type[SafegeneError], str]] = 
     "two truths": (
         lambda f: (f / "model.safetensors").write_bytes((f / SECOND).read_bytes()),
         FormatError,
-        "got both, so which one counts is unclear",
+        "got both, which is ambiguous",
     ),
 }
 

@@ -32,8 +32,9 @@ def decaying(out: int, inner: int) -> torch.Tensor:
     """A matrix whose singular values halve."""
     left, _ = torch.linalg.qr(normal(out, min(out, inner)))
     right, _ = torch.linalg.qr(normal(inner, min(out, inner), seed=1))
-    values = torch.full((min(out, inner),), 0.5).cumprod(0) * 2
-    return (left * values) @ right.T
+    values = torch.logspace(0, 1 - min(out, inner), min(out, inner), base=2)
+    matrix: torch.Tensor = (left * values) @ right.T
+    return matrix
 
 
 def test_factors_that_do_not_fit_are_refused() -> None:
