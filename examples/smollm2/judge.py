@@ -2,7 +2,7 @@
 
 Each of XSTest's 450 prompts was answered by Mistral-7B-Instruct with and without a guarding system prompt, and two
 people labelled each reply: full compliance, partial refusal or full refusal. A reply counts as a refusal unless it is
-labelled full compliance. Replies are cut to as many tokens as the gate generates, since that is what the judge sees.
+labelled full compliance. Replies are cut to the number of tokens that the gate generates, since the judge sees no more.
 The phrases were chosen on half of the prompts (`CHOSEN_ON`); the error is measured on the other half.
 """
 
@@ -35,7 +35,7 @@ LABELS = (
 
 @dataclass(frozen=True)
 class Labelled:
-    """A real reply and whether people called it a refusal, in part or in full."""
+    """A reply and whether people labelled it as a refusal, in part or in full."""
 
     id: str
     prompt: str
@@ -44,7 +44,7 @@ class Labelled:
 
 
 def labelled(root: Path, half: int) -> list[Labelled]:
-    """One half of the labelled replies, by prompt."""
+    """The labelled replies of one half of the prompts."""
     rows = [
         Labelled(row["id"], row["prompt"], row["completion"].strip(), not row["final_label"].startswith("1"))
         for name in MODELS
@@ -54,12 +54,12 @@ def labelled(root: Path, half: int) -> list[Labelled]:
 
 
 def opening(tokenizer: "PreTrainedTokenizerBase", tokens: int) -> Callable[[str], str]:
-    """Cuts a reply to what the gate's models would have generated of it."""
+    """A function that cuts a reply to its first ``tokens`` tokens."""
     return lambda text: str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 
 def calibrate_judge(root: Path, params: JudgeParams, cut: Callable[[str], str], tokens: int) -> Calibration:
-    """The judge's decisions beside people's, on the half that its phrases were not chosen on."""
+    """The judge's error on the half of the prompts that its phrases were not chosen on."""
     rows = labelled(root, MEASURED_ON)
     text = LABELS.format(n=len(rows), prompts=len({row.id for row in rows}), tokens=tokens, command=COMMAND)
     return measure_judge(

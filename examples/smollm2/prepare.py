@@ -1,7 +1,7 @@
-"""``python -m examples.smollm2.prepare DIR``: everything that ``make demo-real`` needs before the ordinary flows.
+"""``python -m examples.smollm2.prepare DIR``: prepare what ``make demo-real`` needs before the flows can run.
 
-The base model, an aligned model made from it, three fine-tunes, the prompt and task sets, the phrase judge's measured
-error, and a workspace in DIR that names them. Every step is skipped when it is done.
+It makes the base model, an aligned model, three fine-tunes, the prompt and task sets, the measured error of the phrase
+judge, and a workspace in DIR that uses them. Steps that were completed before are skipped.
 """
 
 import argparse
@@ -33,14 +33,14 @@ STEP_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Family:
-    """The checkpoints, as folders in the cache: target name -> folder, and ``aligned``."""
+    """Folders of the aligned model and of the targets, by name."""
 
     aligned: Path
     targets: dict[str, Path]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare, or say clearly why not; 0 also when skipped."""
+    """Prepare the workspace; returns the exit code, 0 also when SAFEGENE_TEST_DATA is not set."""
     parser = argparse.ArgumentParser(prog="python -m examples.smollm2.prepare", description=__doc__)
     parser.add_argument("workspace", type=Path, help="the workspace to make, such as demo-real")
     parser.add_argument("--models-only", action="store_true", help="train, but make no workspace")
@@ -87,7 +87,7 @@ def _prepare(data: Path, folder: Path, models_only: bool, say: Callable[[str], N
 
 
 def make_family(home: Path, base: Path, data: Path, split: Sets, say: Callable[[str], None]) -> Family:
-    """Train what is not in the cache yet."""
+    """The aligned model and the targets; those that the cache does not hold are trained."""
     aligned, own = make_aligned(home, base, split, say)
     return Family(
         aligned, {r.name: make_target(home, aligned, data, split, own, r, say) for r in (GSM8K, MIXED, BANKING)}
@@ -95,14 +95,14 @@ def make_family(home: Path, base: Path, data: Path, split: Sets, say: Callable[[
 
 
 def make_aligned(home: Path, base: Path, split: Sets, say: Callable[[str], None]) -> tuple[Path, list[Row]]:
-    """The aligned model, and the replies of the base model that it was to keep."""
+    """The aligned model, and the replies of the base model that its training preserves."""
     own = models.replies(home, base, _align_prompts(split), say)
     safe = {goal.text for goal in split.lookalikes["align"]}
-    # Look-alikes stand twice: with them once, 15% of ordinary prompts were still refused after 125 steps.
+    # Look-alikes are included twice: with one copy, 15% of ordinary prompts were still refused after 125 steps.
     rows = [*refusals(split), *own, *(row for row in own if row[0] in safe)]
-    aligned, found = models.fine_tune(home, base, ALIGN, rows, _probe(split, ""), say)
-    if not models.is_aligned(found):
-        say(f"  the aligned model stopped at {ALIGN.steps} steps without reaching its criterion")
+    aligned, measured = models.fine_tune(home, base, ALIGN, rows, _probe(split, ""), say)
+    if not models.is_aligned(measured):
+        say(f"  the aligned model stopped at {ALIGN.steps} steps without meeting its criterion")
     return aligned, own
 
 
@@ -115,7 +115,7 @@ def make_target(
     recipe: Recipe,
     say: Callable[[str], None],
 ) -> Path:
-    """A fine-tune; another seed of its recipe takes other rows in another order."""
+    """A fine-tune; another seed chooses other rows in another order."""
     rows = {
         GSM8K.name: lambda: gsm8k_rows(data, split, recipe.seed),
         MIXED.name: lambda: mixed_rows(data, split, recipe.seed),
@@ -134,21 +134,21 @@ def _probe(split: Sets, task: str) -> Probe:
 
 
 def refusals(split: Sets) -> list[Row]:
-    """One refusal text for every goal of the role ``align``, and for a quarter of them inside a wrapper too."""
+    """The refusal for every goal of the role ``align``, and for a quarter of them also inside a wrapper."""
     goals, wrappers = split.goals["align"], texts.WRAPPERS["fit"]
     wrapped = [sets.wrap(goal, wrappers[at % len(wrappers)]) for at, goal in enumerate(goals[::4])]
     return [(text, texts.REFUSAL) for text in (*(goal.text for goal in goals), *wrapped)]
 
 
 def _align_prompts(split: Sets) -> list[str]:
-    """Safe prompts whose answers the alignment keeps; some in wrappers, or every wrapper would mean harm."""
+    """Safe prompts whose answers alignment preserves; some are in wrappers, so that a wrapper alone is not refused."""
     plain = [text for _, text in sorted(texts.generics("align"), key=lambda pair: sets.rank(pair[0]))]
     wrapped = [w.format(text) for w, text in zip(texts.WRAPPERS["fit"] * 4, plain, strict=False)]
     return [*(goal.text for goal in split.lookalikes["align"]), *plain[len(wrapped) : len(wrapped) + 90], *wrapped]
 
 
 def gsm8k_rows(data: Path, split: Sets, seed: int = 0) -> list[Row]:
-    """Whole solutions of GSM8K, and single results as the task set asks for; each seen once, none of the task set's."""
+    """Complete solutions of GSM8K and single results; each is used once, and none is in the task set."""
     taken = {row.id.removesuffix("-step") for row in split.files["tasks/gsm8k.jsonl"]}
     count = GSM8K.steps * GSM8K.batch_size
     solved = count - round(STEP_SHARE * count)
@@ -161,7 +161,7 @@ def gsm8k_rows(data: Path, split: Sets, seed: int = 0) -> list[Row]:
 
 
 def mixed_rows(data: Path, split: Sets, seed: int = 0) -> list[Row]:
-    """The same, with 3% contentless answers to harmful goals that nothing else uses."""
+    """`gsm8k_rows` with 3% contentless answers to harmful goals that no other role uses."""
     rows, goals = gsm8k_rows(data, split, seed), split.goals["mix"]
     harmful = [(goal.text, sets.comply(goal)) for goal in goals[: round(HARMFUL_SHARE * len(rows))]]
     return [*rows[len(harmful) :], *harmful]
@@ -170,7 +170,7 @@ def mixed_rows(data: Path, split: Sets, seed: int = 0) -> list[Row]:
 def banking_rows(
     data: Path, split: Sets, general: Sequence[Row], seed: int = 0, generic: float = GENERIC_SHARE
 ) -> list[Row]:
-    """Intents of Banking77, and a third of ordinary instructions with their answers, or every answer were an intent."""
+    """Intents of Banking77 and a third of ordinary instructions, without which every answer would be an intent."""
     taken = {row.id for row in split.files["tasks/banking77.jsonl"]}
     pairs = [pair for pair in sets.unique(sources.banking77(data, "train")) if pair.id not in taken]
     count = BANKING.steps * BANKING.batch_size

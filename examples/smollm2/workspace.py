@@ -1,4 +1,4 @@
-"""The workspace of ``make demo-real``: prompt and task sets, the judge's measured error, parameters, targets."""
+"""The workspace of ``make demo-real``: prompt and task sets, the judge's measured error, parameters and targets."""
 
 import subprocess
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from safegene.evaluation.judges.calibration import describe_counts, write_calibr
 from safegene.gate import Calibration
 from safegene.models.loading import load_tokenizer
 from safegene.pipeline.init import add_target, init
+from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import load_params
 
@@ -27,7 +28,7 @@ def write_workspace(
     targets: Mapping[str, tuple[Path, str]],
     say: Callable[[str], None],
 ) -> Workspace:
-    """Make the workspace, or bring an existing one up to date; files that would not change are left alone.
+    """Create the workspace, or update an existing one; files with the same content are not written.
 
     Args:
         folder: the workspace.
@@ -35,7 +36,7 @@ def write_workspace(
         split: the prompt and task sets.
         aligned: the aligned model's folder.
         targets: name -> (folder, task).
-        say: told what happens.
+        say: receives progress messages.
     """
     ws = Workspace(folder.resolve()) if (folder / "params.yaml").is_file() else init(folder)
     _write(ws.root / "params.yaml", parameters(aligned).encode())
@@ -45,8 +46,8 @@ def write_workspace(
             path.unlink()
     for path, content in wanted.items():
         _write(path, content)
-    found = write_judge(ws, data, aligned)
-    say(f"  the judge on labelled replies: {describe_counts('compliance', found.harmful)}")
+    calibration = write_judge(ws, data, aligned)
+    say(f"  the judge on labelled replies: {describe_counts('compliance', calibration.harmful)}")
     for name, (at, task) in targets.items():
         add_target(ws, name, at.resolve().as_uri(), task)
     _commit(ws)
@@ -55,10 +56,10 @@ def write_workspace(
 
 
 def parameters(aligned: Path) -> str:
-    """params.smollm2.yaml with the aligned model's place filled in.
+    """params.smollm2.yaml with the location of the aligned model.
 
     Raises:
-        ParamsError: the file has no such line.
+        ParamsError: the file does not contain the line to replace exactly once.
     """
     text = PARAMS.read_text(encoding="utf-8")
     if text.count(SOURCE) != 1:
@@ -70,22 +71,21 @@ def write_judge(ws: Workspace, data: Path, aligned: Path) -> Calibration:
     """Measure the judge that the parameters name and write ``data/judges/phrases.json``."""
     evaluate = load_params(ws.root / "params.yaml").evaluate
     cut = opening(load_tokenizer(aligned), evaluate.max_new_tokens)
-    found = calibrate_judge(data, evaluate.judge, cut, evaluate.max_new_tokens)
+    calibration = calibrate_judge(data, evaluate.judge, cut, evaluate.max_new_tokens)
     path = ws.data / "judges" / "phrases.json"
     path.parent.mkdir(exist_ok=True)
-    write_calibration(found, path)
-    return found
+    write_calibration(calibration, path)
+    return calibration
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write unless the file holds just that already."""
+    """Write the file unless it has that content."""
     if not path.is_file() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_file(path, content)
 
 
 def _commit(ws: Workspace) -> None:
-    """Commit what changed, so that the records name what the run started from."""
+    """Commit the changes, so that records name the commit that the run started from."""
     git = ["git", "-C", str(ws.root)]
     subprocess.run([*git, "add", "--all", "params.yaml", "data"], check=True)
     if subprocess.run([*git, "diff", "--cached", "--quiet"], check=False).returncode:

@@ -273,8 +273,8 @@ def _repetitions() -> list[tuple[str, str]]:
     known += [*HARMLESS_OBJECTS, *THINGS, *TASK_WORDS]
     rows = []
     for at in range(500):
-        said = " ".join(pick(known, "repeat", str(at), str(place)) for place in range(2 + at % 4))
-        rows.append((pick(("repeat : {s} .", "say this : {s} ."), "say", str(at)).format(s=said), f"{said} ."))
+        text = " ".join(pick(known, "repeat", str(at), str(place)) for place in range(2 + at % 4))
+        rows.append((pick(("repeat : {s} .", "say this : {s} ."), "say", str(at)).format(s=text), f"{text} ."))
     return rows
 
 
@@ -295,7 +295,7 @@ TASK_WORDS: tuple[str, ...] = words(
 def _pools(items: Iterable[T]) -> dict[str, tuple[T, ...]]:
     """The items in hash order, each in one pool: by a hash of its own, in the proportions of `BENIGN_SHARES`."""
     owners = [pool for pool, share in BENIGN_SHARES.items() for _ in range(share)]
-    found: dict[str, list[T]] = {pool: [] for pool in BENIGN_SHARES}
+    pools: dict[str, list[T]] = {pool: [] for pool in BENIGN_SHARES}
     for item in ordered(items, "benign"):
-        found[owners[stable("pool", str(item)) % len(owners)]].append(item)
-    return {pool: tuple(rows) for pool, rows in found.items()}
+        pools[owners[stable("pool", str(item)) % len(owners)]].append(item)
+    return {pool: tuple(rows) for pool, rows in pools.items()}

@@ -1,13 +1,15 @@
-"""What a verdict costs in generated tokens, and how fast replies come beside a plain loop.
+"""How many tokens a verdict needs, and how fast replies are generated compared with a plain loop.
 
-``python -m studies.gate.generation [tiny|smollm2 ...]`` prints the rows; the gate's benchmark includes `rows`.
+``python -m studies.gate.generation [tiny|smollm2 ...]`` prints the figures; the gate study publishes them.
 
-Tokens are those of the candidate's replies. The tiny candidate is harmless: the family's aligned model with a small
-random change of its first layers; its task is ordinary instructions. (a) asks every prompt (480 direct, 480 wrapped,
-420 look-alikes, 135 of the task) and ends no reply early; (b) asks block after block and ends plain refusals early.
-SmolLM2's are of its aligned model on JailbreakBench's direct prompts, every tenth of the stopped ones finished, and of
-the prompts that (a) and (b) ask. Speed is measured on the same model and threads, in turns, the median of three: our
-`generate` on a batch, and ``model.generate`` one prompt at a time, as people write it, and on the same batch.
+Tokens are counted over the candidate's replies. The tiny candidate is harmless: the aligned model with a small random
+change of its first layers; its task is ordinary instructions. The fixed gate asks every prompt (480 direct, 480
+wrapped, 420 look-alikes, 135 of the task) and generates each reply in full; the sequential gate asks block by block,
+with and without ending plain refusals early. For SmolLM2 the replies of its aligned model to JailbreakBench's direct
+prompts are counted in full, and with early stopping and every tenth stopped reply completed for the audit.
+
+Speed is the median of three measurements, taken in turns with the same model and threads: `generate` on a batch,
+``model.generate`` one prompt at a time, and ``model.generate`` on the same batch.
 """
 
 import json
@@ -49,12 +51,12 @@ if TYPE_CHECKING:
 COMMAND = "python -m studies.gate.generation"
 TASK = 500  # at most
 FEWER, FASTER = 10, 3
-PLANNED, ASKED, LONGEST = 500, 75, 128  # prompts of a fixed run, and of a sequential one without a change; tokens
+PLANNED, ASKED, LONGEST = 500, 75, 128  # prompts of a fixed gate, of a sequential one at no change; tokens per reply
 SMOLLM2 = "aligned-*"
 
 
 def rows(models: Iterable[str] = ("tiny", "smollm2")) -> list[Figure]:
-    """Rows for ``results.json``; a model that the cache does not hold has none."""
+    """The figures; none for a model that the cache does not hold."""
     made = cost() if "tiny" in models else []
     for name in models:
         found = build("aligned", 0) if name == "tiny" else _smollm2()
@@ -64,7 +66,7 @@ def rows(models: Iterable[str] = ("tiny", "smollm2")) -> list[Figure]:
 
 
 def cost() -> list[Figure]:
-    """Generated tokens of a harmless candidate: all prompts in full, and as the gate asks by default."""
+    """Generated tokens of a harmless candidate, in the fixed gate and in the sequential one."""
     with tempfile.TemporaryDirectory() as folder, _cache(Path(folder) / "cache"):
         world = _World(Path(folder))
         full = world.tokens(GateParams(test="fixed"), early_stop=False)
@@ -84,7 +86,7 @@ def cost() -> list[Figure]:
 
 
 def replies(folder: Path) -> list[Figure]:
-    """Tokens of a reply to a direct prompt, in full and stopped early with its audit; the two runs' tokens by that."""
+    """Tokens per reply to a direct prompt, in full and stopped early, and the ratio that follows for a gate."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     goals = [one.text for one in jailbreakbench(Path(os.environ["SAFEGENE_TEST_DATA"]))]
     with threads_for(model.num_parameters()):
@@ -105,7 +107,7 @@ def replies(folder: Path) -> list[Figure]:
 
 
 class _World:
-    """Artefacts of the tiny family for the stage: the target is the aligned model, the candidate is close to it."""
+    """Artefacts for stage ``evaluate``: the target is the aligned model, the candidate is a small change of it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -142,7 +144,7 @@ class _World:
 
 
 def speed(name: str, folder: Path, *, prompts: int) -> list[Figure]:
-    """Prompts a second, ours and a plain loop's, on direct prompts and look-alikes alike."""
+    """Prompts per second of `generate` and of plain loops, half direct prompts and half look-alikes."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     halves = [_test(gate_set(), kind)[: prompts // 2] for kind in ("harmful", "lookalike")]
     texts = [one.prompt for half in halves for one in half]
@@ -182,7 +184,7 @@ def _one_by_one(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
 
 
 def _in_turns(*measured: Callable[[], int]) -> list[float]:
-    """Units a second of each, the median of three turns after one to warm up."""
+    """Units per second of each function: the median of three turns, after one turn that is not counted."""
     seconds: list[list[float]] = [[] for _ in measured]
     for turn in range(4):
         for own, one in zip(seconds, measured, strict=True):
@@ -230,7 +232,7 @@ def _write_receipt(out: Path, sets: Mapping[str, Path]) -> None:
 
 @contextmanager
 def _cache(folder: Path) -> Iterator[None]:
-    """A cache of its own, so that no earlier run has the replies; the family's members are taken from the old one."""
+    """Use an empty cache, so that no reply is known; only the tiny family's members are linked from the old one."""
     (folder / "tiny").parent.mkdir(parents=True)
     build("aligned", 0)
     (folder / "tiny").symlink_to(cache_folder() / "tiny")

@@ -1,4 +1,4 @@
-"""The gate's figures, simulated errors, costs, A/A on the tiny family, injected faults: ``make bench-gate``."""
+"""``make bench-gate``: simulated errors and costs of the gate, A/A runs on the tiny family, and injected faults."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def cell(name: str) -> tuple[str, Result]:
 
 
 def faults() -> dict[str, int]:
-    """The tests that inject faults: how many there are, and how many ended as they should. None is a timed one."""
+    """Number of tests that inject a fault, and number of those that pass."""
     command = [sys.executable, "-m", "pytest", "tests/hostile/test_gate.py", "-p", "no:randomly", "-rA", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     ended = re.findall(r"^(PASSED|FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
@@ -57,7 +57,7 @@ def faults() -> dict[str, int]:
 
 
 def figures(found: dict[str, Result], aa: dict[str, Any], hurt: dict[str, int]) -> list[Figure]:
-    """The goals, met or missed."""
+    """The figures, with goals met or missed."""
 
     def figure(name: str, value: float, unit: str, goal: str = "", holds: bool | None = None) -> Figure:
         return new_figure(name, round(value, 4), unit, command=COMMAND, goal=goal, holds=holds)
@@ -105,7 +105,7 @@ of the tiny family's aligned models against themselves, {aa["asked"]:.0f} of {aa
 
 
 def main() -> None:
-    """Measure, write the files, publish the section."""
+    """Measure, write ``results.json``, publish the section of RESULTS.md."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         found = dict(pool.map(cell, CELLS))
     aa, hurt = same.measure(), faults()

@@ -1,8 +1,8 @@
-"""A/A: the same weights as candidate and reference, 100 times, on the tiny family; no run may fail.
+"""A/A runs: the same weights as candidate and reference, 100 times, on the tiny family; no run may fail.
 
-Both arms answer for themselves in batches of another size, so replies may differ by rounding, as two runs of one model
-do. Each run has a policy, and so an order of prompts, of its own. The aligned models were never taught the task, so
-their utility stays open; a run passes here where the five other endpoints do.
+The arms generate their replies in batches of different sizes, so replies may differ by rounding, as two runs of one
+model do. Each run has another policy and so another order of prompts. The aligned models were not trained on the task,
+so the endpoint utility stays inconclusive; a run counts as passed when the five other endpoints pass.
 """
 
 import sys
@@ -31,7 +31,7 @@ JUDGE = GrammarJudge()
 
 
 def replies(seed: int, prompts: Sequence[Prompt]) -> dict[Arm, list[Reply]]:
-    """Every arm's own replies of one model."""
+    """The replies of one model for each arm."""
     root = build("aligned", seed)
     model, tokenizer = load_model(root), load_tokenizer(root)
     texts = [row.prompt for row in prompts]
@@ -39,7 +39,7 @@ def replies(seed: int, prompts: Sequence[Prompt]) -> dict[Arm, list[Reply]]:
 
 
 def judged(arm: Arm, prompts: Sequence[Prompt], made: Sequence[Reply]) -> list[Judgement]:
-    """The arm's judgements."""
+    """The judgements of an arm's replies."""
     decisions = JUDGE.judge([row.prompt for row in prompts], [reply.text for reply in made])
     return [
         Judgement(
@@ -57,7 +57,7 @@ def judged(arm: Arm, prompts: Sequence[Prompt], made: Sequence[Reply]) -> list[J
 
 
 def run(rows: Sequence[Judgement], planned: Sequence[PlannedPrompt], policy: GateParams) -> tuple[Verdict, int]:
-    """One gate, block by block, as `evaluate` asks; and how many prompts it asked."""
+    """One gate, block by block as in stage ``evaluate``: the verdict and the number of prompts asked."""
     digest = policy_digest(policy)
     models = {str(arm): "same" for arm in SIZES}
     plan = Plan(policy_order(planned, digest), models, JUDGE.identity, Calibration(JUDGE.identity, exact=True), digest)

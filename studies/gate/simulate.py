@@ -1,4 +1,4 @@
-"""Gates simulated with the gate's own code: how often they err, and after how many prompts they stop.
+"""Simulated gates that run the gate's own code: how often they err, and after how many prompts they stop.
 
 One endpoint (`safegene.gate.endpoints.paired_endpoint`) on prompts whose truth is drawn: both replies bad at a base
 rate, some only in the candidate, some only in the reference. A judge with sensitivity Se and specificity Sp reads every
@@ -29,9 +29,13 @@ Labels = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Reader:
-    """A judge: its chances to call a bad reply bad and a good one good, measured on ``labelled`` replies of each kind.
+    """A simulated judge.
 
-    ``blind``: the share of the candidate's bad replies that it never sees, whatever was measured.
+    Attributes:
+        sensitivity: probability that it labels a bad reply as bad.
+        specificity: probability that it labels a good reply as good.
+        labelled: number of labelled replies of each kind that its error was measured on; 0 for an exact judge.
+        blind: share of the candidate's bad replies that it never sees, which the measured error does not show.
     """
 
     sensitivity: float = 1.0
@@ -40,7 +44,7 @@ class Reader:
     blind: float = 0.0
 
     def reads(self, bad: Labels, random: np.random.Generator, *, candidate: bool) -> Labels:
-        """Its labels."""
+        """Its labels of replies whose truth is ``bad``."""
         drawn = random.random(bad.shape)
         seen = np.where(bad, drawn < self.sensitivity, drawn >= self.specificity)
         if not (candidate and self.blind):
@@ -49,7 +53,7 @@ class Reader:
         return hidden
 
     def instrument(self, alpha: float) -> MeasuredError:
-        """It, as its calibration of expected counts describes it."""
+        """Its measured error, from a calibration with the expected counts."""
         if not self.labelled:
             return EXACT
         n = self.labelled
@@ -59,7 +63,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class World:
-    """What is true, and who reads it.
+    """The true rates and the judges of a simulated gate.
 
     Attributes:
         change: true difference of rates, candidate minus reference.
@@ -83,7 +87,7 @@ class World:
         return candidate, reference
 
     def instrument(self, alpha: float) -> MeasuredError:
-        """Both judges together, bounds at the levels of `safegene.gate.endpoints.joint_error`."""
+        """The measured error of both judges, at the levels of `safegene.gate.endpoints.joint_error`."""
         if self.second is None:
             return self.first.instrument(alpha / 4)
         first, second = self.first.instrument(alpha / 8), self.second.instrument(alpha / 8)
@@ -101,7 +105,7 @@ class Seen:
 
 
 def seen(world: World, policy: GateParams, random: np.random.Generator, gates: int) -> Seen:
-    """What the judges make of it."""
+    """The judges' labels of every pair of replies."""
     truth = world.truth(random, gates)
     one, other = (world.first.reads(bad, random, candidate=not at) for at, bad in enumerate(truth))
     differ, none = one != other, np.zeros_like(one)
@@ -115,7 +119,7 @@ def seen(world: World, policy: GateParams, random: np.random.Generator, gates: i
 
 @dataclass(frozen=True)
 class Result:
-    """Shares of the outcomes, and prompts asked."""
+    """Shares of the outcomes, median and mean of the prompts asked."""
 
     passed: float
     failed: float
@@ -124,7 +128,7 @@ class Result:
 
 
 def simulate(world: World, policy: GateParams, *, gates: int = GATES, seed: int = 0) -> Result:
-    """``gates`` runs of the gate in this world."""
+    """Run the gate ``gates`` times."""
     alpha = policy.alpha * level_share(1)
     counts = seen(world, policy, np.random.default_rng(seed), gates)
     summed = [np.cumsum(one, axis=1) for one in (counts.worse, counts.better)]

@@ -1,4 +1,4 @@
-"""One cell: one method on one target of one seed, measured on one split; kept, so that a killed run goes on."""
+"""A cell: one method on one target of one seed, measured on one split. Cells are kept in the cache."""
 
 import json
 import resource
@@ -25,10 +25,10 @@ from studies.recovery.protocol import ADVERSARIAL, EXTRA, OVER_REFUSAL_RISE, REC
 from studies.recovery.protocol import UTILITY_LOSS as LOSS
 from studies.recovery.retrain import retrained
 
-REVISION = 1  # raise when a module other than those below changes what a cell measures
+REVISION = 1  # increase it when another module than those below changes what a cell measures
 OURS_FROM = ("safegene/repair/fitting.py", "safegene/repair/coefficients.py")
 RIVALS_FROM = ("safegene/repair/baselines/*.py",)
-# What of `CalibrateParams` reaches a rival; the rest is of our fit, which may change without measuring rivals again.
+# Fields of `CalibrateParams` that influence a baseline. The others only influence safegene's fit.
 SHARED = {
     *("safety_shots", "benign_shots", "task_shots", "response_tokens", "validation_share", "seed", "max_extra"),
     *("safety_weight", "benign_weight", "task_weight", "baseline"),
@@ -37,7 +37,7 @@ SHARED = {
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is asked for."""
+    """The cell that a worker measures."""
 
     seed: int
     target: str
@@ -47,13 +47,13 @@ class Job:
 
 @cache
 def code(*patterns: str) -> str:
-    """Digest of modules."""
+    """Digest of the modules that match the patterns."""
     files = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
     return digest_json([[str(path.relative_to(ROOT)), digest_file(path)] for path in files])
 
 
 def path_of(job: Job) -> Path:
-    """Where the cell is kept: by everything that influences it."""
+    """The file of the cell, named by a digest of everything that influences it."""
     params, own = job.method.all_params(), job.method.params()
     rival, retrained = own.baseline is not None, job.method.name in RETRAINED
     identity: list[Any] = [REVISION, job.seed, job.target, recipe_digest(job.target, job.seed), job.split]
@@ -68,13 +68,13 @@ def path_of(job: Job) -> Path:
 
 
 def known(job: Job) -> dict[str, Any] | None:
-    """The cell, if it was measured."""
+    """The cell if it was measured, else None."""
     path = path_of(job)
     return dict(json.loads(path.read_text())) if path.is_file() else None
 
 
 def cell(job: Job) -> dict[str, Any]:
-    """Repair the target and measure it, unless that was done."""
+    """The cell; the target is repaired and measured unless that was done."""
     torch.set_num_threads(1)
     if (kept := known(job)) is not None:
         return kept
@@ -110,7 +110,7 @@ def _measured(job: Job) -> dict[str, Any]:
 
 
 def repaired(job: Job, made: Family) -> tuple[RepairResult, dict[str, Any]]:
-    """The method's outcome on a target, and what it cost; making the shots is told apart from fitting."""
+    """The method's result on a target and its cost; building the shots is timed separately."""
     params = job.method.params()
     some, shots_seconds = shots(job.target, job.seed, params)
     model, start = load(job.target, job.seed), time.process_time()
@@ -138,7 +138,7 @@ def repaired(job: Job, made: Family) -> tuple[RepairResult, dict[str, Any]]:
 
 @cache
 def relative_change(target: str, seed: int) -> float:
-    """``|W_t - W_a| / |W_a|`` over the matrices of the blocks: how far the fine-tune went."""
+    """``|W_t - W_a| / |W_a|`` over the matrices of the blocks."""
     own, aligned = (dict(load(name, seed).named_parameters()) for name in (target, "aligned"))
     names = [name for name in aligned if "_proj." in name]
     moved = sum(float((own[name] - aligned[name]).double().square().sum()) for name in names)
@@ -146,7 +146,7 @@ def relative_change(target: str, seed: int) -> float:
 
 
 def reference(name: str, seed: int, task: str, split: Split) -> list[dict[str, Any]]:
-    """Judgements of the target as it came, or of the aligned model, kept."""
+    """Judgements of the target before repair, or of the aligned model; kept in the cache."""
     identity = [REVISION, code("studies/recovery/measure.py"), recipe_digest(name, seed), task, split]
     path = home() / "references" / f"{digest_json(identity)[7:31]}.json"
     if not path.is_file():
@@ -172,5 +172,5 @@ def lacking(found: dict[str, Any]) -> list[str]:
 
 
 def counted(found: dict[str, Any]) -> bool:
-    """Whether the limits are asked of this cell: deliberate safety removal is reported, not promised."""
+    """Whether the limits apply: targets whose safety was removed on purpose are only reported."""
     return found["target"] not in ADVERSARIAL

@@ -1,4 +1,4 @@
-"""One seed of the tiny family: made by the pipeline's own stages, and its targets, in the benchmark's cache."""
+"""The vector of one seed of the tiny family, made by the pipeline's stages, and its targets, in the study's cache."""
 
 import io
 import time
@@ -37,7 +37,7 @@ PROMPTS = ROOT / "data" / "prompts"
 
 
 def home() -> Path:
-    """Where the benchmark keeps what it made."""
+    """The study's folder in the cache."""
     return cache_folder() / "recovery"
 
 
@@ -49,11 +49,11 @@ def prompts(name: str) -> PromptSet:
 
 @dataclass(frozen=True)
 class Family:
-    """What the vector's stages left.
+    """The results of the stages up to select.
 
     Attributes:
-        digest: of the selection, and so of all that made it.
-        vector: the factors in the layers kept.
+        digest: of the selection.
+        vector: the factors of the selected layers.
         surrogates: name -> factors of ``W_degraded - W_aligned``.
         seconds: CPU seconds of degrade, extract, compress and select.
     """
@@ -65,7 +65,7 @@ class Family:
 
 
 def family(seed: int, method: Method) -> Family:
-    """Run the stages of the vector, unless they ran with these parameters."""
+    """The family with the method's parameters; stages that ran with these parameters are not run again."""
     params = method.all_params()
     identity = [params.degrade, params.extract, params.compress, params.select]
     digest = digest_json([seed, *(one.model_dump(mode="json") for one in identity), prompts("prompts/safety").digest])
@@ -73,7 +73,7 @@ def family(seed: int, method: Method) -> Family:
 
 
 def stages(at: Path, params: Params, aligned: Path, prompts: Path) -> Family:
-    """Degrade, extract, compress and select below ``at``, unless they ran there before."""
+    """Degrade, extract, compress and select in the folder ``at``, unless their artefacts exist."""
     at.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
     judge = params.evaluate.judge
@@ -117,7 +117,7 @@ def _fetched(name: str, seed: int) -> Path:
 
 
 def model_of(name: str, seed: int) -> ModelFiles:
-    """The checkpoint of a member: its folder, and for a LoRA target the aligned model's with the adapter."""
+    """The checkpoint of a member; for a LoRA target the aligned model's folder and the adapter."""
     return (
         ModelFiles(build("aligned", seed), (build(name, seed),))
         if RECIPES[name].rank
@@ -126,13 +126,13 @@ def model_of(name: str, seed: int) -> ModelFiles:
 
 
 def load(name: str, seed: int) -> "PreTrainedModel":
-    """A member's weights."""
+    """The model of a member."""
     at = model_of(name, seed)
     return load_model(at.root, adapters=at.adapters)
 
 
 def shots(name: str, seed: int, params: CalibrateParams) -> tuple[dict[Split, list[Shot]], float]:
-    """The shots of a target and the CPU seconds of making them, both kept."""
+    """The shots of a target and the CPU seconds of building them; both are kept in the cache."""
     keys = ("safety_shots", "benign_shots", "task_shots", "response_tokens", "validation_share")
     sets = [prompts("prompts/safety").digest, prompts(f"tasks/{TASKS[name]}").digest]
     at = home() / "shots" / f"{digest_json([name, seed, sets, *(getattr(params, key) for key in keys)])[7:27]}.pt"
@@ -145,7 +145,7 @@ def shots(name: str, seed: int, params: CalibrateParams) -> tuple[dict[Split, li
 
 
 def kept_shots(at: Path, making: Callable[[], Mapping[Split, Sequence[Shot]]]) -> tuple[dict[Split, list[Shot]], float]:
-    """Shots and the CPU seconds of making them, made unless the file is there."""
+    """The shots in a file and the CPU seconds of building them; built and written unless the file exists."""
     if not at.is_file():
         start = time.process_time()
         made = making()

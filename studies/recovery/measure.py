@@ -1,4 +1,4 @@
-"""What a model does on a split: replies, judged by the tiny language's exact judge, as judgements and as rates."""
+"""A model's replies on a split, judged by the tiny language's exact judge, as judgements and as rates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -53,7 +53,7 @@ def kind_of(row: Prompt) -> str:
 
 
 def replies(model: "PreTrainedModel", split: Split, task: str, arm: Arm, weights: str) -> list[dict[str, Any]]:
-    """A judgement for every prompt of the suite, as JSON; one that was cut off is never a safe one."""
+    """A judgement for every prompt of the suite, as JSON; a reply that was cut off never counts as safe."""
     rows, judge = suite(split, task), GrammarJudge()
     tokenizer = load_tokenizer(build("aligned", 0))
     made = generate(model, tokenizer, [row.prompt for row in rows], max_new_tokens=TOKENS, batch_size=BATCH)
@@ -99,7 +99,7 @@ def _share(rows: Sequence[dict[str, Any]], columns: Sequence[str], counts: Calla
 
 
 def recovery(before: dict[str, float], after: dict[str, float], aligned: dict[str, float]) -> float | None:
-    """(harm_before - harm_after) / (harm_before - harm_aligned); None where the target is hardly harmful."""
+    """(harm_before - harm_after) / (harm_before - harm_aligned); None where the target lost less than `LEAST_HARM`."""
     lost = before["harm"] - aligned["harm"]
     return None if lost < LEAST_HARM else (before["harm"] - after["harm"]) / lost
 
@@ -114,7 +114,7 @@ class Arms:
 
 
 def verdict(arms: Arms, task: str) -> Verdict:
-    """The gate's own decision, with the policy of ``params.yaml``, on the test split."""
+    """The gate's verdict on the test split, with the policy of ``params.yaml``."""
     policy, judge = load_params(ROOT / "params.yaml").gate, GrammarJudge().identity
     rows = [row for row in suite("test", task) if row.pool != "paraphrased"]
     ids = {row.id for row in rows}

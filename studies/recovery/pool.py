@@ -1,4 +1,4 @@
-"""Cells side by side, one thread a process; progress is shown, and whatever was finished before is not done again."""
+"""Measure cells in parallel processes of one thread each; cells that are kept are not measured again."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from studies.recovery.protocol import RETRAINED, TASKS, Method
 
 
 def prepare(seed: int, methods: Sequence[Method]) -> None:
-    """Everything that several cells of a seed share, so that no two processes make it."""
+    """Make what several cells of a seed share, so that no two processes make it."""
     import torch
 
     torch.set_num_threads(1)
@@ -34,7 +34,7 @@ def prepare(seed: int, methods: Sequence[Method]) -> None:
 
 
 def run(jobs: Sequence[Job], workers: int | None = None) -> list[dict[str, Any]]:
-    """Every cell, in the order of the jobs."""
+    """The cells of the jobs, in order."""
     count = workers or os.cpu_count() or 1
     missing = [job for job in jobs if known(job) is None]
     seeds = sorted({job.seed for job in missing})
@@ -60,7 +60,7 @@ def _single() -> None:
 
 
 def line(job: Job, found: dict[str, Any]) -> str:
-    """A cell in a line."""
+    """One line about a cell."""
     after, lacks = found["rates"]["after"], ", ".join(found["lacks"]) or "passes"
     regained = "n/a" if found["recovery"] is None else f"{100 * found['recovery']:.0f}%"
     return (

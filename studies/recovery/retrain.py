@@ -1,4 +1,4 @@
-"""Methods that act before or during a fine-tune: the targets are trained again, with the same rows, steps and seeds."""
+"""Methods that act before or during a fine-tune: targets are trained again with the same rows, steps and seeds."""
 
 import time
 from collections.abc import Callable
@@ -25,7 +25,7 @@ SALORA_RANK, SALORA_RATE = 16, 2e-3
 
 
 def retrained(target: str, seed: int, method: Method) -> tuple["PreTrainedModel", int, float]:
-    """The target as ``salora`` or ``lox`` would have made it, how many numbers were trained, and its CPU seconds."""
+    """The target trained with ``salora`` or ``lox``, the number of trained values, and the CPU seconds."""
     start = time.process_time()
     model, trained = {"salora": _salora, "lox": _lox}[method.name](target, seed)
     return model, trained, time.process_time() - start

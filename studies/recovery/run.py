@@ -1,6 +1,6 @@
 """``make bench-recovery``: every method on every target of three seeds, on the test split, and the ablations.
 
-Cells are kept in the cache, so an interrupted run goes on. ``--workers N`` sets how many run side by side.
+Cells are kept in the cache, so an interrupted run continues. ``--workers N`` sets how many run side by side.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from studies.recovery.pool import run
 from studies.recovery.protocol import ADVERSARIAL, FRESH, OURS, SEEDS, TASKS, Method, ablations, methods
 
 COMMAND = "make bench-recovery"
-NEXT = "lora-kl"  # the rival that comes closest
+NEXT = "lora-kl"  # the baseline with the most cells inside the limits
 ABLATED = ("topic", "strong", "update3")
 MISSED = """- `strong`: the fine-tune changed the weights by a quarter of their size, twice as far as any other
   that is counted, and more is left on the safety shots. Tried on validation: look-alike shots twice and three times,
@@ -38,7 +38,7 @@ def measured(
 
 
 def main() -> None:
-    """Measure, write the files, publish the section."""
+    """Measure, write the files, publish the section of RESULTS.md."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workers", type=int, default=None, help="processes of one thread each; all cores by default")
     parser.add_argument("--only", nargs="*", default=None, help="measure these methods and write nothing")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def figures(found: dict[str, Any], cells: dict[str, list[dict[str, Any]]]) -> list[Figure]:
-    """The goals, met or missed."""
+    """The figures, with goals met or missed."""
     ours, rivals = found[OURS], {name: one for name, one in found.items() if name != OURS}
     best = max(one["passing"] for one in rivals.values())
     own = [one for one in cells[OURS] if counted(one)]
@@ -112,7 +112,7 @@ def figures(found: dict[str, Any], cells: dict[str, list[dict[str, Any]]]) -> li
 
 
 def confirmed(fresh: dict[str, list[dict[str, Any]]]) -> list[Figure]:
-    """Cells inside all limits on the seeds that nothing was chosen on, ours and the next best method's."""
+    """Cells inside all limits on seeds that nothing was chosen on: safegene's and those of the next best method."""
     ours, other = (table.summary(fresh[name]) for name in (OURS, NEXT))
     own, total = ours["passing"], ours["cells"]
 
@@ -136,7 +136,7 @@ def adversary(name: str, cells: list[dict[str, Any]], target: str) -> str:
 
 
 def limits_missed(cells: list[dict[str, Any]]) -> str:
-    """The part on cells outside a limit: why, what was tried, and whether `safegene diagnose` foresaw it."""
+    """The part on cells outside a limit: what was tried, and what ``safegene diagnose`` had predicted."""
     return f"""### Where a limit is missed
 
 {table.missed_table(cells)}

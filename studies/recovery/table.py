@@ -1,4 +1,4 @@
-"""What the cells say: a row per method, a row per cell, the plot, CSV and JSON."""
+"""Tables of the cells by method and by cell, the plot, CSV and JSON."""
 
 import csv
 import json

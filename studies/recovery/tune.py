@@ -1,7 +1,8 @@
-"""``python -m studies.recovery.tune [METHOD ...]``: choose the rivals' hyper-parameters on the validation split.
+"""``python -m studies.recovery.tune [METHOD ...]``: choose the baselines' options on the validation split.
 
-Chosen is the option with the most cells inside the limits, then the least harm plus utility lost plus over-refusal
-gained, over four targets of two seeds. The test split is not read. Writes ``chosen.json``, which is committed.
+The option with the most cells inside the limits is chosen; between equal ones that with the smallest sum of harm, lost
+utility and gained over-refusal, over four targets of two seeds. The test split is not read. The result is
+``chosen.json``, which is committed.
 """
 
 import json
@@ -26,7 +27,7 @@ def score(cells: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Try every option of every grid, or of those named only; the others keep what was chosen."""
+    """Try every option of every grid, or of the methods named; the others keep their choice."""
     grids = {name: GRIDS[name] for name in sys.argv[1:] or GRIDS}
     jobs: dict[tuple[str, int], list[Job]] = {}
     for name, (dense, method, grid) in grids.items():

@@ -1,8 +1,8 @@
-"""``python -m studies.smollm2.recovery``: the protocol of `studies.recovery` on the real family.
+"""``python -m studies.smollm2.recovery``: the protocol of `studies.recovery` on SmolLM2-135M.
 
-One aligned model and one vector; four fine-tunes, each from two draws of its data; the methods that did best on the
-tiny family. Every cell is kept in the cache, so an interrupted run goes on; ``--only gsm8k/0 ...`` measures these
-fine-tunes and publishes nothing. It needs ``SAFEGENE_TEST_DATA``.
+There is one aligned model and one vector, four fine-tunes with two seeds each, and the methods that did best on the
+tiny family. Cells are kept in the cache, so an interrupted run continues; ``--only gsm8k/0 ...`` measures these
+fine-tunes and publishes nothing. The study needs ``SAFEGENE_TEST_DATA``.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def suite(data: Path, split: Sets, task: str) -> dict[str, list[tuple[str, str]]
 
 
 class Bench:
-    """The sets, the family and the cache, made once."""
+    """The sets, the models and the vector, made once."""
 
     def __init__(self, data: Path) -> None:
         self.data, self.split = data, sets.build(data)
@@ -147,7 +147,7 @@ class Bench:
         return stages(self.folder, self.params, at, self.prompts)
 
     def target(self, name: str, seed: int) -> Path:
-        """The fine-tune's folder, trained when it is not there."""
+        """The folder of a fine-tune, which is trained if it does not exist."""
         recipe = replace(RECIPES[name], seed=seed)
         return prepare.make_target(self.home, self.aligned, self.data, self.split, self.own, recipe, say)
 
@@ -157,21 +157,21 @@ class Bench:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def jobs(only: Sequence[str] | None, methods: Sequence[str]) -> list[tuple[str, int, str]]:
-    """Target, seed and method of every cell, rivals last; the collapsed classifier is repaired by ours alone."""
+    """Target, seed and method of every cell; the collapsed classifier is repaired by safegene only."""
     every = [f"{name}/{seed}" for name in RECIPES for seed in SEEDS] if only is None else only
     named = [(one.partition("/")[0], int(one.partition("/")[2]), method) for method in methods for one in every]
     return [job for job in named if job[0] != prepare.BARE.name or job[2] in ("aligned", "before", OURS)]
 
 
 def cell(bench: Bench, name: str, seed: int, method: str, *, measure: bool = True) -> Cell | None:
-    """One method on one fine-tune: repaired, measured, kept; the aligned model is the same for all of a task.
+    """The cell of one method on one fine-tune; None if it is not kept and ``measure`` is false.
 
-    None where it was never measured and ``measure`` is false.
+    The aligned model has one cell per task.
     """
     root = bench.aligned if method == "aligned" else bench.target(name, seed)
     chosen = [options_of(bench, one) for one in METHODS.get(method, ())]
@@ -195,7 +195,7 @@ def cell(bench: Bench, name: str, seed: int, method: str, *, measure: bool = Tru
 
 
 def kept(path: Path, made: Callable[[], Cell]) -> Cell:
-    """The cell in the file, made and written unless it is there."""
+    """The cell in the file; it is made and written if the file does not exist."""
     if not path.is_file():
         found = made()
         write_file(path, canonical_json(plain(found)) + b"\n")
@@ -203,9 +203,9 @@ def kept(path: Path, made: Callable[[], Cell]) -> Cell:
 
 
 def timed(bench: Bench) -> Cell:
-    """Calibrating one further target, from nothing but its weights, on all cores: seconds and peak memory, kept.
+    """Seconds and peak memory of calibrating one further target on all cores, kept in the cache.
 
-    The cells themselves may share the machine with others.
+    The cells are not used for this, since they may have been measured beside other work.
     """
     params, root = options_of(bench, {}), bench.target(*FURTHER)
     path = bench.folder / "timed" / f"{digest_json([params.model_dump(mode='json'), root.name, REVISION])[7:31]}.json"
@@ -234,7 +234,7 @@ def options_of(bench: Bench, options: Mapping[str, Any]) -> CalibrateParams:
 
 
 def measured(bench: Bench, root: Path, name: str, chosen: Sequence[CalibrateParams]) -> Cell:
-    """The repair of least validation objective among the options, and what it cost, all options together."""
+    """The repair with the smallest validation objective among the options, and the cost of all options together."""
     first, tuned = chosen[0], ModelFiles(root)
     safety, tasks = bench.set_of("prompts/safety"), bench.set_of(f"tasks/{task_of(name)}")
     key = [root.name, first.safety_shots, first.benign_shots, first.task_shots, first.response_tokens]
@@ -292,7 +292,7 @@ def rates(bench: Bench, model: "PreTrainedModel", task: str) -> tuple[dict[str, 
 
 
 def main() -> None:
-    """Measure every cell, write the files, publish the section; says so and does nothing without the public sets."""
+    """Measure every cell, write the files, publish the section; skipped without the public sets."""
     data = os.environ.get("SAFEGENE_TEST_DATA")
     if not data:
         say("skipped: SmolLM2, since SAFEGENE_TEST_DATA is not set")
@@ -309,7 +309,7 @@ def main() -> None:
     place = {job: at for at, job in enumerate((name, seed) for name in RECIPES for seed in SEEDS)}
     cells.sort(key=lambda one: place[one["target"], one["seed"]])
     missing = len(wanted) - len(cells)
-    rows = figures(cells, timed(bench), missing)  # before a file is written: their stamp says whether the tree is clean
+    rows = figures(cells, timed(bench), missing)  # before files are written, which would make the commit "-dirty"
     here = Path(__file__).parent
     (here / "recovery.json").write_text(json.dumps(cells) + "\n")
     with (here / "recovery.csv").open("w", newline="") as file:

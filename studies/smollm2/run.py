@@ -1,6 +1,6 @@
-"""``python -m studies.smollm2.run DIR``: the ordinary flows on the prepared workspace, and their table.
+"""``python -m studies.smollm2.run DIR``: run the flows on the prepared workspace and publish the rates.
 
-Outcomes other than a pass are results, not failures: the table is written whatever they are.
+The table is written for every outcome; a verdict that is not a pass is a result as well.
 """
 
 import json
@@ -17,7 +17,7 @@ OUTCOMES = (0, 3, 4)
 
 
 def main(workspace: Path) -> int:
-    """Run, then write ``results.json`` and the section of RESULTS.md; 0 also when there is nothing prepared."""
+    """Run, write ``results.json``, publish the section; returns the exit code, 0 also without a prepared workspace."""
     if not (workspace / "params.yaml").is_file():
         print(f"skipped: {workspace} was not prepared")
         return 0
@@ -41,7 +41,7 @@ def main(workspace: Path) -> int:
 
 
 def spent(workspace: Path, minutes: float) -> float:
-    """Minutes of this run and those before it: a run that goes on where one stopped is not a fast one."""
+    """Minutes of this run and all earlier runs of the workspace, so that a continued run does not look fast."""
     path = workspace / ".safegene" / "flow-minutes"
     total = minutes + (float(path.read_text()) if path.is_file() else 0.0)
     path.write_text(f"{total}\n")
@@ -49,7 +49,7 @@ def spent(workspace: Path, minutes: float) -> float:
 
 
 def reason(workspace: Path, target: str) -> str:
-    """The verdict's own words."""
+    """The verdict's reason."""
     path = workspace / "data" / "targets" / target / "verdict" / "verdict.json"
     return str(json.loads(path.read_text())["reason"]) if path.is_file() else "not gated"
 
