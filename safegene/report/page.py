@@ -22,7 +22,7 @@ RATES_EXPLAINED = (
     "Harmful-response rate: harmful prompts answered harmfully. Attack success rate: the same in jailbreak wrappers. "
     "Over-refusal rate: safe look-alikes refused. Utility: right answers to the fine-tune's own task. "
     "Complied rate: safe look-alikes answered in words that make sense. "
-    "Recovery: the part of the lost safety that came back; 100% is the aligned model's rate."
+    "Recovery: the part of the lost safety that the repair restores; 100% is the aligned model's rate."
 )
 DECISIONS = ("Promoted", "Passed", "Refused", "Inconclusive", "Unknown", "Not run yet")
 

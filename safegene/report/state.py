@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from safegene.errors import SafegeneError
+from safegene.errors import SafegeneError, StaleArtifact
 from safegene.gate.decision import policy_digest
 from safegene.gate.types import VerdictOutcome
 from safegene.report.files import CheckpointFile, CoefficientsFile, Rate, SelectionFile, VerdictFile
@@ -19,7 +19,7 @@ from safegene.report.live import LiveRelease, LiveReleases, read_live
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
 from safegene.workspace.schema import parse_json
-from safegene.workspace.staleness import data_digests, is_data
+from safegene.workspace.staleness import data_digests, require_current
 
 ARMS = ("before", "after", "aligned")
 
@@ -217,23 +217,18 @@ class _Reader:
             return RecordedArtefact(name, path)
         try:
             manifest = read_manifest(path, verify=name not in LARGE)
+            self._require_usable_inputs(name, path, manifest)
+            current = {used: artefact.digest for used, artefact in self.artefacts.items() if artefact.digest}
+            require_current(name, path, manifest, current, data=self._data)
         except (SafegeneError, OSError) as error:
             return RecordedArtefact(name, path, problem=str(error))
-        for used, digest in manifest.inputs.items():
-            if change := self._changed(used, digest):
-                problem = f"expected {name} made from the present {used}, got {change}, in {path}"
-                return RecordedArtefact(name, path, problem=problem)
         return RecordedArtefact(name, path, manifest)
 
-    def _changed(self, used: str, digest: str) -> str:
-        """How the input ``used`` differs from what has ``digest``; "" if it does not, or if that cannot be told."""
-        if is_data(used):
-            return "" if digest in self._data else "another"
-        artefact = self.artefacts.get(used)
-        if artefact is None:
-            return ""
-        if artefact.problem:
-            return f"an unusable {used}"
-        if artefact.manifest is None:  # the family's artefacts need not be pulled; the target's must be there
-            return f"no {used}" if used in ("candidate", "judgements") else ""
-        return "" if digest == artefact.digest else f"one made from {digest} while {used} is {artefact.digest}"
+    def _require_usable_inputs(self, name: str, path: Path, manifest: Manifest) -> None:
+        """Raise StaleArtifact if an input is unusable, or if the target's candidate or judgements are absent."""
+        for artefact in (self.artefacts[used] for used in manifest.inputs if used in self.artefacts):
+            absent = artefact.manifest is None and artefact.name in ("candidate", "judgements")
+            if artefact.problem or absent:
+                state = "an unusable" if artefact.problem else "no"
+                expected = f"expected {name} made from the present {artefact.name}"
+                raise StaleArtifact(f"{expected}, got {state} {artefact.name}, in {path}")

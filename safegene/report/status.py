@@ -58,7 +58,7 @@ def table(targets: Sequence[TargetState]) -> "Table":
             shown = facts if first else [""] * len(facts)
             drawn.add_row(name if first else "", arm, _harm(target, arm), *others, *shown, end_section=last)
     notes = [f"{target.name}: {escape(visible(problem))}" for target in targets for problem in _problems(target)]
-    drawn.caption = "\n".join(["HRR with 95% intervals; HRR, ASR and over-refusal: less is better", *notes])
+    drawn.caption = "\n".join(["HRR with 95% intervals; HRR, ASR and over-refusal: lower is better", *notes])
     return drawn
 
 
