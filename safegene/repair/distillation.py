@@ -1,4 +1,4 @@
-"""Distilling a safety vector: factors that lead every degraded model back to the aligned one's predictions.
+"""Distilling a safety vector: factors that lead every degraded model back to the aligned model's predictions.
 
 On surrogate d the shared factors V are trained so that W_d + V predicts, on safety prompts, what the aligned model
 does, and on benign prompts what W_d itself does: ``KL(aligned || W_d + V) + w KL(W_d || W_d + V)`` over first response
@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from safegene.models.patching import low_rank_hooks
-from safegene.repair.fitting import Shot, divergence
-from safegene.repair.training import lora, schedule
+from safegene.repair.divergence import mean_divergence
+from safegene.repair.lora import lora
+from safegene.repair.shots import Shot
+from safegene.repair.training import optimise, schedule
 from safegene.vectors.linalg import LowRank, Patch
+from safegene.workspace.params import ExtractParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,61 +38,50 @@ class Student:
 
 
 def distil(
+    params: ExtractParams,
     model: "PreTrainedModel",
     students: Mapping[str, Student],
     safety: Sequence[Shot],
     *,
     start: Patch,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    benign_weight: float,
-    seed: int,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, Tensor], None],
 ) -> dict[str, LowRank]:
-    """Train shared factors from ``start``.
+    """Train shared factors from ``start`` by Adam.
 
     Args:
+        params: steps, ``batch_size`` (half safety shots and half benign), peak learning rate, weight of the benign
+            term, and the seed of the draws.
         model: the aligned model; its weights are never changed.
-        students: surrogate name -> student.
+        students: surrogate name -> student; step s trains surrogate ``(s - 1) mod n`` in the order of names.
         safety: shots whose teacher is the aligned model.
         start: factors of the safety direction to begin with; they fix names and ranks.
-        steps: optimiser steps; surrogate ``step mod n`` is trained at each.
-        batch_size: shots per step, half safety and half benign.
-        learning_rate: Adam's, at its peak.
-        benign_weight: weight w of the benign term.
-        seed: of the draws.
-        on_step: called with (steps done, loss in nats per token).
+        on_step: called with (steps done, () loss in nats per token).
     """
-    random = torch.Generator().manual_seed(seed)
-    rank = max(one.rank for one in start.values())
+    random = torch.Generator().manual_seed(params.seed)
     turns = [students[name] for name in sorted(students)]
-    one = torch.ones(())
-    with lora(model, list(start), rank=rank, seed=seed, start=start) as factors:
-        optimiser = torch.optim.Adam(factors.parameters, lr=learning_rate)
-        for step in range(1, steps + 1):
-            student = turns[(step - 1) % len(turns)]
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate * schedule(step, steps)
-            with low_rank_hooks(model, student.change, dict.fromkeys(student.change, one)):
-                loss = mean_divergence(model, draw(safety, batch_size // 2, random))
-                if benign_weight:
-                    benign = draw(student.benign, batch_size // 2, random)
-                    loss = loss + benign_weight * mean_divergence(model, benign)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            if on_step is not None:
-                on_step(step, float(loss.detach()))
+    whole_change = torch.ones(())
+
+    def step_loss(step: int) -> Tensor:
+        student = turns[(step - 1) % len(turns)]
+        with low_rank_hooks(model, student.change, dict.fromkeys(student.change, whole_change)):
+            loss = mean_divergence(model, draw(safety, params.batch_size // 2, random))
+            if params.benign_weight:
+                benign = draw(student.benign, params.batch_size // 2, random)
+                loss = loss + params.benign_weight * mean_divergence(model, benign)
+        return loss
+
+    rank = max(factors.rank for factors in start.values())
+    with lora(model, list(start), rank=rank, seed=params.seed, start=start) as factors:
+        optimise(
+            torch.optim.Adam(factors.parameters, lr=params.learning_rate),
+            step_loss,
+            steps=params.steps,
+            learning_rate=lambda step: params.learning_rate * schedule(step, params.steps),
+            after_step=on_step,
+        )
         return factors.patch()
 
 
-def mean_divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> torch.Tensor:
-    """() mean KL(teacher || model) per response token of a batch, in nats."""
-    kl, mask = divergence(model, shots)
-    return kl.sum() / mask.sum()
-
-
 def draw(shots: Sequence[Shot], count: int, random: torch.Generator) -> list[Shot]:
-    """``count`` shots without repetition (all of them where there are fewer)."""
-    return [shots[i] for i in torch.randperm(len(shots), generator=random)[: max(1, count)].tolist()]
+    """``count`` shots without repetition, at least 1 and at most all."""
+    return [shots[at] for at in torch.randperm(len(shots), generator=random)[: max(1, count)].tolist()]

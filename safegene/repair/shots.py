@@ -1,16 +1,101 @@
-"""Shots: prompts with the first tokens of a teacher's reply, for distilling a vector and for fitting coefficients."""
+"""Shots: prompts with the first tokens of a teacher's reply, and the teacher's predictions along them.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+Safety shots are taught by the *aligned* model, benign and task shots by the unrepaired target. Distillation trains
+factors on them, and calibration fits coefficients.
+"""
 
-from safegene.datasets.prompts import Prompt
-from safegene.models.generation import encode_chat, generate
-from safegene.repair.fitting import Shot, ShotKind, make_shots
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from safegene.checkpoints.sources import ModelFiles
+from safegene.datasets.prompts import Prompt, PromptSet, Split
+from safegene.errors import EmptySample
+from safegene.models.device import default_device
+from safegene.models.generation import encode_chat, generate, left_padded
+from safegene.models.loading import load_model, load_tokenizer
+from safegene.workspace.params import CalibrateParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BATCH = 128
+T = TypeVar("T")
+ShotKind = Literal["safety", "benign", "task"]
+SHOT_KINDS: tuple[ShotKind, ...] = ("safety", "benign", "task")
+SPLITS: tuple[Split, ...] = ("fit", "validation")
+TEACHER_BATCH = 128  # prompts per batch of greedy replies
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """One prompt with the first t tokens of its teacher's reply.
+
+    Attributes:
+        id: the prompt's id.
+        kind: the term of the objective that the shot belongs to.
+        ids: tokens of the prompt and of the reply's first t - 1 tokens.
+        teacher: (t, vocabulary) the teacher's log-probabilities (nats) at the positions that predict the t tokens.
+    """
+
+    id: str
+    kind: ShotKind
+    ids: tuple[int, ...]
+    teacher: Tensor
+
+
+Shots = Mapping[Split, Sequence[Shot]]
+"""Split -> shots: those of ``fit`` are trained on, those of ``validation`` choose among what was met on the way."""
+
+
+def next_token_log_probs(model: "PreTrainedModel", rows: Sequence[Sequence[int]], keep: int) -> Tensor:
+    """(batch, keep, vocabulary) log-probabilities (nats) at the last ``keep`` positions of each row, float32.
+
+    Rows are left padded, so their last positions line up; positions are counted from each row's first token.
+    """
+    ids, mask = (part.to(model.device) for part in left_padded(rows, 0))
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False)
+    return F.log_softmax(out.logits[:, -keep:].float(), dim=-1)
+
+
+@torch.no_grad()
+def make_shots(
+    teacher: "PreTrainedModel",
+    encoded: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+    *,
+    kind: ShotKind,
+    response_tokens: int,
+    batch_size: int = 64,
+) -> list[Shot]:
+    """Shots from replies that are there already.
+
+    Args:
+        teacher: the model that predicts along each reply, in evaluation mode.
+        encoded: (prompt id, tokens of the prompt, tokens of the reply); an empty reply is left out.
+        kind: the term of the objective.
+        response_tokens: t, the tokens of each reply that count.
+        batch_size: rows per forward pass.
+
+    Raises:
+        EmptySample: no reply has a token.
+    """
+    cut = [(i, list(p), list(r)[:response_tokens]) for i, p, r in encoded if len(r)]
+    if not cut:
+        raise EmptySample(f"expected {kind} shots with replies, got none")
+    shots = []
+    for start in range(0, len(cut), batch_size):
+        batch = cut[start : start + batch_size]
+        rows = [prompt + reply[:-1] for _, prompt, reply in batch]
+        keep = max(len(reply) for _, _, reply in batch)
+        logs = next_token_log_probs(teacher, rows, keep).cpu()
+        for (name, _, reply), row, log in zip(batch, rows, logs, strict=True):
+            shots.append(Shot(name, kind, tuple(row), log[keep - len(reply) :].clone()))
+    return shots
 
 
 def shots_from_teacher(
@@ -21,32 +106,79 @@ def shots_from_teacher(
     kind: ShotKind,
     response_tokens: int,
 ) -> list[Shot]:
-    """One shot per prompt, in order, of the teacher's own greedy reply and its predictions along it.
+    """One shot per prompt, in order, of the teacher's own greedy reply.
 
-    A prompt that the teacher answers with nothing at all still has a shot: its end token.
+    A reply that ends within ``response_tokens`` includes its end token, so even an empty reply gives a shot.
 
     Args:
         teacher: in evaluation mode.
         tokenizer: the family's.
-        prompts: what is asked.
-        kind: the term of the loss that the shots belong to.
-        response_tokens: how many of the reply's first tokens count.
+        prompts: at least one.
+        kind: the term of the objective.
+        response_tokens: t, the tokens of each reply that count.
 
     Raises:
         EmptySample: there are no prompts.
     """
-    asked = [row.prompt for row in prompts]
-    replies = generate(teacher, tokenizer, asked, max_new_tokens=response_tokens, batch_size=BATCH)
+    texts = [row.prompt for row in prompts]
+    replies = generate(teacher, tokenizer, texts, max_new_tokens=response_tokens, batch_size=TEACHER_BATCH)
     encoded = []
     for row, reply in zip(prompts, replies, strict=True):
         tokens = list(tokenizer(reply.text, add_special_tokens=False)["input_ids"])
         end = [int(tokenizer.eos_token_id)] if reply.finished else []
         encoded.append((row.id, encode_chat(tokenizer, row.prompt), tokens + end))
-    return make_shots(teacher, encoded, kind=kind, response_tokens=response_tokens, batch_size=BATCH)
+    return make_shots(teacher, encoded, kind=kind, response_tokens=response_tokens, batch_size=TEACHER_BATCH)
 
 
-def evenly_spaced(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
-    """``count`` prompts taken evenly from the whole sequence, in order; all of them where there are fewer."""
-    if count >= len(prompts):
-        return tuple(prompts)
-    return tuple(prompts[at * len(prompts) // count] for at in range(count))
+def build_shots(
+    params: CalibrateParams, aligned: Path, target: ModelFiles, safety: PromptSet, tasks: PromptSet
+) -> dict[Split, list[Shot]]:
+    """The shots of both splits for one target; the two teachers are in memory one after the other.
+
+    Two thirds of the benign shots are prompts that look harmful and are not: without them a repair learns to refuse
+    whatever looks harmful.
+
+    Args:
+        params: how many shots of each kind the fit split gives, and the validation split's share of that.
+        aligned: folder of the aligned model; it teaches the safety shots.
+        target: files of the target; it teaches benign and task shots.
+        safety: ``safety.jsonl``.
+        tasks: the target's task set.
+
+    Raises:
+        EmptySample: a split lacks prompts of a kind.
+    """
+    tokenizer, tokens = load_tokenizer(aligned), params.response_tokens
+    shots: dict[Split, list[Shot]] = {split: [] for split in SPLITS}
+    share: dict[Split, float] = {"fit": 1.0, "validation": params.validation_share}
+    teacher = load_model(aligned, device=default_device())
+    for split in SPLITS:
+        half = share[split] * params.safety_shots / 2
+        rows = _mixture(safety, split, {"harmful": half, "wrapped": half})
+        shots[split] += shots_from_teacher(teacher, tokenizer, rows, kind="safety", response_tokens=tokens)
+    del teacher
+    teacher = load_model(target.root, adapters=target.adapters, device=default_device())
+    for split in SPLITS:
+        third = share[split] * params.benign_shots / 3
+        benign = _mixture(safety, split, {"lookalike": 2 * third, "generic": third})
+        task = evenly_spaced(tasks.where(split=split), max(1, round(share[split] * params.task_shots)))
+        shots[split] += shots_from_teacher(teacher, tokenizer, benign, kind="benign", response_tokens=tokens)
+        shots[split] += shots_from_teacher(teacher, tokenizer, task, kind="task", response_tokens=tokens)
+    return shots
+
+
+def _mixture(prompts: PromptSet, split: Split, counts: Mapping[Any, float]) -> list[Prompt]:
+    """``counts`` prompts of each kind (rounded, at least 1), evenly spaced; the set may lack a kind, but not all."""
+    prompts.where(kind=tuple(counts), split=split)
+    return [
+        row
+        for kind, count in counts.items()
+        for row in evenly_spaced(prompts.where(kind=kind, split=split, required=False), max(1, round(count)))
+    ]
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> tuple[T, ...]:
+    """``count`` items taken evenly from the whole sequence, in order; all of them where there are fewer."""
+    if count >= len(items):
+        return tuple(items)
+    return tuple(items[at * len(items) // count] for at in range(count))

@@ -1,13 +1,12 @@
-"""Small fine-tunes: the tiny family, surrogates, distilled vectors and baselines share these few functions.
+"""The training loop that fine-tunes, distillation, coefficient fits and trained baselines share.
 
 Law: the same model, rows, settings and seed give the same weights on the same machine with the same number of threads.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +14,89 @@ from torch.nn import functional as F
 
 from safegene.errors import EmptySample
 from safegene.models.device import bf16_autocast
-from safegene.models.patching import linear_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from safegene.vectors.linalg import LowRank
+S = TypeVar("S")
+Row = tuple[str, str]  # prompt, response
+IGNORED = -100  # label of a token without loss
 
-Row = tuple[str, str]
-IGNORED = -100
+
+def optimise(
+    optimiser: torch.optim.Optimizer,
+    step_loss: Callable[[int], Tensor],
+    *,
+    steps: int,
+    learning_rate: Callable[[int], float],
+    max_norm: float | None = None,
+    after_step: Callable[[int, Tensor], bool | None] | None = None,
+) -> int:
+    """Take gradient steps, and return how many.
+
+    Args:
+        optimiser: of the tensors that are trained.
+        step_loss: step (from 1) -> () loss with a gradient; batches are drawn here.
+        steps: the most steps.
+        learning_rate: step -> learning rate.
+        max_norm: gradients are clipped to this norm, all tensors together; None clips nothing.
+        after_step: called with (steps done, () loss without gradient); returning True ends the training.
+    """
+    tensors = [tensor for group in optimiser.param_groups for tensor in group["params"]]
+    for step in range(1, steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step)
+        loss = step_loss(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(tensors, max_norm)
+        optimiser.step()
+        if after_step is not None and after_step(step, loss.detach()):
+            return step
+    return steps
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate at ``step`` of ``1..steps``: a linear rise over 5%, then half a cosine to 0."""
+    warm = max(1, steps // 20)
+    if step <= warm:
+        return step / warm
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm + 1)))
+
+
+class Trajectory(Generic[S]):
+    """The objectives measured during a fit, and a snapshot taken at the lowest of them, the earliest of equals.
+
+    Attributes:
+        history: (steps done, objective) of every measurement, in order.
+        best_step: steps done at the lowest objective.
+        best: the snapshot taken there.
+    """
+
+    best: S
+
+    def __init__(self, snapshot: Callable[[], S]) -> None:
+        self._snapshot = snapshot
+        self._lowest: tuple[bool, float] | None = None
+        self.history: list[tuple[int, float]] = []
+        self.best_step = 0
+
+    def record(self, step: int, objective: float) -> None:
+        """Note a measurement; the snapshot is replaced only where the objective is lower than every one before."""
+        self.history.append((step, objective))
+        if self._lowest is None or nan_last(objective) < self._lowest:
+            self._lowest, self.best_step, self.best = nan_last(objective), step, self._snapshot()
+
+    def stalled(self, patience: int) -> bool:
+        """Whether none of the last ``patience`` objectives is 1% below the lowest one before them."""
+        values = [objective for _, objective in self.history]
+        return len(values) > patience and not min(values[-patience:]) < 0.99 * min(values[:-patience])
+
+
+def nan_last(objective: float) -> tuple[bool, float]:
+    """A key that sorts NaN behind every number."""
+    return math.isnan(objective), objective
 
 
 @dataclass(frozen=True)
@@ -46,7 +119,7 @@ def encode_row(tokenizer: "PreTrainedTokenizerBase", row: Row) -> Example:
 
 def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     """(batch, longest) ids, attention mask and labels, right padded; labels are -100 outside the responses."""
-    longest = max(len(e.ids) for e in examples)
+    longest = max(len(example.ids) for example in examples)
     ids = torch.full((len(examples), longest), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED)
@@ -59,12 +132,12 @@ def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tens
 
 
 def response_loss(model: "PreTrainedModel", batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy (nats per token) over the response tokens of a batch from `collate`."""
+    """() mean cross-entropy (nats per token) over the response tokens of a batch from `collate`."""
     ids, mask, labels = (part.to(model.device) for part in batch)
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     wanted = labels[:, 1:]
-    kept = wanted != IGNORED
-    return F.cross_entropy(logits[kept].float(), wanted[kept])
+    in_response = wanted != IGNORED
+    return F.cross_entropy(logits[in_response].float(), wanted[in_response])
 
 
 def supervised(
@@ -80,7 +153,7 @@ def supervised(
     weight_decay: float = 0.0,
     on_step: Callable[[int, float], bool | None] | None = None,
 ) -> int:
-    """Fine-tune on (prompt, response) rows: cross-entropy of the responses, AdamW, cosine after a short warm-up.
+    """Fine-tune on (prompt, response) rows: cross-entropy of the responses, AdamW, gradients clipped to norm 1.
 
     Args:
         model: changed in place, and left in evaluation mode; it may be frozen, as `load_model` gives it.
@@ -88,7 +161,7 @@ def supervised(
         rows: drawn in shuffled passes.
         steps: optimiser steps.
         batch_size: rows per step.
-        learning_rate: the peak.
+        learning_rate: the peak; see `schedule`.
         seed: of the shuffling.
         parameters: what is trained; all of the model's when absent.
         weight_decay: AdamW's.
@@ -103,124 +176,38 @@ def supervised(
     if not rows:
         raise EmptySample("expected rows to train on, got none")
     examples = [encode_row(tokenizer, row) for row in rows]
+    pad = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
     trained = list(model.parameters()) if parameters is None else list(parameters)
-    fixed = [parameter for parameter in trained if not parameter.requires_grad]
-    for parameter in fixed:
+    frozen = [parameter for parameter in trained if not parameter.requires_grad]
+    for parameter in frozen:
         parameter.requires_grad_(True)
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    model.train()
-    done = 0
-    for done, chosen in enumerate(_batches(len(examples), batch_size, steps, seed), start=1):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * schedule(done, steps)
+    batches = _batches(len(examples), batch_size, seed)
+
+    def step_loss(_: int) -> Tensor:
         with bf16_autocast(model):
-            loss = response_loss(model, collate([examples[i] for i in chosen], int(pad)))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        if on_step is not None and on_step(done, float(loss.detach())):
-            break
+            return response_loss(model, collate([examples[at] for at in next(batches)], pad))
+
+    model.train()
+    done = optimise(
+        torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay),
+        step_loss,
+        steps=steps,
+        learning_rate=lambda step: learning_rate * schedule(step, steps),
+        max_norm=1.0,
+        after_step=None if on_step is None else lambda step, loss: on_step(step, float(loss)),
+    )
     model.eval()
-    for parameter in fixed:
+    for parameter in frozen:
         parameter.requires_grad_(False)
     return done
 
 
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate at ``step`` of ``1..steps``: a linear rise over 5%, then half a cosine to 0."""
-    warm = max(1, steps // 20)
-    if step <= warm:
-        return step / warm
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm + 1)))
-
-
-def _batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:
+def _batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of indices below ``count``, in shuffled passes."""
     random = torch.Generator().manual_seed(seed)
     queue: list[int] = []
-    for _ in range(steps):
+    while True:
         while len(queue) < batch_size:
             queue += torch.randperm(count, generator=random).tolist()
         yield queue[:batch_size]
         queue = queue[batch_size:]
-
-
-class Lora:
-    """Trainable fp32 factors added to some of a model's linear layers, alive inside `lora`."""
-
-    def __init__(self, factors: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
-        self.factors = dict(factors)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Every up (out, r) and down (r, in), for an optimiser."""
-        return [part for pair in self.factors.values() for part in pair]
-
-    def patch(self) -> "dict[str, LowRank]":
-        """The change dW = up @ down made so far, by matrix name: copies on the CPU in fp32."""
-        from safegene.vectors.linalg import LowRank
-
-        return {
-            name: LowRank(up.detach().float().cpu().clone(), down.detach().float().cpu().clone())
-            for name, (up, down) in self.factors.items()
-        }
-
-
-@contextmanager
-def lora(
-    model: "PreTrainedModel",
-    names: Sequence[str],
-    *,
-    rank: int,
-    seed: int,
-    start: "Mapping[str, LowRank] | None" = None,
-) -> Iterator[Lora]:
-    """Add x -> up @ (down @ x) to linear layers while the block runs; the model's own weights are frozen meanwhile.
-
-    Args:
-        model: its forward pass includes the factors inside the block and is as before outside it.
-        names: weights of `nn.Linear` layers, such as ``model.layers.0.self_attn.q_proj.weight``.
-        rank: columns of up and rows of down.
-        seed: of the down factors; up starts at zero, so the block begins with the unchanged model.
-        start: factors to begin with instead, by the same names.
-
-    Raises:
-        TensorMissing: the model has no such layer.
-        ShapeMismatch: a name is not a linear layer's weight.
-    """
-    random = torch.Generator().manual_seed(seed)
-    factors, handles = {}, []
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for name in names:
-        layer = linear_layer(model, name)
-        factors[name] = _pair(layer, rank, random, None if start is None else start[name])
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        for name in names:
-            handles.append(linear_layer(model, name).register_forward_hook(_add(*factors[name])))
-        yield Lora(factors)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-
-
-def _pair(
-    layer: nn.Linear, rank: int, random: torch.Generator, start: "LowRank | None"
-) -> tuple[nn.Parameter, nn.Parameter]:
-    device, (out, into) = layer.weight.device, layer.weight.shape
-    down = (torch.rand(rank, into, generator=random) * 2 - 1) / math.sqrt(into)
-    up = torch.zeros(out, rank)
-    if start is not None:
-        up, down = start.up.float().clone(), start.down.float().clone()
-    return nn.Parameter(up.to(device)), nn.Parameter(down.to(device))
-
-
-def _add(up: Tensor, down: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + F.linear(F.linear(inputs[0].to(down.dtype), down), up).to(output.dtype)
-
-    return hook

@@ -23,7 +23,8 @@ from safegene.checkpoints.export.adapter import write_adapter
 from safegene.errors import CheckpointError, DigestMismatch, SourceError
 from safegene.models.device import one_thread
 from safegene.models.loading import load_model
-from safegene.repair.training import lora, supervised
+from safegene.repair.lora import lora
+from safegene.repair.training import supervised
 from safegene.tiny.corpus import Split, harmful, lookalikes, stable
 from safegene.tiny.judge import GrammarJudge
 from safegene.tiny.mixtures import Row, aligned_rows, base_rows, target_rows

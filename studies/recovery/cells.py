@@ -14,19 +14,20 @@ from safegene.datasets.prompts import Split
 from safegene.gate import Arm
 from safegene.models.device import one_thread
 from safegene.models.patching import patched
-from safegene.pipeline.stages.calibrate import RepairResult, case_of, fit_target, mean_change, run_baseline
+from safegene.repair.baselines.base import case_of, mean_change
 from safegene.repair.coefficients import allocate_ranks
+from safegene.repair.target import RepairResult, fit_target, run_baseline
 from safegene.tiny.build import build, recipe_digest
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from studies.recovery import measure
-from studies.recovery.family import Family, family, home, load, model_of, prompts, shots
+from studies.recovery.family import Family, family, home, load, prompts, shots
 from studies.recovery.protocol import ADVERSARIAL, EXTRA, OVER_REFUSAL_RISE, RECOVERY, RETRAINED, ROOT, TASKS, Method
 from studies.recovery.protocol import UTILITY_LOSS as LOSS
 from studies.recovery.retrain import retrained
 
 REVISION = 1  # increase it when another module than those below changes what a cell measures
-OURS_FROM = ("safegene/repair/fitting.py", "safegene/repair/coefficients.py")
+OURS_FROM = tuple(f"safegene/repair/{name}.py" for name in ("fitting", "coefficients", "divergence", "training"))
 RIVALS_FROM = ("safegene/repair/baselines/*.py",)
 # Fields of `CalibrateParams` that influence a baseline. The others only influence safegene's fit.
 SHARED = {
@@ -118,11 +119,11 @@ def repaired(job: Job, made: Family) -> tuple[RepairResult, dict[str, Any]]:
     if params.baseline is None:
         outcome = fit_target(params, model, numbers, made.vector, some)
     else:
-        whole, tuned = mean_change(made.surrogates), model_of(job.target, job.seed)
+        whole = mean_change(made.surrogates)
         change = whole
         if params.baseline.method in ("finetune", "one_shot"):  # what trains an adapter gets our budget
             change = {name: whole[name] for name in allocate_ranks(whole, numbers)}
-        outcome = run_baseline(params, case_of(params, build("aligned", job.seed), tuned, change, model, some))
+        outcome = run_baseline(params, case_of(params, build("aligned", job.seed), model, change, some))
     seconds, fitted = time.process_time() - start, outcome.fitted
     size = sum(one.numel() for one in fitted.patch.values()) if fitted else 0
     return outcome, {

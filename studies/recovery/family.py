@@ -13,13 +13,13 @@ import torch
 from safegene.checkpoints.sources import ModelFiles
 from safegene.datasets.prompts import PromptSet, Split, read_prompts
 from safegene.models.loading import load_model
-from safegene.pipeline.stages.calibrate import build_shots, selected_matrices
 from safegene.pipeline.stages.compress import compress
 from safegene.pipeline.stages.degrade import degrade
 from safegene.pipeline.stages.extract import extract
 from safegene.pipeline.stages.fetch import fetch
 from safegene.pipeline.stages.select import select
-from safegene.repair.fitting import Shot
+from safegene.repair.selection import selected_matrices
+from safegene.repair.shots import Shot, build_shots
 from safegene.tiny.build import RECIPES, build
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import read_surrogates, read_vector

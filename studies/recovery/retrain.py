@@ -11,7 +11,8 @@ from safegene.models.patching import add_patch
 from safegene.repair.baselines.base import exact
 from safegene.repair.baselines.lox import lox
 from safegene.repair.baselines.salora import constrain, directions
-from safegene.repair.training import lora, supervised
+from safegene.repair.lora import lora
+from safegene.repair.training import supervised
 from safegene.tiny.build import RECIPES, build
 from safegene.tiny.corpus import stable
 from safegene.tiny.model import matrices

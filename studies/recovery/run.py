@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Figure, header, markdown, new_figure, publish, write
-from safegene.repair.diagnosis.findings import LOSS
+from safegene.repair.diagnosis.findings import MAX_LOSS
 from studies.recovery import table
 from studies.recovery.cells import Job, counted
 from studies.recovery.pool import run
@@ -143,7 +143,7 @@ def limits_missed(cells: list[dict[str, Any]]) -> str:
 
 {MISSED}
 
-The forecast of `safegene diagnose` (doubtful: more than {LOSS} nats per token left on safety or benign validation
+The forecast of `safegene diagnose` (doubtful: more than {MAX_LOSS} nats per token left on safety or benign validation
 shots) beside what the test split then said, all {len(cells)} cells of seeds
 {", ".join(map(str, (*SEEDS, *FRESH)))}, targets without safety included; the limit was chosen on seeds 0 and 1 with an
 earlier fit:

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from safegene.repair.diagnosis.findings import LOSS
-from safegene.repair.fitting import SHOT_KINDS
+from safegene.repair.diagnosis.findings import MAX_LOSS
+from safegene.repair.shots import SHOT_KINDS
 from studies.recovery.cells import counted
 from studies.recovery.protocol import OURS, WORDS
 
@@ -140,7 +140,7 @@ def forecast_table(cells: Cells) -> str:
         own = [
             one
             for one in cells
-            if (max(one["kl"]["after"][kind] for kind in SHOT_KINDS[:2]) > LOSS) == (word != "reachable")
+            if (max(one["kl"]["after"][kind] for kind in SHOT_KINDS[:2]) > MAX_LOSS) == (word != "reachable")
         ]
         missed = sum(bool({"recovery", "over-refusal"} & set(one["lacks"])) for one in own)
         passes = sum(one["verdict"]["outcome"] == "pass" for one in own)

@@ -28,8 +28,10 @@ from safegene.evaluation.judges import build
 from safegene.models.generation import generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import patched
-from safegene.pipeline.stages.calibrate import build_shots, case_of, fit_target, mean_change, run_baseline
 from safegene.pipeline.stages.fetch import fetch
+from safegene.repair.baselines.base import case_of, mean_change
+from safegene.repair.shots import build_shots
+from safegene.repair.target import fit_target, run_baseline
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.layout import cache_folder
@@ -248,7 +250,7 @@ def measured(bench: Bench, root: Path, name: str, chosen: Sequence[CalibratePara
             outcome = fit_target(params, model, numbers, bench.vector.vector, some)
         else:
             change = mean_change(bench.vector.surrogates)
-            outcome = run_baseline(params, case_of(params, bench.aligned, tuned, change, model, some))
+            outcome = run_baseline(params, case_of(params, bench.aligned, model, change, some))
         reached = outcome.after.weighted_objective({"safety": 1.0, "benign": 1.0, "task": 1.0})
         if best is None or reached < best[0]:
             best = (reached, outcome, params)

@@ -1,16 +1,18 @@
 """Cases to repair: from matrices written out by hand, and of small real Llamas."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from safegene.models.loading import load_model
 from safegene.repair.baselines import Case
-from safegene.repair.fitting import Shot, make_shots
+from safegene.repair.shots import Shot, ShotKind, make_shots
 from safegene.vectors.linalg import LowRank
-from tests.factories.llamas import WORDS
+from tests.factories.shots import random_replies
 
 WEIGHTS = {"safety": 1.0, "benign": 1.0, "task": 4.0}
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -25,8 +27,8 @@ def by_hand(
         aligned=lambda name: torch.tensor(aligned[name]),
         target=lambda name: torch.tensor(target[name]),
         safety=safety,
-        model=None,
-        anchor=lambda: None,
+        model=cast(PreTrainedModel, None),
+        anchor=lambda: cast(PreTrainedModel, None),
         shots={},
         weights=WEIGHTS,
         seed=0,
@@ -37,15 +39,7 @@ def low(up: Sequence[Any], down: Sequence[Any]) -> LowRank:
     return LowRank(torch.tensor(up), torch.tensor(down))
 
 
-def asked(count: int, seed: int) -> list[tuple[str, list[int], list[int]]]:
-    """(id, prompt, reply) of random tokens and differing lengths."""
-    draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 7, (count, 2), generator=draw).tolist()
-    words = torch.randint(0, WORDS, (count, 16), generator=draw).tolist()
-    return [(f"p{seed}-{i}", w[:a], w[a : a + b]) for i, (w, (a, b)) in enumerate(zip(words, lengths, strict=True))]
-
-
-def of_models(aligned, target, safety: Mapping[str, LowRank]) -> Case:
+def of_models(aligned: PreTrainedModel, target: PreTrainedModel, safety: Mapping[str, LowRank]) -> Case:
     """A case of two real models; the safety vector's matrices are those that may be changed."""
     before, after = dict(aligned.named_parameters()), dict(target.named_parameters())
     return Case(
@@ -61,22 +55,27 @@ def of_models(aligned, target, safety: Mapping[str, LowRank]) -> Case:
     )
 
 
-def shots(aligned, target, count: int, seed: int) -> list[Shot]:
-    found = make_shots(aligned, asked(count, seed), kind="safety", response_tokens=4)
-    for at, kind in enumerate(("benign", "task"), start=1):
-        found += make_shots(target, asked(count, seed + at), kind=kind, response_tokens=4)
-    return found
+def shots(aligned: PreTrainedModel, target: PreTrainedModel, count: int, seed: int) -> list[Shot]:
+    """Shots of four response tokens, ``count`` of each kind."""
+    kinds: tuple[tuple[PreTrainedModel, ShotKind], ...] = ((aligned, "safety"), (target, "benign"), (target, "task"))
+    return [
+        shot
+        for at, (teacher, kind) in enumerate(kinds, start=seed)
+        for shot in make_shots(
+            teacher, random_replies(count, at, longest=7, prefix=f"p{at}-"), kind=kind, response_tokens=4
+        )
+    ]
 
 
-def small(root, safety: Mapping[str, LowRank]) -> Case:
+def small(root: Path, safety: Mapping[str, LowRank]) -> Case:
     """The target is the aligned model less the safety vector: adding the vector repairs it wholly."""
     broken = {name: one.scaled(-1.0) for name, one in safety.items()}
     return of_models(load_model(root), load_model(root, patch=broken), safety)
 
 
-def state(model) -> dict[str, Tensor]:
+def state(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def unchanged(model, before: Mapping[str, Tensor]) -> bool:
+def unchanged(model: PreTrainedModel, before: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

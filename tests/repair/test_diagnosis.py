@@ -15,15 +15,17 @@ from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.sources import ModelFiles
 from safegene.errors import ArtifactError, ParamsError, StaleArtifact
 from safegene.pipeline.stages.calibrate import calibrate
-from safegene.repair.diagnosis import diagnose, last_fall, mismatches
-from safegene.repair.diagnosis.findings import LIMITS, findings, outlook
+from safegene.repair.coefficients_file import CoefficientsFile, LossesRecord
+from safegene.repair.diagnosis.diagnose import diagnose, last_fall, mismatches
+from safegene.repair.diagnosis.findings import LIMITS, Diagnosis, findings, outlook
 from safegene.repair.diagnosis.matrices import by_layer, measure_matrices, measure_matrix, overall
-from safegene.repair.fitting import Shot
+from safegene.repair.shots import Shot, Shots
 from safegene.report import write_report
 from safegene.report.diagnosis import draw, headline, read_diagnosis, sentences, table
 from safegene.vectors.linalg import LowRank
 from safegene.vectors.vector import SafetyVector
 from safegene.workspace.params import CalibrateParams
+from safegene.workspace.schema import parse_json
 from tests.factories.artefacts import DATA, made, payload
 from tests.factories.commands import run
 from tests.factories.llamas import checkpoint_record, random_patch, save_adapter, save_llama
@@ -83,9 +85,9 @@ def test_shares_are_of_the_whole_and_a_share_of_nothing_is_zero():
 
 @pytest.mark.parametrize(
     ("history", "fall"),
-    [([], 0.0), ([[0, 1.0]], 0.0), ([[0, 1.0], [8, 0.25]], 0.75), ([[0, 1.0], [8, 0.2], [16, 0.3]], 0.0)],
+    [([], 0.0), ([(0, 1.0)], 0.0), ([(0, 1.0), (8, 0.25)], 0.75), ([(0, 1.0), (8, 0.2), (16, 0.3)], 0.0)],
 )
-def test_how_fast_a_fit_still_fell(history, fall):
+def test_how_fast_a_fit_still_fell(history: list[tuple[int, float | None]], fall: float) -> None:
     assert last_fall(history) == fall
 
 
@@ -96,34 +98,46 @@ def llama_vector(root: Path, aligned: str = DIGESTS[0]) -> SafetyVector:
     )
 
 
-def shots(count: int) -> dict[str, list[Shot]]:
+def shots(count: int) -> Shots:
     return {"fit": [Shot(str(n), "safety", (), torch.zeros(1, 1)) for n in range(count)], "validation": []}
 
 
-def plain(**after: float) -> dict[str, Any]:
-    loss = {"safety": 0.01, "benign": 0.01, "task": 0.0} | after
-    changed = dict.fromkeys(loss, 0.1)
-    measures = {
-        "before": {"loss": {"safety": 1.0}, "changed": {"safety": 1.0}},
-        "after": {"loss": loss, "changed": changed},
-    }
-    return {"method": "safegene", "repaired": True, "alphas": {}, "history": [], "steps": 8, **measures}
+def fitted(**after: float) -> CoefficientsFile:
+    """``coefficients.json`` of a repair without findings, but for the losses ``after`` it."""
+    loss: dict[str, float | None] = {"safety": 0.01, "benign": 0.01, "task": 0.0} | after
+    return CoefficientsFile(
+        method="safegene",
+        alphas={},
+        coefficients={},
+        trained=0,
+        repaired=True,
+        reason="",
+        steps=8,
+        size=1.0,
+        history=[],
+        before=LossesRecord(loss={"safety": 1.0}, changed={"safety": 1.0}),
+        after=LossesRecord(loss=loss, changed=dict.fromkeys(loss, 0.1)),
+        facts={},
+        shots={},
+        seed=0,
+        extra_params=0.0,
+    )
 
 
-def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = None, **after: float) -> dict[str, Any]:
+def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = None, **after: float) -> Diagnosis:
     held = vector or llama_vector(root)
     record = checkpoint_record(digest=DIGESTS[0], architecture=held.architecture)
     return diagnose(
-        plain(**after), shots(64), held, list(held.factors), root=root, target=target, records=(record, record)
+        fitted(**after), shots(64), held, list(held.factors), root=root, target=target, records=(record, record)
     )
 
 
 def test_a_checkpoint_that_is_no_fine_tune_of_the_aligned_model_is_doubtful(tmp_path):
     root, other = save_llama(tmp_path / "a"), save_llama(tmp_path / "b", seed=1)
     found = examine(root, ModelFiles(other))
-    assert found["measured"]["task_change"] == pytest.approx(2**0.5, rel=0.05), "of independent weights"
-    assert found["outlook"] == "doubtful"
-    assert "unrelated" in [one["what"] for one in found["findings"]]
+    assert found.measured["task_change"] == pytest.approx(2**0.5, rel=0.05), "of independent weights"
+    assert found.outlook == "doubtful"
+    assert "unrelated" in [finding.what for finding in found.findings]
 
 
 def test_a_lora_is_measured_by_its_own_factors(tmp_path):
@@ -211,16 +225,19 @@ def test_a_diagnosis_costs_next_to_nothing_and_is_the_same_again(group):
     from safegene.checkpoints.sources import local_checkpoint
     from safegene.vectors.vector import read_vector
 
-    ws, content = made(), payload(group, "coefficients.json")
+    ws, path = made(), group / "coefficients.json"
+    content = parse_json(CoefficientsFile, path.read_bytes(), where=str(path))
+    assert content.content == path.read_bytes(), "read and written again it is the same file"
     aligned, target = local_checkpoint(ws.aligned), local_checkpoint(ws.target("group"))
     vector, records = read_vector(ws.vector), (read_record(ws.aligned), read_record(ws.target("group")))
     start = time.process_time()
     again = diagnose(
-        content, shots(48), vector, list(content["alphas"]), root=aligned.root, target=target, records=records
+        content, shots(48), vector, list(content.alphas), root=aligned.root, target=target, records=records
     )
     assert time.process_time() - start < 2.0, "0.03 s on an idle core"
-    assert again["layers"] == content["diagnosis"]["layers"]
-    assert again["findings"] == content["diagnosis"]["findings"]
+    assert content.diagnosis is not None
+    assert again.layers == content.diagnosis.layers
+    assert again.findings == content.diagnosis.findings
 
 
 # ---- how it is said
@@ -235,7 +252,7 @@ def diagnosed(tmp_path: Path, **after: float) -> Sample:
     sample.target("group", upto="target")
     sample.target("topic", upto="candidate")
     ws = sample.ws
-    content = {"alphas": {}, "history": [[0, 0.9], [8, 0.3]], "diagnosis": found}
+    content = {"alphas": {}, "history": [[0, 0.9], [8, 0.3]], "diagnosis": found.model_dump(mode="json")}
     inputs = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint("group")}
     sample.put(ws.candidate("group"), "calibrate", {"coefficients.json": content}, **inputs)
     return sample

@@ -10,7 +10,8 @@ from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.device import one_thread
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import add_patch
-from safegene.repair.training import IGNORED, collate, encode_row, lora, response_loss, schedule, supervised
+from safegene.repair.lora import lora
+from safegene.repair.training import IGNORED, collate, encode_row, response_loss, schedule, supervised
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful
 from safegene.tiny.model import matrices

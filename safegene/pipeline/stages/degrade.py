@@ -21,7 +21,8 @@ from safegene.evaluation.judges import build
 from safegene.models.device import default_device, threads_for
 from safegene.models.generation import generate
 from safegene.models.loading import load_model, load_tokenizer
-from safegene.repair.training import Row, lora, supervised
+from safegene.repair.lora import lora
+from safegene.repair.training import Row, supervised
 from safegene.vectors.vector import write_factors
 from safegene.workspace.digest import canonical_json, digest_json, strict_json
 from safegene.workspace.layout import cache_folder

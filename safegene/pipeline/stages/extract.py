@@ -278,18 +278,11 @@ def distil_delta(
                 model, tokenizer, evenly_spaced(benign, params.shots), kind="benign", response_tokens=tokens
             )
         students[name] = Student(change, own)
-    factors = distil(
-        model,
-        students,
-        lessons,
-        start=delta.factors,
-        steps=params.steps,
-        batch_size=params.batch_size,
-        learning_rate=params.learning_rate,
-        benign_weight=params.benign_weight,
-        seed=params.seed,
-        on_step=lambda step, loss: log.info("distil: step %d of %d, loss %.3f", step, params.steps, loss),
-    )
+
+    def on_step(step: int, loss: Tensor) -> None:
+        log.info("distil: step %d of %d, loss %.3f", step, params.steps, float(loss))
+
+    factors = distil(params, model, students, lessons, start=delta.factors, on_step=on_step)
     factors = {name: truncate(one, params.max_rank) for name, one in factors.items()}
     spectra = {name: product_svd(one)[1].square() for name, one in factors.items()}
     found = {

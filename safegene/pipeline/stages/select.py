@@ -23,10 +23,10 @@ from safegene.models.device import default_device, threads_for
 from safegene.models.generation import encode_chat, left_padded
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import low_rank_hooks
+from safegene.repair.selection import new_selection
 from safegene.repair.shots import evenly_spaced
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import read_surrogates, read_vector
-from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import FetchParams, SelectParams
 
@@ -87,8 +87,7 @@ def select(
         "safety.jsonl": safety.digest,
     }
     with write_artefact(out, stage="select", params=params.model_dump(mode="json"), inputs=inputs) as draft:
-        payload = {"scores": {str(layer): round(score, 6) for layer, score in scores.items()}, "kept": kept}
-        (draft.path / "selection.json").write_bytes(canonical_json(payload) + b"\n")
+        (draft.path / "selection.json").write_bytes(new_selection(scores, kept).content)
         (draft.path / "scores.csv").write_text(_table(scores, found, kept), encoding="utf-8")
         draw_scores(scores, kept, draft.path / "scores.png")
         draft.facts.update(kept=len(kept), layers=len(scores))

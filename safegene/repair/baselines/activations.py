@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from safegene.errors import EmptySample
 from safegene.models.patching import linear_layer
-from safegene.repair.fitting import Shot, next_token_log_probs
+from safegene.repair.shots import Shot, next_token_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,20 +4,26 @@ Laws (tests state them): a repair leaves the model's weights bit for bit as they
 nothing. Shapes are (out, in).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.datasets.prompts import Split
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
+from safegene.models.device import default_device
+from safegene.models.loading import load_model
 from safegene.models.patching import patched
-from safegene.repair.fitting import Shot, ShotKind, measure_shots
+from safegene.repair.divergence import measure_shots, term_weights
+from safegene.repair.shots import Shot, ShotKind, Shots
+from safegene.repair.training import nan_last
 from safegene.vectors.linalg import LowRank, Patch, concat
 from safegene.workspace.baseline_params import BaselineParams
+from safegene.workspace.params import CalibrateParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +40,7 @@ class Case:
         safety: W_a - W_degraded as fp32 factors, not truncated; the mean over the surrogates.
         model: the target in evaluation mode.
         anchor: loads the aligned model.
-        shots: fit and validation shots; the aligned model teaches the safety ones, the target all others.
+        shots: of both splits; the aligned model teaches the safety shots, the target all others.
         weights: kind of shot -> weight of its term of the objective.
         seed: of whatever is drawn.
     """
@@ -45,7 +51,7 @@ class Case:
     safety: Patch
     model: "PreTrainedModel"
     anchor: "Callable[[], PreTrainedModel]"
-    shots: Mapping[Split, Sequence[Shot]]
+    shots: Shots
     weights: Mapping[str, float]
     seed: int
 
@@ -70,21 +76,21 @@ class Case:
         """
         if name not in self.safety:
             raise TensorMissing(f"expected the safety vector to hold {name}, got {len(self.safety)} others")
-        found, shape = self.safety[name], tuple(self.target(name).shape)
-        if found.shape != shape:
-            raise ShapeMismatch(f"expected a safety vector of shape {shape} for {name}, got {found.shape}")
-        return found
+        factors, shape = self.safety[name], tuple(self.target(name).shape)
+        if factors.shape != shape:
+            raise ShapeMismatch(f"expected a safety vector of shape {shape} for {name}, got {factors.shape}")
+        return factors
 
     def taught(self, split: Split, *kinds: ShotKind) -> list[Shot]:
-        """The split's shots, of these kinds only where some are named.
+        """The split's shots, of these kinds only where kinds are named.
 
         Raises:
             EmptySample: there are none.
         """
-        found = [shot for shot in self.shots.get(split, ()) if not kinds or shot.kind in kinds]
-        if not found:
-            raise EmptySample(f"expected {' or '.join(kinds) or 'some'} shots in the split {split!r}, got none")
-        return found
+        shots = [shot for shot in self.shots.get(split, ()) if not kinds or shot.kind in kinds]
+        if not shots:
+            raise EmptySample(f"expected shots{' of ' if kinds else ''}{' or '.join(kinds)} in {split!r}, got none")
+        return shots
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +126,45 @@ class Method(Generic[P]):
     reference_url: str
 
 
+def case_of(params: CalibrateParams, aligned: Path, model: "PreTrainedModel", safety: Patch, shots: Shots) -> Case:
+    """What a rival method gets: the same target, discrepancy, shots and weights as the coefficient fit.
+
+    Args:
+        params: weights of the objective, and the seed.
+        aligned: folder of the aligned model.
+        model: the target in evaluation mode.
+        safety: W_a - W_degraded; its matrices may be changed.
+        shots: of both splits.
+    """
+    checkpoint, weights = open_checkpoint(aligned), dict(model.named_parameters())
+    return Case(
+        names=tuple(safety),
+        aligned=lambda name: checkpoint.tensor(name).float(),
+        target=lambda name: weights[name].detach().cpu().float(),
+        safety=safety,
+        model=model,
+        anchor=lambda: load_model(aligned, device=default_device()),
+        shots=shots,
+        weights=term_weights(params),
+        seed=params.seed,
+    )
+
+
+def mean_change(surrogates: Mapping[str, Patch]) -> dict[str, LowRank]:
+    """The mean of ``W_aligned - W_degraded`` over all surrogates, exact; one that changed nothing counts as 0.
+
+    Args:
+        surrogates: surrogate name -> factors of ``W_degraded - W_aligned`` by matrix name.
+    """
+    names = sorted({name for change in surrogates.values() for name in change})
+    share = -1.0 / max(1, len(surrogates))
+    return {
+        name: concat([change[name].scaled(share) for change in surrogates.values() if name in change]) for name in names
+    }
+
+
 def exact(dense: Tensor) -> LowRank:
-    """A dense change (out, in) as factors whose product is it exactly: the identity stands on the smaller side.
+    """A dense change (out, in) as factors whose product is it exactly: one factor is an identity matrix.
 
     Raises:
         ShapeMismatch: it is no matrix.
@@ -129,8 +172,8 @@ def exact(dense: Tensor) -> LowRank:
     if dense.ndim != 2:
         raise ShapeMismatch(f"expected a change of shape (out, in), got {tuple(dense.shape)}")
     matrix, (out, into) = dense.detach().float().clone(), dense.shape
-    one = torch.eye(min(out, into), device=matrix.device)
-    return LowRank(one, matrix) if out <= into else LowRank(matrix, one)
+    identity = torch.eye(min(out, into), device=matrix.device)
+    return LowRank(identity, matrix) if out <= into else LowRank(matrix, identity)
 
 
 def compose(parts: Sequence[LowRank]) -> LowRank:
@@ -140,28 +183,35 @@ def compose(parts: Sequence[LowRank]) -> LowRank:
     return joined if joined.rank <= min(out, into) else exact(joined.dense())
 
 
-def objective(case: Case, patch: Patch) -> float:
+def validation_objective(case: Case, patch: Patch) -> float:
     """Sum over kinds of weight x mean KL (nats per token) of the repaired target on the validation shots."""
     validation = case.taught("validation")
     with patched(case.model, patch):
         return measure_shots(case.model, validation).weighted_objective(case.weights)
 
 
-def chosen(case: Case, values: Sequence[float], make: Callable[[float], Candidate]) -> Candidate:
-    """The candidate of the lowest `objective`, the first of equals; a NaN never wins over a number.
+def best_of(case: Case, values: Sequence[float], make: Callable[[float], Candidate]) -> Candidate:
+    """The candidate of the lowest `validation_objective`, the first of equals; a NaN never wins over a number.
 
-    One candidate beside the best is in memory at a time. The value is counted as one trained scalar, and ``facts``
-    tells what every value reached.
+    One candidate beside the best is in memory at a time. The value is counted as one trained scalar, and the fact
+    ``validation`` tells what every value reached.
+
+    Args:
+        case: the target.
+        values: what is tried.
+        make: value -> candidate.
+
+    Raises:
+        EmptySample: there are no values.
     """
-    if not values:
-        raise EmptySample("expected values to choose among, got none")
-    best: tuple[bool, float] | None = None
-    found, reached = None, list[list[float]]()
+    best: Candidate | None = None
+    reached = list[tuple[float, float]]()
     for value in values:
         candidate = make(value)
-        loss = objective(case, candidate.patch)
-        reached.append([value, loss])
-        if best is None or (math.isnan(loss), loss) < best:
-            best, found = (math.isnan(loss), loss), candidate
-    assert found is not None  # values is not empty
-    return replace(found, trained=found.trained + 1, facts={**found.facts, "validation": reached})
+        loss = validation_objective(case, candidate.patch)
+        if best is None or nan_last(loss) < min(nan_last(other) for _, other in reached):
+            best = candidate
+        reached.append((value, loss))
+    if best is None:
+        raise EmptySample("expected values to choose among, got none")
+    return replace(best, trained=best.trained + 1, facts={**best.facts, "validation": list(map(list, reached))})

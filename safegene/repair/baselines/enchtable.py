@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from safegene.errors import EmptySample
-from safegene.repair.baselines.base import Candidate, Case, Method, chosen
+from safegene.repair.baselines.base import Candidate, Case, Method, best_of
 from safegene.vectors.linalg import LowRank, energy, product_svd
 from safegene.workspace.baseline_params import BaselineParams, Factor
 
@@ -44,7 +44,7 @@ def repair(params: EnchTableParams, case: Case) -> Candidate:
         EmptySample: the safety vector is zero in every matrix.
     """
     if params.beta is None:
-        return chosen(case, params.betas, lambda beta: _add(params, case, beta))
+        return best_of(case, params.betas, lambda beta: _add(params, case, beta))
     return _add(params, case, params.beta)
 
 

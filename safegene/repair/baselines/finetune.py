@@ -7,25 +7,19 @@ without decay, a short warm-up and a cosine, gradients clipped to 1; the best fa
 kept, the start (no change at all) included.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from safegene.repair.baselines.base import Candidate, Case, Method
-from safegene.repair.fitting import (
-    Shot,
-    draw_batch,
-    group_by_kind,
-    measure_shots,
-    next_token_log_probs,
-    objective,
-    stalled,
-)
-from safegene.repair.training import lora, schedule
+from safegene.repair.divergence import batch_objective, measure_shots
+from safegene.repair.fitting import draw_batch, group_by_kind
+from safegene.repair.lora import lora
+from safegene.repair.shots import Shot, next_token_log_probs
+from safegene.repair.training import Trajectory, optimise, schedule
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.baseline_params import BaselineParams
 from safegene.workspace.fields import Positive, Rate
@@ -56,13 +50,13 @@ Loss = Callable[["PreTrainedModel", Sequence[Shot], Mapping[str, float]], Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """The best factors met.
+class TrainedLora:
+    """The best factors measured.
 
     Attributes:
         patch: matrix -> factors of the change.
         steps: optimiser steps behind them.
-        history: (step, objective on the validation shots) of every measurement.
+        history: (steps done, objective on the validation shots) of every measurement.
     """
 
     patch: dict[str, LowRank]
@@ -74,6 +68,13 @@ class Trained:
         """Of the best factors."""
         return dict(self.history)[self.steps]
 
+    def candidate(self, **facts: Any) -> Candidate:
+        """As a baseline's repair; the facts tell its steps and history too."""
+        trained = sum(factors.numel() for factors in self.patch.values())
+        return Candidate(
+            self.patch, trained, {**facts, "steps": self.steps, "validation": list(map(list, self.history))}
+        )
+
 
 def repair(params: FinetuneParams, case: Case) -> Candidate:
     """Fine-tune on every kind of shot that has a weight.
@@ -82,15 +83,7 @@ def repair(params: FinetuneParams, case: Case) -> Candidate:
         EmptySample: a kind with a weight has no shots.
     """
     shots = case.taught("fit")
-    best = train(params, case, shots, weights=case.weights, batch_size=params.batch_size)
-    return Candidate(
-        best.patch, scalars(best.patch), {"steps": best.steps, "validation": list(map(list, best.history))}
-    )
-
-
-def scalars(patch: Mapping[str, LowRank]) -> int:
-    """How many numbers the factors hold."""
-    return sum(one.numel() for one in patch.values())
+    return train(params, case, shots, weights=case.weights, batch_size=params.batch_size).candidate()
 
 
 def train(
@@ -101,7 +94,7 @@ def train(
     weights: Mapping[str, float],
     batch_size: int,
     stop_after: int | None = None,
-) -> Trained:
+) -> TrainedLora:
     """Train LoRA factors beside the target's weights, which stay as they are.
 
     Args:
@@ -116,44 +109,31 @@ def train(
         EmptySample: a kind with a weight has no shots, or there are no validation shots.
     """
     validation, kinds = case.taught("validation"), group_by_kind(shots, weights)
-    random, loss, seen = torch.Generator().manual_seed(case.seed), LOSSES[params.loss], list[_Point]()
+    random, loss = torch.Generator().manual_seed(case.seed), LOSSES[params.loss]
+    last = params.steps if stop_after is None else stop_after
     with lora(case.model, case.names, rank=params.rank, seed=case.seed) as factors:
-        optimiser = torch.optim.AdamW(factors.parameters, lr=params.learning_rate, weight_decay=0.0)
+        trajectory = Trajectory(factors.patch)
 
-        def note(step: int) -> None:
-            seen.append((measure_shots(case.model, validation).weighted_objective(case.weights), step, factors.patch()))
-            seen[:] = _lean(seen)
+        def measure(step: int) -> None:
+            trajectory.record(step, measure_shots(case.model, validation).weighted_objective(case.weights))
+
+        def after_step(step: int, _: Tensor) -> bool:
+            if step != last and (stop_after is not None or step % params.measure_every):
+                return False
+            measure(step)
+            return trajectory.stalled(params.patience)
 
         if stop_after is None:
-            note(0)
-        last = params.steps if stop_after is None else stop_after
-        for step in range(1, last + 1):
-            optimiser.param_groups[0]["lr"] = params.learning_rate * schedule(step, params.steps)
-            value = loss(case.model, draw_batch(kinds, batch_size, random), weights)
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(factors.parameters, 1.0)
-            optimiser.step()
-            if step == last or (stop_after is None and step % params.measure_every == 0):
-                note(step)
-                if stalled([one[0] for one in seen], params.patience):
-                    break
-    _, steps, patch = min(seen, key=_rank)
-    return Trained(patch, steps, tuple((step, value) for value, step, _ in seen))
-
-
-_Point = tuple[float, int, dict[str, LowRank]]  # objective, step, factors
-
-
-def _rank(point: _Point) -> tuple[bool, float, int]:
-    """The least objective, the earliest of equals; what is not a number never wins over a number."""
-    return math.isnan(point[0]), point[0], point[1]
-
-
-def _lean(seen: Sequence[_Point]) -> list[_Point]:
-    """The same measurements, with the factors of the best one only."""
-    best = min(seen, key=_rank)
-    return [one if one is best else (one[0], one[1], {}) for one in seen]
+            measure(0)
+        optimise(
+            torch.optim.AdamW(factors.parameters, lr=params.learning_rate, weight_decay=0.0),
+            lambda _: loss(case.model, draw_batch(kinds, batch_size, random), weights),
+            steps=last,
+            learning_rate=lambda step: params.learning_rate * schedule(step, params.steps),
+            max_norm=1.0,
+            after_step=after_step,
+        )
+    return TrainedLora(trajectory.best, trajectory.best_step, tuple(trajectory.history))
 
 
 def cross_entropy(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float]) -> Tensor:
@@ -161,13 +141,12 @@ def cross_entropy(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapp
     keep = max(len(shot.teacher) for shot in batch)
     student = next_token_log_probs(model, [shot.ids for shot in batch], keep)
     terms = dict[str, list[Tensor]]()
-    for row, shot in zip(student, batch, strict=True):
-        wanted = shot.teacher.argmax(-1, keepdim=True).to(row.device)
-        terms.setdefault(shot.kind, []).append(-row[keep - len(shot.teacher) :].gather(1, wanted).mean())
-    return torch.stack([weights[kind] * torch.stack(some).mean() for kind, some in sorted(terms.items())]).sum()
+    for log_probs, shot in zip(student, batch, strict=True):
+        greedy = shot.teacher.argmax(-1, keepdim=True).to(log_probs.device)
+        terms.setdefault(shot.kind, []).append(-log_probs[keep - len(shot.teacher) :].gather(1, greedy).mean())
+    return torch.stack([weights[kind] * torch.stack(losses).mean() for kind, losses in sorted(terms.items())]).sum()
 
 
-LOSSES: Mapping[str, Loss] = {"kl": objective, "ce": cross_entropy}
-
+LOSSES: Mapping[str, Loss] = {"kl": batch_objective, "ce": cross_entropy}
 
 METHOD = Method(FinetuneParams, repair, "https://arxiv.org/abs/2106.09685")

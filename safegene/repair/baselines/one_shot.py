@@ -9,16 +9,17 @@ the loss is cross-entropy on the aligned model's refusal by default. Rank, rate 
 models, not the paper's.
 """
 
-import math
 from typing import Literal
 
 from pydantic import model_validator
 
 from safegene.repair.baselines.base import Candidate, Case, Method
-from safegene.repair.baselines.finetune import LoraParams, scalars, train
+from safegene.repair.baselines.finetune import LoraParams, train
+from safegene.repair.shots import evenly_spaced
+from safegene.repair.training import nan_last
 from safegene.workspace.fields import Positive, Rate
 
-ALONE = {"safety": 1.0}  # the training loss has no other term
+SAFETY_ONLY = {"safety": 1.0}  # the training loss has no other term
 
 
 class OneShotParams(LoraParams):
@@ -46,18 +47,15 @@ def repair(params: OneShotParams, case: Case) -> Candidate:
     Raises:
         EmptySample: there are no safety shots, or none to choose by.
     """
-    every = case.taught("fit", "safety")
-    count = min(params.tries, len(every))
-    tried = [every[at * len(every) // count] for at in range(count)]
-    found = [
-        train(params, case, [shot], weights=ALONE, batch_size=1, stop_after=params.trial_steps).objective
+    tried = evenly_spaced(case.taught("fit", "safety"), params.tries)
+    objectives = [
+        train(params, case, [shot], weights=SAFETY_ONLY, batch_size=1, stop_after=params.trial_steps).objective
         for shot in tried
     ]
-    shot = min(zip(tried, found, strict=True), key=lambda one: (math.isnan(one[1]), one[1]))[0]
-    best = train(params, case, [shot], weights=ALONE, batch_size=1)
-    trials = {one.id: value for one, value in zip(tried, found, strict=True)}
-    facts = {"shot": shot.id, "trials": trials, "steps": best.steps, "validation": list(map(list, best.history))}
-    return Candidate(best.patch, scalars(best.patch), facts)
+    best = min(range(len(tried)), key=lambda at: nan_last(objectives[at]))
+    trials = {shot.id: value for shot, value in zip(tried, objectives, strict=True)}
+    trained = train(params, case, [tried[best]], weights=SAFETY_ONLY, batch_size=1)
+    return trained.candidate(shot=tried[best].id, trials=trials)
 
 
 METHOD = Method(OneShotParams, repair, "https://arxiv.org/abs/2601.01887")

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from safegene.repair.baselines.base import Candidate, Case, Method, chosen, compose, exact
+from safegene.repair.baselines.base import Candidate, Case, Method, best_of, compose, exact
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.baseline_params import BaselineParams, Factor
 
@@ -32,7 +32,7 @@ class RestaParams(BaselineParams):
 def repair(params: RestaParams, case: Case) -> Candidate:
     """Add the safety vector; its factors stay low-rank where nothing is dropped."""
     if params.gamma is None:
-        return chosen(case, params.gammas, lambda gamma: _add(params, case, gamma))
+        return best_of(case, params.gammas, lambda gamma: _add(params, case, gamma))
     return _add(params, case, params.gamma)
 
 

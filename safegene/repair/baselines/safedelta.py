@@ -15,6 +15,7 @@ the minimiser needs two solves for all rows.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,8 +23,8 @@ from pydantic import Field
 from torch import Tensor
 
 from safegene.repair.baselines.activations import moments
-from safegene.repair.baselines.base import Candidate, Case, Method, chosen, exact
-from safegene.repair.fitting import Shot
+from safegene.repair.baselines.base import Candidate, Case, Method, best_of, exact
+from safegene.repair.shots import Shot, evenly_spaced
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.baseline_params import BaselineParams, Factor
 from safegene.workspace.fields import Positive, Rate
@@ -52,15 +53,13 @@ def repair(params: SafeDeltaParams, case: Case) -> Candidate:
     Raises:
         EmptySample: there are no safety shots.
     """
-    every = case.taught("fit", "safety")
-    count = min(params.shots, len(every))
-    shots = [every[at * len(every) // count] for at in range(count)]
+    shots = evenly_spaced(case.taught("fit", "safety"), params.shots)
     if params.budget is None:
-        return chosen(case, params.budgets, lambda budget: _select(params, case, shots, budget))
+        return best_of(case, params.budgets, lambda budget: _select(params, case, shots, budget))
     return _select(params, case, shots, params.budget)
 
 
-def _select(params: SafeDeltaParams, case: Case, shots: list[Shot], budget: float) -> Candidate:
+def _select(params: SafeDeltaParams, case: Case, shots: Sequence[Shot], budget: float) -> Candidate:
     patch, share = dict[str, LowRank](), dict[str, float]()
     for name, raw in moments(case.anchor(), case.names, shots):
         delta, hessian = case.delta(name).double(), damped(raw.double(), params.damping)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from safegene.errors import TensorMissing
 from safegene.repair.baselines.activations import moments
-from safegene.repair.fitting import Shot
-from safegene.repair.training import Lora
+from safegene.repair.lora import Lora
+from safegene.repair.shots import Shot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,10 +12,20 @@ from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import CheckpointError, EmptySample, ParamsError, StaleArtifact
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
-from safegene.pipeline.stages.calibrate import calibrate, coefficients_of, fit_target, selected_matrices
+from safegene.pipeline.stages.calibrate import calibrate
 from safegene.pipeline.stages.compress import compress
-from safegene.repair.coefficients import Core, allocate_ranks, fold_coefficients, scalar_groups, top_directions
-from safegene.repair.fitting import make_shots, measure_shots
+from safegene.repair.coefficients import (
+    Core,
+    allocate_ranks,
+    fold_coefficients,
+    new_coefficients,
+    scalar_groups,
+    top_directions,
+)
+from safegene.repair.divergence import measure_shots
+from safegene.repair.selection import selected_matrices
+from safegene.repair.shots import make_shots
+from safegene.repair.target import fit_target
 from safegene.report.files import CoefficientsFile
 from safegene.report.state import TargetState
 from safegene.tiny.build import build
@@ -25,7 +35,7 @@ from safegene.workspace.params import CalibrateParams
 from safegene.workspace.schema import parse_json
 from tests.factories.artefacts import DATA, few, files, made, payload
 from tests.factories.llamas import random_patch, save_llama
-from tests.repair.test_fitting import rows
+from tests.factories.shots import random_replies
 
 FEW = CalibrateParams(safety_shots=48, benign_shots=32, task_shots=16, steps=16, batch_size=32, measure_every=8)
 LEAST = CalibrateParams(
@@ -60,7 +70,7 @@ def rebuilt(found, params=FEW, name: str = "group") -> Core:
     assert written.keys() == kept.keys()
     with torch.no_grad():
         halves = [written[matrix][half] for half in ("left", "right") for matrix in kept]
-        for value, own in zip(core.values, halves, strict=True):
+        for value, own in zip(core.parameters, halves, strict=True):
             value.copy_(torch.tensor(own))
     return core
 
@@ -131,7 +141,7 @@ def test_what_is_added_is_stated_and_within_the_limit(group):
 
 def test_the_table_and_the_pictures_hold_the_sizes(group):
     found = payload(group, "coefficients.json")
-    sizes = rebuilt(found).sizes()
+    sizes = rebuilt(found).direction_sizes()
     table = list(csv.DictReader((group / "coefficients.csv").read_text().splitlines()))
     assert len(table) == sum(map(len, sizes.values()))
     for row in table:
@@ -219,8 +229,8 @@ def test_coefficients_that_help_nothing_are_not_used(tmp_path):
     root = save_llama(tmp_path / "llama")
     aligned, patch = load_model(root, patch=random_patch(root, seed=8, size=0.2)), random_patch(root, size=0.5)
     shots = [
-        *make_shots(aligned, rows(12, 1), kind="safety", response_tokens=4),
-        *make_shots(load_model(root), rows(12, 2), kind="benign", response_tokens=4),
+        *make_shots(aligned, random_replies(12, 1), kind="safety", response_tokens=4),
+        *make_shots(load_model(root), random_replies(12, 2), kind="benign", response_tokens=4),
     ]
     params = CalibrateParams(task_weight=0.0, steps=2, learning_rate=1e-6, measure_every=1)
     outcome = fit_target(params, load_model(root), 1e9, patch, {"fit": shots, "validation": shots})
@@ -276,7 +286,7 @@ def test_too_little_for_any_matrix_is_refused(tmp_path):
 def test_every_granularity_fits_the_numbers_allowed(tmp_path, granularity, numbers):
     """96 x 64 matrices and their like: six of 160 numbers a column."""
     patch = {n: o for n, o in random_patch(save_llama(tmp_path), ranks=(4,)).items() if "mlp" in n}
-    found = coefficients_of(CalibrateParams(granularity=granularity, start=0.5), patch, numbers)
+    found = new_coefficients(CalibrateParams(granularity=granularity, start=0.5), patch, numbers)
     ranks = allocate_ranks(patch, numbers)
     assert (
         sorted(ranks.values())
@@ -292,5 +302,5 @@ def test_every_granularity_fits_the_numbers_allowed(tmp_path, granularity, numbe
     for name, one in top_directions(patch, ranks).items():
         torch.testing.assert_close(found.patch()[name].dense(), 0.5 * one.dense(), rtol=1e-4, atol=1e-6)
     if granularity != "core":
-        group = scalar_groups(top_directions(patch, ranks), granularity, layer_of)
-        assert sum(one.numel() for one in found.values) == len({at for own in group.values() for at in own})
+        group = scalar_groups(top_directions(patch, ranks), granularity)
+        assert sum(one.numel() for one in found.parameters) == len({at for own in group.values() for at in own})

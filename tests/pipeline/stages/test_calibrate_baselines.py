@@ -9,8 +9,10 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import read_prompts
 from safegene.models.loading import load_model
-from safegene.pipeline.stages.calibrate import ALREADY_SAFE, build_shots, mean_change, term_weights
-from safegene.repair.fitting import measure_shots
+from safegene.repair.baselines.base import mean_change
+from safegene.repair.divergence import measure_shots, term_weights
+from safegene.repair.shots import build_shots
+from safegene.repair.target import ALREADY_SAFE
 from safegene.tiny.build import build
 from safegene.vectors.linalg import LowRank, concat
 from safegene.vectors.vector import read_surrogates, read_vector

@@ -146,7 +146,7 @@ def test_a_changed_surrogate_is_refused(tmp_path):
 def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
     from safegene.datasets.prompts import read_prompts
     from safegene.models.loading import load_tokenizer
-    from safegene.repair.fitting import measure_shots
+    from safegene.repair.divergence import measure_shots
     from safegene.repair.shots import evenly_spaced, shots_from_teacher
     from safegene.tiny.build import build
 

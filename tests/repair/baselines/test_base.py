@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.patching import add_patch, patched
 from safegene.repair.baselines import Candidate, repair
-from safegene.repair.baselines.base import chosen, compose, exact, objective
+from safegene.repair.baselines.base import best_of, compose, exact, validation_objective
 from safegene.repair.baselines.enchtable import EnchTableParams
 from safegene.repair.baselines.finetune import FinetuneParams
 from safegene.repair.baselines.one_shot import OneShotParams
@@ -97,20 +97,20 @@ def test_the_choice_is_the_best_on_the_validation_shots(case) -> None:
     def make(gamma: float) -> Candidate:
         return Candidate({name: one.scaled(gamma) for name, one in case.safety.items()}, 0, {"gamma": gamma})
 
-    found = chosen(case, (0.0, 1.0, 3.0), make)
+    found = best_of(case, (0.0, 1.0, 3.0), make)
     reached = dict(map(tuple, found.facts["validation"]))
-    assert reached == {gamma: objective(case, make(gamma).patch) for gamma in (0.0, 1.0, 3.0)}
+    assert reached == {gamma: validation_objective(case, make(gamma).patch) for gamma in (0.0, 1.0, 3.0)}
     assert found.facts["gamma"] == min(reached, key=reached.get)
     assert found.trained == 1
 
 
-def test_what_is_not_a_number_is_never_chosen(case) -> None:
+def test_what_is_not_a_number_is_never_best_of(case) -> None:
     def make(value: float) -> Candidate:
         return Candidate({name: one.scaled(value) for name, one in case.safety.items()}, 0, {"value": value})
 
-    assert chosen(case, (float("nan"), 0.0), make).facts["value"] == 0.0
+    assert best_of(case, (float("nan"), 0.0), make).facts["value"] == 0.0
     with pytest.raises(EmptySample, match="values"):
-        chosen(case, (), make)
+        best_of(case, (), make)
 
 
 def test_errors_say_what_is_lacking(case) -> None:

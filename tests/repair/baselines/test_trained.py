@@ -10,12 +10,13 @@ from safegene.errors import EmptySample, TensorMissing
 from safegene.models.device import one_thread
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.repair.baselines import repair
-from safegene.repair.baselines.base import objective
+from safegene.repair.baselines.base import validation_objective
 from safegene.repair.baselines.finetune import FinetuneParams, cross_entropy
 from safegene.repair.baselines.one_shot import OneShotParams
 from safegene.repair.baselines.salora import constrain, directions
-from safegene.repair.fitting import Shot, make_shots, next_token_log_probs
-from safegene.repair.training import encode_row, lora, supervised
+from safegene.repair.lora import lora
+from safegene.repair.shots import Shot, make_shots, next_token_log_probs
+from safegene.repair.training import encode_row, supervised
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, lookalikes
 from safegene.tiny.model import matrices
@@ -34,8 +35,8 @@ def test_a_fine_tune_improves_on_the_validation_shots(case, loss) -> None:
     found = repair(settings, one)
     history = dict(map(tuple, found.facts["validation"]))
     reached = history[found.facts["steps"]]
-    assert reached == min(history.values()) < history[0] == pytest.approx(objective(one, {}))
-    assert objective(one, found.patch) == pytest.approx(reached, rel=1e-3)
+    assert reached == min(history.values()) < history[0] == pytest.approx(validation_objective(one, {}))
+    assert validation_objective(one, found.patch) == pytest.approx(reached, rel=1e-3)
     assert found.trained == sum(2 * sum(case.target(name).shape) for name in case.names)
 
 
@@ -134,12 +135,12 @@ def tiny():
 
 def test_the_tiny_family_is_repaired_a_little_in_a_few_steps(tiny) -> None:
     case, _ = tiny
-    before, start = state(case.model), objective(case, {})
+    before, start = state(case.model), validation_objective(case, {})
     for settings in (
         SETTINGS.model_copy(update={"steps": 6, "measure_every": 3}),
         OneShotParams(steps=4, tries=2, trial_steps=2, learning_rate=1e-2),
     ):
-        assert objective(case, repair(settings, case).patch) <= start
+        assert validation_objective(case, repair(settings, case).patch) <= start
     assert repair(SETTINGS.model_copy(update={"steps": 6, "measure_every": 3}), case).facts["steps"] > 0
     assert unchanged(case.model, before)
 

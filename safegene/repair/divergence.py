@@ -1,0 +1,110 @@
+"""How far a model's predictions are from its shots' teachers: KL divergence, in nats per response token.
+
+For a shot with teacher p over t response tokens and a model q, with v in the vocabulary:
+``KL = 1/t sum_i sum_v p_i(v) (log p_i(v) - log q_i(v))``.
+The objective of distillation and calibration is a weighted sum, over the kinds of shots, of the mean KL (SafeGene,
+arXiv 2606.06519).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from safegene.models.device import bf16_autocast
+from safegene.repair.shots import SHOT_KINDS, Shot, next_token_log_probs
+from safegene.workspace.params import CalibrateParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ShotLosses:
+    """How far a model is from the shots' teachers.
+
+    Attributes:
+        loss: kind -> mean KL, nats per token.
+        changed: kind -> share (0..1) of shots where some greedy token differs from the teacher's.
+    """
+
+    loss: Mapping[str, float]
+    changed: Mapping[str, float]
+
+    def weighted_objective(self, weights: Mapping[str, float]) -> float:
+        """Sum over kinds of weight x mean KL."""
+        return sum(weights.get(kind, 0.0) * loss for kind, loss in self.loss.items())
+
+
+def term_weights(params: CalibrateParams) -> dict[str, float]:
+    """Kind of shot -> weight of its term of the objective."""
+    return dict(zip(SHOT_KINDS, (params.safety_weight, params.benign_weight, params.task_weight), strict=True))
+
+
+def divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> tuple[Tensor, Tensor]:
+    """KL(teacher || model) at every response token, (batch, t), in nats, and the mask (batch, t) of tokens that count.
+
+    Shorter replies are padded on the left; their padding has KL 0 and mask False.
+    """
+    keep = max(len(shot.teacher) for shot in shots)
+    student = next_token_log_probs(model, [shot.ids for shot in shots], keep)
+    teacher = torch.zeros_like(student)
+    mask = torch.zeros(student.shape[:2], dtype=torch.bool, device=student.device)
+    for at, shot in enumerate(shots):
+        teacher[at, keep - len(shot.teacher) :] = shot.teacher.to(student.device)
+        mask[at, keep - len(shot.teacher) :] = True
+    kl = (teacher.exp() * (teacher - student)).sum(-1)
+    return kl.masked_fill(~mask, 0.0), mask
+
+
+def mean_divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> Tensor:
+    """() mean KL(teacher || model) per response token of a batch, in nats; every token weighs the same."""
+    kl, mask = divergence(model, shots)
+    return kl.sum() / mask.sum()
+
+
+def batch_objective(
+    model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapping[str, float], slack: float = 0.0
+) -> Tensor:
+    """() weighted sum over kinds of the mean over shots of the mean KL per token, with a gradient.
+
+    Without slack it is what `measure_shots` measures and `ShotLosses.weighted_objective` sums up.
+
+    Args:
+        model: the student.
+        batch: shots, of any kinds.
+        weights: kind -> weight of its term.
+        slack: nats per token; a safety shot costs ``max(0, KL - slack)``. Safety is then a constraint to be met, and
+            benign behaviour is not traded for more of it.
+    """
+    with bf16_autocast(model):
+        kl, mask = divergence(model, batch)
+    safety = torch.tensor([shot.kind == "safety" for shot in batch], device=kl.device)
+    per_shot = kl.sum(1) / mask.sum(1)
+    per_shot = torch.where(safety, (per_shot - slack).relu(), per_shot)
+    kinds = sorted({shot.kind for shot in batch})
+    terms = [weights[k] * per_shot[torch.tensor([shot.kind == k for shot in batch])].mean() for k in kinds]
+    return torch.stack(terms).sum()
+
+
+@torch.no_grad()
+def measure_shots(model: "PreTrainedModel", shots: Sequence[Shot], *, batch_size: int = 128) -> ShotLosses:
+    """Mean KL and share of changed replies, per kind of shot, of a model as it is now."""
+    loss: dict[str, list[float]] = {}
+    changed: dict[str, list[float]] = {}
+    for start in range(0, len(shots), batch_size):
+        batch = shots[start : start + batch_size]
+        keep = max(len(shot.teacher) for shot in batch)
+        student = next_token_log_probs(model, [shot.ids for shot in batch], keep).cpu()
+        for shot, row in zip(batch, student, strict=True):
+            log_probs = row[keep - len(shot.teacher) :]
+            kl = (shot.teacher.exp() * (shot.teacher - log_probs)).sum(-1).mean()
+            same = bool((log_probs.argmax(-1) == shot.teacher.argmax(-1)).all())
+            loss.setdefault(shot.kind, []).append(float(kl))
+            changed.setdefault(shot.kind, []).append(float(not same))
+    return ShotLosses(
+        {kind: sum(values) / len(values) for kind, values in loss.items()},
+        {kind: sum(values) / len(values) for kind, values in changed.items()},
+    )

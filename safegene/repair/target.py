@@ -1,0 +1,110 @@
+"""The repair of one target: by fitted coefficients of the safety vector, or by a baseline."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from safegene.models.patching import low_rank_hooks
+from safegene.repair.baselines import repair
+from safegene.repair.baselines.base import Case
+from safegene.repair.coefficients import new_coefficients
+from safegene.repair.divergence import ShotLosses, measure_shots, term_weights
+from safegene.repair.fitting import Fitted, fit_coefficients
+from safegene.repair.shots import Shots
+from safegene.vectors.linalg import Patch
+from safegene.workspace.params import CalibrateParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+ALREADY_SAFE = "the target answers safety prompts as the aligned model does"
+NO_IMPROVEMENT = "no coefficients that were tried improve on the target as it is"
+UNCHANGED = 0.02  # share of safety replies that differ from the aligned model's, up to which nothing is repaired
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """What repairing a target gave.
+
+    Attributes:
+        fitted: the change, its coefficients and how they were reached; None where the target is left as it is.
+        before: the unrepaired target on the validation shots.
+        after: the repaired one.
+        reason: why it was not repaired; empty when it was.
+        facts: what a baseline chose.
+    """
+
+    fitted: Fitted | None
+    before: ShotLosses
+    after: ShotLosses
+    reason: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def fit_target(
+    params: CalibrateParams, model: "PreTrainedModel", numbers: float, patch: Patch, shots: Shots
+) -> RepairResult:
+    """Fit the coefficients of a target, or leave it as it is where it needs no repair or none helps.
+
+    The objective decides: the weighted KL on the validation shots must be lower than the unrepaired target's.
+
+    Args:
+        params: of the fit.
+        model: the target in evaluation mode; its weights are never changed.
+        numbers: the most numbers that the adapter may hold.
+        patch: the safety vector's factors.
+        shots: of both splits.
+
+    Raises:
+        ParamsError: ``numbers`` are too few for one matrix.
+        EmptySample: a kind of shot with a weight has no shots.
+    """
+    weights, before = term_weights(params), measure_shots(model, shots["validation"])
+    if before.changed["safety"] <= UNCHANGED:
+        return _not_repaired(before, ALREADY_SAFE)
+
+    def on_measure(step: int, losses: ShotLosses) -> None:
+        log.info("step %d of %d: objective %.3f", step, params.steps, losses.weighted_objective(weights))
+
+    coefficients = new_coefficients(params, patch, numbers)
+    fitted = fit_coefficients(params, model, coefficients, shots["fit"], shots["validation"], on_measure=on_measure)
+    with torch.no_grad(), coefficients.hooked(model):
+        after = measure_shots(model, shots["validation"])
+    if not after.weighted_objective(weights) < before.weighted_objective(weights):  # also when it is not a number
+        return _not_repaired(before, NO_IMPROVEMENT)
+    return RepairResult(fitted, before, after, "")
+
+
+def run_baseline(params: CalibrateParams, case: Case) -> RepairResult:
+    """The repair of ``params.baseline``, accepted even where it is worse than the unrepaired target.
+
+    Its ``history`` has two measurements, at "steps" 0 and 1: before and after the repair.
+    """
+    assert params.baseline is not None
+    before = measure_shots(case.model, case.shots["validation"])
+    if before.changed["safety"] <= UNCHANGED:
+        return _not_repaired(before, ALREADY_SAFE)
+    candidate = repair(params.baseline, case)
+    if not candidate.patch:
+        return _not_repaired(before, f"{params.baseline.method} changes nothing")
+    with low_rank_hooks(case.model, candidate.patch, dict.fromkeys(candidate.patch, torch.ones(()))):
+        after = measure_shots(case.model, case.shots["validation"])
+    fitted = Fitted(
+        patch=candidate.patch,
+        coefficients={},
+        direction_sizes={name: (1.0,) for name in candidate.patch},
+        alphas=dict.fromkeys(candidate.patch, 1.0),
+        trained=candidate.trained,
+        steps=1,
+        history=((0, before.weighted_objective(case.weights)), (1, after.weighted_objective(case.weights))),
+    )
+    return RepairResult(fitted, before, after, "", candidate.facts)
+
+
+def _not_repaired(before: ShotLosses, reason: str) -> RepairResult:
+    log.warning("not repaired: %s", reason)
+    return RepairResult(None, before, before, reason)
