@@ -43,12 +43,12 @@ def test_the_makefile_builds_the_same(pages: list[Path]) -> None:
 
 
 def test_the_gate_page_says_how_many_prompts_a_pass_needs() -> None:
-    from safegene.gate.decision import share
+    from safegene.gate.decision import level_share
     from safegene.gate.statistics import betting_upper
 
-    page = (ROOT / "docs" / "explanation" / "gate.md").read_text(encoding="utf-8")
+    page = " ".join((ROOT / "docs" / "explanation" / "gate.md").read_text(encoding="utf-8").split())
     found = re.search(r"margin of 5 points after (\d+) behaviours and one of 2 points after (\d+) task", page)
     assert found is not None
     for asked, margin in zip(map(int, found.groups()), (0.05, 0.02), strict=True):
-        level = 0.05 * share(1)
+        level = 0.05 * level_share(1)
         assert betting_upper([0.0] * asked, level) <= margin < betting_upper([0.0] * (asked - 15), level)
