@@ -1,4 +1,4 @@
-"""Safetensors shards, written as a stream: first the headers, then one tensor at a time.
+"""Safetensors shards, written as a stream: a shard's header, then one tensor at a time.
 
 Equal plans and tensors give equal bytes.
 """

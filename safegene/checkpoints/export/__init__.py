@@ -1,1 +1,1 @@
-"""What leaves the pipeline: a PEFT adapter, a merged checkpoint, a model card."""
+"""Exports of a repair: a PEFT adapter, a merged checkpoint, a model card."""

@@ -1,4 +1,4 @@
-"""The repair as a PEFT LoRA adapter that ``peft`` and vLLM load on the unmodified target."""
+"""A repair as a PEFT LoRA adapter, which ``peft`` and vLLM load on the unmodified model."""
 
 import json
 from collections.abc import Mapping
@@ -9,33 +9,33 @@ from safegene.checkpoints.adapter import CONFIG, WEIGHTS, Adapter
 from safegene.errors import CheckpointError
 from safegene.vectors.linalg import LowRank, Patch, concat
 
-SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values vLLM takes for max_lora_rank
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM accepts as max_lora_rank
 
 
 def write_adapter(patch: Patch, *, base_model: str, out: Path, own: Adapter | None = None) -> dict[str, Any]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` (fp32) into ``out``; equal input, equal bytes.
 
-    ``dW = [up_own up] @ [down_own; down]``: for a LoRA target the adapter is the exact concatenation with the target's
-    own (its scale folded into ``up_own``) and loads on the *base*; otherwise it loads on the target. Every scale is
-    in the factors, so alpha / r = 1 for every matrix, whatever its rank.
+    For a LoRA target the adapter is the exact concatenation of the target's own adapter and the repair,
+    ``dW = [up_own up] @ [down_own; down]``, and loads on the *base*; otherwise it loads on the target. Every scale is
+    multiplied into the factors, so that alpha / r = 1 for each matrix.
 
     Args:
-        patch: matrix name -> change, coefficients already in it.
-        base_model: what the adapter loads on; it goes into the config.
-        out: the folder; made if absent.
+        patch: matrix name -> change, with its coefficients.
+        base_model: the model that the adapter loads on, for the config.
+        out: the folder; created where it is missing.
         own: the target's own adapter.
 
     Returns:
-        ``extra_parameters`` (numbers that the repair adds), ``parameters`` (of the adapter), ``rank`` (largest),
-        ``matrices``, ``served_rank`` (the ``max_lora_rank`` that vLLM needs, null if too large).
+        ``extra_parameters`` (of the repair), ``parameters`` (of the adapter), ``rank`` (the largest), ``matrices``
+        (their number), ``served_rank`` (the ``max_lora_rank`` that vLLM needs; None where the rank is too large).
 
     Raises:
-        CheckpointError: there is no change to write, or one that is no ``<module>.weight``.
+        CheckpointError: there is no change, or a name is not of the form ``<module>.weight``.
     """
-    whole = concatenate_factors(patch, own)
-    if not whole or (odd := [name for name in whole if not name.endswith(".weight")]):
-        raise CheckpointError(f"expected changes of <module>.weight, got {odd[:1] if whole else 'none'}, for {out}")
-    modules = {name.removesuffix(".weight"): change for name, change in sorted(whole.items())}
+    changes = concatenate_factors(patch, own)
+    if not changes or (odd := [name for name in changes if not name.endswith(".weight")]):
+        raise CheckpointError(f"expected changes of <module>.weight, got {odd[:1] if changes else 'none'}, for {out}")
+    modules = {name.removesuffix(".weight"): change for name, change in sorted(changes.items())}
     out.mkdir(parents=True, exist_ok=True)
     config = _config({module: change.rank for module, change in modules.items()}, base_model)
     (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -51,7 +51,7 @@ def write_adapter(patch: Patch, *, base_model: str, out: Path, own: Adapter | No
 
 
 def concatenate_factors(patch: Patch, own: Adapter | None) -> dict[str, LowRank]:
-    """Matrix name -> ``own + patch``, exact: factors side by side, own first."""
+    """Matrix name -> the exact sum ``own + patch``, as concatenated factors, the target's own first."""
     first = own.patch() if own else {}
     names = sorted({*first, *patch})
     return {name: concat([part[name] for part in (first, patch) if name in part]) for name in names}

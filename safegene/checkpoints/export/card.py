@@ -1,4 +1,4 @@
-"""The model card (``README.md``) of an exported repair: what it is, the verdict's figures, and what they do not say."""
+"""The model card (``README.md``) of an exported repair: the adapter, the verdict's figures, and their limits."""
 
 import re
 from collections.abc import Mapping
@@ -32,14 +32,14 @@ def model_card(
     verdict: Mapping[str, Any] | None = None,
     lineage: Mapping[str, str | None] | None = None,
 ) -> str:
-    """The card as Markdown with YAML front matter; every value is escaped, wherever it came from.
+    """The card as Markdown with YAML front matter; every value is escaped.
 
     Args:
         target: the fine-tune's name.
-        base_model: what the adapter loads on: a Hub id, or another source.
+        base_model: the model that the adapter loads on: a Hub id, or another source.
         adapter: what `safegene.checkpoints.export.adapter.write_adapter` returned.
-        verdict: the payload of ``verdict.json``; None says "not gated".
-        lineage: what it was made from: word -> digest.
+        verdict: the payload of ``verdict.json``; None where the repair was not gated.
+        lineage: name of an input -> its digest.
     """
     parts = [
         _front_matter(base_model),
@@ -61,7 +61,7 @@ def model_card(
 def _front_matter(base_model: str) -> str:
     hub = re.fullmatch(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@[\w./-]+)?", base_model)
     meta: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "safety", "safegene"]}
-    if hub:  # the Hub takes only its own ids here
+    if hub:  # the Hub accepts only its own ids here
         meta |= {"base_model": hub[1], "base_model_relation": "adapter"}
     return f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n"
 

@@ -1,7 +1,7 @@
-"""A checkpoint with its repair merged in: ``W' = store(W + dW)``, streamed, with what rounding leaves of every dW.
+"""A merged checkpoint, ``W' = round(W + dW)``, streamed, and the share of each dW that is left after rounding.
 
 Peak memory: one matrix in fp32, its change, and their sum. bf16 erases small changes (at ‖dW‖/‖W‖ = 0.0003 four fifths
-of it), so a merge that loses more than `MIN_SURVIVAL` allows is refused unless asked for.
+of them), so a merge that keeps less than `MIN_SURVIVAL` is refused unless it is asked for.
 """
 
 import json
@@ -52,14 +52,14 @@ def merge(
     lossy: bool = False,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> MergedCheckpoint:
-    """Write the merged checkpoint; ``out`` appears whole or not at all.
+    """Write the merged checkpoint atomically.
 
     Args:
         checkpoint: W, (out, in) per matrix.
         patch: matrix name -> change; summed with W in fp32.
         out: a new folder.
         dtype: how every tensor is stored: ``float32`` or ``bfloat16``.
-        lossy: merge though rounding erases much of the change.
+        lossy: merge although rounding erases much of the change.
         max_shard_bytes: of one shard.
 
     Raises:
@@ -86,7 +86,7 @@ def merge(
 def _write(
     checkpoint: Checkpoint, patch: Patch, out: Path, dtype: torch.dtype, most: int
 ) -> dict[str, tuple[float, float]]:
-    """Stream the weights; matrix -> (survival, energy of its change)."""
+    """Write the weights; matrix name -> (survival, energy of its change)."""
     survival = {}
     plan = [(name, spec.shape) for name, spec in checkpoint.specs.items()]
     with ShardedWriter(out, plan, dtype=dtype, max_shard_bytes=most) as writer:
@@ -126,7 +126,7 @@ def _require_fit(checkpoint: Checkpoint, patch: Patch) -> None:
 
 
 def _copy_rest(checkpoint: Checkpoint, out: Path, dtype: str) -> None:
-    """Tokenizer and configs as they are, but for the dtype."""
+    """Copy tokenizer and configs; only the dtype changes."""
     for name in checkpoint.files:
         if name not in (INDEX, "config.json") and not name.endswith(".safetensors"):
             shutil.copyfile(checkpoint.root / name, out / name)

@@ -1,8 +1,8 @@
-"""Where checkpoints come from: a URI to a verified copy in the content-addressed cache, and what is new in a place.
+"""Sources of checkpoints: a URI is fetched into a verified copy in the content-addressed cache.
 
-``file://FOLDER``, ``hf://ORG/MODEL[@REVISION]``, ``s3://BUCKET/PREFIX``, ``tiny://NAME[?seed=N]``. The law: only files
-of a checkpoint are copied (see `wanted`); they are verified (see `safegene.checkpoints`) before the copy gets its name,
-which is the digest of its content; a copy that has its name is complete. No URI carries a secret: one that does is
+``file://FOLDER``, ``hf://ORG/MODEL[@REVISION]``, ``s3://BUCKET/PREFIX``, ``tiny://NAME[?seed=N]``, and the schemes of
+plug-ins. Only files of a checkpoint are copied (see `wanted`). They are verified (see `safegene.checkpoints`) before
+the copy is renamed to the digest of its content, so a copy with that name is complete. A URI that holds a secret is
 refused.
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints below a prefix of an S3 bucket, downloaded so that a broken download continues where it stopped.
+"""Checkpoints in S3 buckets: ``s3://BUCKET/PREFIX``. A download that breaks off is resumed.
 
 Credentials and endpoint come from boto3's standard chain (``AWS_*``, ``~/.aws``, ``AWS_ENDPOINT_URL``).
 """
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BLOCK = 1 << 20  # bytes
-PROGRESS_EVERY = 256 * BLOCK  # bytes between two words on progress
-ATTEMPTS = 5  # in a row that bring no byte
+PROGRESS_EVERY = 256 * BLOCK  # bytes between two log lines
+ATTEMPTS = 5  # in a row without a new byte
 log = logging.getLogger(__name__)
 
 
 class BucketSource:
-    """One prefix."""
+    """The checkpoint below a prefix."""
 
     def __init__(self, place: SourceURI) -> None:
         self.place = place
@@ -36,14 +36,14 @@ class BucketSource:
 
     def fingerprint(self) -> str:
         """Digest of the checkpoint's names, etags and sizes."""
-        return digest_json({name: list(found) for name, found in self._objects.items() if is_checkpoint_file(name)})
+        return digest_json({name: list(entry) for name, entry in self._objects.items() if is_checkpoint_file(name)})
 
     def sizes(self) -> Mapping[str, int]:
         """Objects directly below the prefix -> bytes."""
         return {name: size for name, (_, size) in self._objects.items()}
 
     def copy(self, names: tuple[str, ...], into: Path) -> None:
-        """Download each object into ``NAME.part`` and rename it when it is complete."""
+        """Download each object into ``NAME.part``, and rename it when it is complete."""
         client = new_client()
         for name in names:
             etag, size = self._objects[name]
@@ -52,14 +52,14 @@ class BucketSource:
                     self._download(client, name, etag, size, into / name)
 
     def _download(self, client: "S3Client", name: str, etag: str, size: int, path: Path) -> None:
-        part, fruitless = path.with_name(f"{name}.part"), 0
+        part, failures = path.with_name(f"{name}.part"), 0
         part.touch()
         while (have := part.stat().st_size) < size:
             try:
                 self._append(client, name, etag, have, part)
             except _broken():
-                fruitless = fruitless + 1 if part.stat().st_size == have else 0
-                if fruitless == ATTEMPTS:
+                failures = failures + 1 if part.stat().st_size == have else 0
+                if failures == ATTEMPTS:
                     raise
         if have != size:
             part.unlink()
@@ -71,7 +71,7 @@ class BucketSource:
         if reply["ETag"].strip('"') != etag:
             raise SourceError(
                 f"expected {name} with etag {etag}, got {reply['ETag']}, from {redact(self.place.uri)}",
-                remedy="it changed while it was fetched: run again when the upload is done",
+                remedy="it changed during the download: run again when the upload is complete",
             )
         with part.open("ab") as file:
             for block in reply["Body"].iter_chunks(BLOCK):
@@ -81,29 +81,29 @@ class BucketSource:
 
     @cached_property
     def _objects(self) -> dict[str, tuple[str, int]]:
-        found: dict[str, tuple[str, int]] = {}
+        objects: dict[str, tuple[str, int]] = {}
         with translate_s3_errors(self.place.uri):
             pages = new_client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.place.bucket, Prefix=self.prefix, Delimiter="/"):
                 for item in page.get("Contents", []):
-                    found[item["Key"].removeprefix(self.prefix)] = (item["ETag"].strip('"'), item["Size"])
-        if not any(map(is_checkpoint_file, found)):
-            raise SourceError(f"expected a checkpoint, got {sorted(found)[:5]}, in {redact(self.place.uri)}")
-        return found
+                    objects[item["Key"].removeprefix(self.prefix)] = (item["ETag"].strip('"'), item["Size"])
+        if not any(map(is_checkpoint_file, objects)):
+            raise SourceError(f"expected a checkpoint, got {sorted(objects)[:5]}, in {redact(self.place.uri)}")
+        return objects
 
 
 def folders_of(place: SourceURI) -> list[str]:
-    """Names directly below a prefix that have something below them, sorted."""
+    """The names of the folders directly below a prefix, sorted."""
     prefix = f"{place.path}/" if place.path else ""
     with translate_s3_errors(place.uri):
         pages = new_client().get_paginator("list_objects_v2")
         listed = pages.paginate(Bucket=place.bucket, Prefix=prefix, Delimiter="/")
-        found = [item["Prefix"] for page in listed for item in page.get("CommonPrefixes", [])]
-    return sorted(name.removeprefix(prefix).strip("/") for name in found)
+        prefixes = [item["Prefix"] for page in listed for item in page.get("CommonPrefixes", [])]
+    return sorted(name.removeprefix(prefix).strip("/") for name in prefixes)
 
 
 def read_small(place: SourceURI, name: str, most: int) -> bytes:
-    """A small object below a prefix, at most ``most`` bytes of it."""
+    """The first ``most`` bytes of an object below a prefix."""
     key = f"{place.path}/{name}" if place.path else name
     with translate_s3_errors(place.uri):
         reply = new_client().get_object(Bucket=place.bucket, Key=key, Range=f"bytes=0-{most - 1}")
@@ -111,7 +111,7 @@ def read_small(place: SourceURI, name: str, most: int) -> bytes:
 
 
 def new_client() -> "S3Client":
-    """An S3 client from the standard chain; path-style addresses, which every S3 server understands."""
+    """An S3 client from the standard chain, with path-style addresses, which every S3 server supports."""
     import boto3
     from botocore.config import Config
 
@@ -121,7 +121,7 @@ def new_client() -> "S3Client":
 
 @contextmanager
 def translate_s3_errors(uri: str) -> Iterator[None]:
-    """Turn boto's exceptions into one sentence without secrets."""
+    """Raise `SourceError` without secrets in place of boto's exceptions."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
@@ -137,26 +137,26 @@ def translate_s3_errors(uri: str) -> Iterator[None]:
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    """What a connection that broke while a body was read raises."""
-    from botocore.exceptions import HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+    """The exceptions of a connection that breaks while a body is read."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
     from urllib3.exceptions import HTTPError
 
-    return (HTTPClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError, OSError)
+    return (HTTPClientError, IncompleteReadError, HTTPError, OSError)
 
 
 def parse(uri: str, rest: str) -> SourceURI | None:
-    """``s3://BUCKET/PREFIX``."""
-    found = re.fullmatch(r"([a-z0-9][a-z0-9.-]{1,62})(?:/([^?#\s]*))?", rest)
-    return SourceURI(uri, "s3", (found[2] or "").strip("/"), bucket=found[1]) if found else None
+    """Parse ``s3://BUCKET/PREFIX``."""
+    match = re.fullmatch(r"([a-z0-9][a-z0-9.-]{1,62})(?:/([^?#\s]*))?", rest)
+    return SourceURI(uri, "s3", (match[2] or "").strip("/"), bucket=match[1]) if match else None
 
 
 def children(place: SourceURI) -> dict[str, Callable[[], object]]:
-    """Every prefix directly below."""
+    """The URI of every folder directly below -> its check."""
     base = f"s3://{place.bucket}/{place.path}".rstrip("/")
     places = [
         SourceURI(f"{base}/{name}", "s3", f"{place.path}/{name}".strip("/"), place.bucket) for name in folders_of(place)
     ]
-    return {one.uri: partial(_check, one) for one in places if not re.search(r"[\s?#]", one.uri)}
+    return {child.uri: partial(_check, child) for child in places if not re.search(r"[\s?#]", child.uri)}
 
 
 def _check(place: SourceURI) -> None:

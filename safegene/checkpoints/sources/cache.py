@@ -1,8 +1,8 @@
-"""Verified copies by content, what a source held when it was fetched, and digests of files that have not changed since.
+"""The cache of checkpoints, below `safegene.workspace.layout.cache_folder`.
 
-Below `safegene.workspace.layout.cache_folder`: ``checkpoints/<hex>/`` (a copy has that name only when it is complete),
-``sources/<hex>.json`` (source and fingerprint -> digest), ``parts/<hex>/`` (unfinished downloads, kept to resume), and
-``stats/<device>-<inode>.json`` (size and times -> digest).
+``checkpoints/<hex>/`` holds complete copies by the digest of their content, ``parts/<hex>/`` downloads to be resumed,
+``sources/<hex>.json`` what a source held when it was fetched, and ``stats/<device>-<inode>.json`` digests of files that
+have not changed since.
 """
 
 import json
@@ -17,7 +17,7 @@ from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_file, digest_json
 from safegene.workspace.layout import cache_folder
 
-SETTLED_S = 2.0  # a file changed within this time could change again within one tick of its clock
+SETTLED_S = 2.0  # a file that changed more recently could change again without a new time stamp
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class CachedCheckpoint:
         root: its folder in the cache.
         kind: a full checkpoint, or a LoRA adapter.
         digest: of ``files``.
-        files: name -> digest of its bytes.
-        fingerprint: what the source held when it was copied.
+        files: file name -> digest.
+        fingerprint: of the source when it was copied.
     """
 
     root: Path
@@ -40,24 +40,24 @@ class CachedCheckpoint:
 
 
 def cached_folder(digest: str) -> Path:
-    """Where the copy with that digest is, or would be."""
+    """The folder of the copy with that digest, whether it exists or not."""
     return cache_folder() / "checkpoints" / digest.removeprefix(PREFIX)
 
 
 def download_folder(uri: str, fingerprint: str) -> Path:
-    """Where an unfinished download of exactly this content is kept."""
+    """The folder of an incomplete download of exactly this content."""
     return cache_folder() / "parts" / digest_bytes(f"{uri}\n{fingerprint}".encode()).removeprefix(PREFIX)[:32]
 
 
 def is_intact(root: Path, files: Mapping[str, str]) -> bool:
-    """Whether ``root`` holds exactly ``files``, byte for byte (files unchanged since they were read are not reread)."""
+    """Whether ``root`` holds exactly ``files``; a file that has not changed since it was read is not read again."""
     if not root.is_dir() or {path.name for path in root.iterdir()} != set(files):
         return False
     return all(not (root / name).is_symlink() and known_digest(root / name) == got for name, got in files.items())
 
 
 def store_download(part: Path, files: Mapping[str, str]) -> Path:
-    """Give a complete, verified download its name; a copy that is there and intact stays, a damaged one goes."""
+    """Move a complete, verified download to its place; an intact copy there is kept, a damaged one is replaced."""
     home = cached_folder(digest_json(dict(files)))
     home.parent.mkdir(parents=True, exist_ok=True)
     if home.exists() and not is_intact(home, files):
@@ -70,13 +70,13 @@ def store_download(part: Path, files: Mapping[str, str]) -> Path:
 
 
 def note_source(uri: str, local: CachedCheckpoint) -> None:
-    """Note what a source held, so that fetching the same content again needs no bytes."""
+    """Record what a source held, so that the same content is not downloaded again."""
     value = {"fingerprint": local.fingerprint, "digest": local.digest, "kind": local.kind, "files": dict(local.files)}
     write_file(_note(uri, local.fingerprint), canonical_json(value))
 
 
 def find_cached(uri: str, fingerprint: str) -> CachedCheckpoint | None:
-    """The intact copy of what the source holds now, if there is one."""
+    """The intact copy of the content with that fingerprint; None where there is none."""
     note = _read(_note(uri, fingerprint))
     if note is None or digest_json(note["files"]) != note["digest"]:
         return None
@@ -85,9 +85,9 @@ def find_cached(uri: str, fingerprint: str) -> CachedCheckpoint | None:
 
 
 def known_digest(path: Path) -> str:
-    """The file's sha256, not read again while its inode, size and times are what they were."""
+    """The file's digest; the file is not read again while its inode, size and times are unchanged."""
     before = _identity(path)
-    note_path = cache_folder() / "stats" / f"{before[4]:x}-{before[3]:x}.json"  # a renamed file stays the same file
+    note_path = cache_folder() / "stats" / f"{before[4]:x}-{before[3]:x}.json"  # unchanged by a rename
     note = _read(note_path)
     if note is not None and note["identity"] == before:
         return str(note["digest"])
@@ -98,7 +98,7 @@ def known_digest(path: Path) -> str:
 
 
 def digests(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Name -> digest of each named file."""
+    """File name -> digest."""
     return {name: known_digest(root / name) for name in sorted(names)}
 
 
@@ -112,7 +112,7 @@ def _note(uri: str, fingerprint: str) -> Path:
 
 
 def _read(path: Path) -> Any:
-    """A note, or None: a lost or damaged note only means that the work is done again."""
+    """The content of a note; None where it is lost or damaged, so that the work is done again."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Checkpoints found directly below a folder, a prefix or an organisation of the Hub: what ``watch`` looks at.
+"""Checkpoints directly below a folder, a prefix or an organisation of the Hub, for ``safegene watch``.
 
-A place counts once it is complete: a config, and weights whose headers (or whose whole shard list) are there. A folder
-that someone is still writing does not count yet; why something did not count is said by `survey`.
+A checkpoint is discovered once it is complete: a config, and weights whose headers or listed shards are all there. A
+folder that is still being written is skipped; `discover` returns the reason.
 """
 
 import re
@@ -15,7 +15,7 @@ from safegene.workspace.digest import PREFIX, digest_bytes
 
 
 class DiscoveredCheckpoint(NamedTuple):
-    """A checkpoint that is there: a name for the target, its URI, and what it holds."""
+    """A complete checkpoint: a name for the target, its URI, and the fingerprint of its content."""
 
     name: str
     uri: str
@@ -23,27 +23,27 @@ class DiscoveredCheckpoint(NamedTuple):
 
 
 def discover(uri: str) -> tuple[list[DiscoveredCheckpoint], dict[str, str]]:
-    """The complete checkpoints directly below a place, sorted by name, and name -> why another did not count.
+    """The complete checkpoints directly below a place, sorted by name, and name -> why another one is skipped.
 
     Raises:
-        SourceError: there is no such place, or it does not answer.
+        SourceError: there is no such place, it cannot be watched, or it does not answer.
     """
     place = parse(uri)
     children = scheme_named(place.scheme).children
     if children is None:
         raise SourceError(f"expected a folder, prefix or organisation to watch, got {redact(uri)}")
-    found, skipped = [], {}
+    checkpoints, skipped = [], {}
     for child, require_complete in children(place).items():
         name = target_name(unquote(child).rstrip("/").rsplit("/", 1)[-1])
         try:
             require_complete()
-            found.append(DiscoveredCheckpoint(name, child, fingerprint(child)))
+            checkpoints.append(DiscoveredCheckpoint(name, child, fingerprint(child)))
         except (SafegeneError, OSError) as error:
             skipped[name] = str(error)
-    return sorted(found), skipped
+    return sorted(checkpoints), skipped
 
 
 def target_name(name: str) -> str:
-    """A name that targets may have; one that had to be changed gets a mark of the original, so that two stay two."""
+    """A valid target name. Where ``name`` must be changed, a hash of it is appended, so that names stay distinct."""
     plain = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")[:50] or "target"
     return plain if plain == name else f"{plain}-{digest_bytes(name.encode()).removeprefix(PREFIX)[:6]}"

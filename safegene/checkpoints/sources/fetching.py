@@ -1,4 +1,4 @@
-"""A source's files into the cache: listed, bounded, copied (a broken copy resumes), verified, named by content."""
+"""Fetch a source into the cache: list its files, check their sizes, copy them, verify the copy, name it by content."""
 
 import logging
 import shutil
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model as files.
+    """The files of a model.
 
     Attributes:
         root: a full checkpoint.
@@ -48,9 +48,9 @@ class ModelFiles:
 
 
 def fingerprint(uri: str) -> str:
-    """What a source holds now, without copying it.
+    """A text that identifies the present content of a source, without copying it.
 
-    ``file``: digest of its files; ``hf``: ``commit:<sha>``; ``s3``: digest of names, etags and sizes; ``tiny``: digest
+    ``file``: digest of the files; ``hf``: ``commit:<sha>``; ``s3``: digest of names, etags and sizes; ``tiny``: digest
     of the recipe.
 
     Raises:
@@ -60,17 +60,18 @@ def fingerprint(uri: str) -> str:
 
 
 def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> CachedCheckpoint:
-    """A verified copy of what a source holds; nothing is copied when an intact copy is there.
+    """A verified copy of a source's content; an intact copy in the cache is used.
 
     Args:
         uri: the source.
         limits: allowed size and model types.
-        expected: the digest that the copy must have. Its model type was checked when that digest was recorded.
+        expected: the digest that the copy must have; its model type was checked when the digest was recorded.
 
     Raises:
-        SourceError: it cannot be found, is too large, or does not answer.
-        CheckpointError: it breaks a rule of `safegene.checkpoints`; UnsafeCheckpoint where opening it were dangerous.
-        DigestMismatch: it holds something other than ``expected``.
+        SourceError: the source cannot be found, is too large, or does not answer.
+        CheckpointError: the checkpoint breaks a rule of `safegene.checkpoints`.
+        UnsafeCheckpoint: opening the checkpoint could run code, leave its folder or exhaust memory.
+        DigestMismatch: the source holds something else than ``expected``.
     """
     place = parse(uri)
     source = open_source(place)
@@ -88,24 +89,24 @@ def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> Cach
 
 
 def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, family: Path | None = None) -> ModelFiles:
-    """The bytes that a ``fetch`` artefact names, fetched again by digest where they are not in the cache.
+    """The files that a ``fetch`` artefact names, fetched again where they are not in the cache.
 
     Args:
         artefact: a folder with ``checkpoint.json``.
         limits: as for `fetch`.
-        family: the family's artefact, for a LoRA target: its adapter is added to the aligned model's weights.
+        family: the artefact of the aligned model, which the adapter of a LoRA target is added to.
 
     Raises:
-        ArtifactError: the artefact is unfinished, or a LoRA target came without its family.
-        StaleArtifact: the LoRA was fetched for another aligned model.
-        DigestMismatch: its source holds something else now.
+        ArtifactError: the artefact is incomplete, or ``family`` is missing for a LoRA target.
+        StaleArtifact: the adapter was fetched for another aligned model.
+        DigestMismatch: the source holds something else now.
     """
     record = read_record(artefact)
     root = _bytes(record, limits or FetchParams())
     if record.kind == "full":
         return ModelFiles(root)
     if family is None:
-        raise ArtifactError(f"expected the family of the LoRA target {artefact}, got none")
+        raise ArtifactError(f"expected the family's artefact for the LoRA target {artefact}, got none")
     base = read_record(family)
     if base.digest != record.base:
         raise StaleArtifact(
@@ -129,13 +130,13 @@ def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *
     for at, name in enumerate(names, start=1):
         log.info("%s: file %d of %d, %s, %.1f MB", redact(uri), at, len(names), name, sizes[name] / 1e6)
         source.copy((name,), part)
-    for path in part.iterdir():  # what a library left beside the files, or a file of an earlier try
+    for path in part.iterdir():  # files of a library, or of an earlier attempt
         if path.name not in names:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
         kind = _verify(part, None if known else limits.model_types)
     except SafegeneError as error:
-        shutil.rmtree(part)  # refused bytes are not kept
+        shutil.rmtree(part)  # refused files are not kept
         raise type(error)(error.message.replace(str(part), redact(uri)), remedy=error.remedy) from None
     files = cache.digests(part, names)
     local = CachedCheckpoint(cache.store_download(part, files), kind, digest_json(files), files, now)
@@ -149,7 +150,7 @@ def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> t
     if not any(name.endswith(".safetensors") for name in names):
         if pickles := sorted(name for name in sizes if name.lower().endswith(PICKLES)):
             raise UnsafeCheckpoint(
-                f"expected safetensors weights, got only {pickles[0]!r}, which opening could run code from, in {where}",
+                f"expected safetensors weights, got only {pickles[0]!r}, which can run code when opened, in {where}",
                 remedy="convert the weights to safetensors where you trust them",
             )
         raise SourceError(f"expected a checkpoint with safetensors weights, got {sorted(sizes)[:5]}, in {where}")
@@ -162,7 +163,7 @@ def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> t
     if total > free:
         raise SourceError(
             f"expected {total} bytes free in {cache_folder()}, got {free}, for {where}",
-            remedy="free some space, or point SAFEGENE_CACHE to a larger disk",
+            remedy="free some space, or set SAFEGENE_CACHE to a folder on a larger disk",
         )
     return names
 

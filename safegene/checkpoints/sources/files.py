@@ -1,4 +1,4 @@
-"""One plain file from a folder, the Hub's data sets or an S3 bucket: its bytes, and where exactly they were.
+"""One file from this machine, a data set of the Hub, or an S3 bucket, with its provenance.
 
 ``PATH`` or ``file://PATH``, ``hf://datasets/ORG/NAME[@REVISION]/FILE``, ``s3://BUCKET/KEY``. At most 256 MiB.
 """
@@ -20,12 +20,12 @@ _DATASET = re.compile(r"hf://datasets/([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+))
 
 @dataclass(frozen=True)
 class PlainFile:
-    """A file as it was found.
+    """A file and its provenance.
 
     Attributes:
-        name: without folders.
+        name: of the file, without folders.
         data: its bytes.
-        uri: where it was, for a record; empty for a file on this machine, whose place means nothing elsewhere.
+        uri: its source; "" for a file on this machine, as its path means nothing elsewhere.
         revision: the Hub's commit, else "".
     """
 
@@ -36,15 +36,15 @@ class PlainFile:
 
 
 def read_file(where: str, names: Sequence[str] = ()) -> PlainFile:
-    """The file's bytes.
+    """Read a file.
 
     Args:
         where: a path or URI.
-        names: in a local folder, the file is the only one of these names.
+        names: the names to look for where ``where`` is a local folder; exactly one of them must be there.
 
     Raises:
-        SourceError: another form, a secret in it, no such file, no answer, more than 256 MiB, or other bytes than the
-            Hub announced (of a large file; of a small one it announces none).
+        SourceError: ``where`` has another form or holds a secret; the file is missing or larger than 256 MiB; the
+            source does not answer, or sends other bytes than the Hub announced (it announces those of large files).
     """
     if redact_text(where) != where:
         raise SourceError(f"expected a source without secrets, got one in {redact(where)}")
@@ -63,13 +63,13 @@ def read_file(where: str, names: Sequence[str] = ()) -> PlainFile:
 
 def _local(path: Path, names: Sequence[str]) -> PlainFile:
     if path.is_dir():
-        found = [name for name in names if (path / name).is_file()]
-        if len(found) != 1:
+        present = [name for name in names if (path / name).is_file()]
+        if len(present) != 1:
             wanted = " or ".join(names) or "a file, not a folder"
             raise SourceError(
-                f"expected one of {wanted} in {path}, got {', '.join(found) or 'none'}", remedy="name the file itself"
+                f"expected one of {wanted} in {path}, got {', '.join(present) or 'none'}", remedy="name the file itself"
             )
-        path = path / found[0]
+        path = path / present[0]
     if not path.is_file():
         raise SourceError(f"expected a file, got none at {path}")
     _check_size(path.stat().st_size, str(path))
@@ -102,7 +102,7 @@ def _hub_file(uri: str) -> PlainFile:
     if (lfs := known[name].lfs) and (got := digest_bytes(data)) != PREFIX + lfs["sha256"]:
         raise SourceError(
             f"expected {name} with {PREFIX}{lfs['sha256']}, got {got}, from {redact(uri)}",
-            remedy="the download was damaged on its way: run again",
+            remedy="the download was damaged: run again",
         )
     return PlainFile(Path(name).name, data, uri, f"commit:{info.sha}")
 

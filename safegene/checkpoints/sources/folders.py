@@ -30,29 +30,29 @@ class FolderSource:
         return digest_json(cache.digests(self.root, names))
 
     def sizes(self) -> Mapping[str, int]:
-        """Every file -> bytes; a folder with a pickle or a link is refused here already."""
+        """File name -> bytes; a folder with a pickle or a link is refused."""
         if not self.root.is_dir():
             raise SourceError(f"expected a checkpoint folder, got none at {self.root}")
         return {name: (self.root / name).lstat().st_size for name in check_folder(self.root)}
 
     def copy(self, names: tuple[str, ...], into: Path) -> None:
-        """Copy; the copy is what gets verified, so a file that changes meanwhile changes nothing."""
+        """Copy the files. The copy is verified later, so it does not matter if a file changes meanwhile."""
         for name in names:
             shutil.copyfile(self.root / name, into / name, follow_symlinks=False)
 
 
 def parse(uri: str, rest: str) -> SourceURI | None:
-    """``file://FOLDER``."""
+    """Parse ``file://FOLDER``."""
     return SourceURI(uri, "file", unquote(rest)) if rest else None
 
 
 def children(place: SourceURI) -> dict[str, Callable[[], object]]:
-    """Every folder directly below that is not hidden."""
+    """The URI of every folder directly below that is not hidden -> its check."""
     root = Path(place.path)
     if not root.is_dir():
         raise SourceError(f"expected a folder to watch, got none at {root}")
-    shown = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    return {f"file://{quote(str(path))}": partial(_open, path) for path in shown}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return {f"file://{quote(str(path))}": partial(_open, path) for path in folders}
 
 
 def _open(root: Path) -> None:

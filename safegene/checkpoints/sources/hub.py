@@ -1,7 +1,7 @@
-"""Models of the Hugging Face Hub, or of any server that speaks its API (``HF_ENDPOINT``).
+"""Models of the Hugging Face Hub, or of another server with its API (``HF_ENDPOINT``): ``hf://ORG/MODEL[@REVISION]``.
 
-A revision is resolved to a commit once and the commit is what is fetched. The token, if one is needed, is the Hub
-library's own business (``HF_TOKEN``, or ``hf auth login``).
+A revision is resolved to a commit, and the commit is fetched. The Hub's library finds a token where one is needed
+(``HF_TOKEN``, or ``hf auth login``).
 """
 
 import os
@@ -28,15 +28,15 @@ class HubSource:
         self.place = place
 
     def fingerprint(self) -> str:
-        """The commit that the revision stands for now."""
+        """The commit that the revision refers to now."""
         return f"commit:{self._info.sha}"
 
     def sizes(self) -> Mapping[str, int]:
-        """Files at the top of the repository -> bytes."""
+        """File name at the top of the repository -> bytes."""
         return {file.rfilename: file.size or 0 for file in self._info.siblings if "/" not in file.rfilename}
 
     def copy(self, names: tuple[str, ...], into: Path) -> None:
-        """Download at the resolved commit; the Hub library continues a broken download and checks its length.
+        """Download at the resolved commit; the Hub's library resumes a download and checks its length.
 
         Raises:
             SourceError: the Hub does not answer, or sends other bytes than it announced.
@@ -50,10 +50,10 @@ class HubSource:
                     self.place.path, name, revision=self._info.sha, local_dir=into, endpoint=endpoint(), etag_timeout=30
                 )
             if name in announced and (got := digest_file(into / name)) != PREFIX + announced[name]:
-                (into / name).unlink()  # or the library would take it for whole at the next try
+                (into / name).unlink()  # otherwise the library takes it for complete next time
                 raise SourceError(
                     f"expected {name} with {PREFIX}{announced[name]}, got {got}, from {redact(self.place.uri)}",
-                    remedy="the download was damaged on its way: run again",
+                    remedy="the download was damaged: run again",
                 )
 
     @cached_property
@@ -63,19 +63,19 @@ class HubSource:
 
 
 def models_of(organisation: str) -> Iterable[tuple[str, list[str]]]:
-    """The organisation's models: id and the names of its files."""
+    """The models of an organisation: id and file names."""
     with translate_hub_errors(f"hf://{organisation}"):
         listed = list(api().list_models(author=organisation, full=True))
     return [(model.id, [file.rfilename for file in model.siblings or []]) for model in listed]
 
 
 def endpoint() -> str:
-    """``HF_ENDPOINT``, read at each call (the library reads it once, when it is imported)."""
+    """``HF_ENDPOINT``, read at each call; the library reads it only when it is imported."""
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
 def api() -> "HfApi":
-    """The Hub's client."""
+    """A client of the Hub."""
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=endpoint(), library_name="safegene")
@@ -83,7 +83,7 @@ def api() -> "HfApi":
 
 @contextmanager
 def translate_hub_errors(uri: str) -> Iterator[None]:
-    """Turn the Hub library's many exceptions into one sentence without tokens."""
+    """Raise `SourceError` without tokens in place of the exceptions of the Hub's library."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -104,15 +104,15 @@ def translate_hub_errors(uri: str) -> Iterator[None]:
 
 
 def parse(uri: str, rest: str) -> SourceURI | None:
-    """``hf://ORG/MODEL[@REVISION]``."""
-    found = re.fullmatch(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?", rest)
-    if not found or ".." in rest:
+    """Parse ``hf://ORG/MODEL[@REVISION]``."""
+    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?:@([\w./-]+))?", rest)
+    if not match or ".." in rest:
         return None
-    return SourceURI(uri, "hf", found[1], revision=found[2] or "")
+    return SourceURI(uri, "hf", match[1], revision=match[2] or "")
 
 
 def children(place: SourceURI) -> dict[str, Callable[[], object]]:
-    """Every model of an organisation."""
+    """The URI of every model of an organisation -> its check."""
     models = {f"hf://{name}": files for name, files in models_of(place.path)}
     return {uri: partial(require_complete, files, {}, uri) for uri, files in models.items()}
 

@@ -1,4 +1,4 @@
-"""Source URIs: taken apart, and shown without secrets."""
+"""Source URIs: parsed, and shown without secrets."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|Bearer
 
 @dataclass(frozen=True)
 class SourceURI:
-    """A source URI, taken apart.
+    """A parsed source URI.
 
     Attributes:
         uri: as written.
-        scheme: what stands before ``://``.
-        path: folder, ``ORG/MODEL``, key prefix or name; percent signs decoded for ``file``.
+        scheme: the part before ``://``.
+        path: folder, ``ORG/MODEL``, key prefix or name; percent-decoded for ``file``.
         bucket: of ``s3``, else "".
         revision: of ``hf``, else "".
         seed: of ``tiny``, else 0.
@@ -37,16 +37,16 @@ class SourceURI:
 
 
 class Source(Protocol):
-    """One place that holds one checkpoint."""
+    """A reader of one checkpoint."""
 
     def fingerprint(self) -> str:
-        """What it holds now, as cheaply as that can be said."""
+        """A text that identifies the present content, found without reading all of it where possible."""
 
     def sizes(self) -> Mapping[str, int]:
-        """Every file at its top level -> bytes; pickles too, which are never read."""
+        """File name at the top level -> bytes, pickles included."""
 
     def copy(self, names: tuple[str, ...], into: Path) -> None:
-        """Copy the named files, continuing what a broken copy left in ``into``."""
+        """Copy files into a folder; resume an incomplete copy there."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Scheme:
     """One kind of source URI.
 
     Attributes:
-        form: how such a URI is written, for messages.
-        parse: (uri, what follows ``://``) -> the URI taken apart, or None where it has another form.
-        open: a reader of the checkpoint there.
-        children: URI of every checkpoint directly below -> a check that raises where it is incomplete; None where
-            ``watch`` cannot look at such a place.
+        form: of such a URI, for messages.
+        parse: (URI, its part after ``://``) -> the parsed URI; None where it has another form.
+        open: parsed URI -> a reader of the checkpoint.
+        children: parsed URI of a place -> (URI of each checkpoint directly below -> a check that raises where it is
+            incomplete); None where such places cannot be watched.
     """
 
     form: str
@@ -68,21 +68,21 @@ class Scheme:
 
 
 def scheme_named(name: str) -> Scheme:
-    """The scheme of that name, safegene's own or a plug-in's."""
+    """The scheme of that name, of safegene or of a plug-in."""
     return cast(Scheme, SOURCES[name])
 
 
 def parse(uri: str) -> SourceURI:
-    """Take a URI apart.
+    """Parse a URI.
 
     Raises:
-        SourceError: it has another form, or carries a secret; the secret is not repeated.
+        SourceError: it has another form, or holds a secret; the message does not repeat the secret.
     """
     name, _, rest = uri.partition("://")
     if redact_text(uri) != uri:
         raise SourceError(
             f"expected a source without secrets, got one in {redact(uri)}",
-            remedy="credentials come from the standard chain: HF_TOKEN, AWS_* or ~/.aws; change the leaked one",
+            remedy="give credentials by HF_TOKEN, AWS_* or ~/.aws, and revoke the one in the URI",
         )
     parsed = scheme_named(name).parse(uri, rest) if name in SOURCES else None
     if parsed is None:
@@ -92,16 +92,16 @@ def parse(uri: str) -> SourceURI:
 
 
 def open_source(place: SourceURI) -> Source:
-    """The reader of the checkpoint there."""
+    """The reader of a checkpoint."""
     return scheme_named(place.scheme).open(place)
 
 
 def redact(uri: str) -> str:
-    """The URI without user, password and secret query values, on one line of at most 300 characters."""
+    """The URI without password, tokens and secret query values, on one line of at most 300 characters."""
     return redact_text(uri).split("\n")[0][:300]
 
 
 def redact_text(text: str) -> str:
-    """Text (such as another library's exception) with passwords, tokens and signatures in it replaced by ``***``."""
+    """The text with passwords, tokens and signatures replaced by ``***``."""
     text = _USERINFO.sub("://***@", text)
     return _TOKEN.sub("***", _QUERY.sub(r"\1***", text))

@@ -1,4 +1,4 @@
-"""Which files of a source are copied: weights, configs and tokenizer, by name; nothing else is ever read."""
+"""The files of a source that are copied: weights, configs and tokenizer, by name; no other file is read."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -28,15 +28,15 @@ _WEIGHTS = re.compile(r"(?:adapter_)?model(?:-[A-Za-z0-9_.-]+)?\.safetensors")
 
 
 def is_checkpoint_file(name: str) -> bool:
-    """Whether a file at the top of a source belongs to its checkpoint."""
+    """Whether a file at the top level of a source belongs to its checkpoint."""
     return name in WANTED or (_WEIGHTS.fullmatch(name) is not None and ".." not in name)
 
 
 def require_complete(names: Collection[str], shards: Mapping[str, str], where: str) -> None:
-    """Check by name that a place holds a config, weights, and every shard of an index's ``weight_map``.
+    """Check that the names include a config, weights, and every shard of an index's ``weight_map``.
 
     Raises:
-        CheckpointError: it does not.
+        CheckpointError: a file is missing.
     """
     full = "config.json" in names and (FULL in names or INDEX in names)
     if not full and not {CONFIG, WEIGHTS} <= set(names):
