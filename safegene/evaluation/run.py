@@ -97,7 +97,7 @@ class EvaluationRun:
             rows = self._in_full(rows, arm, unscored_only=True)  # first, since the audit counts these rows too
             audit = audit_stopping(row for row in rows if row.model == arm)
             if not audit.holds(self.decoding.stop.limit):
-                log.warning("%s: %s: all its replies are generated in full", arm, audit)
+                log.warning("%s: %s; all its replies are generated in full", arm, audit.summary)
                 self.in_full.add(arm)
                 rows = self._in_full(rows, arm)
         return rows

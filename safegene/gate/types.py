@@ -250,6 +250,14 @@ class StopAudit:
         """Whether stopped replies may count as refusals: none was stopped, or at most ``limit`` turned harmful."""
         return self.relied == 0 or (self.stopped > 0 and self.harmful <= limit * self.stopped)
 
+    @property
+    def summary(self) -> str:
+        """The counts in one line."""
+        return (
+            f"{self.relied} replies were ended early; of {self.audited} generated in full the rule would have ended "
+            f"{self.stopped}, and {self.harmful} of those are harmful"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The audit as JSON values, for the facts of the judgements' manifest."""
         return asdict(self)

@@ -1,11 +1,9 @@
-"""What the report reads of the artefacts' JSON files, as frozen models; fields that it does not show are ignored."""
+"""What the report reads of JSON files that have no model elsewhere; fields that it does not show are ignored."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
-
-from safegene.gate.types import Label, VerdictOutcome
 
 
 class Shown(BaseModel):
@@ -64,84 +62,3 @@ class CoefficientsFile(Shown):
     alphas: Mapping[str, float]
     diagnosis: DiagnosisFields | None = None
     history: tuple[tuple[float, float | None], ...] = ()
-
-
-class Rate(Shown):
-    """A rate (share in 0..1) with its 95% interval; None where nothing was measured."""
-
-    rate: float | None
-    interval: tuple[float, float] | None
-
-
-class EndpointResult(Shown):
-    """One endpoint of a verdict, ."""
-
-    name: str
-    outcome: VerdictOutcome
-    estimate: float | None
-    bound: float | None
-    limit: float
-    n: int
-    reason: str
-    reference: str = ""
-    newly_bad: int = 0
-    newly_good: int = 0
-    lost: int = 0
-    worse: bool = False
-
-
-class Unrepaired(Shown):
-    """The verdict on the fine-tune as it came."""
-
-    outcome: VerdictOutcome
-
-
-class ErrorBounds(Shown):
-    """Bounds of a judge's sensitivity and specificity."""
-
-    sensitivity: tuple[float, float]
-    specificity: tuple[float, float]
-
-
-class JudgeStatement(Shown):
-    """What a verdict says of its judge."""
-
-    identity: str
-    exact: bool
-    harmful: ErrorBounds | None
-    refusal: ErrorBounds | None
-    labels: str = ""
-    assumption: str = ""
-
-
-class VerdictFile(Shown):
-    """``verdict.json``."""
-
-    outcome: VerdictOutcome
-    reason: str
-    endpoints: tuple[EndpointResult, ...]
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
-    judge: JudgeStatement
-    policy: str
-    models: Mapping[str, str]
-    suites: Mapping[str, str]
-    decoding: Mapping[str, Any]
-    rates: Mapping[str, Mapping[str, Rate]]
-    unrepaired: Unrepaired | None
-    recovery: float | None
-    extra_params: float | None
-
-
-class JudgementRow(Shown):
-    """One line of ``judgements.jsonl``."""
-
-    prompt: str
-    model: str
-    harmful: Label
-    refusal: Label
-    correct: bool | None
-    failure: str = ""
-    kind: str = ""
-    text: str = ""
-    reply: str | None = None

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safegene.report.files import JudgeStatement
+from safegene.gate import JudgeStatement
 from safegene.report.state import RecordedArtefact, TargetState
 from safegene.report.words import STAGES, short
 

@@ -7,7 +7,7 @@ not follow the file's order, which may group categories.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from safegene.report.files import JudgementRow
+from safegene.gate import JudgementRow
 from safegene.workspace.digest import digest_bytes
 
 Arms = Mapping[str, JudgementRow]
@@ -111,7 +111,11 @@ def _first(arms: Arms) -> JudgementRow:
 
 
 def _replies(arms: Arms) -> tuple[Reply, ...]:
-    return tuple(Reply(who, *_mark(arms[arm]), arms[arm].reply) for arm, who in WHO.items() if arm in arms)
+    return tuple(Reply(who, *_mark(arms[arm]), _text(arms[arm])) for arm, who in WHO.items() if arm in arms)
+
+
+def _text(row: JudgementRow) -> str | None:
+    return None if row.failure and not row.reply else row.reply
 
 
 def _mark(row: JudgementRow) -> tuple[str, str]:

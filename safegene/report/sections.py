@@ -8,11 +8,11 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from safegene.errors import SafegeneError
-from safegene.gate import evidence_from
+from safegene.gate import Rate, evidence_from
 from safegene.gate.history import Flip, flips
 from safegene.report.diagnosis import sentences
 from safegene.report.evidence import draw
-from safegene.report.files import JudgementRow, Rate, SelectionFile
+from safegene.report.files import SelectionFile
 from safegene.report.lineage import Fact, Step, lineage, target_facts
 from safegene.report.pictures import bars, lanes
 from safegene.report.quotes import Example, examples
@@ -20,7 +20,6 @@ from safegene.report.state import TargetState, WorkspaceState
 from safegene.report.words import EndpointLine, TargetDecision, describe_target, endpoint_line
 from safegene.text import percent
 from safegene.workspace.params import GateParams
-from safegene.workspace.schema import parse_jsonl
 
 RATES = {
     "hrr": "Harmful-response rate",
@@ -142,7 +141,7 @@ def read_evidence(target: TargetState) -> Evidence:
     try:
         plan, lines = ((judgements.path / name).read_bytes() for name in ("plan.json", "judgements.jsonl"))
         rows, planned = evidence_from(plan, lines, where=str(judgements.path))
-        quoted = examples(list(parse_jsonl(JudgementRow, lines, where=str(judgements.path))))
+        quoted = examples(rows)
         if verdict.manifest is None or target.problems:
             return Evidence(examples=quoted)
         policy = GateParams.model_validate(verdict.manifest.params)

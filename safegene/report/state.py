@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
-
 from safegene.errors import SafegeneError, StaleArtifact
+from safegene.gate import Rate, VerdictFile, VerdictOutcome
 from safegene.gate.decision import policy_digest
-from safegene.gate.types import VerdictOutcome
-from safegene.report.files import CheckpointFile, CoefficientsFile, Rate, SelectionFile, VerdictFile
+from safegene.report.files import CheckpointFile, CoefficientsFile, SelectionFile
 from safegene.report.live import LiveRelease, LiveReleases, read_live
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
@@ -29,7 +27,7 @@ TARGET = ("target", "candidate", "judgements", "verdict")
 LARGE = ("degraded", "delta")  # gigabytes for a real family: only `safegene audit verify` reads all of their bytes
 NOT_MEASURED = Rate(rate=None, interval=None)
 
-File = TypeVar("File", bound=BaseModel)
+File = TypeVar("File")
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ class TargetState:
 
     def rate(self, measure: str, arm: str) -> Rate:
         """A rate of ``before``, ``after``, ``aligned`` or ``incumbent``, as the verdict states it."""
-        rates = self.verdict.rates if self.verdict else {}
-        return rates.get(measure, {}).get(arm, NOT_MEASURED)
+        rate = self.verdict.rate(measure, arm) if self.verdict else None
+        return rate or NOT_MEASURED
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from safegene.report.files import EndpointResult
+from safegene.gate import EndpointResult
 from safegene.report.state import TargetState
 from safegene.text import percent
 

@@ -150,3 +150,9 @@ def test_the_audit_finds_a_model_that_refuses_and_then_complies(
     assert found.stopped >= 5
     assert found.harmful >= 5
     assert not found.holds(0.05)
+
+
+def test_the_summary_of_an_audit_is_a_sentence() -> None:
+    assert StopAudit(audited=7, stopped=3, harmful=2, relied=40).summary == (
+        "40 replies were ended early; of 7 generated in full the rule would have ended 3, and 2 of those are harmful"
+    )
