@@ -1,17 +1,37 @@
-"""``selection.json``: the layers that `select` kept, and the safety vector's factors in them."""
+"""Layer selection by the contrast of activations, ``selection.json``, and the vector's factors in the layers kept.
 
-from collections.abc import Mapping
+A layer's contribution at the last token of a prompt is ``c = h_out - h_in`` (d,). Between the aligned model and a
+degraded one it shifts by ``s = |c_a - c_d| / |c_a|``. The layer's score is the mean shift on harmful prompts less that
+on benign ones, over all surrogates, at least 0: what moves on harmful prompts only (SafeGene, arXiv 2606.06519).
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 
 from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import CheckpointError
+from safegene.models.generation import left_padded
+from safegene.models.patching import low_rank_hooks
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import SafetyVector
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import read_manifest
+from safegene.workspace.params import SelectParams
 from safegene.workspace.schema import Strict, parse_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 NAME = "selection.json"
+BATCH = 32  # prompts per forward pass
+SMALLEST_NORM = 1e-12  # in place of the norm of a contribution of zero, which is divided by
+MAX_TICKS = 24  # layers up to which every bar of the picture has its number
 
 
 class Selection(Strict):
@@ -64,3 +84,114 @@ def selected_matrices(vector: SafetyVector, selection: Path) -> Patch:
             remedy="lower select.threshold, or raise select.top_layers or select.depth",
         )
     return factors
+
+
+def keep_layers(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
+    """Layers kept, ascending: the ``top_layers``, else those with at least ``threshold`` of the largest score.
+
+    Raises:
+        CheckpointError: every score is 0, or no early layer reaches the threshold.
+    """
+    top = max(scores.values(), default=0.0)
+    if top <= 0.0:
+        raise CheckpointError(
+            "expected a layer whose activations shift more on harmful than on benign prompts, got none",
+            remedy="degrade further, or use more varied prompts",
+        )
+    early = [layer for layer in sorted(scores) if layer < max(1.0, params.depth * (1 + max(scores)))]
+    if params.top_layers is not None:
+        return sorted(sorted(early, key=lambda layer: (-scores[layer], layer))[: params.top_layers])
+    kept = [layer for layer in early if scores[layer] >= params.threshold * top]
+    if not kept:
+        raise CheckpointError(
+            f"expected a layer in the first {params.depth:.0%} of the model with {params.threshold:.0%} of the largest "
+            f"contrast, got none of {len(early)}",
+            remedy="raise select.depth, or lower select.threshold",
+        )
+    return kept
+
+
+def activation_shifts(
+    model: "PreTrainedModel", rows: Sequence[Sequence[int]], changes: Mapping[str, Patch]
+) -> list[float]:
+    """Per layer, the mean of ``|c_a - c_d| / |c_a|`` over prompts and degraded models.
+
+    Args:
+        model: the aligned model; each change is added beside its weights, which bf16 would round away in them.
+        rows: token ids of the prompts, up to the assistant's turn.
+        changes: name -> factors of ``W_degraded - W_aligned``.
+    """
+    before = layer_contributions(model, rows)
+    total = torch.zeros(before.shape[0], dtype=torch.float64)
+    for change in changes.values():
+        with low_rank_hooks(model, change, dict.fromkeys(change, torch.ones(()))):
+            after = layer_contributions(model, rows)
+        total += ((before - after).norm(dim=-1) / before.norm(dim=-1).clamp_min(SMALLEST_NORM)).double().mean(dim=1)
+    return [float(value) / len(changes) for value in total]
+
+
+@torch.no_grad()
+def layer_contributions(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> Tensor:
+    """(layers, prompts, d): what each layer adds to the residual stream at each prompt's last token, float32."""
+    parts = []
+    for start in range(0, len(rows), BATCH):
+        ids, mask = left_padded(rows[start : start + BATCH], 0)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        with _watch_contributions(model) as seen:
+            model(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                position_ids=positions.to(model.device),
+                logits_to_keep=1,
+                use_cache=False,
+            )
+        parts.append(torch.stack([seen[layer] for layer in sorted(seen)]))
+    return torch.cat(parts, dim=1)
+
+
+@contextmanager
+def _watch_contributions(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Layer -> (batch, d) contribution at the last position, filled by every forward pass inside the block."""
+    seen: dict[int, Tensor] = {}
+    layers = model.get_submodule("model.layers")
+
+    def watch(layer_number: int, layer: nn.Module) -> "torch.utils.hooks.RemovableHandle":
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            after = output[0] if isinstance(output, tuple) else output
+            seen[layer_number] = (after[:, -1] - inputs[0][:, -1]).float().cpu()
+
+        return layer.register_forward_hook(hook)
+
+    handles = [watch(at, layer) for at, layer in enumerate(layers.children())]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def draw_scores(scores: Mapping[int, float], kept: Sequence[int], path: Path) -> None:
+    """A bar per layer, the kept ones filled; no clock in the file, so equal scores give equal bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 2.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.bar(list(scores), list(scores.values()), color=["#2a6f97" if n in kept else "#d0d7de" for n in scores])
+    axes.set(
+        xlabel="layer", ylabel="shift on harmful\nless on benign", title=f"{len(kept)} of {len(scores)} layers kept"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(scores) <= MAX_TICKS:
+        axes.set_xticks(list(scores))
+    figure.savefig(path, metadata={"Software": None})
+
+
+def score_table(scores: Mapping[int, float], shifts: Sequence[Sequence[float]], kept: Sequence[int]) -> str:
+    """``scores.csv``: layer, score, mean shift on harmful and on benign prompts, and 1 where it is kept."""
+    text = io.StringIO()
+    text.write("layer,score,harmful_shift,benign_shift,kept\n")
+    for layer, score in scores.items():
+        text.write(f"{layer},{score:.6f},{shifts[0][layer]:.6f},{shifts[1][layer]:.6f},{int(layer in kept)}\n")
+    return text.getvalue()

@@ -13,13 +13,13 @@ from pathlib import Path
 from torch import Tensor
 
 from safegene.errors import ParamsError
+from safegene.repair.delta import read_delta
 from safegene.vectors.linalg import LowRank, Patch, product_svd, truncate
 from safegene.vectors.vector import SafetyVector, read_factors, write_vector
-from safegene.workspace.digest import strict_json
-from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
+from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import CompressParams
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,19 @@ def compress(*, delta: Path, out: Path, params: CompressParams | None = None) ->
         True
     """
     params = params or CompressParams()
-    read_manifest(delta, stage="extract")
-    facts = strict_json((delta / "delta.json").read_bytes(), where=str(delta / "delta.json"))
+    extracted = read_delta(delta)
     factors = read_factors(delta / "delta.safetensors")
     spectra = {name: product_svd(one)[1].square() for name, one in factors.items()}
-    totals = {name: float(facts["matrices"][name]["total"]) for name in factors}
+    totals = {name: extracted.matrices[name].total for name in factors}
     kept = choose_ranks(params, factors, spectra, totals)
-    skipped = dict(facts["skipped"]) | {
-        n: "no column fits compress.max_mebibytes" for n, k in kept.items() if not k.rank
+    skipped = extracted.skipped | {
+        name: "no column fits compress.max_mebibytes" for name, matrix in kept.items() if not matrix.rank
     }
     patch = {name: truncate(one, kept[name].rank) for name, one in factors.items() if kept[name].rank}
     vector = SafetyVector(
-        aligned=facts["aligned"],
-        degraded=tuple(facts["degraded"][name] for name in sorted(facts["degraded"])),
-        architecture=facts["architecture"],
+        aligned=extracted.aligned,
+        degraded=tuple(extracted.degraded[name] for name in sorted(extracted.degraded)),
+        architecture=extracted.architecture,
         factors=patch,
         energy={name: kept[name].energy for name in patch},
         skipped=skipped,
@@ -94,7 +93,7 @@ def choose_ranks(
         ParamsError: nothing fits the budget.
     """
     chosen = {name: min(_wanted(params, spectra[name], totals[name]), _rank(one)) for name, one in factors.items()}
-    column = {name: sum(one.shape) * BYTES[params.dtype] for name, one in factors.items()}
+    column = {name: sum(one.shape) * BYTES_PER_NUMBER[params.dtype] for name, one in factors.items()}
     limit = None if params.max_mebibytes is None else params.max_mebibytes * 2**20
     size = sum(chosen[name] * column[name] for name in factors)
     heap = [(float(spectra[n][r - 1]) / column[n], n) for n, r in chosen.items() if r]

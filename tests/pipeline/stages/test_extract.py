@@ -8,8 +8,9 @@ from safegene.checkpoints.sources import fingerprint
 from safegene.errors import ArtifactError, CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
-from safegene.pipeline.stages.extract import delta_of_checkpoints, delta_of_factors, extract
+from safegene.pipeline.stages.extract import extract
 from safegene.pipeline.stages.fetch import fetch
+from safegene.repair.delta import delta_of_checkpoints, delta_of_factors
 from safegene.vectors.linalg import concat, energy, truncate
 from safegene.vectors.vector import read_factors, read_surrogates
 from safegene.workspace.params import ExtractParams
@@ -48,7 +49,7 @@ def test_the_mean_of_the_surrogates_is_taken_exactly(root):
     for name, factors in delta.factors.items():
         wanted = -(one[name].dense() + two[name].dense()) / 2
         torch.testing.assert_close(factors.dense(), wanted, rtol=1e-3, atol=1e-5)
-        found = delta.found[name]
+        found = delta.matrices[name]
         assert found.error < 1e-5
         assert found.signal == 1.0
         assert found.relative_norm == pytest.approx((energy(wanted) / energy(base.tensor(name))) ** 0.5, rel=1e-3)
@@ -59,7 +60,7 @@ def test_what_max_rank_cuts_off_is_in_the_certificate(root):
     delta = delta_of_factors(ExtractParams(max_rank=1), open_checkpoint(root), [patch])
     for name, factors in delta.factors.items():
         lost = energy(patch[name].dense() + factors.dense()) / energy(patch[name].dense())
-        assert delta.found[name].error == pytest.approx(lost**0.5, rel=1e-3)
+        assert delta.matrices[name].error == pytest.approx(lost**0.5, rel=1e-3)
         torch.testing.assert_close(factors.dense(), -truncate(patch[name], 1).dense(), rtol=1e-3, atol=1e-5)
 
 
@@ -70,7 +71,7 @@ def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path, root):
     assert not delta.skipped
     for name, factors in delta.factors.items():
         torch.testing.assert_close(factors.dense(), -patch[name].dense(), rtol=1e-2, atol=1e-5)
-        assert delta.found[name].error < 1e-2
+        assert delta.matrices[name].error < 1e-2
 
 
 def test_several_checkpoints_are_averaged(tmp_path, root):

@@ -7,7 +7,8 @@ import torch
 
 from safegene.errors import CheckpointError
 from safegene.models.loading import load_model
-from safegene.pipeline.stages.select import activation_shifts, keep_layers, layer_contributions, select
+from safegene.pipeline.stages.select import select
+from safegene.repair.selection import activation_shifts, keep_layers, layer_contributions
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.manifest import write_artefact
 from safegene.workspace.params import SelectParams
