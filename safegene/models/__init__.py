@@ -1,1 +1,1 @@
-"""Models in memory: load, patch and generate, here or on an OpenAI-compatible server."""
+"""Models: loading, patching and generation, in this process or on an OpenAI-compatible server."""

@@ -1,4 +1,4 @@
-"""Which device tensors live on, and how many threads a computation may use."""
+"""The device of tensors, and the number of threads of a computation."""
 
 import os
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def default_device() -> str:
-    """``SAFEGENE_DEVICE`` if set (such as ``cpu`` or ``cuda:1``), else ``cuda`` where there is one, else ``cpu``.
+    """``SAFEGENE_DEVICE`` (such as ``cpu`` or ``cuda:1``), else ``cuda`` where it is available, else ``cpu``.
 
     Raises:
-        ParamsError: the device named is not there.
+        ParamsError: ``SAFEGENE_DEVICE`` names a CUDA device, and none is available.
     """
-    named = os.environ.get("SAFEGENE_DEVICE", "auto")
-    if named == "auto":
+    setting = os.environ.get("SAFEGENE_DEVICE", "auto")
+    if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if named.startswith("cuda") and not torch.cuda.is_available():
-        raise ParamsError(f"expected a CUDA device for SAFEGENE_DEVICE={named}, got none", remedy="set it to cpu")
-    return named
+    if setting.startswith("cuda") and not torch.cuda.is_available():
+        raise ParamsError(f"expected a CUDA device for SAFEGENE_DEVICE={setting}, got none", remedy="set it to cpu")
+    return setting
 
 
 @contextmanager
@@ -39,30 +39,30 @@ def threads(count: int) -> Iterator[None]:
 
 
 def one_thread() -> AbstractContextManager[None]:
-    """One thread: sums in one order, so equal bytes, and faster LAPACK on a loaded machine."""
+    """One thread: a fixed order of sums, so equal bytes, and a faster LAPACK on a busy machine."""
     return threads(1)
 
 
-SMALL_MODEL = 20_000_000  # parameters; below, a second thread costs more than it brings (measured on the tiny family)
+SMALL_MODEL = 20_000_000  # parameters; smaller models run slower with a second thread (measured on the tiny family)
 
 
 def threads_for(parameters: int) -> AbstractContextManager[object]:
-    """One thread for a model so small that more would slow it down, else torch's own number."""
+    """One thread for a model of fewer than `SMALL_MODEL` parameters, else torch's default."""
     return one_thread() if parameters < SMALL_MODEL else nullcontext()
 
 
 def bf16_autocast(model: "PreTrainedModel") -> AbstractContextManager[object]:
-    """bf16 products for the training steps of a fp32 model, where the CPU has them and the model is not small.
+    """Products in bf16 for training steps of an fp32 model, where the CPU supports them and the model is not small.
 
-    Weights, coefficients and optimiser stay fp32. Measured on SmolLM2-135M, one core with AVX512-BF16: 1.0 s for a
-    forward and backward pass of 12 x 40 tokens, 2.5 s in fp32. Measurements are never made so.
+    Weights, coefficients and optimiser stay in fp32. On SmolLM2-135M with one core with AVX512-BF16, a forward and
+    backward pass of 12 x 40 tokens takes 1.0 s, and 2.5 s in fp32. Losses that are compared are measured in fp32.
     """
     small = model.num_parameters() < SMALL_MODEL
     if small or model.device.type != "cpu" or model.dtype != torch.float32 or not _multiplies_bf16():
         return nullcontext()
-    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)  # a cache would keep the first step's weights
+    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)  # the cache would hold outdated weights
 
 
 def _multiplies_bf16() -> bool:
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

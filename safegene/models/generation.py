@@ -1,12 +1,12 @@
-"""Replies of a model: greedy, batched, each given back in its prompt's place.
+"""Greedy replies of a model, in batches.
 
-Laws (tests state them): the order and number of replies equal those of the prompts; a reply does not depend on the
-prompts beside it, up to the rounding of the device; a reply cut off by ``max_new_tokens`` or stopped by a rule says so
-(``finished`` is false) and is never passed off as a whole one.
+Laws (tests state them): there are as many replies as prompts, in the order of the prompts; a reply does not depend on
+the other prompts of its batch, up to the rounding of the device; a reply that ``max_new_tokens`` cut off or a rule
+stopped is marked (``finished`` is false).
 
-The loop is our own: nothing of a checkpoint's own settings can sample or suppress; a row that has ended leaves the
-batch at once, with its keys and values; and what all prompts of a batch begin with, such as a system prompt, is read
-once. Figures beside transformers' own loop: `benchmarks/RESULTS.md`, "The gate".
+The decoding loop is safegene's own. The checkpoint's generation settings cannot sample or suppress tokens; a reply that
+has ended leaves the batch at once, with its keys and values; a prefix that all prompts of a batch share, such as a
+system prompt, is computed once. `benchmarks/RESULTS.md` compares its speed with transformers' loop.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 
 STOPPED_KINDS = ("harmful",)  # kinds of prompts whose replies may end early, see `safegene.evaluation.early_stop`
-SHARED_FROM = 8  # tokens; reading fewer once costs more than it brings
+SHARED_FROM = 8  # tokens; sharing a shorter prefix is not faster
 
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """A stopping rule: a reply ends ``after`` tokens after ``marker`` was first true of its first tokens.
+    """A rule that ends a reply ``after`` tokens after ``marker`` was first true of its text.
 
     Attributes:
-        marker: whether a reply's text so far refuses beyond doubt.
-        words: digest of what the marker looks for, since a function has none.
-        opening: tokens within which the marker counts; later on such words belong to an answer.
-        after: tokens that are still generated then, so that a turn right behind the refusal shows.
+        marker: whether the text of a reply so far is a plain refusal.
+        words: digest of what the marker searches for, as a function has no digest.
+        opening: the marker counts within this many tokens only; later such words belong to an answer.
+        after: tokens that are generated afterwards, to show a reply that complies right after refusing.
     """
 
     marker: Callable[[str], bool]
@@ -44,25 +44,25 @@ class StoppingRule:
     after: int = 2
 
     def to_json(self) -> dict[str, Any]:
-        """The rule as plain JSON values, for the identity of what is made by it."""
+        """The rule as plain JSON values, for the identity of the replies."""
         return {"words": self.words, "opening": self.opening, "after": self.after, "kinds": list(STOPPED_KINDS)}
 
     def stops_at(self, tokens: int, text: Callable[[], str]) -> int | None:
-        """At how many tokens a reply ends that has ``tokens`` now; None while the marker is not seen."""
+        """The length in tokens at which a reply of ``tokens`` tokens ends; None where the marker is false."""
         return tokens + self.after if tokens <= self.opening and self.marker(text()) else None
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered.
+    """A reply of a model.
 
     Attributes:
         text: the reply without special tokens.
-        tokens: how many tokens were generated, the end token included.
-        finished: whether the model ended the reply itself; false for one cut off by ``max_new_tokens`` or stopped.
+        tokens: the number of generated tokens, including the end token.
+        finished: whether the model ended the reply; false where it was cut off by ``max_new_tokens`` or stopped.
         stopped: whether a stopping rule ended it.
-        stops_at: at how many tokens the rule ends it, or would end it had it not to be finished in full; None where
-            there is no rule or the rule's marker was not seen.
+        stops_at: the length in tokens at which the rule ends it, or would end it if it were not generated in full; None
+            without a rule, or where the rule's marker was never true.
     """
 
     text: str
@@ -73,14 +73,14 @@ class Reply:
 
 
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """Token ids of one user turn by the chat template, up to where the assistant's reply begins."""
+    """Token ids of one user turn in the chat template, up to the start of the assistant's reply."""
     turn = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """(batch, longest) ids and (batch, longest) attention mask, every row ending at the right edge."""
+    """Ids and attention mask, each (batch, longest), padded on the left."""
     longest = max(map(len, rows))
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
@@ -100,19 +100,19 @@ def generate(
 ) -> list[Reply]:
     """Greedy replies to ``prompts``, in their order.
 
-    Prompts are batched by length (longest first, so that too little memory shows at once) and left padded. A batch ends
-    when its last reply has ended.
+    Prompts are batched by length, the longest first, so that a lack of memory shows at once. A batch ends with its
+    longest reply.
 
     Args:
-        model: a causal language model in evaluation mode; it runs where its weights are.
+        model: a causal language model in evaluation mode; it runs on the device of its weights.
         tokenizer: the model's, with a chat template.
         prompts: user turns.
         max_new_tokens: the longest reply, in tokens.
         batch_size: prompts per batch.
-        stop: when a reply may end early.
-        in_full: indices of prompts whose replies it never ends.
-        on_done: called with (index of the prompt, reply) as soon as a batch is known, so that a caller can keep it and
-            ask only for the missing ones after a kill.
+        stop: ends replies early; None ends none.
+        in_full: indices of prompts whose replies it does not end.
+        on_done: called with (index of the prompt, reply) after each batch, so that a caller can store replies and
+            generate only the missing ones after a kill.
 
     Raises:
         CheckpointError: an ordinary word would end replies; see `end_tokens`.
@@ -136,7 +136,7 @@ def generate(
 
 @dataclass
 class _Row:
-    """One reply in the making."""
+    """A reply that is being generated."""
 
     index: int
     tokenizer: "PreTrainedTokenizerBase"
@@ -144,50 +144,50 @@ class _Row:
     limit: int
     stop: StoppingRule | None
     in_full: bool
-    said: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
     stops_at: int | None = None
 
     def add(self, token: int) -> bool:
-        """Take the next token; whether more are wanted."""
-        self.said.append(token)
-        if self.finished or len(self.said) >= self.limit:
+        """Append a token; return whether the reply continues."""
+        self.generated.append(token)
+        if self.finished or len(self.generated) >= self.limit:
             return False
         if self.stop is not None and self.stops_at is None:
-            self.stops_at = self.stop.stops_at(len(self.said), self._text)
+            self.stops_at = self.stop.stops_at(len(self.generated), self._text)
         return not self._stopped
 
     @property
     def finished(self) -> bool:
-        return self.said[-1] in self.ends
+        return self.generated[-1] in self.ends
 
     @property
     def _stopped(self) -> bool:
-        whole = self.finished or len(self.said) >= self.limit or self.in_full
-        return not whole and self.stops_at is not None and len(self.said) >= self.stops_at
+        complete = self.finished or len(self.generated) >= self.limit or self.in_full
+        return not complete and self.stops_at is not None and len(self.generated) >= self.stops_at
 
     def reply(self) -> Reply:
-        return Reply(self._text(), len(self.said), self.finished, self._stopped, self.stops_at)
+        return Reply(self._text(), len(self.generated), self.finished, self._stopped, self.stops_at)
 
     def _text(self) -> str:
-        kept = self.said[:-1] if self.finished else self.said
+        kept = self.generated[:-1] if self.finished else self.generated
         return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
 
 @torch.inference_mode()
 def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Sequence[_Row]) -> None:
-    """Fill ``rows`` token by token until none wants more; those that want no more leave the batch."""
+    """Generate the replies of ``rows`` token by token; a reply that has ended leaves the batch."""
     tokenizer = rows[0].tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(rows[0].ends)
     common = _shared_prefix_length(model, prompts)
-    ids, mask = (one.to(model.device) for one in left_padded([prompt[common:] for prompt in prompts], pad))
+    ids, mask = (tensor.to(model.device) for tensor in left_padded([prompt[common:] for prompt in prompts], pad))
     mask = torch.cat([mask.new_ones(len(rows), common), mask], dim=1)
-    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, common:]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, common:]
     cache, live = _prefill(model, prompts[0][:common], len(rows)), list(rows)
     while True:
         out = model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=places,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -197,18 +197,18 @@ def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Se
         if not kept:
             return
         if len(kept) < len(live):
-            some = torch.tensor(kept, device=model.device)
-            live, best, mask = [live[at] for at in kept], best[some], mask[some]
-            cache.batch_select_indices(some)
+            indices = torch.tensor(kept, device=model.device)
+            live, best, mask = [live[at] for at in kept], best[indices], mask[indices]
+            cache.batch_select_indices(indices)
         ids = best[:, None]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-        places = mask.sum(-1, keepdim=True) - 1
+        positions = mask.sum(-1, keepdim=True) - 1
 
 
 def _shared_prefix_length(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens at the start of all prompts are read once; 0 where that gains little or could change replies.
+    """The number of tokens that all prompts start with; 0 where sharing them gains little or could change replies.
 
-    Padding then stands between the shared and the own tokens, which a sliding window would count as tokens.
+    Padding lies between the shared prefix and the rest of a prompt, and a sliding window would count it as tokens.
     """
     config = model.config.get_text_config()
     if len(prompts) == 1 or getattr(config, "sliding_window", None) is not None:
@@ -230,21 +230,22 @@ def _prefill(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> "Cac
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Every token that ends a reply: those of the model's generation settings and the tokenizer's own.
+    """The tokens that end a reply: those of the model's generation settings and the tokenizer's end token.
 
     Raises:
-        CheckpointError: one of them is an ordinary word: a checkpoint could end its replies just before the harm.
+        CheckpointError: one of them is an ordinary word. A checkpoint could use it to end replies before they become
+            harmful.
     """
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(named if isinstance(named, list) else [] if named is None else [named])
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured if isinstance(configured, list) else [] if configured is None else [configured])
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     if ordinary := sorted(ends - special - set(tokenizer.all_special_ids)):
         words = [tokenizer.decode([index]) for index in ordinary[:3]]
         raise CheckpointError(
-            f"expected replies to end with special tokens, got {words} (ids {ordinary[:3]}), in its settings",
-            remedy="take them out of generation_config.json",
+            f"expected replies to end with special tokens, got {words} (ids {ordinary[:3]}), in generation_config.json",
+            remedy="remove them from eos_token_id",
         )
     return sorted(ends)
 
@@ -253,11 +254,10 @@ def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
 def greedy_decoding(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int
 ) -> Iterator["GenerationConfig"]:
-    """Plain greedy decoding.
+    """Settings for greedy decoding with transformers; of the checkpoint's settings only the end tokens are used.
 
-    Nothing of the checkpoint's own settings but which special tokens end a reply: what a file beside the weights says
-    to suppress or to sample would change the measurement. transformers fills unset values from the model's settings,
-    so those are put aside meanwhile.
+    Settings of the checkpoint that suppress or sample tokens would change the measurement. As transformers takes unset
+    values from the model's settings, those are replaced inside the block.
     """
     from transformers import GenerationConfig
 

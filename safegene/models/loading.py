@@ -1,4 +1,4 @@
-"""A checkpoint as a transformers model and its tokenizer."""
+"""Load a checkpoint as a transformers model and tokenizer."""
 
 import os
 import re
@@ -31,21 +31,22 @@ def load_model(
     dtype: str = "float32",
     device: str = "cpu",
 ) -> "PreTrainedModel":
-    """The model in eval mode, ``W + sum of adapters + patch``, summed in fp32 and then cast.
+    """The model with weights ``W + adapters + patch``, summed in fp32, then cast; in eval mode, without gradients.
 
-    Only files of ``root`` are read, and no code of it is run. Gradients are off.
+    No code of the checkpoint is run, and no network is used.
 
     Args:
         root: a full checkpoint.
         patch: matrix name -> change to add.
-        adapters: PEFT LoRA folders to add.
+        adapters: folders of PEFT LoRA adapters to add.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
-        device: where the model goes.
+        device: of the model.
 
     Raises:
         UnsafeCheckpoint: see `open_checkpoint`.
-        TensorMissing: the checkpoint lacks a weight of the model, or a change names one that is not there.
-        ShapeMismatch: a change has another shape than its weight.
+        TensorMissing: the checkpoint lacks a weight of the model or has an extra one, or a change names a matrix that
+            the model lacks.
+        ShapeMismatch: a change has another shape than its matrix.
     """
     from transformers import AutoModelForCausalLM
 
@@ -60,9 +61,9 @@ def load_model(
             output_loading_info=True,
         )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found := sorted(map(str, info[problem])):
+        if names := sorted(map(str, info[problem])):
             raise TensorMissing(
-                f"expected every weight of the model and no other, got {problem} {found[:3]}, in {root}"
+                f"expected every weight of the model and no other, got {problem} {names[:3]}, in {root}"
             )
     for change in (*(open_adapter(folder).patch() for folder in adapters), patch or {}):
         add_patch(model, change)
@@ -71,11 +72,11 @@ def load_model(
 
 
 def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
-    """The folder's tokenizer, padding on the left, as generation needs it.
+    """The tokenizer of a checkpoint, with padding on the left, as generation needs it.
 
     Raises:
         CheckpointError: there is none.
-        UnsafeCheckpoint: its config names code to run.
+        UnsafeCheckpoint: a config names code to run.
     """
     from transformers import AutoTokenizer
 
@@ -98,7 +99,7 @@ def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
 
 @contextmanager
 def without_credentials() -> Iterator[None]:
-    """Hide every environment variable that could be a secret: whatever a checkpoint gets to run, it finds none."""
+    """Remove environment variables that could hold a secret inside the block, out of reach of a checkpoint's code."""
     hidden = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
     for name in hidden:
         del os.environ[name]
@@ -110,7 +111,7 @@ def without_credentials() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar of transformers' own: a tiny model loads in milliseconds, and stages show their own progress."""
+    """Switch off the progress bars of transformers; stages show their own progress."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

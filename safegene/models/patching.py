@@ -1,4 +1,4 @@
-"""Low-rank changes in a model: added to its weights, or computed beside them.
+"""Low-rank changes of a model: added to its weights, or to the outputs of its layers.
 
 A change of a matrix W (out, in) is ``up @ down`` with up (out, r) and down (r, in).
 """
@@ -15,7 +15,7 @@ from safegene.vectors.linalg import LowRank, Patch
 
 
 def add_patch(model: torch.nn.Module, patch: Mapping[str, LowRank], *, scale: float = 1.0) -> None:
-    """``W <- W + scale * up @ down`` in place, in W's dtype, for every matrix of the patch; ``scale=-1`` takes it back.
+    """``W <- W + scale * up @ down`` in place, in W's dtype, for each matrix of the patch; ``scale=-1`` undoes it.
 
     Raises:
         TensorMissing: the model has no such matrix.
@@ -37,7 +37,7 @@ def add_patch(model: torch.nn.Module, patch: Mapping[str, LowRank], *, scale: fl
 
 @contextmanager
 def patched(model: nn.Module, patch: Patch) -> Iterator[None]:
-    """``W + up down`` in the model's weights inside the block; put back from copies, so bit for bit."""
+    """``W + up @ down`` in the model's weights inside the block; afterwards the exact weights are restored."""
     weights = dict(model.named_parameters())
     kept = {name: weights[name].detach().clone() for name in patch if name in weights}
     try:
@@ -53,13 +53,13 @@ def patched(model: nn.Module, patch: Patch) -> Iterator[None]:
 def low_rank_hooks(
     model: nn.Module, patch: Patch, alphas: Mapping[str, Tensor], sizes: Tensor | None = None
 ) -> Iterator[None]:
-    """Add ``up_l (alpha_l * (down_l x))`` to the named linear layers inside the block; the weights stay as they are.
+    """Add ``up_l (alpha_l * (down_l x))`` to the outputs of linear layers inside the block; weights are unchanged.
 
     Args:
-        model: holds an `nn.Linear` for each name.
+        model: has an `nn.Linear` for each name.
         patch: matrix name -> up (out, r), down (r, in).
         alphas: matrix name -> tensor (), (1,) or (r,), which may require a gradient.
-        sizes: (batch,), another factor for every row of the batch.
+        sizes: (batch,), a further factor for each row of the batch.
 
     Raises:
         TensorMissing: the model lacks a layer.
@@ -67,8 +67,8 @@ def low_rank_hooks(
     """
 
     def factors(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        one, alpha = patch[name], alphas[name]
-        return (one.up * alpha.to(one.up.device)).to(device), one.down.to(device)
+        change, alpha = patch[name], alphas[name]
+        return (change.up * alpha.to(change.up.device)).to(device), change.down.to(device)
 
     with forward_hooks(model, patch, factors, sizes):
         yield
@@ -81,14 +81,22 @@ def forward_hooks(
     factors: Callable[[str, torch.device], tuple[Tensor, Tensor]],
     sizes: Tensor | None,
 ) -> Iterator[None]:
-    """Add ``up (down x)`` to the output of every layer that ``shapes`` names, inside the block; see `scaled`.
+    """Add ``up (down x)`` to the output of each layer inside the block.
 
-    ``factors`` gives up (out, k) and down (k, in) of a matrix, by name and device.
+    Args:
+        model: has an `nn.Linear` for each name.
+        shapes: matrix name -> a change of the matrix's shape.
+        factors: (matrix name, device) -> up (out, k) and down (k, in).
+        sizes: (batch,), a further factor for each row of the batch.
+
+    Raises:
+        TensorMissing: the model lacks a layer.
+        ShapeMismatch: a layer is not linear or has another shape than its change.
     """
     handles = []
     try:
-        for name, one in shapes.items():
-            layer = linear_layer(model, name, one.shape)
+        for name, change in shapes.items():
+            layer = linear_layer(model, name, change.shape)
             handles.append(layer.register_forward_hook(_hook(*factors(name, layer.weight.device), sizes)))
         yield
     finally:
@@ -106,11 +114,16 @@ def _hook(up: Tensor, down: Tensor, sizes: Tensor | None) -> Callable[[nn.Module
 
 
 def linear_layer(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> nn.Linear:
-    """The linear layer whose weight is called ``name``, of any shape where none is given.
+    """The linear layer whose weight has the given name.
+
+    Args:
+        model: where to look.
+        name: such as ``model.layers.0.mlp.up_proj.weight``.
+        shape: (out, in) that the weight must have; None allows any.
 
     Raises:
-        TensorMissing: there is none.
-        ShapeMismatch: it is no linear layer, or has another shape.
+        TensorMissing: there is no such layer.
+        ShapeMismatch: the layer is not linear, or has another shape.
     """
     try:
         layer = model.get_submodule(name.removesuffix(".weight"))
