@@ -169,12 +169,11 @@ def _require_target(workspace: Workspace, target: str) -> None:
 
 def _claim(workspace: Workspace, target: str, run: Run) -> PromotionClaim:
     evidence = gather_evidence(workspace, target)
-    verdict = evidence.payload("verdict", "verdict.json")
-    outcome = confirm_verdict(evidence, verdict, workspace.params)
+    verdict = confirm_verdict(evidence, workspace.params)
     return PromotionClaim(
         target=target,
-        outcome=outcome,
-        reason=str(verdict.get("reason") or outcome),
+        outcome=verdict.outcome,
+        reason=verdict.reason,
         artefacts=evidence.digests,
         fields=evidence_fields(evidence, verdict, workspace, target, run),
         files=release_files(
