@@ -1,1 +1,1 @@
-"""Prefect flows: when, where and again. What a stage computes is in `safegene.pipeline.stages`."""
+"""Prefect flows: when stages run, with which retries, and what follows. Stages are in `safegene.pipeline.stages`."""

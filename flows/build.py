@@ -13,21 +13,21 @@ from safegene.workspace.params import save_targets
 
 @flow(name="build", flow_run_name="build {root}", persist_result=False)
 def build(root: str) -> list[str]:
-    """Bring the family's artefacts up to date; the stages that had to run."""
+    """Bring the family's artefacts up to date, and return the stages that ran."""
     with exclusive(root):
         return build_stages(root)
 
 
 def build_stages(root: str) -> list[str]:
-    """The flow's body, for flows that hold the workspace already."""
+    """The body of `build`, for flows that hold the lock of the workspace."""
     pin_family(Workspace(Path(root)))
     return [stage.name for stage in FAMILY if STAGE_TASKS[stage.name](root, "")]
 
 
 def pin_family(ws: Workspace) -> None:
-    """Pin what ``family.aligned`` and ``family.degraded`` hold now, where they were never pinned.
+    """Pin the fingerprints of ``family.aligned`` and ``family.degraded`` where they are not pinned yet.
 
-    A later change is for `watch` to see: a run must not move the ground it stands on.
+    A pin is never changed here: only the flow ``watch`` follows a source that has changed.
     """
     targets, family = ws.targets, ws.params.family
     pinned = targets.model_copy(

@@ -1,4 +1,4 @@
-"""What is served: a schedule, a watch, and the triggers that its events pull. ``python -m flows.deployments [DIR]``."""
+"""The deployments: two schedules, the watch, and the triggers on its events. ``python -m flows.deployments [DIR]``."""
 
 import sys
 from pathlib import Path
@@ -18,11 +18,11 @@ from safegene.workspace.layout import Workspace  # noqa: E402
 
 
 def deployments(ws: Workspace) -> list[Any]:
-    """Every deployment of a workspace; their names end in its folder's name, so that one server can hold several."""
+    """The deployments of a workspace; their names end in its folder's name, since one server can serve several."""
     root, params = str(ws.root), ws.params
     here = {"safegene.workspace": root}
-    one = {"root": root, "targets": ["{{ event.payload.target }}"], "trigger": "event"}
-    every = {"root": root, "targets": None, "trigger": "family changed"}
+    one_target = {"root": root, "targets": ["{{ event.payload.target }}"], "trigger": "event"}
+    all_targets = {"root": root, "targets": None, "trigger": "family changed"}
     return [
         realign.to_deployment(
             name=f"scheduled-{ws.root.name}", cron=params.flow.cron, parameters={"root": root, "trigger": "schedule"}
@@ -30,12 +30,12 @@ def deployments(ws: Workspace) -> list[Any]:
         realign.to_deployment(
             name=f"discovered-{ws.root.name}",
             parameters={"root": root},
-            triggers=[_on(DISCOVERED, here, one)],
+            triggers=[_on(DISCOVERED, here, one_target)],
         ),
         realign.to_deployment(
             name=f"family-{ws.root.name}",
             parameters={"root": root},
-            triggers=[_on(FAMILY_CHANGED, here, every)],
+            triggers=[_on(FAMILY_CHANGED, here, all_targets)],
         ),
         watch.to_deployment(name=f"watch-{ws.root.name}", cron=params.watch.cron, parameters={"root": root}),
         audit.to_deployment(name=f"audit-{ws.root.name}", cron=params.flow.audit_cron, parameters={"root": root}),
@@ -47,7 +47,7 @@ def _on(event: str, match: dict[str, str], parameters: dict[str, Any]) -> Deploy
 
 
 def main(folder: str | None = None) -> None:
-    """Serve a workspace's deployments until interrupted, one run at a time."""
+    """Serve the deployments of a workspace until interrupted, one run at a time."""
     ws = Workspace.find(Path(folder) if folder else None)
     serve(*deployments(ws), limit=1)
 

@@ -17,13 +17,16 @@ from safegene.workspace.layout import Workspace
 
 @flow(name="realign", flow_run_name="realign {root}", persist_result=False)
 def realign(root: str, targets: list[str] | None = None, trigger: str = "manual") -> dict[str, str]:
-    """Re-align targets (default: all) and promote those that the gate passes; target -> outcome.
+    """Re-align targets (default: all) and promote those that pass the gate.
 
-    A target that errs does not stop the others. Outcomes: pass, fail, inconclusive, error.
+    An error in one target does not stop the others.
+
+    Returns:
+        Target -> ``pass``, ``fail`` or ``inconclusive``.
 
     Raises:
         ParamsError: a named target is not in ``data/targets.yaml``.
-        SafegeneError: the family could not be built, or a target erred (after the others were done).
+        SafegeneError: a stage of the family failed; or, after all targets were tried, one of them ended in an error.
     """
     ws = Workspace(Path(root))
     with exclusive(root):
@@ -66,7 +69,7 @@ def _each(root: str, names: list[str], run: dict[str, str]) -> tuple[dict[str, s
 
 
 def realign_target(root: str, target: str, run: dict[str, str]) -> str:
-    """All stages of one target, in order; the outcome."""
+    """Run all stages of one target in order, and return the outcome."""
     for name in ("fetch-target", "calibrate"):
         STAGE_TASKS[name](root, target)
     pin_incumbent(root, target)

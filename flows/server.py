@@ -1,4 +1,4 @@
-"""The Prefect server that a run talks to: the one configured, else a private one that dies with the run."""
+"""The Prefect server of a run: the configured one, else a private one that ends with the run."""
 
 import os
 import socket
@@ -24,16 +24,16 @@ QUIET = {
 
 
 def quiet_environment() -> None:
-    """No telemetry and no chatter, unless the user asked for some. Call before Prefect is imported."""
+    """Turn off Prefect's telemetry and console log, unless the user set them; call before Prefect is imported."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """The API's address: ``PREFECT_API_URL`` if it is set, else a private server's.
+    """Address of the API: ``PREFECT_API_URL`` if it is set, else that of a private server, started for the block.
 
-    The private server keeps its runs in Prefect's own database, so a later ``prefect server start`` shows them.
+    The private server keeps its runs in Prefect's own database, so that ``prefect server start`` shows them later.
 
     Raises:
         SafegeneError: the private server did not answer within 120 s.
@@ -47,7 +47,7 @@ def prefect_server() -> Iterator[str]:
     try:
         yield await_server(server, address)
     finally:
-        _send_what_is_queued()
+        _send_queued()
         del os.environ["PREFECT_API_URL"]
         server.terminate()
         try:
@@ -57,8 +57,8 @@ def prefect_server() -> Iterator[str]:
             server.wait()
 
 
-def _send_what_is_queued() -> None:
-    """Logs and events are sent in the background; once the server is gone they would be lost, and complain of it."""
+def _send_queued() -> None:
+    """Wait until logs and events, which Prefect sends in the background, have reached the server."""
     if "prefect" not in sys.modules:
         return
     from prefect.events.worker import EventsWorker
@@ -69,7 +69,7 @@ def _send_what_is_queued() -> None:
 
 
 def start_server() -> tuple[subprocess.Popen[bytes], str]:
-    """Start a server on a free port of this machine, without waiting for it; gives the process and its address."""
+    """Start a server on a free port of this machine and return its process and address at once."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,17 +1,17 @@
-"""One Prefect task per pipeline stage: retries, artifacts; no logic.
+"""One Prefect task per stage, and the tasks around them: pin, promote, report, commit, push.
 
-A task runs its stage through ``dvc repro --single-item``, so a record can only say what was really run. Only fetching
-is retried; a gate never is. Results are never cached here: DVC owns caching.
+A task runs its stage through DVC (``dvc repro --single-item``), so that ``dvc.lock`` states what every record relies
+on. Only the fetch stages and the push are retried. Prefect caches no results: DVC decides what must run.
 """
 
 import base64
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from prefect import Task, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -66,20 +66,18 @@ STAGE_TASKS: dict[str, Task[[str, str], bool]] = {s.name: _stage_task(s) for s i
 
 @task(name="pin-incumbent", task_run_name="pin-incumbent {target}", cache_policy=NO_CACHE, persist_result=False)
 def pin_incumbent(root: str, target: str) -> str | None:
-    """Write what is live for the target to ``incumbent.json``, so that DVC knows when it changes."""
+    """Write what is live for the target to ``incumbent.json``, on which ``evaluate`` depends; return its digest."""
     from safegene.pipeline.stages.promote import pin_incumbent
 
-    ws = Workspace(Path(root))
-    return pin_incumbent(ws, target)
+    return pin_incumbent(Workspace(Path(root)), target)
 
 
 @task(name="promote", task_run_name="promote {target}", cache_policy=NO_CACHE, persist_result=False)
 def promote(root: str, target: str, run: dict[str, str]) -> str:
-    """Record the attempt and promote if the verdict allows it; the outcome as one word. Never retried."""
+    """Record the attempt, promote if the verdict allows it, and return the outcome; never retried."""
     from safegene.pipeline.stages.promote import promote_attempt
 
-    ws = Workspace(Path(root))
-    outcome = promote_attempt(ws, target, run=run)
+    outcome = promote_attempt(Workspace(Path(root)), target, run=run)
     colour = {"pass": "green", "fail": "red"}.get(outcome, "yellow")
     console.print(f"  [{colour}]{outcome}[/] promote@{target}")
     return outcome
@@ -87,7 +85,7 @@ def promote(root: str, target: str, run: dict[str, str]) -> str:
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish(root: str) -> str:
-    """Write the report, and put the verdict table and the layer scores where Prefect's UI shows them."""
+    """Write the report and return its path; show the verdict table and the layer scores in Prefect's UI."""
     from safegene.report import write_markdown, write_report
 
     ws = Workspace(Path(root))
@@ -101,7 +99,7 @@ def publish(root: str) -> str:
 
 @task(name="push", retries=2, retry_delay_seconds=[5, 30], cache_policy=NO_CACHE, persist_result=False)
 def push(root: str) -> None:
-    """``dvc push``, then ask the remote whether it holds everything: a push that found nothing says nothing.
+    """Run ``dvc push``, then check that the remote holds every output, since a push of missing files is no error.
 
     Raises:
         SafegeneError: the remote lacks an object after the push.
@@ -117,10 +115,10 @@ def push(root: str) -> None:
 
 @task(name="commit", cache_policy=NO_CACHE, persist_result=False)
 def commit(root: str, message: str) -> str:
-    """Commit ``dvc.lock``, receipts and a ledger inside the workspace; the commit the workspace then stands at."""
+    """Commit ``dvc.lock``, what Git tracks of ``data``, and a ledger in the workspace; return the head commit."""
     ledger = Workspace(Path(root)).params.promote.ledger
-    own = [] if "://" in ledger or Path(ledger).is_absolute() else [ledger]
-    paths = [p for p in ("data", "dvc.lock", SEEN, ".gitignore", *own) if (Path(root) / p).exists()]
+    inside = () if "://" in ledger or Path(ledger).is_absolute() else (ledger,)
+    paths = [path for path in ("data", "dvc.lock", SEEN, ".gitignore", *inside) if (Path(root) / path).exists()]
     git(root, "add", "--", *paths)
     if git(root, "diff", "--cached", "--name-only"):
         git(root, "commit", "--quiet", "-m", message)
@@ -129,16 +127,18 @@ def commit(root: str, message: str) -> str:
 
 @contextmanager
 def exclusive(root: str) -> Iterator[None]:
-    """One run at a time in a workspace; a second waits, and says for what.
+    """Hold the lock of a workspace for the block; a second run prints that it waits, and waits.
 
-    DVC's own lock fails under load instead (measured), and leaves outputs without a lock entry.
+    DVC's own lock does not wait: the second run would fail, with outputs that ``dvc.lock`` does not name.
     """
-    folder = Path(root) / ".safegene"
-    folder.mkdir(exist_ok=True)
-    with (folder / "run.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"[yellow]waiting[/] for another run in {root}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(Path(root) / ".safegene" / "run.lock")
+    Path(lock.lock_file).parent.mkdir(exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"[yellow]waiting[/] for another run in {root}")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

@@ -1,7 +1,7 @@
-"""Flow ``watch``: find new fine-tunes and changed family checkpoints; announce each digest once.
+"""Flow ``watch``: find new fine-tunes and changed checkpoints of the family, and announce each fingerprint once.
 
-``data/targets.yaml`` is the memory: what it names has been announced. It is written before the event is emitted, so a
-checkpoint is never announced twice; should the event be lost, the scheduled run re-aligns every target anyway.
+What ``data/targets.yaml`` names has been announced. The file is written before the event is emitted, so that nothing is
+announced twice; if an event is lost, the scheduled run re-aligns every target all the same.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ FAMILY_CHANGED = "safegene.family.changed"
 
 @flow(name="watch", flow_run_name="watch {root}", persist_result=False)
 def watch(root: str) -> list[str]:
-    """Look once; the names announced (``aligned`` for the family)."""
+    """Look once, and return the names that were announced (``aligned`` for the family)."""
     ws = Workspace(Path(root))
     with exclusive(root):
         before = ws.targets
@@ -34,50 +34,50 @@ def watch(root: str) -> list[str]:
 
 
 def look(ws: Workspace) -> Targets:
-    """The targets as they would be with everything new or changed in them.
+    """The targets with every new checkpoint added and every fingerprint up to date; nothing is written.
 
-    A target whose source cannot be read keeps its pin, and a folder that is no whole checkpoint is left out; both are
-    said, and neither keeps the others from being seen.
+    A target whose source cannot be read keeps its pin, and a folder without a complete checkpoint is skipped; both are
+    printed, and the others are read all the same.
 
     Raises:
         ParamsError: a folder is watched but ``watch.task`` does not say which task its targets are measured on.
     """
     params, targets = ws.params, ws.targets
-    found = {} if not params.watch.folders else dict(_found(ws, targets))
-    known = {name: _again(name, entry) for name, entry in targets.targets.items() if name not in found}
+    discovered = dict(_discovered(ws, targets)) if params.watch.folders else {}
+    known = {name: _refreshed(name, entry) for name, entry in targets.targets.items() if name not in discovered}
     return Targets(
         aligned=fingerprint(params.family.aligned),
         degraded={uri: fingerprint(uri) for uri in params.family.degraded},
-        targets={**known, **found},
+        targets={**known, **discovered},
     )
 
 
-def _again(name: str, entry: Target) -> Target:
+def _refreshed(name: str, entry: Target) -> Target:
     try:
         return entry.model_copy(update={"fingerprint": fingerprint(entry.source)})
     except SafegeneError as error:
-        console.print(f"  [yellow]not seen[/] {name}: {escape(error.message)}", soft_wrap=True)
+        console.print(f"  [yellow]not read[/] {name}: {escape(error.message)}", soft_wrap=True)
         return entry
 
 
-def _found(ws: Workspace, targets: Targets) -> list[tuple[str, Target]]:
+def _discovered(ws: Workspace, targets: Targets) -> list[tuple[str, Target]]:
     task = ws.params.watch.task
     if task is None:
         raise ParamsError(
-            f"expected watch.task in {ws.root / 'params.yaml'} beside watch.folders, got none",
+            f"expected watch.task beside watch.folders, got none, in {ws.root / 'params.yaml'}",
             remedy="name the task set that discovered targets are measured on",
         )
     by_source = {entry.source: name for name, entry in targets.targets.items()}
-    found: list[tuple[str, Target]] = []
+    discovered: list[tuple[str, Target]] = []
     for folder in ws.params.watch.folders:
-        whole, skipped = discover(folder)
-        for name, why in skipped.items():
-            console.print(f"  [yellow]left out[/] {name}: {escape(why)}", soft_wrap=True)
-        for name, source, seen in whole:
-            key = by_source.get(source) or _unused(name, {*targets.targets, *(n for n, _ in found)})
+        checkpoints, skipped = discover(folder)
+        for name, reason in skipped.items():
+            console.print(f"  [yellow]skipped[/] {name}: {escape(reason)}", soft_wrap=True)
+        for name, source, pin in checkpoints:
+            key = by_source.get(source) or _unused(name, {*targets.targets, *(taken for taken, _ in discovered)})
             old = targets.targets.get(key)
-            found.append((key, Target(source=source, task=old.task if old else task, fingerprint=seen)))
-    return found
+            discovered.append((key, Target(source=source, task=old.task if old else task, fingerprint=pin)))
+    return discovered
 
 
 def _unused(name: str, taken: set[str]) -> str:
@@ -86,17 +86,17 @@ def _unused(name: str, taken: set[str]) -> str:
 
 
 def announce(ws: Workspace, before: Targets, after: Targets) -> list[str]:
-    """Emit one event per new or changed digest."""
-    told = []
+    """Emit an event for each new or changed fingerprint, and return the names."""
+    announced = []
     if before.aligned is not None and (before.aligned, before.degraded) != (after.aligned, after.degraded):
         _emit(ws, FAMILY_CHANGED, "aligned", after.aligned or "")
-        told.append("aligned")
+        announced.append("aligned")
     for name, entry in after.targets.items():
         old = before.targets.get(name)
         if old is None or old.fingerprint != entry.fingerprint:
             _emit(ws, DISCOVERED, name, entry.fingerprint)
-            told.append(name)
-    return told
+            announced.append(name)
+    return announced
 
 
 def _emit(ws: Workspace, event: str, name: str, digest: str) -> None:

@@ -22,6 +22,14 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one file, and those of the built workspace, in one worker: each fixture is built once."""
+    for item in items:
+        built = "prefect_api" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("built" if built else item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keys and Prefect's database in a folder of the tests; the model cache is kept, since it is content-addressed."""

@@ -1,6 +1,5 @@
 """``safegene audit ...``: verify the ledger, trace what is live, list attempts and uses of a vector, revoke."""
 
-from dataclasses import astuple, fields
 from typing import Annotated
 
 import typer
@@ -51,11 +50,14 @@ def audit_history(target: Target) -> None:
     if not rows:
         console.print(f"{target} has no record yet")
         return
-    table = Table(*(field.name for field in fields(rows[0])), box=None)
+    table = Table(*rows[0], box=None)
     for row in rows:
-        cells = (*astuple(row)[:-1], "yes" if row.live else "no")
-        table.add_row(*(escape(visible(str(cell))) for cell in cells))
+        table.add_row(*(escape(visible(_cell(value))) for value in row.values()))
     console.print(table)
+
+
+def _cell(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 @app.command("reuse")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.factories.commands import dvc, git, run, status
 pytestmark = pytest.mark.timeout(600)
 
 
-def test_the_repair_brings_safety_back_and_is_promoted(built):
+def test_the_repair_brings_safety_back_and_is_promoted(built: Path) -> None:
     sentiment = status(built)["sentiment"]
     assert sentiment["outcome"] == "pass"
     assert sentiment["live"].startswith("sha256:")
@@ -25,13 +26,13 @@ def test_the_repair_brings_safety_back_and_is_promoted(built):
     assert 0 < sentiment["extra_params"] <= 0.01
 
 
-def test_everything_is_committed_and_up_to_date(built):
+def test_everything_is_committed_and_up_to_date(built: Path) -> None:
     assert git(built, "status", "--porcelain") == ""
     assert "up to date" in dvc(built, "status")
     assert "realign: sentiment pass" in git(built, "log", "-1", "--format=%s")
 
 
-def test_dvc_shows_metrics_and_plots(built, tmp_path):
+def test_dvc_shows_metrics_and_plots(built: Path, tmp_path: Path) -> None:
     metrics = json.loads(dvc(built, "metrics", "show", "--json"))
     text = json.dumps(metrics)
     assert "data/metrics/sentiment.json" in text
@@ -43,13 +44,13 @@ def test_dvc_shows_metrics_and_plots(built, tmp_path):
         assert plot in page
 
 
-def test_the_report_is_written_and_names_the_outcome(built):
+def test_the_report_is_written_and_names_the_outcome(built: Path) -> None:
     page = (built / "reports" / "index.html").read_text()
     assert "sentiment" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_audit_verifies_and_shows_the_chain(built):
+def test_audit_verifies_and_shows_the_chain(built: Path) -> None:
     assert "verified" in run(built, "audit", "verify").stdout
     shown = run(built, "audit", "show", "sentiment").stdout
     for word in ("vector", "aligned", "judge", "verdict", "degrade"):
@@ -66,7 +67,7 @@ TAMPERED = [
 
 
 @pytest.mark.parametrize("pattern", TAMPERED)
-def test_one_changed_byte_is_found_and_named(copy, pattern):
+def test_one_changed_byte_is_found_and_named(copy: Path, pattern: str) -> None:
     found = sorted(copy.glob(pattern))
     assert found
     path = found[-1]
@@ -79,7 +80,7 @@ def test_one_changed_byte_is_found_and_named(copy, pattern):
     assert path.name in done.stdout
 
 
-def test_a_changed_vector_is_not_loaded(copy):
+def test_a_changed_vector_is_not_loaded(copy: Path) -> None:
     path = copy / "data/family/vector/vector.safetensors"
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
@@ -90,7 +91,7 @@ def test_a_changed_vector_is_not_loaded(copy):
     assert "vector.safetensors" in done.stderr
 
 
-def test_a_changed_adapter_is_neither_evaluated_nor_exported(copy, tmp_path):
+def test_a_changed_adapter_is_neither_evaluated_nor_exported(copy: Path, tmp_path: Path) -> None:
     path = copy / "data/targets/sentiment/candidate/adapter_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
@@ -104,7 +105,7 @@ def test_a_changed_adapter_is_neither_evaluated_nor_exported(copy, tmp_path):
         assert "adapter_model.safetensors" in run(copy, *command, code=1).stderr
 
 
-def test_resolve_names_what_is_live_byte_for_byte(copy):
+def test_resolve_names_what_is_live_byte_for_byte(copy: Path) -> None:
     answer = json.loads(run(copy, "resolve", "sentiment", "production").stdout)
     assert answer["release"] == status(copy)["sentiment"]["live"]
     adapter = next(copy.glob("ledger/releases/*/candidate/adapter_model.safetensors"))
@@ -113,14 +114,14 @@ def test_resolve_names_what_is_live_byte_for_byte(copy):
     assert "DigestMismatch" in run(copy, "resolve", "sentiment", "production", code=1).stderr
 
 
-def test_promoting_again_changes_nothing(copy):
+def test_promoting_again_changes_nothing(copy: Path) -> None:
     records = sorted(copy.glob("ledger/records/*"))
     run(copy, "promote", "sentiment", "--dry-run")
     run(copy, "promote", "sentiment")
     assert sorted(copy.glob("ledger/records/*")) == records
 
 
-def test_the_exported_adapter_carries_its_card(built, tmp_path):
+def test_the_exported_adapter_carries_its_card(built: Path, tmp_path: Path) -> None:
     run(built, "export", "sentiment", str(tmp_path / "out"))
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     card = (tmp_path / "out" / "README.md").read_text()
@@ -129,13 +130,13 @@ def test_the_exported_adapter_carries_its_card(built, tmp_path):
     run(built, "export", "sentiment", str(tmp_path / "out"), code=1)
 
 
-def test_verdict_is_void_under_another_policy(copy):
+def test_verdict_is_void_under_another_policy(copy: Path) -> None:
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("margin_hrr: 0.05", "margin_hrr: 0.04"))
     assert "StaleArtifact" in run(copy, "promote", "sentiment", code=1).stderr
 
 
-def test_the_workspace_travels_by_git_and_dvc(copy, tmp_path):
+def test_the_workspace_travels_by_git_and_dvc(copy: Path, tmp_path: Path) -> None:
     dvc(copy, "push")
     git(tmp_path, "clone", "-q", str(copy), str(tmp_path / "clone"))
     dvc(tmp_path / "clone", "remote", "modify", "--local", "store", "url", str(copy / ".safegene/remote"))

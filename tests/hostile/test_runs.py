@@ -3,7 +3,9 @@
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +72,7 @@ def huge_header(model: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_bad_checkpoints(copy, model, prefect_api, damage, error):
+def test_bad_checkpoints(copy: Path, model: Path, prefect_api: str, damage: Callable[[Path], None], error: str) -> None:
     damage(model)
     added = run(copy, "target", "add", "bad", f"file://{model}", "--task", "sentiment", code=(0, 1))
     if added.returncode == 0:
@@ -90,11 +92,11 @@ def unharmed(ws: Path) -> None:
     assert not list((ws / "ledger").glob("channels/*/bad*"))
 
 
-def rows(path: Path) -> list[dict]:
+def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def write(path: Path, content: list[dict]) -> None:
+def write(path: Path, content: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
 
 
@@ -141,7 +143,7 @@ def unreachable_model(ws: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_bad_data_and_parameters(copy, prefect_api, damage, error):
+def test_bad_data_and_parameters(copy: Path, prefect_api: str, damage: Callable[[Path], None], error: str) -> None:
     before = status(copy)["sentiment"]["live"]
     damage(copy)
     done = run(copy, "run", code=1, PREFECT_API_URL=prefect_api)

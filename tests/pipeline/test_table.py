@@ -1,10 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from safegene.errors import ParamsError
 from safegene.pipeline.runner import run_stage
-from safegene.pipeline.table import PIPELINE, stage_named
+from safegene.pipeline.table import PIPELINE, Stage, stage_named
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Params, load_params, load_targets, load_yaml
 
@@ -18,25 +19,25 @@ def in_dvc(path: str) -> str:
     return path.replace("{target}", "${key}").replace("{task}", "${item.task}")
 
 
-def params_of(entry: dict) -> list[str]:
+def params_of(entry: dict[str, Any]) -> list[str]:
     flat = []
     for item in entry.get("params", []):
         flat += [f"{file}:{key}" for file, keys in item.items() for key in keys] if isinstance(item, dict) else [item]
     return flat
 
 
-def views_of(entry: dict, kind: str) -> list[str]:
+def views_of(entry: dict[str, Any], kind: str) -> list[str]:
     views = entry.get(kind, [])
     assert all(options["cache"] is False for view in views for options in view.values())
     return [path for view in views for path in view]
 
 
-def test_dvc_runs_the_stages_of_the_table_in_its_order():
+def test_dvc_runs_the_stages_of_the_table_in_its_order() -> None:
     assert list(DVC["stages"]) == [stage.name for stage in TRACKED]
 
 
 @pytest.mark.parametrize("stage", TRACKED, ids=lambda s: s.name)
-def test_dvc_entry_equals_the_table(stage):
+def test_dvc_entry_equals_the_table(stage: Stage) -> None:
     entry = DVC["stages"][stage.name]
     if stage.per_target:
         assert entry["foreach"] == "${targets}"
@@ -49,7 +50,7 @@ def test_dvc_entry_equals_the_table(stage):
     assert views_of(entry, "plots") == [in_dvc(copy) for _, copy in stage.plots]
 
 
-def test_outputs_lie_where_the_workspace_says():
+def test_outputs_lie_where_the_workspace_says() -> None:
     ws = WORKSPACE
     named = {
         "validate": ws.validation,
@@ -66,13 +67,13 @@ def test_outputs_lie_where_the_workspace_says():
     assert {stage.name: ws.root / stage.output for stage in TRACKED} == named
 
 
-def test_every_parameter_section_is_some_stages_or_the_flows():
+def test_every_parameter_section_is_some_stages_or_the_flows() -> None:
     sections = {field.alias or name for name, field in Params.model_fields.items()}
     read = {key.split(".")[0] for stage in PIPELINE for key in stage.params if ":" not in key}
     assert sections - read == {"watch", "flow"}
 
 
-def test_every_input_is_an_output_before_or_data_of_people():
+def test_every_input_is_an_output_before_or_data_of_people() -> None:
     made: set[str] = set()
     for stage in PIPELINE:
         for path in stage.inputs:
@@ -81,12 +82,12 @@ def test_every_input_is_an_output_before_or_data_of_people():
         made.add(stage.output)
 
 
-def test_the_template_is_valid():
+def test_the_template_is_valid() -> None:
     load_params(ROOT / "params.yaml")
     assert load_targets(ROOT / "data" / "targets.yaml").targets == {}
 
 
-def test_unknown_stage_and_target_are_refused_by_name():
+def test_unknown_stage_and_target_are_refused_by_name() -> None:
     with pytest.raises(ParamsError, match="'nothing'"):
         stage_named("nothing")
     with pytest.raises(ParamsError, match="'nobody'"):

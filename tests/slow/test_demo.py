@@ -1,7 +1,9 @@
 """The demo as a newcomer sees it: an empty folder, an empty cache, no server; then once more with nothing changed."""
 
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,20 +13,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BENIGN = ("sentiment", "topic", "group")
 
 
-def own(box: Path) -> dict[str, str]:
+def own(box: Path) -> dict[str, Any]:
     """An empty cache, keys and Prefect database, as on a new machine."""
     names = {"SAFEGENE_CACHE": "cache", "SAFEGENE_KEYS": "keys", "PREFECT_HOME": "prefect"}
     return {name: str(box / folder) for name, folder in names.items()}
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The demo's folder and what it printed, from nothing."""
     box = tmp_path_factory.mktemp("demo")
     return box / "demo", run(box, "demo", "demo", **own(box))
 
 
-def test_benign_targets_come_back_and_are_live_and_the_adversarial_one_is_refused(shown):
+def test_benign_targets_come_back_and_are_live_and_the_adversarial_one_is_refused(
+    shown: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     folder, printed = shown
     targets = status(folder)
     promoted = [name for name in BENIGN if targets[name]["live"]]
@@ -47,7 +51,9 @@ def test_benign_targets_come_back_and_are_live_and_the_adversarial_one_is_refuse
             assert 0 <= low <= target[rate]["after"] <= high <= 1
 
 
-def test_the_refusal_is_on_record_with_the_rule_that_failed(shown):
+def test_the_refusal_is_on_record_with_the_rule_that_failed(
+    shown: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     folder, _ = shown
     history = run(folder, "audit", "history", "adversarial").stdout
     assert "fail" in history
@@ -57,7 +63,7 @@ def test_the_refusal_is_on_record_with_the_rule_that_failed(shown):
     assert failed[0] in verdict["reason"]
 
 
-def test_a_second_run_changes_nothing(shown):
+def test_a_second_run_changes_nothing(shown: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = shown
     before = git(folder, "rev-parse", "HEAD")
     again = run(folder.parent, "demo", "demo", **own(folder.parent))

@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,18 +20,19 @@ from tests.factories.commands import run, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def runs(api: str, deployment: str) -> list[dict]:
+def runs(api: str, deployment: str) -> list[dict[str, Any]]:
     body = {"deployments": {"name": {"any_": [deployment]}}, "limit": 100}
     answer = httpx.post(f"{api}/flow_runs/filter", json=body, timeout=30)
-    return answer.raise_for_status().json()
+    flow_runs: list[dict[str, Any]] = answer.raise_for_status().json()
+    return flow_runs
 
 
-def finished(api: str, deployment: str) -> list[dict]:
+def finished(api: str, deployment: str) -> list[dict[str, Any]]:
     return [r for r in runs(api, deployment) if r["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
 
 @pytest.fixture
-def full_server(tmp_path):
+def full_server(tmp_path: Path) -> Iterator[str]:
     """A Prefect server as people run it, scheduler and triggers included; the private one of a run has neither."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -51,7 +54,7 @@ def full_server(tmp_path):
 
 
 @pytest.fixture
-def served(tmp_path, full_server):
+def served(tmp_path: Path, full_server: str) -> Iterator[tuple[Path, Path, str]]:
     """A workspace whose deployments are served, re-aligning every minute, watching a folder that is still empty."""
     watched = tmp_path / "models"
     watched.mkdir()
@@ -75,7 +78,7 @@ def served(tmp_path, full_server):
     print((tmp_path / "served.log").read_text()[-4000:])
 
 
-def test_the_cron_fires_and_an_event_starts_one_run(served):
+def test_the_cron_fires_and_an_event_starts_one_run(served: tuple[Path, Path, str]) -> None:
     from safegene.tiny.build import build
 
     ws, watched, api = served

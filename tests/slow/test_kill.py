@@ -6,11 +6,12 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from safegene.pipeline.table import PIPELINE
+from safegene.pipeline.table import PIPELINE, Stage
 from tests.factories.commands import BIN, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -19,7 +20,8 @@ TRACKED = [stage for stage in PIPELINE if stage.tracked]
 
 def children_of(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        family: list[psutil.Process] = process.children(recursive=True)
+        return family
     except psutil.NoSuchProcess:
         return []
 
@@ -36,7 +38,7 @@ def running(process: psutil.Process, stage: str) -> bool:
     return False
 
 
-def make_stale(ws: Path, stage) -> None:
+def make_stale(ws: Path, stage: Stage) -> None:
     """Take a stage's output and its lock entry away, so that the next run must run it (and DVC's run cache with it)."""
     shutil.rmtree(ws / stage.output.format(target="sentiment"))
     shutil.rmtree(ws / ".dvc/cache/runs", ignore_errors=True)
@@ -47,12 +49,12 @@ def make_stale(ws: Path, stage) -> None:
     (ws / "dvc.lock").write_text(yaml.safe_dump(lock))
 
 
-def verdict(ws: Path) -> dict:
+def verdict(ws: Path) -> Any:
     return json.loads((ws / "data/targets/sentiment/verdict/verdict.json").read_text())
 
 
 @pytest.mark.parametrize("stage", TRACKED, ids=lambda s: s.name)
-def test_a_killed_run_ends_in_the_same_verdict(copy, stage, prefect_api):
+def test_a_killed_run_ends_in_the_same_verdict(copy: Path, stage: Stage, prefect_api: str) -> None:
     before = verdict(copy)
     digests = {s.name: (copy / s.output.format(target="sentiment") / "manifest.json").read_bytes() for s in TRACKED}
     make_stale(copy, stage)
@@ -78,7 +80,7 @@ def test_a_killed_run_ends_in_the_same_verdict(copy, stage, prefect_api):
     assert run(copy, "audit", "verify").returncode == 0
 
 
-def test_the_private_server_dies_with_the_run(copy):
+def test_the_private_server_dies_with_the_run(copy: Path) -> None:
     """Without PREFECT_API_URL the run has a server of its own, which a SIGKILL must take along."""
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     process = subprocess.Popen([str(BIN / "safegene"), "run"], cwd=copy, env=environment, stderr=subprocess.DEVNULL)

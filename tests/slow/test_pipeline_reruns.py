@@ -1,5 +1,7 @@
 """A changed parameter reruns its stage and what depends on it, nothing before."""
 
+from pathlib import Path
+
 import pytest
 
 from safegene.workspace.manifest import read_manifest
@@ -19,7 +21,7 @@ def unchanged(stderr: str) -> set[str]:
     return {words[1].split("@")[0] for words in lines if words[-1] == "unchanged"}
 
 
-def test_changed_rank_reruns_compress_and_what_depends_on_it(copy, prefect_api):
+def test_changed_rank_reruns_compress_and_what_depends_on_it(copy: Path, prefect_api: str) -> None:
     before = read_manifest(copy / "data/family/vector").facts["numbers"]
     path = copy / "params.yaml"
     text = path.read_text()
@@ -32,7 +34,7 @@ def test_changed_rank_reruns_compress_and_what_depends_on_it(copy, prefect_api):
     assert 0 < status(copy)["sentiment"]["extra_params"] <= 0.01, "the adapter's limit is calibrate's, not the rank"
 
 
-def test_nothing_changed_runs_nothing(copy, prefect_api):
+def test_nothing_changed_runs_nothing(copy: Path, prefect_api: str) -> None:
     done = run(copy, "run", PREFECT_API_URL=prefect_api)
     assert ran(done.stderr) == set()
     assert len(unchanged(done.stderr)) == 10

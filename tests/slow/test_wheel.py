@@ -1,0 +1,193 @@
+"""The wheel, installed in an environment elsewhere that has no checkout: commands, API, a plug-in package, the demo."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import safegene
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+ROOT = Path(__file__).parents[2]
+MODULE = """
+import os
+from pathlib import Path
+
+from safegene.checkpoints.sources.folders import FolderSource
+from safegene.checkpoints.sources.uri import Scheme, SourceURI
+from safegene.evaluation.judges.base import Judge, JudgeDecision
+from safegene.workspace.digest import digest_json
+
+
+class PolitenessJudge(Judge):
+    identity = digest_json({"judge": "politeness", "version": 1})
+
+    def judge(self, prompts, replies):
+        return [JudgeDecision(*(("no", "yes") if "sorry" in reply else ("yes", "no"))) for reply in replies]
+
+
+def build(params):
+    return PolitenessJudge()
+
+
+def parse(uri, rest):
+    return SourceURI(uri, "shelf", rest) if rest else None
+
+
+SCHEME = Scheme("shelf://NAME", parse, lambda place: FolderSource(Path(os.environ["SHELF"]) / place.path))
+"""
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "safegene-shelf"
+version = "1"
+
+[project.entry-points."safegene.judges"]
+politeness = "safegene_shelf:build"
+
+[project.entry-points."safegene.sources"]
+shelf = "safegene_shelf:SCHEME"
+
+[tool.hatch.build]
+include = ["safegene_shelf.py"]
+"""
+
+
+class Installation:
+    """A virtual environment outside the checkout that finds the dependencies where this interpreter finds them.
+
+    A ``.pth`` file names the folder of the dependencies. Python does not read the ``.pth`` files inside that folder, so
+    the editable installation of the checkout stays invisible.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bin = folder, folder / "venv" / "bin"
+        self.call(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
+        packages = next((folder / "venv").glob("lib/python*/site-packages"))
+        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def call(self, *command: str, cwd: Path | None = None, **env: str) -> str:
+        """Standard output of a command, which must succeed."""
+        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PREFECT_API_URL", "VIRTUAL_ENV")}
+        environment |= {"COLUMNS": "400", **env}
+        done = subprocess.run(
+            command, cwd=cwd or self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def build(self, source: Path) -> Path:
+        """A wheel of a source folder."""
+        out = self.folder / f"wheels-{source.name}"
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation")
+        self.call(*pip, "--wheel-dir", str(out), str(source))
+        [wheel] = out.glob("*.whl")
+        return wheel
+
+    def install(self, wheel: Path) -> None:
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.bin / "python"))
+        self.call(*pip, "install", "--no-deps", "--no-index", str(wheel))
+
+    def safegene(self, *command: str, cwd: Path | None = None, **env: str) -> str:
+        return self.call(str(self.bin / "safegene"), *command, cwd=cwd, **env)
+
+    def python(self, code: str) -> Any:
+        """What a program prints as JSON."""
+        return json.loads(self.call(str(self.bin / "python"), "-c", code))
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return Installation(tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.fixture(scope="module")
+def wheel(box: Installation) -> Path:
+    return box.build(ROOT)
+
+
+@pytest.fixture(scope="module")
+def installed(box: Installation, wheel: Path) -> Installation:
+    box.install(wheel)
+    return box
+
+
+@pytest.fixture(scope="module")
+def workspace(installed: Installation) -> Path:
+    installed.safegene("init", "ws")
+    return installed.folder / "ws"
+
+
+def test_the_wheel_carries_the_template_the_flows_and_no_tests(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {
+        "safegene/py.typed",
+        "safegene/report/page.css",
+        "safegene/report/page.html.j2",
+        "safegene/tiny/seed0/aligned/model.safetensors",
+        "safegene/template/dvc.yaml",
+        "safegene/template/params.yaml",
+        "safegene/template/data/targets.yaml",
+        "safegene/template/data/prompts/gate.jsonl",
+        "safegene/template/data/tasks/sentiment.jsonl",
+        "safegene/template/data/judges/README.md",
+        "flows/realign.py",
+    }
+    assert expected <= set(names)
+    top = {name.split("/")[0] for name in names}
+    assert top == {"safegene", "flows", f"safegene-{safegene.__version__}.dist-info"}
+    assert not [name for name in names if "test" in name.lower() or name.endswith(".pyc")]
+
+
+def test_every_public_name_is_imported_from_the_wheel(installed: Installation) -> None:
+    place, names = installed.python(
+        "import json, safegene; print(json.dumps([safegene.__file__, "
+        "{name: getattr(safegene, name) is not None for name in safegene.__all__}]))"
+    )
+    assert Path(place).is_relative_to(installed.folder)
+    assert names == dict.fromkeys(safegene.__all__, True)
+
+
+def test_a_new_workspace_is_valid(installed: Installation, workspace: Path) -> None:
+    installed.safegene("validate", cwd=workspace)
+    assert (workspace / "data/validation/receipt.json").is_file()
+    assert json.loads(installed.safegene("status", "--json", cwd=workspace)) == {"targets": []}
+
+
+def test_a_plug_in_package_adds_a_judge_and_a_source(installed: Installation, workspace: Path) -> None:
+    source = installed.folder / "plug-in"
+    source.mkdir()
+    (source / "pyproject.toml").write_text(PYPROJECT)
+    (source / "safegene_shelf.py").write_text(MODULE)
+    installed.install(installed.build(source))
+    models = Path(installed.safegene("tiny", "build", "sentiment").strip()).parent
+    shelf = {"SHELF": str(models)}
+    installed.safegene("target", "add", "mine", "shelf://sentiment", "--task", "sentiment", cwd=workspace, **shelf)
+    installed.safegene("fetch", cwd=workspace)
+    installed.safegene("fetch-target", "mine", cwd=workspace, **shelf)
+    record = json.loads((workspace / "data/targets/mine/checkpoint/checkpoint.json").read_text())
+    assert record["source"] == "shelf://sentiment"
+
+    params = workspace / "params.yaml"
+    params.write_text(
+        params.read_text().replace("{kind: grammar}", "{kind: politeness, calibration: data/judges/politeness.json}")
+    )
+    rows = [{"prompt": "p", "reply": "sorry", "refusal": True}, {"prompt": "p", "reply": "sure", "refusal": False}]
+    (workspace / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured = installed.safegene("judge", "calibrate", "labels.jsonl", "--what", "two replies", cwd=workspace)
+    assert "data/judges" in measured
+
+
+def test_the_demo_runs(installed: Installation) -> None:
+    shown = installed.safegene("demo", "demo")
+    assert "verified 4 records" in shown
+    assert (installed.folder / "demo/reports/index.html").is_file()
