@@ -1,5 +1,6 @@
 """``safegene audit ...``: verify the ledger, trace what is live, list attempts and uses of a vector, revoke."""
 
+from dataclasses import astuple, fields
 from typing import Annotated
 
 import typer
@@ -50,14 +51,11 @@ def audit_history(target: Target) -> None:
     if not rows:
         console.print(f"{target} has no record yet")
         return
-    table = Table(*rows[0], box=None)
+    table = Table(*(field.name for field in fields(rows[0])), box=None)
     for row in rows:
-        table.add_row(*(escape(visible(_cell(value))) for value in row.values()))
+        cells = (*astuple(row)[:-1], "yes" if row.live else "no")
+        table.add_row(*(escape(visible(str(cell))) for cell in cells))
     console.print(table)
-
-
-def _cell(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 @app.command("reuse")

@@ -1,5 +1,6 @@
 """Commands on candidates and releases: promote, roll back, resolve, merge, export."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -37,9 +38,9 @@ def resolve(
     target: Target, channel: Annotated[str | None, typer.Argument(help="Default: promote.channel.")] = None
 ) -> None:
     """Print where a server finds what is live and its digest, every byte verified (JSON)."""
-    from safegene.pipeline.stages.promote import resolve_live
+    from safegene.pipeline.stages.promote import resolve as resolve_target
 
-    write_json(resolve_live(Workspace.find(), target, channel=channel))
+    write_json(asdict(resolve_target(Workspace.find(), target, channel=channel)))
 
 
 def merge(

@@ -6,13 +6,13 @@ was measured against what was live.
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safegene.datasets.receipt import validated_receipt
 from safegene.errors import ArtifactError, StaleArtifact
-from safegene.gate import evidence_from, verdict_payload
+from safegene.gate import VerdictFile, evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.ledger.incumbent import read_incumbent
 from safegene.workspace.digest import digest_file, strict_json
@@ -103,42 +103,40 @@ def _current_files(workspace: Workspace, target: str) -> dict[str, str]:
     return digests
 
 
-def confirm_verdict(
-    evidence: Evidence, verdict: Mapping[str, Any], params: Params
-) -> Literal["pass", "fail", "inconclusive"]:
-    """The outcome of a verdict, after it was computed again from the judgements under the present policy and judge.
+def confirm_verdict(evidence: Evidence, params: Params) -> VerdictFile:
+    """The verdict, after it was computed again from the judgements under the present policy and judge.
 
     Raises:
         StaleArtifact: policy or judge have changed, or the judgements give another verdict.
-        FormatError, EmptySample: plan or judgements are malformed.
+        FormatError, EmptySample: verdict, plan or judgements are malformed.
     """
     where, judged = evidence.folders["verdict"], evidence.manifests["judgements"]
+    verdict = VerdictFile.parse((where / "verdict.json").read_bytes(), where=str(where / "verdict.json"))
     present = policy_digest(params.gate)
-    if (used := verdict.get("policy")) != present:
+    if verdict.policy != present:
         raise StaleArtifact(
-            f"expected a verdict under the present policy {present}, got one under {used}, in {where}",
+            f"expected a verdict under the present policy {present}, got one under {verdict.policy}, in {where}",
             remedy="run `safegene run`",
         )
     for name, value in params.evaluate.model_dump(mode="json").items():
-        if (was := judged.params.get(name)) != value:
+        if (used := judged.params.get(name)) != value:
             raise StaleArtifact(
-                f"expected judgements under the present evaluate.{name}, {value}, got those under {was}, "
+                f"expected judgements under the present evaluate.{name}, {value}, got those under {used}, "
                 f"in {evidence.folders['judgements']}",
                 remedy="run `safegene run`",
             )
-    again = _decided(evidence, params.gate)
-    if changed := sorted(name for name in {*again, *verdict} if again.get(name) != verdict.get(name)):
-        name = changed[0]
-        raise StaleArtifact(
-            f"expected {name} = {again.get(name)}, which the judgements give, got {verdict.get(name)}, in {where}",
-            remedy="run `safegene gate` again; if nobody changed the gate, find out who wrote this verdict",
-        )
-    outcome: Literal["pass", "fail", "inconclusive"] = again["outcome"]
-    return outcome
+    recomputed = _decide_again(evidence, params.gate)
+    for field in fields(VerdictFile):
+        expected, got = getattr(recomputed, field.name), getattr(verdict, field.name)
+        if expected != got:
+            raise StaleArtifact(
+                f"expected {field.name} = {expected}, which the judgements give, got {got}, in {where}",
+                remedy="run `safegene gate` again; if nobody changed the gate, find out who wrote this verdict",
+            )
+    return verdict
 
 
-def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
-    """The content of ``verdict.json`` as the judgements give it, as plain JSON values."""
+def _decide_again(evidence: Evidence, policy: GateParams) -> VerdictFile:
     folder = evidence.folders["judgements"]
     files = [(folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl")]
     rows, plan = evidence_from(*files, where=str(folder))
@@ -148,7 +146,7 @@ def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
             f"{sorted(plan.models)}, in {folder}",
             remedy="run `safegene run`",
         )
-    payload = verdict_payload(
+    verdict = verdict_payload(
         rows,
         plan,
         policy,
@@ -157,4 +155,4 @@ def _decided(evidence: Evidence, policy: GateParams) -> dict[str, Any]:
         extra_params=evidence.manifests["candidate"].facts.get("extra_params"),
         stopping=evidence.manifests["judgements"].facts.get("stopping"),
     )
-    return dict(strict_json(payload.to_bytes(), where=str(folder)))
+    return VerdictFile.parse(verdict.to_bytes(), where=str(folder))

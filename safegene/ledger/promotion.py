@@ -74,12 +74,32 @@ class Promotion:
     release: str | None
 
 
-def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
-    """The release that a server should load, verified byte for byte and not revoked.
+@dataclass(frozen=True)
+class ResolvedRelease:
+    """A release to serve.
 
-    Returns:
-        ``target, channel, release`` (digest), ``uri``, ``path`` (a folder on this machine; ``candidate/`` below it is
-        the PEFT adapter, ``target/checkpoint.json`` names the model that it belongs to), ``record``, ``sequence``.
+    Attributes:
+        target: the target's name.
+        channel: the channel's name.
+        release: the release's digest.
+        uri: its place in the store.
+        path: a folder with its files on this machine; ``candidate/`` below it is the PEFT adapter, and
+            ``target/checkpoint.json`` names the model that the adapter belongs to.
+        record: digest of the record that put it live.
+        sequence: number of that record.
+    """
+
+    target: str
+    channel: str
+    release: str
+    uri: str
+    path: str
+    record: str
+    sequence: int
+
+
+def resolve_release(ledger: Ledger, target: str, channel: str) -> ResolvedRelease:
+    """The release that a server should load, verified byte for byte and not revoked.
 
     Raises:
         LedgerError: nothing is live; the chain or the pointer is broken; a rollback is newer than the pointer.
@@ -98,15 +118,8 @@ def resolve(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
             remedy=f"`safegene rollback {target}` again",
         )
     path = open_release(ledger.store, live.release, cache=cache_folder(), artefacts=live.record.artefacts)
-    return {
-        "target": target,
-        "channel": channel,
-        "release": live.release,
-        "uri": release_uri(ledger.store, live.release),
-        "path": str(path),
-        "record": live.record.digest,
-        "sequence": live.record.sequence,
-    }
+    uri, record = release_uri(ledger.store, live.release), live.record
+    return ResolvedRelease(target, channel, live.release, uri, str(path), record.digest, record.sequence)
 
 
 def record_promotion(

@@ -26,6 +26,9 @@ PAYLOAD = "application/vnd.in-toto+json"
 
 RecordOutcome = Literal["pass", "fail", "inconclusive", "error", "rollback", "revocation", "superseded"]
 PUBLISHING: tuple[RecordOutcome, ...] = ("pass", "rollback")
+"""Outcomes of records that put a release live."""
+EVERY = "*"
+"""Target and channel of a revocation, which concerns all targets and channels."""
 
 
 class ChainField(Strict):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from safegene.gate import VerdictFile
 from safegene.ledger.evidence import OPTIONAL, Evidence
 from safegene.version import __version__
 from safegene.workspace.digest import digest_json
@@ -20,11 +21,12 @@ NOT_ASKED = "the present form of the pipeline does not ask for it"
 
 
 def evidence_fields(
-    evidence: Evidence, verdict: Mapping[str, Any], workspace: Workspace, target: str, run: Run
+    evidence: Evidence, verdict: VerdictFile, workspace: Workspace, target: str, run: Run
 ) -> dict[str, Any]:
     """All fields of the record of an attempt with complete evidence, except ``chain`` and ``channel``."""
-    plan, digests, manifests = evidence.payload("judgements", "plan.json"), evidence.digests, evidence.manifests
-    not_passed = [endpoint["name"] for endpoint in verdict.get("endpoints", ()) if endpoint.get("outcome") != "pass"]
+    plan, digests = evidence.payload("judgements", "plan.json"), evidence.digests
+    not_passed = [endpoint.name for endpoint in verdict.endpoints if endpoint.outcome != "pass"]
+    content = verdict.to_json()
     return {
         "model": {"artefact": digests["target"], **evidence.payload("target", "checkpoint.json")},
         "base": {"artefact": digests["aligned"], **evidence.payload("aligned", "checkpoint.json")},
@@ -35,16 +37,16 @@ def evidence_fields(
             "decoding": plan.get("decoding", {}),
             "prompts": len(plan.get("prompts", ())),
         },
-        "judge": verdict.get("judge") or plan.get("judge"),
-        "rates": verdict.get("rates"),
-        "policy": {"digest": verdict["policy"], "params": workspace.params.gate.model_dump(mode="json")},
+        "judge": content["judge"],
+        "rates": content["rates"],
+        "policy": {"digest": verdict.policy, "params": workspace.params.gate.model_dump(mode="json")},
         "replies": {"digest": digests["judgements"], "place": "the release's folder judgements/"},
-        "verdict": {"digest": digests["verdict"], "outcome": verdict["outcome"], "not_passed": not_passed},
+        "verdict": {"digest": digests["verdict"], "outcome": verdict.outcome, "not_passed": not_passed},
         "responsible": {"not_recorded": "the pipeline's key signs; " + NOT_ASKED},
         "approval": {"not_recorded": "promotion needs one signature; " + NOT_ASKED},
         "code": code_field(workspace, target, run),
         "run": {**run_field(run), "end": now()},
-        "security": {"verified": sorted(manifests), "chain": "each made from the present others"},
+        "security": {"verified": sorted(digests), "chain": "each made from the present others"},
         "incident": {"not_recorded": "none linked"},
         **{name: {"not_recorded": NOT_ASKED} for name in ("use", "change", "compute", "risks", "retention")},
     }

@@ -9,11 +9,8 @@ from securesystemslib.signer import CryptoSigner
 from safegene.errors import FormatError, LedgerError
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import LiveRecord, digests_of_record, live_record
-from safegene.ledger.record import Record, RecordDraft
+from safegene.ledger.record import EVERY, Record, RecordDraft
 from safegene.workspace.digest import is_digest
-
-EVERY = "*"
-"""Target and channel of a revocation, which concerns all of them."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Revocation:
     Attributes:
         record: its record.
         affected: every live release that rests on the revoked digest. It stays live until somebody rolls it back, but
-            `safegene.ledger.promotion.resolve` refuses it.
+            `safegene.ledger.promotion.resolve_release` refuses it.
         unread: why a channel could not be read, for each such channel; it may hold an affected release.
     """
 

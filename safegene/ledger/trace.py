@@ -1,11 +1,13 @@
 """Questions to a ledger for people: the lineage of what is live, and every attempt on a target."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safegene.errors import LedgerError
 from safegene.ledger.chain import Ledger, open_ledger
 from safegene.ledger.live import LiveRecord, live_record
+from safegene.ledger.record import EVERY, RecordOutcome
 from safegene.ledger.release import release_uri
 from safegene.workspace.layout import Workspace
 
@@ -64,21 +66,44 @@ def trace_workspace(workspace: Workspace, target: str, channel: str | None = Non
     return _tree(f"{content.pop('target')} on {content.pop('channel')}", content)
 
 
-def history(ledger: Ledger, target: str) -> list[dict[str, Any]]:
-    """Every attempt for a target, the newest first: ``sequence, outcome, channel, reason, when, record, live``."""
+@dataclass(frozen=True)
+class RecordedAttempt:
+    """A record as `history` lists it.
+
+    Attributes:
+        sequence: the record's number.
+        outcome: how the attempt ended.
+        channel: the channel's name.
+        reason: one sentence.
+        when: when the run started, in ISO 8601; empty where unknown.
+        record: the record's digest.
+        live: whether it is live now.
+    """
+
+    sequence: int
+    outcome: RecordOutcome
+    channel: str
+    reason: str
+    when: str
+    record: str
+    live: bool
+
+
+def history(ledger: Ledger, target: str) -> list[RecordedAttempt]:
+    """Every record of a target, and every revocation, the newest first."""
     live = {now.record.digest for now in _live_records(ledger, target)}
     return [
-        {
-            "sequence": record.sequence,
-            "outcome": record.outcome,
-            "channel": record.channel,
-            "reason": record.reason,
-            "when": record.predicate.run.get("start", ""),
-            "record": record.digest,
-            "live": record.digest in live,
-        }
+        RecordedAttempt(
+            record.sequence,
+            record.outcome,
+            record.channel,
+            record.reason,
+            str(record.predicate.run.get("start", "")),
+            record.digest,
+            record.digest in live,
+        )
         for record in ledger.walk()
-        if record.target in (target, "*")
+        if record.target in (target, EVERY)
     ]
 
 

@@ -12,11 +12,12 @@ from safegene.checkpoints.adapter import CONFIG, WEIGHTS, open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.sources import local_checkpoint
-from safegene.errors import CheckpointError, StaleArtifact
+from safegene.errors import CheckpointError
 from safegene.workspace.atomic import draft_folder, write_file
 from safegene.workspace.digest import strict_json
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import FetchParams
+from safegene.workspace.staleness import require_current
 
 if TYPE_CHECKING:
     from safegene.checkpoints.export.merge import MergedCheckpoint
@@ -136,12 +137,8 @@ def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = No
 
 def _verdict(artefact: Path, candidate: str) -> dict[str, Any]:
     """The verdict's payload, if it is about this candidate."""
-    judged = read_manifest(artefact, stage="gate").inputs.get("candidate")
-    if judged != candidate:
-        raise StaleArtifact(
-            f"expected a verdict on the candidate {candidate}, got one on {judged}, in {artefact}",
-            remedy="`safegene run` gates the present candidate",
-        )
+    manifest = read_manifest(artefact, stage="gate")
+    require_current("verdict", artefact, manifest, {"candidate": candidate}, required=["candidate"])
     path = artefact / "verdict.json"
     verdict: dict[str, Any] = strict_json(path.read_bytes(), where=str(path))
     return verdict

@@ -218,7 +218,7 @@ def test_an_export_never_shows_the_verdict_on_something_else(pipeline: Path) -> 
     files = {"verdict.json": canonical_json(VERDICT)}
     artefact(pipeline / "verdict", stage="gate", files=files, inputs={"candidate": "sha256:" + "2" * 64})
     inputs = {"candidate": pipeline / "candidate", "verdict": pipeline / "verdict"}
-    with pytest.raises(StaleArtifact, match="expected a verdict on the candidate"):
+    with pytest.raises(StaleArtifact, match="expected verdict made from the present candidate"):
         export_stage(**inputs, target="topic", out=pipeline / "exported")
     (pipeline / "candidate" / "adapter_config.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"adapter_config\.json"):

@@ -101,6 +101,5 @@ def test_the_judgements_give_the_same_verdict_byte_for_byte(golden: Workspace, t
 
 @pytest.mark.parametrize("target", OUTCOMES)
 def test_the_evidence_still_supports_a_promotion(golden: Workspace, target: str) -> None:
-    evidence = gather_evidence(golden, target)
-    verdict = evidence.payload("verdict", "verdict.json")
-    assert confirm_verdict(evidence, verdict, golden.params) == OUTCOMES[target]
+    verdict = confirm_verdict(gather_evidence(golden, target), golden.params)
+    assert verdict.outcome == OUTCOMES[target]

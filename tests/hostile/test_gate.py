@@ -212,7 +212,7 @@ def test_judgements_of_another_candidate(case: Case) -> None:
     case.judged()
     with write_artefact(case.root / "candidate", stage="calibrate", params={"alpha": 9}, inputs={}):
         pass
-    with pytest.raises(StaleArtifact, match="judgements of the candidate"):
+    with pytest.raises(StaleArtifact, match="judgements made from the present candidate"):
         case.gate()
 
 

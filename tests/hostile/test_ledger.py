@@ -19,7 +19,7 @@ from safegene.pipeline.stages.promote import (
     pin_incumbent,
     promote,
     promote_attempt,
-    resolve_live,
+    resolve,
     revoke,
     rollback,
 )
@@ -101,7 +101,7 @@ def test_a_record_of_an_unknown_key_is_refused(ws: Workspace, tmp_path: Path) ->
     mixed.publish(forged, mixed.pointer("production", TARGET))
     assert "expected a signature by a pinned key" in problems(ws)
     with pytest.raises(LedgerError, match="pinned key"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
 
 
 def never_seen(ws: Workspace) -> None:
@@ -146,7 +146,7 @@ def test_a_ledger_without_the_record_seen_last_is_refused(ws: Workspace, tmp_pat
         shutil.copyfile(other.root / "ledger.pub", ws.root / "ledger.pub")
     assert "seen before, on the chain" in problems(ws)
     with pytest.raises(LedgerError, match="seen before"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
     with pytest.raises(LedgerError, match="seen before"):
         promote(ws, TARGET)
 
@@ -160,7 +160,7 @@ def test_setting_the_tip_back_does_not_undo_a_revocation(ws: Workspace, seen: bo
     if not seen:
         never_seen(ws)
     with pytest.raises(SafegeneError, match="seen before" if seen else "poisoned"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
     assert "expected revocation 3 on the chain" in problems(ws)
 
 
@@ -170,10 +170,10 @@ def test_a_pointer_set_back_behind_a_rollback_is_not_served(ws: Workspace) -> No
     rollback(ws, TARGET)
     pointer.write_bytes(before)
     with pytest.raises(LedgerError, match="rolled back to"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
     assert "a rollback was interrupted" in problems(ws)
     assert rollback(ws, TARGET).outcome == "rollback"
-    assert resolve_live(ws, TARGET)
+    assert resolve(ws, TARGET)
     assert problems(ws) == ""
 
 
@@ -187,17 +187,17 @@ def test_a_pointer_to_a_promotion_that_lost_is_refused(ws: Workspace) -> None:
     ledger.publish(lost, ledger.pointer("production", TARGET))
     assert "was superseded" in problems(ws)
     with pytest.raises(LedgerError, match="was superseded"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
 
 
 def test_a_planted_link_to_a_folder_is_found(ws: Workspace, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (ws.candidate(TARGET) / "extra").symlink_to(tmp_path / "outside")
     assert "got also ['extra']" in problems(ws)
-    release = Path(resolve_live(ws, TARGET)["path"])
+    release = Path(resolve(ws, TARGET).path)
     (release / "candidate" / "extra").symlink_to(tmp_path / "outside")
     with pytest.raises(DigestMismatch, match="candidate/extra"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
 
 
 def test_a_planted_record_of_nonsense_is_named(ws: Workspace) -> None:
@@ -229,7 +229,7 @@ def test_a_forged_pointer_serves_nothing(
     path.write_text(json.dumps(content(chain_of(ws))))
     assert str(path) in problems(ws), name
     with pytest.raises(LedgerError):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
 
 
 def test_a_pointer_copied_to_another_target_or_channel_serves_nothing(ws: Workspace) -> None:
@@ -241,9 +241,9 @@ def test_a_pointer_copied_to_another_target_or_channel_serves_nothing(ws: Worksp
     assert "production/topic" in problems(ws)
     assert f"staging/{TARGET}" in problems(ws)
     with pytest.raises(LedgerError):
-        resolve_live(ws, "topic")
+        resolve(ws, "topic")
     with pytest.raises(LedgerError):
-        resolve_live(ws, TARGET, channel="staging")
+        resolve(ws, TARGET, channel="staging")
 
 
 def test_a_pointer_set_back_to_an_earlier_promotion_is_found(ws: Workspace) -> None:

@@ -171,7 +171,7 @@ def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
 def test_history_lists_every_attempt_the_newest_first(ws: Workspace) -> None:
     attempt(ws, alpha=2.0, outcome="inconclusive")
     rows = history(ledger_of(ws), TARGET)
-    assert [(row["sequence"], row["outcome"], row["live"]) for row in rows] == [
+    assert [(row.sequence, row.outcome, row.live) for row in rows] == [
         (2, "inconclusive", False),
         (0, "pass", True),
     ]

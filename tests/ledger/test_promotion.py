@@ -21,7 +21,7 @@ from safegene.ledger.keys import load_signer
 from safegene.ledger.live import LiveRecord, live_record
 from safegene.ledger.promotion import PromotionClaim, record_promotion
 from safegene.ledger.store import LocalStore
-from safegene.pipeline.stages.promote import promote, promote_attempt, record_error, resolve_live
+from safegene.pipeline.stages.promote import promote, promote_attempt, record_error, resolve
 from safegene.workspace.digest import digest_file, digest_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
@@ -41,22 +41,22 @@ from tests.factories.ledger import (
 def test_a_pass_goes_live_and_is_served_byte_for_byte(ws: Workspace) -> None:
     done = promote(ws, TARGET)
     assert done.outcome == "pass"
-    got = resolve_live(ws, TARGET)
-    assert got["release"] == done.release == live_digest(ws)
-    adapter = Path(got["path"]) / "candidate" / "adapter_model.safetensors"
+    got = resolve(ws, TARGET)
+    assert got.release == done.release == live_digest(ws)
+    adapter = Path(got.path) / "candidate" / "adapter_model.safetensors"
     assert adapter.read_bytes() == (ws.candidate(TARGET) / "adapter_model.safetensors").read_bytes()
-    read_manifest(Path(got["path"]) / "verdict", stage="gate")
+    read_manifest(Path(got.path) / "verdict", stage="gate")
     make_target(ws, alpha=9.0)
     assert adapter.read_bytes() == b"adapter 1.0" * 20
 
 
 def test_a_flipped_byte_of_a_release_is_not_served(ws: Workspace) -> None:
     promote(ws, TARGET)
-    got = resolve_live(ws, TARGET)
-    adapter = Path(got["path"]) / "candidate" / "adapter_model.safetensors"
+    got = resolve(ws, TARGET)
+    adapter = Path(got.path) / "candidate" / "adapter_model.safetensors"
     flip_byte(adapter)
     with pytest.raises(DigestMismatch, match=str(adapter)):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
 
 
 @pytest.mark.parametrize(("outcome", "code"), [("fail", 3), ("inconclusive", 4)])
@@ -68,7 +68,7 @@ def test_a_refusal_is_on_record_and_nothing_is_live(ws: Workspace, outcome: str,
     assert [record.outcome for record in records(ws)] == [outcome]
     assert live_digest(ws) is None
     with pytest.raises(LedgerError, match="got nothing"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
 
 
 def test_what_is_live_is_promoted_again_without_a_record(ws: Workspace) -> None:
@@ -164,7 +164,7 @@ def test_a_target_that_nobody_named_leaves_no_record(ws: Workspace) -> None:
 def test_channels_are_apart(ws: Workspace) -> None:
     done = promote(ws, TARGET, channel="staging")
     assert live_digest(ws) is None
-    assert resolve_live(ws, TARGET, channel="staging")["release"] == done.release
+    assert resolve(ws, TARGET, channel="staging").release == done.release
     now = live_record(ledger_of(ws), TARGET, "staging")
     assert now
     assert now.record.channel == "staging"

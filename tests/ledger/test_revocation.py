@@ -5,7 +5,7 @@ import pytest
 from safegene.errors import PromotionRefused, SafegeneError
 from safegene.ledger.keys import load_signer
 from safegene.ledger.revocation import record_revocation
-from safegene.pipeline.stages.promote import pin_incumbent, promote, promote_attempt, resolve_live, revoke, rollback
+from safegene.pipeline.stages.promote import pin_incumbent, promote, promote_attempt, resolve, revoke, rollback
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.ledger import (
@@ -29,11 +29,11 @@ def test_a_revoked_vector_is_not_promoted_served_or_rolled_back_to(ws: Workspace
     assert revocation.record.outcome == "revocation"
     assert [live.record.target for live in revocation.affected] == [TARGET]
     with pytest.raises(PromotionRefused, match="poisoned"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
     assert attempt(ws, alpha=2.0) == "fail"
     make_family(ws, rank=2)
     assert attempt(ws, alpha=3.0) == "pass"
-    assert resolve_live(ws, TARGET)
+    assert resolve(ws, TARGET)
     with pytest.raises(PromotionRefused, match="poisoned"):
         rollback(ws, TARGET)
     with pytest.raises(SafegeneError, match="expected the digest"):
@@ -49,7 +49,7 @@ def test_what_is_revoked_is_named_by_what_a_release_rests_on(ws: Workspace) -> N
         revoke(ws, first.digest, "?")
     assert str(first.release) in refused.value.remedy
     assert revoke(ws, str(first.release), "poisoned").affected == ()
-    assert resolve_live(ws, TARGET)["release"] == second.release
+    assert resolve(ws, TARGET).release == second.release
     with pytest.raises(PromotionRefused, match="poisoned"):
         rollback(ws, TARGET)
 
@@ -70,7 +70,7 @@ def test_a_pointer_that_cannot_be_read_keeps_nobody_from_revoking(ws: Workspace)
     assert [live.record.target for live in revocation.affected] == [TARGET]
     assert "channels/production/other" in revocation.unread[0]
     with pytest.raises(PromotionRefused, match="poisoned"):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
 
 
 def test_what_is_revoked_is_no_reference_for_its_successor(ws: Workspace) -> None:

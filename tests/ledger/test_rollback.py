@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from safegene.errors import DigestMismatch, PromotionRefused
-from safegene.pipeline.stages.promote import resolve_live, rollback
+from safegene.pipeline.stages.promote import resolve, rollback
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import Workspace
 from tests.factories.ledger import TARGET, attempt, flip_byte, live_digest, records
@@ -48,10 +48,10 @@ def test_rollback_to_a_named_release(ws: Workspace, named_by: str) -> None:
 
 def test_rollback_verifies_the_bytes_again(ws: Workspace) -> None:
     attempt(ws, alpha=1.0)
-    first = resolve_live(ws, TARGET)
+    first = resolve(ws, TARGET)
     attempt(ws, alpha=2.0)
     now = live_digest(ws)
-    flip_byte(Path(first["path"]) / "candidate" / "adapter_model.safetensors")
+    flip_byte(Path(first.path) / "candidate" / "adapter_model.safetensors")
     with pytest.raises(DigestMismatch):
         rollback(ws, TARGET)
     assert live_digest(ws) == now

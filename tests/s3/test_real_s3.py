@@ -17,7 +17,7 @@ from safegene.ledger.audit import audit_workspace
 from safegene.ledger.incumbent import open_incumbent, read_incumbent
 from safegene.ledger.store import ObjectMissing, S3Store, open_store, self_test
 from safegene.ledger.trace import history
-from safegene.pipeline.stages.promote import promote, resolve_live, rollback
+from safegene.pipeline.stages.promote import promote, resolve, rollback
 from safegene.workspace.layout import Workspace
 from tests.factories.ledger import TARGET, attempt, live_digest, make_workspace
 
@@ -90,16 +90,16 @@ def test_a_promotion_on_s3_is_served_audited_and_rolled_back(ws: Workspace, tmp_
     assert attempt(ws, alpha=2.0, outcome="fail") == "fail"
     assert attempt(ws, alpha=3.0) == "pass"
     assert audit_workspace(ws).problems == ()
-    got = resolve_live(ws, TARGET)
-    assert got["uri"].startswith("s3://")
-    assert (Path(got["path"]) / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 3.0" * 20
+    got = resolve(ws, TARGET)
+    assert got.uri.startswith("s3://")
+    assert (Path(got.path) / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 3.0" * 20
     incumbent = open_incumbent(read_incumbent(ws.incumbent(TARGET)), ws.root)
     assert incumbent
     assert (incumbent / "candidate" / "adapter_model.safetensors").read_bytes() == b"adapter 1.0" * 20
     assert rollback(ws, TARGET).release == first
     assert audit_workspace(ws).problems == ()
     ledger = open_ledger(ws.params.promote, ws.root)
-    assert [row["outcome"] for row in history(ledger, TARGET)] == ["rollback", "pass", "fail", "pass"]
+    assert [row.outcome for row in history(ledger, TARGET)] == ["rollback", "pass", "fail", "pass"]
 
 
 def test_one_swapped_byte_on_s3_is_named(ws: Workspace) -> None:
@@ -115,7 +115,7 @@ def test_one_swapped_byte_on_s3_is_named(ws: Workspace) -> None:
         tuple(ledger.walk())
     flip(store, record, at=200)
     with pytest.raises(DigestMismatch, match=adapter):
-        resolve_live(ws, TARGET)
+        resolve(ws, TARGET)
     flip(store, adapter, at=200)
     assert audit_workspace(ws).problems == ()
 

@@ -24,7 +24,7 @@ from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.contamination import normalised
 from safegene.datasets.prompts import Prompt, read_prompts
 from safegene.datasets.receipt import validated_receipt
-from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
+from safegene.errors import ArtifactError, FormatError, JudgeError
 from safegene.evaluation.early_stop import EarlyStop, audit_stopping
 from safegene.evaluation.engines import Decoding, Engine, EvaluatedModel
 from safegene.evaluation.judges import build
@@ -39,6 +39,7 @@ from safegene.ledger.incumbent import open_incumbent, read_incumbent
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_files
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import EvaluateParams, FetchParams, GateParams
+from safegene.workspace.staleness import require_current
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -178,7 +179,8 @@ def _models(
     aligned: Path, target: Path, candidate: Path, incumbent: Path | None, limits: FetchParams | None
 ) -> dict[Arm, EvaluatedModel]:
     """Arm -> model. The candidate's adapter loads on the full checkpoint under the target."""
-    _require_made_from(candidate, target=target, aligned=aligned)
+    current = {"target": read_manifest(target).digest, "aligned": read_manifest(aligned).digest}
+    require_current("candidate", candidate, read_manifest(candidate), current, required=current)
     family = _evaluated(aligned, None, limits)
     before = _evaluated(target, aligned, limits)
     models: dict[Arm, EvaluatedModel] = {
@@ -205,17 +207,6 @@ def _with_adapter(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
     if not all((candidate / name).is_file() for name in ADAPTER):
         raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
     return EvaluatedModel(before.root, (candidate,), (before.contents[0], digest_files(candidate, ADAPTER)))
-
-
-def _require_made_from(candidate: Path, **artefacts: Path) -> None:
-    inputs = read_manifest(candidate).inputs
-    for name, artefact in artefacts.items():
-        present = read_manifest(artefact).digest
-        if inputs.get(name) != present:
-            raise StaleArtifact(
-                f"expected a candidate made from the {name} {present}, got one from {inputs.get(name)}, in {candidate}",
-                remedy="run `safegene run`, which calibrates again",
-            )
 
 
 def _decoding(params: EvaluateParams, engine: Engine, policy: str) -> Decoding:

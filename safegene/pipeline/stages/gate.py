@@ -5,11 +5,11 @@ It exits 0 whatever the verdict: a failing verdict is a value, and DVC records i
 
 from pathlib import Path
 
-from safegene.errors import StaleArtifact
 from safegene.gate import VerdictFile, evidence_from, verdict_payload
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import GateParams
+from safegene.workspace.staleness import require_current
 
 
 def decide(candidate: Path, judgements: Path, *, out: Path, params: GateParams | None = None) -> Manifest:
@@ -31,12 +31,7 @@ def decide(candidate: Path, judgements: Path, *, out: Path, params: GateParams |
     params = params or GateParams()
     repaired = read_manifest(candidate)
     judged = read_manifest(judgements, stage="evaluate")
-    if judged.inputs.get("candidate") != repaired.digest:
-        raise StaleArtifact(
-            f"expected judgements of the candidate {repaired.digest}, got those of {judged.inputs.get('candidate')}, "
-            f"in {judgements}",
-            remedy="run `safegene run`, which evaluates again",
-        )
+    require_current("judgements", judgements, judged, {"candidate": repaired.digest}, required=["candidate"])
     files = (judgements / name for name in ("plan.json", "judgements.jsonl"))
     rows, plan = evidence_from(*(path.read_bytes() for path in files), where=str(judgements))
     verdict = verdict_payload(

@@ -8,14 +8,20 @@ experiment must not promote.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
 
 from safegene.errors import LedgerError, ParamsError, PromotionRefused, SafegeneError, StoreError
 from safegene.ledger.chain import Ledger, keep_seen, open_ledger
 from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts
 from safegene.ledger.incumbent import write_incumbent
 from safegene.ledger.keys import load_signer
-from safegene.ledger.promotion import Promotion, PromotionClaim, record_promotion, record_refusal, resolve
+from safegene.ledger.promotion import (
+    Promotion,
+    PromotionClaim,
+    ResolvedRelease,
+    record_promotion,
+    record_refusal,
+    resolve_release,
+)
 from safegene.ledger.record_fields import Run, code_field, evidence_fields, now, run_field
 from safegene.ledger.release import release_files
 from safegene.ledger.revocation import Revocation, record_revocation
@@ -121,9 +127,9 @@ def revoke(workspace: Workspace, digest: str, reason: str, *, run: Run | None = 
         return record_revocation(ledger, load_signer(ledger.keys), digest, reason, fields={"run": run_field(run)})
 
 
-def resolve_live(workspace: Workspace, target: str, *, channel: str | None = None) -> dict[str, Any]:
-    """The release that a server should load; see `safegene.ledger.promotion.resolve`."""
-    return resolve(_open(workspace), target, channel or workspace.params.promote.channel)
+def resolve(workspace: Workspace, target: str, *, channel: str | None = None) -> ResolvedRelease:
+    """The release that a server should load; see `safegene.ledger.promotion.resolve_release`."""
+    return resolve_release(_open(workspace), target, channel or workspace.params.promote.channel)
 
 
 def pin_incumbent(workspace: Workspace, target: str) -> str | None:
@@ -163,12 +169,11 @@ def _require_target(workspace: Workspace, target: str) -> None:
 
 def _claim(workspace: Workspace, target: str, run: Run) -> PromotionClaim:
     evidence = gather_evidence(workspace, target)
-    verdict = evidence.payload("verdict", "verdict.json")
-    outcome = confirm_verdict(evidence, verdict, workspace.params)
+    verdict = confirm_verdict(evidence, workspace.params)
     return PromotionClaim(
         target=target,
-        outcome=outcome,
-        reason=str(verdict.get("reason") or outcome),
+        outcome=verdict.outcome,
+        reason=verdict.reason,
         artefacts=evidence.digests,
         fields=evidence_fields(evidence, verdict, workspace, target, run),
         files=release_files(

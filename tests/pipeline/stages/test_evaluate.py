@@ -211,11 +211,11 @@ def test_decoding_is_part_of_what_is_kept(world: World, counter: Counter) -> Non
 
 def test_a_candidate_of_another_target_is_stale(world: World) -> None:
     world.fetched("one", 7, family=world.aligned)
-    with pytest.raises(StaleArtifact, match="from the target"):
+    with pytest.raises(StaleArtifact, match="made from the present target"):
         world.evaluate()
     world.calibrated("one", 0.05)
     world.aligned = world.fetched("other", 8)
-    with pytest.raises(StaleArtifact, match="from the aligned"):
+    with pytest.raises(StaleArtifact, match="made from the present aligned"):
         world.evaluate()
 
 

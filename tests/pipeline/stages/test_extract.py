@@ -93,7 +93,7 @@ def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path
     assert all("bfloat16" in r or "no degraded checkpoint differs" in r for r in lost.skipped.values())
     kept = delta_of_checkpoints(ExtractParams(), base, [far])
     assert not kept.skipped
-    assert all(0.5 < one.signal < 1.0 for one in kept.found.values())
+    assert all(0.5 < one.signal < 1.0 for one in kept.matrices.values())
 
 
 def test_matrices_that_did_not_change_are_named(root):
