@@ -1,4 +1,4 @@
-"""``safegene suite add|list|validate|use``, as a person runs them."""
+"""``safegene suite add|formats|list|validate|use``, as a person runs them."""
 
 import json
 from collections.abc import Iterator
@@ -113,6 +113,11 @@ def test_what_cannot_be_added_is_said_in_one_sentence_and_nothing_is_left(
     assert "Traceback" not in done.stderr
     assert "canary" not in done.stderr + done.stdout
     assert not ws.suites.exists() or list(ws.suites.iterdir()) == []
+
+
+def test_formats_lists_every_format_with_its_licence(ws: Workspace) -> None:
+    shown = run(ws.root, "suite", "formats").stdout
+    assert all(name in shown and SUITE_FORMATS[name].licence[:12] in shown for name in SUITE_FORMATS)
 
 
 def test_list_verifies_every_suite_and_exits_1_when_one_does_not_hold(ws: Workspace) -> None:
