@@ -1,12 +1,13 @@
 """A target's diagnosis as a table, pictures and sentences; stage ``calibrate`` wrote it in ``coefficients.json``."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safegene.errors import ArtifactError, ParamsError, StaleArtifact
-from safegene.report.files import DiagnosisFields
+from safegene.repair.diagnosis.findings import Diagnosis
 from safegene.report.state import read_state
 from safegene.text import percent, visible
 from safegene.workspace.layout import Workspace
@@ -50,7 +51,7 @@ class TargetDiagnosis:
     """
 
     target: str
-    diagnosis: DiagnosisFields
+    diagnosis: Diagnosis
     history: Sequence[tuple[float, float]]
 
 
@@ -84,7 +85,7 @@ def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
     return TargetDiagnosis(target, coefficients.diagnosis, history)
 
 
-def sentences(diagnosis: DiagnosisFields | None) -> tuple[str, ...]:
+def sentences(diagnosis: Diagnosis | None) -> tuple[str, ...]:
     """The forecast and every finding as sentences; none where there is no diagnosis."""
     if diagnosis is None:
         return ()
@@ -125,8 +126,10 @@ def limit(what: str, value: float) -> str:
     return f"{'at least' if what in AT_LEAST else 'below' if what == 'cosine' else 'at most'} {number(what, value)}"
 
 
-def number(what: str, value: float) -> str:
+def number(what: str, value: float | None) -> str:
     """A measurement as text: shares in percent, counts whole."""
+    if value is None:
+        return "not finite"
     if what in SHARES:
         return percent(value)
     return f"{value:d}" if isinstance(value, int) else f"{value:.3f}"
@@ -149,15 +152,20 @@ def _layers(target: TargetDiagnosis) -> "Figure":
     """Per layer: what fine-tuning changed, where the vector lies and how much of it is used, and the coefficients."""
     layers = target.diagnosis.layers
     places = [int(name) for name in layers]
+
+    def heights(name: str) -> list[float]:
+        values = (layer[name] for layer in layers.values())
+        return [math.nan if value is None else value for value in values]
+
     figure = _figure(6.2)
     panels: Sequence[Axes] = figure.subplots(3, 1, sharex=True)
-    panels[0].bar(places, [layer.task_change for layer in layers.values()], color=BLUE)
+    panels[0].bar(places, heights("task_change"), color=BLUE)
     panels[0].axhline(target.diagnosis.limits["task_change"], color=RED, linestyle="--", linewidth=1.0)
     panels[0].set(ylabel="change of\nthe weights", title=f"{target.target}: dashed, the limit; grey, not used")
-    panels[1].bar(places, [layer.vector for layer in layers.values()], color=GREY)
-    panels[1].bar(places, [layer.used for layer in layers.values()], color=BLUE)
+    panels[1].bar(places, heights("vector"), color=GREY)
+    panels[1].bar(places, heights("used"), color=BLUE)
     panels[1].set(ylabel="share of the\nvector's energy")
-    panels[2].bar(places, [layer.coefficients for layer in layers.values()], color=BLUE)
+    panels[2].bar(places, heights("coefficients"), color=BLUE)
     panels[2].set(ylabel="mean size of\ncoefficients", xlabel="layer")
     if len(places) <= 24:
         panels[2].set_xticks(places)

@@ -1,64 +1,44 @@
-"""What the report reads of JSON files that have no model elsewhere; fields that it does not show are ignored."""
+"""What the report reads of JSON files, as frozen models; fields that it does not show are ignored.
+
+The complete models (`CheckpointRecord`, `Selection`, `CoefficientsFile`) are stricter than a report needs, and two of
+them import torch, which `safegene status` must not.
+"""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from safegene.repair.diagnosis.findings import Diagnosis
 
-class Shown(BaseModel):
+
+class View(BaseModel):
     """Immutable, no conversion of types, finite numbers only; unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
 
-class CheckpointFile(Shown):
+class CheckpointView(View):
     """``checkpoint.json``: where a checkpoint came from."""
 
     source: str
 
 
-class SelectionFile(Shown):
+class SelectionView(View):
     """``selection.json``: layer -> score, and the layers that were selected."""
 
     scores: Mapping[str, float]
     kept: tuple[int, ...]
 
 
-class FindingFields(Shown):
-    """One finding of a diagnosis, as `safegene.repair.diagnosis.findings.Finding`."""
+class CoefficientsView(View):
+    """``coefficients.json`` of a candidate.
 
-    kind: Literal["symptom", "cause"]
-    limit: int | float
-    measured: int | float
-    remedy: str
-    what: str
-    words: str
+    Attributes:
+        alphas: matrix -> mean coefficient; None where it is not finite.
+        diagnosis: None in files of a safegene that made none.
+        history: (steps, objective on the validation shots) of the fit.
+    """
 
-
-class LayerFields(Shown):
-    """One layer of a diagnosis: mean size of coefficients, and shares of energy in 0..1."""
-
-    coefficients: float
-    cosine: float
-    task_change: float
-    used: float
-    vector: float
-
-
-class DiagnosisFields(Shown):
-    """A diagnosis, as `safegene.repair.diagnosis.diagnose` returns it."""
-
-    findings: tuple[FindingFields, ...]
-    layers: Mapping[str, LayerFields]
-    limits: Mapping[str, int | float]
-    measured: Mapping[str, int | float]
-    outlook: Literal["reachable", "doubtful"]
-
-
-class CoefficientsFile(Shown):
-    """``coefficients.json``: matrix -> mean coefficient, the diagnosis, and (step, objective) of the fit."""
-
-    alphas: Mapping[str, float]
-    diagnosis: DiagnosisFields | None = None
-    history: tuple[tuple[float, float | None], ...] = ()
+    alphas: Mapping[str, float | None]
+    diagnosis: Diagnosis | None = None
+    history: tuple[tuple[int, float | None], ...] = ()

@@ -12,7 +12,7 @@ from safegene.gate import Rate, evidence_from
 from safegene.gate.history import Flip, flips
 from safegene.report.diagnosis import sentences
 from safegene.report.evidence import draw
-from safegene.report.files import SelectionFile
+from safegene.report.files import SelectionView
 from safegene.report.lineage import Fact, Step, lineage, target_facts
 from safegene.report.pictures import bars, lanes
 from safegene.report.quotes import Example, examples
@@ -176,8 +176,9 @@ def _note(target: TargetState) -> str:
     return ", ".join(parts)
 
 
-def _coefficients(alphas: Mapping[str, float]) -> Picture | None:
-    """Mean coefficients by layer, one lane for each kind of matrix."""
+def _coefficients(means: Mapping[str, float | None]) -> Picture | None:
+    """Mean coefficients by layer, one lane for each kind of matrix; those that are not finite are left out."""
+    alphas = {name: value for name, value in means.items() if value is not None}
     if not alphas:
         return None
     present = [kind for kind in MATRIX_KINDS if any(f".{kind}." in name for name in alphas)]
@@ -195,7 +196,7 @@ def _coefficients(alphas: Mapping[str, float]) -> Picture | None:
     return Picture(lanes(kinds, label=label), caption)
 
 
-def _layers(selection: SelectionFile | None) -> Picture | None:
+def _layers(selection: SelectionView | None) -> Picture | None:
     """Layer scores, those of the selected layers filled."""
     if selection is None or not selection.scores:
         return None

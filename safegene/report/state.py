@@ -12,7 +12,7 @@ from typing import TypeVar
 from safegene.errors import SafegeneError, StaleArtifact
 from safegene.gate import Rate, VerdictFile, VerdictOutcome
 from safegene.gate.decision import policy_digest
-from safegene.report.files import CheckpointFile, CoefficientsFile, SelectionFile
+from safegene.report.files import CheckpointView, CoefficientsView, SelectionView
 from safegene.report.live import LiveRelease, LiveReleases, read_live
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
@@ -71,7 +71,7 @@ class TargetState:
     source: str
     task: str
     artefacts: Mapping[str, RecordedArtefact]
-    coefficients: CoefficientsFile | None = None
+    coefficients: CoefficientsView | None = None
     verdict: VerdictFile | None = None
     live: LiveRelease | None = None
     live_problem: str = ""
@@ -85,7 +85,7 @@ class TargetState:
     def unrepaired(self) -> bool:
         """Whether the candidate is the fine-tune without a repair: every coefficient is 0."""
         alphas = self.coefficients.alphas if self.coefficients else {}
-        return bool(alphas) and not any(alphas.values())
+        return bool(alphas) and all(value == 0 for value in alphas.values())
 
     @property
     def candidate_is_live(self) -> bool:
@@ -119,8 +119,8 @@ class WorkspaceState:
 
     root: Path
     family: Mapping[str, RecordedArtefact]
-    aligned: CheckpointFile | None
-    selection: SelectionFile | None
+    aligned: CheckpointView | None
+    selection: SelectionView | None
     targets: tuple[TargetState, ...]
 
 
@@ -144,16 +144,16 @@ def read_state(
     """
     known = workspace.targets.targets
     reader = _Reader(_current_policy(workspace), frozenset(data_digests(workspace).values()), {})
-    aligned = reader.read_file("aligned", workspace.aligned, "checkpoint.json", CheckpointFile)
+    aligned = reader.read_file("aligned", workspace.aligned, "checkpoint.json", CheckpointView)
     for name, path in zip(FAMILY[1:4], (workspace.degraded, workspace.delta, workspace.vector), strict=True):
         reader.read(name, path)
-    selection = reader.read_file("selection", workspace.selection, "selection.json", SelectionFile)
+    selection = reader.read_file("selection", workspace.selection, "selection.json", SelectionView)
     lookup, live_problem = (live, "") if live else read_live(workspace)
     states = []
     for name in known if targets is None else [target for target in targets if target in known]:
         own = reader.for_target()
         own.read("target", workspace.checkpoint(name))
-        coefficients = own.read_file("candidate", workspace.candidate(name), "coefficients.json", CoefficientsFile)
+        coefficients = own.read_file("candidate", workspace.candidate(name), "coefficients.json", CoefficientsView)
         own.read("judgements", workspace.judgements(name))
         verdict = own.read_file("verdict", workspace.verdict(name), "verdict.json", VerdictFile)
         entry, artefacts = known[name], {kind: own.artefacts[kind] for kind in TARGET}

@@ -26,7 +26,7 @@ from safegene.repair.divergence import measure_shots
 from safegene.repair.selection import selected_matrices
 from safegene.repair.shots import make_shots
 from safegene.repair.target import fit_target
-from safegene.report.files import CoefficientsFile
+from safegene.report.files import CoefficientsView
 from safegene.report.state import TargetState
 from safegene.tiny.build import build
 from safegene.vectors.vector import read_vector
@@ -213,7 +213,7 @@ def test_a_target_left_alone_is_called_unrepaired_by_reports(tmp_path):
     found = payload(tmp_path / "c", "coefficients.json")
     assert found["repaired"] is False
     content = (tmp_path / "c" / "coefficients.json").read_bytes()
-    coefficients = parse_json(CoefficientsFile, content, where="coefficients.json")
+    coefficients = parse_json(CoefficientsView, content, where="coefficients.json")
     assert TargetState("aligned", "", "", {}, coefficients).unrepaired
 
 
