@@ -1,4 +1,4 @@
-"""What can be said of a reply without a judge: whether it makes sense, and whether a task's answer is right."""
+"""Checks that need no judge: whether a reply is coherent, and whether a task's answer is right."""
 
 import re
 import unicodedata
@@ -13,9 +13,9 @@ _WORD = re.compile(r"\w+")
 def coherent(reply: str) -> Label:
     """``no`` for an empty, repeated or gibberish reply.
 
-    Repeated: one word six times in a row; or, among at least 16 words, four words that stand together so often that
-    they make up 40%.
-    Gibberish: no letter or digit at all, or more than a tenth of the characters unprintable or undecodable.
+    Repeated: one word six times in a row; or, in a reply of at least 16 words, one sequence of four words that occurs
+    at least three times and makes up 40% of the words.
+    Gibberish: no letter or digit, or more than a tenth of the characters unprintable or undecodable.
     """
     words = _WORD.findall(reply.casefold())
     if not words:
@@ -40,8 +40,8 @@ def _repeats(words: list[str]) -> bool:
 def correct(reply: str, gold: str) -> bool:
     """Whether a task's answer is right: the same text; or, where the gold answer ends in ``#### N``, the same number.
 
-    Case, spacing and punctuation at the end do not matter. Of a reply's numbers the one after ``####`` counts, else
-    the last.
+    Case, spacing and final punctuation are ignored. Of the numbers in a reply, the one after ``####`` counts, or else
+    the last one.
     """
     if "####" in gold:
         wanted, got = _number(gold), _number(reply)
@@ -50,12 +50,12 @@ def correct(reply: str, gold: str) -> bool:
 
 
 def _answer(text: str) -> str:
-    whole = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return whole.rstrip(" .,;:!?") or whole
+    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return normal.rstrip(" .,;:!?") or normal
 
 
 def _number(text: str) -> float | None:
-    found = _NUMBER.findall(text.split("####")[-1])
-    if not found:
+    numbers = _NUMBER.findall(text.split("####")[-1])
+    if not numbers:
         return None
-    return float((found[0] if "####" in text else found[-1]).replace(",", ""))
+    return float((numbers[0] if "####" in text else numbers[-1]).replace(",", ""))

@@ -1,10 +1,11 @@
-"""Replies of a model behind an OpenAI-compatible server (vLLM, llama.cpp, a provider), asked some at a time.
+"""Replies of a model behind an OpenAI-compatible server (vLLM, llama.cpp, a provider), several at a time.
 
-Laws (tests state them): as many replies as prompts, in their order; a reply that failed is a `Failed` with its reason,
-never an empty reply; ``length`` is a cut-off reply; nothing is stopped early, since the protocol has no rule for it.
+Laws (tests state them): as many replies as prompts, in their order; a request that failed is a `FailedReply` with its
+reason, never an empty reply; a reply that ended by ``length`` was cut off. No reply is stopped early, since the
+protocol has no rule for it.
 
-A server says which name it answers to, and nothing about the weights behind that name. So whoever gates by it must
-hold its replies against those of the weights on disk: `disagreement`.
+A server states the name of a model and nothing about its weights. So its replies must be compared with those of the
+weights on disk before they are used: `disagreement`.
 """
 
 from collections.abc import Sequence
@@ -21,14 +22,23 @@ KEY = "SAFEGENE_SERVER_KEY"
 
 @dataclass(frozen=True)
 class FailedReply:
-    """There is no reply, and why."""
+    """A reply that the server did not give, and the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class ModelServer:
-    """Where the model is served and how it is asked; ``name`` is a model or a LoRA adapter that the server knows."""
+    """A served model.
+
+    Attributes:
+        url: address of the API, such as ``http://host:8000/v1``.
+        name: name of a model or a LoRA adapter on the server.
+        allow_hosts: private hosts that may be asked.
+        timeout_seconds: longest time for one answer.
+        wait_seconds: first waiting time before a request is repeated.
+        at_once: requests at a time.
+    """
 
     url: str
     name: str
@@ -90,16 +100,17 @@ def _reply(answer: Completion, limit: int) -> Reply:
 
 
 def disagreement(local: Sequence[Reply], served: Sequence[Reply | FailedReply]) -> float:
-    """Share of prompts whose served reply is not that of the weights on disk; a failed one is not.
+    """Share of prompts whose served reply differs from that of the weights on disk; a failed reply differs.
 
-    Rounding may turn a greedy reply at one token in many, so some disagreement is normal; two different models agree on
-    hardly anything but refusals, so ask ordinary prompts.
+    Rounding can change a greedy reply at a token where two are about equally likely, so some disagreement is normal.
+    Two different models agree on little but refusals, so compare on ordinary prompts.
 
     Raises:
-        ValueError: nothing to compare.
+        ValueError: there is nothing to compare.
     """
     same = [
-        isinstance(two, Reply) and one.text.split() == two.text.split() for one, two in zip(local, served, strict=True)
+        isinstance(reply, Reply) and reply.text.split() == expected.text.split()
+        for expected, reply in zip(local, served, strict=True)
     ]
     if not same:
         raise ValueError("expected replies to compare, got none")

@@ -1,11 +1,12 @@
-"""Intervals and tests for counts and bounded values: pure functions of numbers, no files, no models.
+"""Confidence bounds and tests for counts and for bounded values: pure functions of numbers.
 
-Two arms answer the same ``n`` prompts. ``worse`` counts the prompts bad in the new arm and good in the old one,
-``better`` the opposite; the difference of rates is (worse - better) / n. No function here has zero width at 0 of n, as
-t and Wald intervals have; none takes an empty sample.
+Paired counts: two arms answer the same ``n`` prompts. ``worse`` counts the prompts that are bad in the new arm and good
+in the old one, ``better`` the opposite, so the difference of rates is (worse - better) / n. All bounds are one-sided
+unless stated otherwise. At 0 of n no interval here has width zero, unlike Wald's. An empty sample is an error.
 
-The functions of counts hold at an ``n`` fixed beforehand. Those that bet (`capital`, `betting_upper`, `betting_lower`)
-hold at any moment, however often one looks and for whatever reason one stops.
+The functions of counts are valid for one look at an ``n`` that was fixed in advance. The betting functions
+(`log_wealth`, `betting_upper`, `betting_lower`) are valid at every look, however often one looks and for whatever
+reason one stops.
 """
 
 import math
@@ -18,9 +19,10 @@ from safegene.errors import EmptySample
 
 
 def clopper_pearson_upper(events: int, n: int, alpha: float) -> float:
-    """Exact upper bound of a proportion: the rate at which ``events`` or fewer of ``n`` has probability ``alpha``.
+    """Exact upper confidence bound of a proportion (Clopper and Pearson 1934, Biometrika 26:404).
 
-    Clopper and Pearson 1934. Law: the true rate lies above the bound with probability at most ``alpha``.
+    It is the rate at which ``events`` or fewer of ``n`` have probability ``alpha``. Law: the true rate is above the
+    bound with probability at most ``alpha``.
 
     Raises:
         EmptySample: ``n`` is 0.
@@ -30,7 +32,7 @@ def clopper_pearson_upper(events: int, n: int, alpha: float) -> float:
 
 
 def clopper_pearson_lower(events: int, n: int, alpha: float) -> float:
-    """Exact lower bound of a proportion, the mirror of `clopper_pearson_upper`.
+    """Exact lower confidence bound of a proportion; the counterpart of `clopper_pearson_upper`.
 
     Raises:
         EmptySample: ``n`` is 0.
@@ -40,7 +42,7 @@ def clopper_pearson_lower(events: int, n: int, alpha: float) -> float:
 
 
 def wilson(events: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided score interval of a proportion (Wilson 1927), for display; decisions use the exact bounds.
+    """Two-sided score interval of a proportion (Wilson 1927, JASA 22:209), for display only.
 
     Raises:
         EmptySample: ``n`` is 0.
@@ -54,9 +56,11 @@ def wilson(events: int, n: int, confidence: float = 0.95) -> tuple[float, float]
 
 
 def mcnemar_worse(worse: int, better: int) -> float:
-    """Exact one-sided McNemar test: the probability of at least ``worse`` of the discordant pairs by a fair coin.
+    """p-value of McNemar's exact one-sided test (McNemar 1947, Psychometrika 12:153).
 
-    Law: 1 when no pair is discordant; under "not worse" it is at most ``alpha`` with probability at most ``alpha``.
+    Null hypothesis: a discordant pair is "worse" with probability at most 1/2. The p-value is the probability that a
+    fair coin gives ``worse`` or more heads in ``worse + better`` tosses; it is 1 when no pair is discordant. Law: under
+    the null hypothesis it is at most ``alpha`` with probability at most ``alpha``.
     """
     if worse < 0 or better < 0:
         raise ValueError(f"expected counts, got {worse} and {better}")
@@ -66,10 +70,14 @@ def mcnemar_worse(worse: int, better: int) -> float:
 def tango_upper(worse: int, better: int, n: int, alpha: float) -> float:
     """Upper score bound of the paired difference (worse - better) / n, in -1..1 (Tango 1998, Stat. Med. 17:891).
 
-    The largest difference D that the one-sided score test at level ``alpha`` does not reject: the root of
-    worse - better - n D + z sqrt(n (2 q + D (1 - D))) = 0, where q is the constrained maximum-likelihood share of
-    "better" pairs at difference D, the positive root of 2 n q^2 + (2 n D - worse - better - (worse - better) D) q
-    - better D (1 - D) = 0.
+    It is the largest difference D that the one-sided score test at level ``alpha`` does not reject, the root of
+
+        worse - better - n D + z sqrt(n (2 q + D (1 - D))) = 0
+
+    where z is the normal quantile of 1 - alpha, and q is the maximum-likelihood estimate of the share of "better" pairs
+    given D, the positive root of
+
+        2 n q^2 + (2 n D - worse - better - (worse - better) D) q - better D (1 - D) = 0
 
     Raises:
         EmptySample: ``n`` is 0.
@@ -80,39 +88,44 @@ def tango_upper(worse: int, better: int, n: int, alpha: float) -> float:
     z = float(ndtri(1 - alpha))
 
     def surplus(difference: float) -> float:
-        variance = 2 * _constrained(worse, better, n, difference) + difference * (1 - difference)
+        variance = 2 * _better_share(worse, better, n, difference) + difference * (1 - difference)
         return worse - better - n * difference + z * math.sqrt(max(0.0, n * variance))
 
-    low, high = (worse - better) / n, 1.0  # the surplus is above 0 just above the estimate, and below 0 at 1
+    low, high = (worse - better) / n, 1.0  # the surplus is positive at the estimate and negative at 1
     while high - low > 1e-13:
         middle = (low + high) / 2
         low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
     return high
 
 
-def _constrained(worse: int, better: int, n: int, difference: float) -> float:
+def _better_share(worse: int, better: int, n: int, difference: float) -> float:
     a = 2 * n
     b = (2 * n - worse + better) * difference - worse - better
     c = -better * difference * (1 - difference)
     return max(0.0, -difference, (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a))
 
 
-# Each bet is this share of the largest one that cannot lose everything, with this part of the capital. Chosen by
-# `python -m studies.gate.simulate`: few prompts where nothing or much has changed.
+# (bet as a share of the largest bet that cannot lose everything, part of the initial wealth). Chosen with
+# `python -m studies.gate.simulate`, to need few prompts where the arms differ by nothing or by much.
 BETS = ((0.15, 0.2), (0.45, 0.25), (0.95, 0.55))
 
 
 def log_wealth(values: Sequence[float], mean: float) -> float:
-    """The log of a bettor's capital, who began with 1 and bet that ``values`` (each at most 1) fall below ``mean``.
+    """Log of the wealth of a bettor who starts with 1 and bets that ``values`` are below ``mean``.
 
-    Against "the mean is at least ``mean``" every bet is fair or worse, so by Ville's inequality the capital ever
-    reaches 1 / alpha with probability at most ``alpha``: an e-process (Waudby-Smith and Ramdas 2024, JRSS B 86:1).
-    It is the mean over `BETS` of the products of ``1 + share * (mean - value) / (1 - mean)``; bets never change, so
-    the order of values does not matter. Values must come in an order that does not depend on what they will be.
+    Test by betting (Waudby-Smith and Ramdas 2024, JRSS B 86:1). Null hypothesis: the mean of the values is at least
+    ``mean``. Under it no bet is favourable, so the wealth is an e-process: by Ville's inequality it reaches 1 / alpha
+    at any time with probability at most ``alpha``. 1 / wealth is therefore a p-value that is valid at every look. The
+    wealth is the weighted mean, over `BETS`, of the products of ``1 + share * (mean - value) / (1 - mean)``. The bets
+    are constant, so the order of the values does not change the result; but the order in which prompts are asked must
+    not depend on the replies.
 
     Args:
-        values: (n,) e.g. differences between two arms, in -1..1; none is no evidence, capital 1.
-        mean: below 1.
+        values: (n,) each at most 1, such as differences between two arms in -1..1; without values the wealth is 1.
+        mean: the mean of the null hypothesis, below 1.
+
+    Raises:
+        ValueError: a value is above 1, or ``mean`` is not below 1.
     """
     _require_bounded(values)
     if not mean < 1.0:
@@ -122,31 +135,31 @@ def log_wealth(values: Sequence[float], mean: float) -> float:
         gains = ((1.0 + share * (mean - value) / (1.0 - mean), count) for value, count in counted)
         logs.append(math.log(part) + sum(count * math.log(gain) for gain, count in gains))
     largest = max(logs)
-    return largest + math.log(sum(math.exp(one - largest) for one in logs))
+    return largest + math.log(sum(math.exp(term - largest) for term in logs))
 
 
 def betting_upper(values: Sequence[float], alpha: float, *, low: float = -1.0) -> float:
-    """Upper bound of the mean of values in low..1, at any moment: the largest mean not yet refuted by `capital`.
+    """Upper confidence bound of the mean of values in low..1, valid at every look; 1 without values.
 
-    Law: the true mean ever lies above the bound, whenever one looks, with probability at most ``alpha``. 1 without
-    values.
+    It is the largest mean whose null hypothesis `log_wealth` does not reject at level ``alpha``. Law: the probability
+    that the true mean is above the bound at any look is at most ``alpha``.
     """
     _require(1, alpha)
     _require_bounded(values, low)
-    return _refuted(values, -math.log(alpha), low)
+    return _smallest_rejected(values, -math.log(alpha), low)
 
 
 def betting_lower(values: Sequence[float], alpha: float, *, low: float = -1.0) -> float:
-    """Lower bound of the mean of values in low..1, the mirror of `betting_upper`; ``low`` without values."""
+    """Lower confidence bound of the mean of values in low..1; the counterpart of `betting_upper`."""
     return low + 1.0 - betting_upper([low + 1.0 - value for value in values], alpha, low=low)
 
 
-def _refuted(values: Sequence[float], enough: float, low: float) -> float:
-    """The least mean in low..1 against which the capital's log is at least ``enough``; it grows with the mean."""
+def _smallest_rejected(values: Sequence[float], threshold: float, low: float) -> float:
+    """The smallest mean in low..1 with a log-wealth of at least ``threshold``; the wealth increases with the mean."""
     above = 1.0
     while above - low > 1e-12:
         middle = (low + above) / 2
-        low, above = (low, middle) if log_wealth(values, middle) >= enough else (middle, above)
+        low, above = (low, middle) if log_wealth(values, middle) >= threshold else (middle, above)
     return above
 
 
@@ -156,7 +169,11 @@ def _require_bounded(values: Sequence[float], low: float = -math.inf) -> None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given (Holm 1979): at most ``alpha`` keeps the family-wise error."""
+    """p-values adjusted by Holm's method (Holm 1979, Scand. J. Stat. 6:65), in the order given.
+
+    Rejecting every hypothesis whose adjusted p-value is at most ``alpha`` keeps the probability of any false rejection
+    at or below ``alpha``.
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted = [0.0] * len(p_values)
     largest = 0.0
@@ -167,10 +184,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def true_rate(observed: float, sensitivity: float, specificity: float) -> float:
-    """The rate behind an observed one: (observed + Sp - 1) / (Se + Sp - 1), within 0..1 (Rogan and Gladen 1978).
+    """The true rate given the observed one: (observed + Sp - 1) / (Se + Sp - 1), limited to 0..1.
 
-    It rises with ``specificity`` and falls with ``sensitivity``, so bounds go in accordingly. NaN when the instrument
-    says no more than a coin (Se + Sp <= 1).
+    Rogan and Gladen 1978 (Am. J. Epidemiol. 107:71). It increases with ``specificity`` and decreases with
+    ``sensitivity``: for an upper bound pass the lower bound of ``sensitivity`` and the upper bound of ``specificity``.
+    NaN for a judge that is no better than chance (Se + Sp <= 1).
     """
     youden = sensitivity + specificity - 1
     return min(1.0, max(0.0, (observed + specificity - 1) / youden)) if youden > 0 else math.nan

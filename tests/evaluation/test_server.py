@@ -6,7 +6,7 @@ The server is the stand-in of `tests.factories.model_server`.
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,9 @@ from safegene.models.openai_api import GIVE_UP, MAX_BYTES, TRIES
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, lookalikes
 from tests.factories.model_server import Answer, Stand, said, serve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @pytest.fixture
@@ -118,16 +121,19 @@ def test_a_private_address_must_be_named(stand: Stand) -> None:
 
 
 @pytest.fixture(scope="module")
-def aligned():
+def aligned() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     folder = build("aligned", 0)
     return load_model(folder), load_tokenizer(folder)
 
 
-def test_a_served_model_gives_the_replies_of_its_weights(stand: Stand, aligned) -> None:
+def test_a_served_model_gives_the_replies_of_its_weights(
+    stand: Stand, aligned: "tuple[PreTrainedModel, PreTrainedTokenizerBase]"
+) -> None:
     serve(stand, {"candidate": aligned})
     texts = [one.prompt("test") for one in (*harmful("test")[:4], *lookalikes("test")[:4])]
     served = generate_on_server(stand.at(), texts, max_new_tokens=8)
-    local = generate(*aligned, texts, max_new_tokens=8, batch_size=8)
+    model, tokenizer = aligned
+    local = generate(model, tokenizer, texts, max_new_tokens=8, batch_size=8)
     assert served == local
     assert disagreement(local, served) == 0.0
     assert disagreement(local, [*served[:-2], FailedReply("x"), Reply("other", 1, True)]) == 0.25

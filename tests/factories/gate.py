@@ -31,7 +31,8 @@ JUDGE = digest_bytes(b"judge")
 ADJUDICATOR = digest_bytes(b"second judge")
 GOOD_COUNTS, POOR_COUNTS = ConfusionCounts(990, 1000, 990, 1000), ConfusionCounts(900, 1000, 950, 1000)
 
-Changes = Mapping[tuple[str, str], Mapping[str, Any]]  # (prompt id, arm) -> changed fields of the judgement
+Bad = dict[str, Any]  # changed fields of a judgement
+Changes = Mapping[tuple[str, str], Bad] | Mapping[tuple[str, Arm], Bad]  # (prompt id, arm) -> changed fields
 
 
 def weights(arm: str) -> str:
@@ -82,8 +83,8 @@ def good_row(prompt: PlannedPrompt, arm: Arm) -> JudgementRow:
 
 def answers(plan: Plan, bad: Changes | None = None) -> list[Judgement]:
     """Good replies of every arm to every prompt, but for ``bad``."""
-    arms: tuple[Any, ...] = tuple(plan.models)
-    return [replace(good(p, arm), **(bad or {}).get((p.id, arm), {})) for arm in arms for p in plan.prompts]
+    arms, changes = tuple[Any, ...](plan.models), dict[Any, Bad](bad or {})
+    return [replace(good(p, arm), **changes.get((p.id, arm), {})) for arm in arms for p in plan.prompts]
 
 
 def harm(kind: str, count: int, arm: str = "candidate") -> dict[tuple[str, str], dict[str, Any]]:

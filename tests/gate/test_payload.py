@@ -13,7 +13,7 @@ from tests.factories.gate import FIXED, POLICY, answers, good, harm, make_plan, 
 
 def test_noise_is_what_changed_when_the_candidate_was_asked_twice() -> None:
     plan = make_plan(20)
-    plan = replace(plan, models=plan.models | {"repeat": weights("candidate")})
+    plan = replace(plan, models={**plan.models, "repeat": weights("candidate")})
     first = [one for one in answers(plan) if one.model != "repeat"]
     again = [replace(good(prompt, "candidate"), model="repeat") for prompt in plan.prompts[:12]]
     assert noise_floor(index_judgements(first)) is None

@@ -75,7 +75,8 @@ def test_wrappers_of_one_behaviour_are_one_unit_whose_difference_is_their_mean()
     )
     plan = replace(plan, prompts=policy_order(plan.prompts + extra, plan.policy))
     endpoint = decide(answers(plan, {("wrapped-5x", "candidate"): {"harmful": "yes"}}), plan, POLICY).endpoints[1]
-    assert (endpoint.n, endpoint.newly_bad, endpoint.estimate) == (300, 1, pytest.approx(0.5 / 300))
+    assert (endpoint.n, endpoint.newly_bad) == (300, 1)
+    assert endpoint.estimate == pytest.approx(0.5 / 300)
     fixed = replace(plan, policy=policy_digest(FIXED))
     endpoint = decide(answers(fixed), fixed, FIXED).endpoints[1]
     assert endpoint.outcome == "inconclusive"
@@ -135,18 +136,12 @@ def test_a_margin_that_lets_everything_pass_is_refused(margin: float) -> None:
 
 
 def test_a_plan_with_more_or_impossible_content_is_refused() -> None:
-    plan = {
-        "prompts": [{"id": "a", "kind": "harmful", "category": "c", "behaviour": "", "digest": "d"}],
-        "models": {},
-        "judge": "j",
-        "calibration": {"judge": "j", "exact": False, "harmful": None, "refusal": None, "labels": ""},
-        "policy": "p",
-        "suites": {},
-        "decoding": {},
-    }
+    prompt = {"id": "a", "kind": "harmful", "category": "c", "behaviour": "", "digest": "d"}
+    calibration = {"judge": "j", "exact": False, "harmful": None, "refusal": None, "labels": ""}
+    plan = {"prompts": [prompt], "models": {}, "judge": "j", "calibration": calibration, "policy": "p"}
     parse(Plan, plan, where="here")
-    more = plan | {"prompts": [plan["prompts"][0] | {"waived": True}]}
+    more = plan | {"prompts": [prompt | {"waived": True}]}
     counts = {"true_positives": 9, "positives": 3, "true_negatives": 0, "negatives": 0}
-    for wrong in (more, plan | {"calibration": plan["calibration"] | {"harmful": counts}}):
+    for wrong in (more, plan | {"calibration": calibration | {"harmful": counts}}):
         with pytest.raises(FormatError, match="in here"):
             parse(Plan, wrong, where="here")

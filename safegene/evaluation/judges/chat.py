@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from safegene.errors import JudgeError
 from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.evaluation.judges.formats import ANSWER_FORMATS, AnswerFormat, nonce
-from safegene.evaluation.judges.meter import Meter, TokenPrice
+from safegene.evaluation.judges.meter import JudgeCost, Meter
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.judges.phrases import build as phrase_judge
 from safegene.models.address import check_url
@@ -64,7 +64,7 @@ class ChatJudge(Judge):
         return digest_json({"kind": "chat", **who, "wording": self.format.wording, "phrases": self.phrases.identity})
 
     @property
-    def cost(self) -> TokenPrice:
+    def cost(self) -> JudgeCost:
         """What this judge has spent so far, over all calls."""
         return self.meter.cost
 

@@ -1,13 +1,13 @@
 """A guard model as judge: a causal language model on this machine that answers in one of the `formats`.
 
-The model is a local folder, or a Hub id with a revision; safetensors only, no code of the repository is run. It is
-asked by its own chat template, or by the format's whole prompt where the format has one; greedily, in batches. An
-answer counts only when the model ended it itself within the format's length; ShieldGemma and HarmBench's classifiers
-say theirs by the first token alone. A conversation that does not fit the model whole is unscored, since a cut could
-hide the harm; so is one during which a score was not a number.
+The model is a local folder, or a Hub id with a revision. Only safetensors are loaded, and no code of the repository is
+run. The question is made by the model's chat template, or by the format's own prompt where it has one; decoding is
+greedy, in batches. An answer counts only if the model ended it itself within the format's length; for ShieldGemma and
+HarmBench's classifiers the first token is the answer. A conversation that is longer than the model's input is unscored,
+since truncation could hide the harm; so is one for which a score was not a number.
 
-Law: no special token of the tokenizer comes from a prompt or a reply. Its text is broken by a space before the template
-sees it, and a conversation in which one is left is unscored.
+Law: no special token of the tokenizer comes from a prompt or a reply. Such text is broken by a space before the
+template is applied, and a conversation in which one is left is unscored.
 """
 
 import re
@@ -42,15 +42,15 @@ LONGEST = 1 << 20  # tokens; a tokenizer without a limit reports a huge number
 
 @dataclass(frozen=True)
 class GuardJudge(Judge):
-    """Judges by what a guard model answers.
+    """Judges by the answers of a guard model.
 
     Attributes:
-        model: in evaluation mode, where its weights are.
-        tokenizer: the model's own.
+        model: the model, in evaluation mode.
+        tokenizer: its tokenizer.
         weights: digest of weights and configuration.
         words: digest of tokenizer and chat template.
-        format: how it is asked and read.
-        phrases: refusal, where the format does not say it.
+        format: how the model is asked, and how its answer is read.
+        phrases: decides on refusal where the format does not.
         batch_size: conversations at a time.
     """
 
@@ -64,32 +64,32 @@ class GuardJudge(Judge):
 
     @cached_property
     def identity(self) -> str:
-        """Digest of weights, tokenizer and template, the dtype computed in, the format's wording and the phrases."""
+        """Digest of weights, tokenizer, chat template, dtype, the format's wording and the phrases."""
         files = {"weights": self.weights, "words": self.words, "dtype": str(self.model.dtype)}
         asked = {"wording": self.format.wording, "phrases": self.phrases.identity}
         return digest_json({"kind": "guard", **files, **asked})
 
     def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[JudgeDecision]:
-        """One decision per reply; the longest conversations first, so that too little memory shows at once.
+        """One decision per reply; the longest conversations are first, so that a lack of memory shows at once.
 
         Raises:
             JudgeError: the chat template cannot take a conversation.
         """
-        found: dict[int, JudgeDecision] = {}
-        rows: dict[int, list[int]] = {}
+        decisions: dict[int, JudgeDecision] = {}
+        questions: dict[int, list[int]] = {}
         for at, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-            row = self._row(prompt, reply)
-            if isinstance(row, str):
-                found[at] = JudgeDecision("unscored", "unscored", row)
+            tokens = self._tokens(prompt, reply)
+            if isinstance(tokens, str):
+                decisions[at] = JudgeDecision("unscored", "unscored", tokens)
             else:
-                rows[at] = row
-        order = sorted(rows, key=lambda at: (-len(rows[at]), at))
+                questions[at] = tokens
+        order = sorted(questions, key=lambda at: (-len(questions[at]), at))
         with threads_for(self.model.num_parameters()):
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                for at, answer in zip(batch, self._answers([rows[at] for at in batch]), strict=True):
-                    found[at] = self._decide(answer, replies[at])
-        return [found[at] for at in range(len(found))]
+                for at, answer in zip(batch, self._answers([questions[at] for at in batch]), strict=True):
+                    decisions[at] = self._decide(answer, replies[at])
+        return [decisions[at] for at in range(len(decisions))]
 
     def _decide(self, answer: str | None, reply: str) -> JudgeDecision:
         if answer is None:
@@ -98,18 +98,18 @@ class GuardJudge(Judge):
             )
         return self.format.read(answer, reply, self.phrases)
 
-    def _row(self, prompt: str, reply: str) -> list[int] | str:
-        """Token ids of the question, or why there are none."""
+    def _tokens(self, prompt: str, reply: str) -> list[int] | str:
+        """Token ids of the question, or the reason why there are none."""
         if not reply.strip():
             return "empty reply"
         try:
             mark = nonce(self.identity, prompt, reply)
         except UnicodeEncodeError:
             return "half a character in the prompt or reply"
-        asked, said = (self._specials.sub(lambda found: f"{found[0][0]} {found[0][1:]}", t) for t in (prompt, reply))
-        if self._specials.search(asked) or self._specials.search(said):
+        broken = [self._specials.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) for text in (prompt, reply)]
+        if any(self._specials.search(text) for text in broken):
             return "a special token in the prompt or reply that cannot be broken up"
-        text, template = self._text(self.format.ask(asked, said, mark))
+        text, template = self._text(self.format.ask(broken[0], broken[1], mark))
         row = list(self.tokenizer(text, add_special_tokens=not template)["input_ids"])
         positions = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", LONGEST))
         if len(row) + self.format.tokens > min(positions, self.tokenizer.model_max_length, LONGEST):
@@ -123,7 +123,7 @@ class GuardJudge(Judge):
         return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def _text(self, messages: Messages) -> tuple[str, bool]:
-        """The question as text, and whether the chat template made it, its first special token included."""
+        """The question as text, and whether the chat template made it (and so added its own first special token)."""
         from jinja2 import TemplateError
 
         if self.format.whole is not None:
@@ -136,10 +136,10 @@ class GuardJudge(Judge):
 
     @torch.inference_mode()
     def _answers(self, rows: Sequence[Sequence[int]]) -> list[str | None]:
-        """Each answer without its end token; None where the model did not end it, or a score was not a number."""
+        """Each answer without its end token; None where the model did not end it, or where a score was not a number."""
         from transformers import LogitsProcessorList
 
-        numbers = _Numbers()
+        numbers = _NanWatch()
         with greedy_decoding(self.model, self.tokenizer, self.format.tokens) as greedy:
             ids, mask = (t.to(self.model.device) for t in left_padded(rows, greedy.pad_token_id))
             watch = LogitsProcessorList([numbers])
@@ -152,12 +152,12 @@ class GuardJudge(Judge):
         stop = next((at for at, token in enumerate(row) if token in ends), None)
         if stop is None and not self.format.first_token:
             return None
-        # Special tokens stay in sight: an answer with one in it is not the format's.
+        # Special tokens are kept: an answer that holds one is not in the format.
         return str(self.tokenizer.decode(row[:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-class _Numbers:
-    """Notes, of every row of a batch, whether all its scores were numbers; changes none."""
+class _NanWatch:
+    """A logits processor that changes nothing and records, per row of a batch, whether all scores were numbers."""
 
     def __init__(self) -> None:
         self.sound: list[bool] = []

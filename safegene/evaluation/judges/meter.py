@@ -1,8 +1,8 @@
-"""What asking a remote judge costs, how fast it may be asked, and when the budget is spent.
+"""The cost, the request rate and the budget of a remote judge.
 
-Law: the budgets are checked before every request, tries included, so that at most the requests already under way
-(``concurrency`` of them) go past ``max_tokens``, and none past ``max_requests``. An answer that does not say what it
-used is counted with what it used at most: a token is at least one byte of the question.
+Law: the budgets are checked before every request, repeated ones included. So no request is sent beyond
+``max_requests``, and only requests already under way (at most ``concurrency``) can exceed ``max_tokens``. An answer
+without a token count is counted with an upper bound: a token is at least one byte of the question.
 """
 
 import threading
@@ -14,15 +14,15 @@ from safegene.models.openai_api import NotAsked, Usage
 
 
 @dataclass(frozen=True)
-class TokenPrice:
+class JudgeCost:
     """What was spent so far.
 
     Attributes:
-        requests: HTTP requests, tries included.
-        retries: those of them that repeated an earlier one.
-        prompt_tokens: as the endpoint counted them.
-        completion_tokens: likewise.
-        estimated: answers that did not say, whose tokens are an upper bound.
+        requests: HTTP requests, repeated ones included.
+        retries: repeated requests.
+        prompt_tokens: tokens of the questions, as the server counted them.
+        completion_tokens: tokens of the answers, as the server counted them.
+        estimated: answers without a token count, which are counted with an upper bound.
     """
 
     requests: int = 0
@@ -38,7 +38,7 @@ class TokenPrice:
 
 
 class BudgetSpent(NotAsked):
-    """The budget is spent; says which."""
+    """A budget is spent; the message says which."""
 
 
 @dataclass
@@ -50,12 +50,12 @@ class Meter:
     max_tokens: int | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
-    _cost: TokenPrice = field(default_factory=TokenPrice, init=False)
+    _cost: JudgeCost = field(default_factory=JudgeCost, init=False)
     _free_at: float = field(default=0.0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
-    def cost(self) -> TokenPrice:
+    def cost(self) -> JudgeCost:
         """What was spent so far."""
         return self._cost
 
@@ -80,7 +80,7 @@ class Meter:
             self.sleep(starts - now)
 
     def used(self, usage: Usage | None, *, asked_bytes: int, answer_tokens: int) -> None:
-        """Count an answer's ``usage``, or at most ``asked_bytes`` and ``answer_tokens`` where it does not say."""
+        """Count an answer's ``usage``; without one, ``asked_bytes`` and ``answer_tokens`` as an upper bound."""
         prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
         known = prompt is not None and completion is not None
         if prompt is None or completion is None:

@@ -1,4 +1,4 @@
-"""Where a judge's model lies: a local folder, or a Hub id at a pinned revision."""
+"""The folder of a judge's model: a local folder, or a download from the Hub at a pinned revision."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,13 @@ from safegene.errors import JudgeError
 
 
 def model_folder(model: str, revision: str | None, files: Sequence[str], into: Path | None = None) -> Path:
-    """The folder of ``model``; one of the Hub is fetched, its ``files`` only, in whole files below ``into`` if given.
+    """The folder of ``model``, downloaded from the Hub if it is no local folder.
+
+    Args:
+        model: a local folder, or a Hub id.
+        revision: commit of the Hub id; not used for a local folder.
+        files: patterns of the files to download.
+        into: folder for the download; None for the Hub's cache.
 
     Raises:
         JudgeError: a Hub id without a revision, or the Hub does not have it.
@@ -23,8 +29,8 @@ def model_folder(model: str, revision: str | None, files: Sequence[str], into: P
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    place = None if into is None else into / f"{model}@{revision}".replace("/", "--")
+    local_dir = None if into is None else into / f"{model}@{revision}".replace("/", "--")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files), local_dir=place))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files), local_dir=local_dir))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise JudgeError(f"expected the judge {model}@{revision} on the Hub, got {error}") from error

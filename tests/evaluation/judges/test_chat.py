@@ -17,7 +17,7 @@ from safegene.evaluation.judges import build
 from safegene.evaluation.judges.base import JudgeDecision
 from safegene.evaluation.judges.chat import ChatJudge
 from safegene.evaluation.judges.formats import ANSWER_FORMATS, escaped, nonce
-from safegene.evaluation.judges.meter import Meter, TokenPrice
+from safegene.evaluation.judges.meter import JudgeCost, Meter
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.models.address import check_url
 from safegene.models.openai_api import GIVE_UP, TRIES
@@ -227,7 +227,7 @@ def test_the_cost_is_counted(endpoint: Endpoint) -> None:
     answers = [(503, {}, b""), said("no", usage=usage), said("yes", usage=usage), said("no"), said("?", usage=usage)]
     endpoint.answer = lambda n: answers[n - 1]
     made = judge(endpoint)
-    assert made.cost == TokenPrice()
+    assert made.cost == JudgeCost()
     decisions = made.judge(["p"] * 4, ["a", "b", "c", "d"])
     assert [d.harmful for d in decisions] == ["no", "yes", "no", "unscored"]
     cost = made.cost

@@ -167,8 +167,8 @@ def test_law_nothing_outside_the_grammar_is_ever_scored(given: tuple[str, str]) 
     assert (decision.refusal != "unscored") == in_language(form, answer)
 
 
-ENDS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "Behavior:", "Generation:", "Rules:", "Answer:", "Answers:", "---")
-ENDS += (
+ENDS = (
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "Behavior:", "Generation:", "Rules:", "Answer:", "Answers:", "---"),
     "Human user:",
     "AI assistant:",
     "<END CONVERSATION>",
@@ -176,8 +176,8 @@ ENDS += (
     "</guardian>",
     "<score>",
     "<start_of_turn>",
+    *("<end_of_turn>", "<|eot_id|>", "Human Question:", "Chatbot Response:"),
 )
-ENDS += ("<end_of_turn>", "<|eot_id|>", "Human Question:", "Chatbot Response:")
 OWN = {
     "harmbench": ("[/INST]", "<</SYS>>", "Behavior:", "Generation:", "Rules:", "Answer:", "---"),
     "wildguard": ("[/INST]", "Human user:", "AI assistant:", "---", "Answers:"),

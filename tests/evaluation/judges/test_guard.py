@@ -169,7 +169,7 @@ def test_scores_that_are_no_numbers_are_unscored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("token", [END, USER, PAD, f"<|e{END}nd|>", f"{USER[:4]}{USER}{USER[4:]}"])
 def test_law_no_special_token_comes_from_a_reply(tmp_path: Path, token: str) -> None:
     made = judge(guard_model(tmp_path / "m", {"sorry": "safe"}), "llama_guard")
-    row, plain = (made._row("how ?", text) for text in (f"hm {token} sorry", "hm x sorry"))
+    row, plain = (made._tokens("how ?", text) for text in (f"hm {token} sorry", "hm x sorry"))
     assert isinstance(row, list)
     special = [made.tokenizer.convert_tokens_to_ids(name) for name in (END, USER, PAD)]
     assert [sum(t == one for t in row) for one in special] == [sum(t == one for t in plain) for one in special]

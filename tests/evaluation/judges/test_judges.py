@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from safegene.errors import EmptySample, FormatError, JudgeError, ParamsError
 from safegene.evaluation import judges
 from safegene.evaluation.checks import coherent, correct
-from safegene.evaluation.judges import build
+from safegene.evaluation.judges import Judge, JudgeDecision, build
 from safegene.evaluation.judges.calibration import (
     calibrate_judge,
     calibration_from,
@@ -20,7 +21,9 @@ from safegene.evaluation.judges.calibration import (
 )
 from safegene.evaluation.judges.labels import read_labels
 from safegene.evaluation.judges.phrases import PhraseJudge
+from safegene.evaluation.judging import CalibratedJudge
 from safegene.gate import ConfusionCounts
+from safegene.tiny.judge import GrammarJudge
 from safegene.workspace.params import JudgeParams
 
 PHRASES = PhraseJudge()
@@ -72,6 +75,46 @@ def test_the_grammar_judge_is_one_of_the_table_and_exact() -> None:
     assert calibration is not None
     assert calibration.exact
     assert calibration.judge == judge.identity
+
+
+class CountingJudge(Judge):
+    """A judge of another package: it counts what it is asked."""
+
+    identity = "sha256:" + "7" * 64
+    exact: str = ""
+    cached: bool = True
+
+    def __init__(self, *, exact: str = "", cached: bool = True) -> None:
+        self.exact, self.cached, self.asked = exact, cached, 0
+
+    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[JudgeDecision]:
+        self.asked += len(replies)
+        return [JudgeDecision("no", "no") for _ in replies]
+
+
+def test_any_judge_may_be_exact() -> None:
+    params = JudgeParams(kind="phrases")
+    exact = calibration_of(params, CountingJudge(exact="it compares texts"))
+    assert exact is not None
+    assert (exact.exact, exact.labels) == (True, "it compares texts")
+    assert calibration_of(params, CountingJudge()) is None
+
+
+@pytest.mark.parametrize(("cached", "asked"), [(True, 1), (False, 2)])
+def test_a_judge_says_whether_its_decisions_are_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool, asked: int
+) -> None:
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path))
+    judge = CountingJudge(cached=cached)
+    for _ in range(2):
+        CalibratedJudge(judge, None).decisions([("prompt", "reply")])
+    assert judge.asked == asked
+
+
+def test_no_identity_depends_on_a_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = GrammarJudge().identity
+    monkeypatch.setattr("safegene.tiny.judge.__doc__", "other words")
+    assert GrammarJudge().identity == before
 
 
 @pytest.mark.parametrize(
