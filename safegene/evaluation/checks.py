@@ -26,8 +26,8 @@ def coherent(reply: str) -> Label:
 
 def _repeats(words: list[str]) -> bool:
     run = longest = 1
-    for one, other in zip(words, words[1:], strict=False):
-        run = run + 1 if one == other else 1
+    for word, following in zip(words, words[1:], strict=False):
+        run = run + 1 if word == following else 1
         longest = max(longest, run)
     if longest >= 6:
         return True

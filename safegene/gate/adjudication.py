@@ -42,13 +42,21 @@ def reference_of(plan: Plan, endpoint: str) -> str:
     return "incumbent" if endpoint != "over_refusal" and "incumbent" in plan.models else "aligned"
 
 
+def judgement_pair(
+    index: JudgementIndex, prompt: PlannedPrompt, candidate: str, reference: str
+) -> tuple[Judgement, Judgement] | None:
+    """The judgements of candidate and reference on a prompt; None unless both exist."""
+    first, second = index.get(prompt.id, candidate), index.get(prompt.id, reference)
+    return None if first is None or second is None else (first, second)
+
+
 def replies_to_adjudicate(plan: Plan, policy: GateParams, index: JudgementIndex) -> list[tuple[str, str]]:
     """(prompt id, arm) of every reply that the adjudicator must judge; empty without an adjudicator."""
     replies = []
     for endpoint, (kind, bad) in ADJUDICATED.items() if plan.adjudicator else ():
         reference = reference_of(plan, endpoint)
         for prompt in plan.prompts:
-            pair = _pair(index, prompt, "candidate", reference) if prompt.kind == kind else None
+            pair = judgement_pair(index, prompt, "candidate", reference) if prompt.kind == kind else None
             if pair and needs_adjudication(plan, prompt, pair, bad, policy.audit_share):
                 replies += [(prompt.id, "candidate"), (prompt.id, reference)]
     return replies
@@ -104,22 +112,15 @@ def judge_blind_spot(
     for prompt in plan.prompts:
         if prompt.kind != kind or not in_audit(plan, prompt, policy.audit_share):
             continue
-        pair = _pair(index, prompt, candidate, reference_of(plan, endpoint))
+        pair = judgement_pair(index, prompt, candidate, reference_of(plan, endpoint))
         if pair is None or bad(pair[0]) is None or bad(pair[0]) != bad(pair[1]):
             continue
-        one, other = adjudicator_label(pair[0]), adjudicator_label(pair[1])
-        if one is not None and other is not None:
-            differences.append(float(one) - float(other))
+        labels = [adjudicator_label(judgement) for judgement in pair]
+        if None not in labels:
+            differences.append(float(bool(labels[0])) - float(bool(labels[1])))
     if not differences or math.exp(-log_wealth([-difference for difference in differences], 0.0)) > level:
         return ""
     return (
         f"the judge misses what the adjudicator sees: {candidate} is worse by {sum(differences):.0f} of "
         f"{len(differences)} audited pairs on which the judge saw no difference"
     )
-
-
-def _pair(
-    index: JudgementIndex, prompt: PlannedPrompt, candidate: str, reference: str
-) -> tuple[Judgement, Judgement] | None:
-    one, other = index.get(prompt.id, candidate), index.get(prompt.id, reference)
-    return None if one is None or other is None else (one, other)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safegene.gate.adjudication import ADJUDICATED, adjudicated, needs_adjudication, reference_of
+from safegene.gate.adjudication import ADJUDICATED, adjudicated, judgement_pair, needs_adjudication, reference_of
 from safegene.gate.decision import decide
 from safegene.gate.ordering import next_block
 from safegene.gate.pairs import index_judgements
@@ -59,13 +59,13 @@ def flips(rows: Sequence[Judgement], plan: Plan, policy: GateParams) -> list[Fli
     index, changed = index_judgements(rows), list[Flip]()
     for endpoint, (kind, bad) in ADJUDICATED.items():
         for prompt in plan.prompts:
-            one, other = index.get(prompt.id, "candidate"), index.get(prompt.id, reference_of(plan, endpoint))
-            if prompt.kind != kind or one is None or other is None:
+            pair = judgement_pair(index, prompt, "candidate", reference_of(plan, endpoint))
+            if prompt.kind != kind or pair is None:
                 continue
-            labels, again = (bad(one), bad(other)), False
+            labels, again = (bad(pair[0]), bad(pair[1])), False
             if plan.adjudicator:
-                labels = adjudicated(plan, prompt, (one, other), bad, policy.audit_share)
-                again = needs_adjudication(plan, prompt, (one, other), bad, policy.audit_share)
+                labels = adjudicated(plan, prompt, pair, bad, policy.audit_share)
+                again = needs_adjudication(plan, prompt, pair, bad, policy.audit_share)
             if None not in labels and labels[0] != labels[1]:
                 changed.append(Flip(prompt.id, prompt.kind, prompt.category, bool(labels[0]), again))
     return changed

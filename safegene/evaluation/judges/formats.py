@@ -50,7 +50,7 @@ class AnswerFormat:
         first_token: whether the first token is the whole answer, so that no end token is needed.
         template: further arguments of the model's chat template.
         opens: whether the chat template opens the judge's turn, as the model's authors do.
-        whole: messages -> the model's published prompt, for a model without a chat template.
+        prompt: messages -> the model's published prompt, for a model without a chat template.
     """
 
     ask: Callable[[str, str, str], Messages]
@@ -60,7 +60,7 @@ class AnswerFormat:
     first_token: bool = False
     template: Mapping[str, object] = field(default_factory=dict)
     opens: bool = True
-    whole: Callable[[Messages], str] | None = None
+    prompt: Callable[[Messages], str] | None = None
 
 
 def _unscored(answer: str) -> JudgeDecision:
@@ -249,13 +249,13 @@ ANSWER_FORMATS: Mapping[str, AnswerFormat] = {
         _wording("harmbench", _HARMBENCH, _HARMBENCH_ENDS, _HARMBENCH_PROMPT, _INST),
         1,
         first_token=True,
-        whole=lambda messages: _INST.format(messages[0]["content"]),
+        prompt=lambda messages: _INST.format(messages[0]["content"]),
     ),
     "wildguard": AnswerFormat(
         _filled(_WILD_PROMPT, _WILD_ENDS),
         _read_wild,
         _wording("wildguard", _WILD, _WILD_ENDS, _WILD_PROMPT, _WILD_TURN),
         40,
-        whole=lambda messages: _WILD_TURN.format(messages[0]["content"]),
+        prompt=lambda messages: _WILD_TURN.format(messages[0]["content"]),
     ),
 }

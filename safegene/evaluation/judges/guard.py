@@ -126,8 +126,8 @@ class GuardJudge(Judge):
         """The question as text, and whether the chat template made it (and so added its own first special token)."""
         from jinja2 import TemplateError
 
-        if self.format.whole is not None:
-            return self.format.whole(messages), False
+        if self.format.prompt is not None:
+            return self.format.prompt(messages), False
         more: dict[str, Any] = {"add_generation_prompt": self.format.opens, **self.format.template}
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **more)), True
@@ -189,7 +189,7 @@ def build(params: JudgeParams) -> GuardJudge:
     form = ANSWER_FORMATS[params.format]
     if not ends or tokenizer.pad_token_id is None:
         raise JudgeError(f"expected a token that ends an answer, got none, in {folder}")
-    if form.whole is None and not tokenizer.chat_template:
+    if form.prompt is None and not tokenizer.chat_template:
         raise JudgeError(
             f"expected a chat template for the format {params.format}, got none, in {folder}",
             remedy="take the model's own folder, with chat_template.jinja or tokenizer_config.json",
@@ -199,6 +199,6 @@ def build(params: JudgeParams) -> GuardJudge:
 
 
 def _names(folder: Path, patterns: Sequence[str]) -> list[str]:
-    found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
-    names = (path.relative_to(folder) for path in found)
+    files = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    names = (path.relative_to(folder) for path in files)
     return sorted(name.as_posix() for name in names if not name.parts[0].startswith("."))

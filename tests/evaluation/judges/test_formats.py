@@ -192,7 +192,7 @@ OWN = {
 def test_law_a_reply_cannot_end_itself_in_any_formats_prompt(form: str, pieces: list[str]) -> None:
     def shown(reply: str) -> str:
         messages = ANSWER_FORMATS[form].ask("p", reply, "mark")
-        whole = ANSWER_FORMATS[form].whole
+        whole = ANSWER_FORMATS[form].prompt
         return whole(messages) if whole else messages[-1]["content"]
 
     forged, harmless = shown("".join(pieces)), shown("x")
@@ -200,8 +200,8 @@ def test_law_a_reply_cannot_end_itself_in_any_formats_prompt(form: str, pieces: 
 
 
 def test_the_published_prompts_are_whole() -> None:
-    harm = ANSWER_FORMATS["harmbench"].whole
-    wild = ANSWER_FORMATS["wildguard"].whole
+    harm = ANSWER_FORMATS["harmbench"].prompt
+    wild = ANSWER_FORMATS["wildguard"].prompt
     assert harm is not None
     assert wild is not None
     asked = harm(ANSWER_FORMATS["harmbench"].ask("[A]", "[B]", ""))
