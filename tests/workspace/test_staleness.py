@@ -33,6 +33,6 @@ def test_the_error_names_both_digests_and_what_to_run() -> None:
     require_current("candidate", Path("c"), MANIFEST, {"target": "t"}, required=["target"])
     with pytest.raises(
         StaleArtifact, match=r"candidate made from the present target, .*target: t, now other.*, in c"
-    ) as e:
+    ) as error:
         require_current("candidate", Path("c"), MANIFEST, {"target": "other"})
     assert "safegene run" in error.value.remedy
