@@ -2,14 +2,14 @@
 
 SafegeneError
 ├── ParamsError            params.yaml, targets.yaml or an argument is unusable
-├── ArtifactError          a file that safegene made is not what it says it is
-│   ├── FormatError        it breaks its format's specification
-│   ├── DigestMismatch     its bytes differ from the recorded sha256
-│   └── StaleArtifact      it was made from something that has changed since
+├── ArtifactError          an artefact cannot be used
+│   ├── FormatError        it is malformed
+│   ├── DigestMismatch     its bytes differ from the recorded digest
+│   └── StaleArtifact      one of its inputs has changed since it was made
 ├── CheckpointError        a model checkpoint cannot be used
-│   ├── TensorMissing      a tensor that the family has is absent
+│   ├── TensorMissing      a tensor of the family is missing
 │   ├── ShapeMismatch      a tensor or an architecture differs from the family's
-│   └── UnsafeCheckpoint   opening it could run code or leave its folder
+│   └── UnsafeCheckpoint   opening it could run code, leave its folder or exhaust memory
 ├── SourceError            a checkpoint cannot be found or fetched
 ├── JudgeError             a judge cannot be built or does not answer
 ├── EmptySample            there is nothing to measure
@@ -57,19 +57,19 @@ class ParamsError(SafegeneError):
 
 
 class ArtifactError(SafegeneError):
-    """A file that safegene made is not what it says it is."""
+    """An artefact cannot be used: it is missing, malformed, changed or out of date."""
 
 
 class FormatError(ArtifactError):
-    """An artefact breaks its format's specification."""
+    """A file is malformed."""
 
 
 class DigestMismatch(ArtifactError):
-    """An artefact's bytes differ from the recorded sha256."""
+    """The bytes of an artefact differ from the recorded digest."""
 
 
 class StaleArtifact(ArtifactError):
-    """An artefact was made from something that has changed since."""
+    """An input of an artefact has changed since it was made."""
 
 
 class CheckpointError(SafegeneError):
@@ -77,7 +77,7 @@ class CheckpointError(SafegeneError):
 
 
 class TensorMissing(CheckpointError):
-    """A tensor that the family has is absent."""
+    """A tensor of the family is missing."""
 
 
 class ShapeMismatch(CheckpointError):
@@ -85,7 +85,7 @@ class ShapeMismatch(CheckpointError):
 
 
 class UnsafeCheckpoint(CheckpointError):
-    """Opening the checkpoint could run code or leave its folder."""
+    """Opening the checkpoint could run code, leave its folder or exhaust memory."""
 
 
 class SourceError(SafegeneError):

@@ -1,28 +1,28 @@
-"""Text of models and strangers, made safe to show: what is invisible or moves other text becomes visible.
+"""Untrusted text, made safe to display.
 
-A reply may hold terminal escapes, characters that reverse the reading direction, or invisible ones that hide a message.
-`visible` turns each into a name; it does not escape HTML or Markdown, which is the next step and the template's work
-(`marked`, and Jinja's autoescape) or `cell`'s.
+A reply may hold terminal escapes, characters that reverse the reading direction, or invisible characters. `visible`
+replaces each by a name. It does not escape HTML or Markdown: `marked` and Jinja's autoescape escape HTML, `cell`
+escapes Markdown.
 """
 
 import unicodedata
 
 from markupsafe import Markup, escape
 
-# Letters and marks that print nothing: Hangul fillers, Braille blank, variation selectors.
+# Letters and marks without a glyph: Hangul fillers, Braille blank, variation selectors.
 _BLANK = frozenset([0x034F, 0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
 
 
 def is_hidden(character: str) -> bool:
-    """Whether a character prints nothing or changes how others are shown; newline and tab are ordinary."""
+    """Whether a character is invisible or changes how others are displayed; newline and tab do not count."""
     if character in "\n\t":
         return False
     return unicodedata.category(character) in _HIDDEN or ord(character) in _BLANK
 
 
 def name(character: str) -> str:
-    """A hidden character's visible name: a control picture such as ``␛``, else ``⟨U+202E⟩``."""
+    """The visible name of a hidden character: a control picture such as ``␛``, else ``⟨U+202E⟩``."""
     code = ord(character)
     if code < 0x20:
         return chr(0x2400 + code)
@@ -30,29 +30,30 @@ def name(character: str) -> str:
 
 
 def visible(text: str, *, characters: int | None = None, lines: int | None = None) -> str:
-    """The text with every hidden character named, cut to a number of characters and lines (and saying so).
+    """The text with hidden characters replaced by names, cut to a number of characters and lines.
 
-    Two characters of what comes in never become one that goes out, so a name cannot be forged into a control.
+    A cut is marked with the number of characters left out. No two input characters become one output character, so no
+    input can produce a control character.
     """
     shown, left = _cut(text.replace("\r\n", "\n"), characters, lines)
     return "".join(name(c) if is_hidden(c) else c for c in shown) + _more(left)
 
 
 def marked(text: str, *, characters: int | None = None, lines: int | None = None) -> Markup:
-    """`visible` as escaped HTML, with each hidden character's name in ``<span class="hidden">``."""
+    """`visible` as escaped HTML, with the names of hidden characters in ``<span class="hidden">``."""
     shown, left = _cut(text.replace("\r\n", "\n"), characters, lines)
     parts = (Markup('<span class="hidden">{}</span>').format(name(c)) if is_hidden(c) else escape(c) for c in shown)
     return Markup("").join(parts) + (Markup('<span class="more">{}</span>').format(_more(left)) if left else "")
 
 
 def cell(text: object) -> str:
-    """Text for one cell of a Markdown table: visible, on one line, and with every markup character escaped."""
+    """`visible` for a cell of a Markdown table: on one line, with every markup character escaped."""
     flat = " ".join(visible(str(text)).split())
     return "".join("&lt;" if c == "<" else "&amp;" if c == "&" else f"\\{c}" if c in r"\`*_[]|~!>" else c for c in flat)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share as ``36.0%``; "not measured" when there is none."""
+    """A share as ``36.0%``; None as "not measured"."""
     return "not measured" if share is None else f"{100 * share:.{digits}f}%"
 
 

@@ -79,7 +79,7 @@ class Adapter:
         root: its folder.
         base_model_name: the model that the config names; a claim, not verified.
         scales: rank and scale of each module.
-        specs: tensor name -> where it lies in ``adapter_model.safetensors``.
+        specs: tensor name -> its place in ``adapter_model.safetensors``.
     """
 
     root: Path

@@ -36,7 +36,7 @@ class Checkpoint:
 
     Attributes:
         root: its folder.
-        specs: tensor name -> where it lies in its shard.
+        specs: tensor name -> its place in its shard.
         shards: tensor name -> file name.
         config: ``config.json``.
         files: every file of the folder, sorted.

@@ -261,10 +261,10 @@ def greedy_decoding(
     """
     from transformers import GenerationConfig
 
-    ends, own = end_tokens(model, tokenizer), model.generation_config
+    ends, settings = end_tokens(model, tokenizer), model.generation_config
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     model.generation_config = GenerationConfig()
     try:
         yield GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends)
     finally:
-        model.generation_config = own
+        model.generation_config = settings

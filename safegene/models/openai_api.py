@@ -77,7 +77,7 @@ class _Choice(_Reply):
 
 
 class Completion(_Reply):
-    """An answer: one choice that is not empty, the model that gave it, and its tokens where the server says both."""
+    """An answer: one choice that is not empty; the model and the usage are None where the server does not report them."""
 
     choices: tuple[_Choice]
     model: str | None = None

@@ -1,1 +1,1 @@
-"""The safety vector: low-rank factors, their file format and their linear algebra. Pure but for the file itself."""
+"""The safety vector: low-rank factors, their linear algebra and their file format."""

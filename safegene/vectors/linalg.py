@@ -1,7 +1,7 @@
-"""Low-rank linear algebra on weight changes: pure torch, no files.
+"""Low-rank linear algebra of weight changes: torch only, no files.
 
 Shapes are written (out, in): a linear layer computes ``y = W x`` with W (out, in). *Energy* is the squared Frobenius
-norm, unitless. Work is done in float64 where a result is a number and in float32 where it is a factor.
+norm, without unit. Numbers are computed in float64, factors in float32.
 
 Sources: Halko, Martinsson, Tropp 2011 (arXiv 0909.4061), algorithms 4.3/4.4 and 5.1 for the randomised SVD; SafeGene
 (arXiv 2606.06519) for the safety vector ``B_l A_l ~ (W_a - W_d)_l``.
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from safegene.errors import ShapeMismatch
 
-OVERSAMPLING = 8  # Halko et al. section 4.2: 5 or 10 columns more than the rank asked for
-BLOCK = 4096  # rows of a dense product held at once
+OVERSAMPLING = 8  # columns beyond the rank; Halko et al., section 4.2, recommend 5 or 10
+BLOCK = 4096  # rows of a dense product in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Number of columns of ``up``; the true rank may be lower."""
+        """The number of columns of ``up``; the rank of the product may be lower."""
         return self.up.shape[1]
 
     @property
@@ -51,32 +51,32 @@ class LowRank:
         return self.up @ self.down
 
     def scaled(self, alpha: float) -> "LowRank":
-        """``alpha * dW``: the factor goes into ``up``."""
+        """``alpha * dW``, with alpha multiplied into ``up``."""
         return LowRank(self.up * alpha, self.down)
 
     def numel(self) -> int:
-        """Numbers stored: r (out + in)."""
+        """The number of stored values: r (out + in)."""
         return self.up.numel() + self.down.numel()
 
     def energy(self) -> float:
-        """``|dW|_F^2``, from the r x r Gram matrices in float64, so nothing dense is made."""
+        """``|dW|_F^2`` in float64, from the (r, r) Gram matrices, without the dense product."""
         up, down = self.up.double(), self.down.double()
         return float(((up.T @ up) * (down @ down.T)).sum().clamp_min(0.0))
 
 
 Patch = Mapping[str, LowRank]
-"""Full matrix name as in safetensors -> the change to add to it."""
+"""Full matrix name as in safetensors -> the change to add to the matrix."""
 
 
 @dataclass(frozen=True, eq=False)
 class Approximation:
-    """A truncated SVD with its certificate.
+    """A truncated SVD of D (out, in) with its measured error.
 
     Attributes:
-        factors: up (out, r) and down (r, in), each carrying the square root of the singular values.
+        factors: up (out, r) and down (r, in), each scaled by the square roots of the singular values.
         energies: (r,) float64, the squared singular values kept, descending.
-        total: ``|D|_F^2`` of the whole input, exact.
-        residual: ``|D - up down|_F^2``, measured (not estimated) in float64.
+        total: ``|D|_F^2``, exact.
+        residual: ``|D - up @ down|_F^2``, measured in float64.
     """
 
     factors: LowRank
@@ -86,33 +86,38 @@ class Approximation:
 
     @property
     def kept(self) -> float:
-        """Share of the energy that the factors hold, 0..1; 1 for a zero input."""
+        """The share of the energy in the factors, 0..1; 1 for a zero input."""
         return 1.0 if self.total == 0.0 else max(0.0, 1.0 - self.residual / self.total)
 
     @property
     def relative_error(self) -> float:
-        """``|D - up down|_F / |D|_F``."""
+        """``|D - up @ down|_F / |D|_F``; 0 for a zero input."""
         return 0.0 if self.total == 0.0 else (self.residual / self.total) ** 0.5
 
 
 def concat(factors: Sequence[LowRank]) -> LowRank:
-    """(out, sum r) and (sum r, in): the exact sum of several changes, ``[B1 B2] [A1; A2] = B1 A1 + B2 A2``.
+    """The exact sum of changes as factors (out, sum r) and (sum r, in): ``[B1 B2] [A1; A2] = B1 A1 + B2 A2``.
 
     Raises:
-        ShapeMismatch: there is none, or they change matrices of different shapes.
+        ShapeMismatch: there is no change, or they have different shapes.
     """
-    shapes = {one.shape for one in factors}
+    shapes = {change.shape for change in factors}
     if len(shapes) != 1:
         raise ShapeMismatch(f"expected at least one change, all of one shape, got {sorted(shapes)}")
     return LowRank(torch.cat([f.up for f in factors], dim=1), torch.cat([f.down for f in factors], dim=0))
 
 
 def randomised_svd(delta: Tensor, rank: int, *, power_iterations: int = 1, seed: int = 0) -> Approximation:
-    """(out, in) -> factors of rank ``min(rank, out, in)``: the best approximation within a randomly found range.
+    """A randomised SVD of D (out, in), of rank ``min(rank, out, in)``.
 
-    ``Y = (D D^T)^q D Omega``, ``Q = orth(Y)``, then an exact SVD of the small ``Q^T D`` (Halko et al. algorithms 4.4
-    and 5.1), re-orthonormalised between products. The certificate is the measured Frobenius error, so it holds
-    whatever the random draw.
+    ``Y = (D D^T)^q D Omega``, ``Q = orth(Y)``, then an exact SVD of the small ``Q^T D`` (Halko et al., algorithms 4.4
+    and 5.1), with an orthonormalisation after each product. The error is measured, so it holds for every random draw.
+
+    Args:
+        delta: D (out, in).
+        rank: the largest rank.
+        power_iterations: q.
+        seed: of Omega.
     """
     matrix = delta.detach().float()
     out, inner = matrix.shape
@@ -128,13 +133,13 @@ def randomised_svd(delta: Tensor, rank: int, *, power_iterations: int = 1, seed:
 
 
 def truncate(factors: LowRank, rank: int) -> LowRank:
-    """The best approximation of rank ``min(rank, r)``, exact: QR of both factors, SVD of the r x r core."""
+    """The best approximation of rank ``min(rank, r)``: QR of both factors, SVD of the (r, r) core."""
     left, values, right = product_svd(factors)
     return _factors(left, values, right, min(rank, len(values)))[0]
 
 
 def product_svd(factors: LowRank) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, k), s (k,), V^T (k, in) of ``up @ down`` in float64, k = min(r, out, in), without the dense product."""
+    """U (out, k), s (k,) and V^T (k, in) of ``up @ down`` in float64, k = min(r, out, in); no dense product."""
     q_up, r_up = torch.linalg.qr(factors.up.double())
     q_down, r_down = torch.linalg.qr(factors.down.double().T)
     left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
@@ -142,23 +147,22 @@ def product_svd(factors: LowRank) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def energy(matrix: Tensor) -> float:
-    """``|M|_F^2`` in float64, whatever the dtype of M."""
+    """``|M|_F^2`` in float64, for a matrix M of any dtype."""
     return float(matrix.double().square().sum())
 
 
 def residual(delta: Tensor, factors: LowRank) -> float:
-    """``|D - up down|_F^2`` for D (out, in), in float64, a block of rows at a time."""
+    """``|D - up @ down|_F^2`` for D (out, in), in float64, computed in blocks of rows."""
     down = factors.down.double()
     starts = range(0, delta.shape[0], BLOCK)
     return sum(energy(delta[i : i + BLOCK].double() - factors.up[i : i + BLOCK].double() @ down) for i in starts)
 
 
 def rounding_floor(weight: Tensor, dtype: torch.dtype) -> float:
-    """Expected energy of the error made by storing ``weight`` (any shape) in ``dtype``.
+    """The expected energy of the rounding error of ``weight`` (any shape) in ``dtype``.
 
-    An element w between powers of two 2^e <= |w| < 2^(e+1) is rounded to a grid of step ``2^e eps``; the error is
-    uniform over one step, so its expected square is step^2 / 12. A difference of two stored weights carries twice
-    this energy.
+    An element w with 2^e <= |w| < 2^(e+1) is rounded to a grid of step ``2^e eps``. The error is uniform over one step,
+    so its expected square is step^2 / 12. The difference of two stored weights has twice this energy.
     """
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(weight.double().abs().clamp_min(info.tiny))
@@ -167,19 +171,23 @@ def rounding_floor(weight: Tensor, dtype: torch.dtype) -> float:
 
 
 def signal_share(delta_energy: float, floor: float) -> float:
-    """Share of a measured difference that is signal, ``max(0, 1 - 2 floor / energy)``, 0..1.
+    """The share of a measured difference that is not rounding: ``max(0, 1 - 2 floor / energy)``, 0..1.
 
-    ``floor`` is `rounding_floor` of one of the two stored weights. A difference no larger than the noise of storing
-    both operands holds nothing that can be told from rounding: 0. A difference of zero has no signal either.
+    Args:
+        delta_energy: energy of the difference of two stored weights.
+        floor: `rounding_floor` of one of them.
+
+    Returns:
+        0 for a difference of zero, and for one that rounding alone explains.
     """
     return 0.0 if delta_energy <= 0.0 else max(0.0, 1.0 - 2.0 * floor / delta_energy)
 
 
 def delta_survival(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> float:
-    """Share of ``delta`` that is still there after ``weight + delta`` is stored in ``dtype``; 1 is all, 0 none.
+    """The share of ``delta`` that is left after ``weight + delta`` is stored in ``dtype``: 1 is all, 0 none.
 
-    ``<S, D> / |D|^2`` with S = stored(W + D) - stored(W), all (out, in): the part of the change, along itself, that the
-    stored weights really make. A zero delta survives whole.
+    ``<S, D> / |D|^2`` with S = stored(W + D) - stored(W), all (out, in): the projection of the stored change on the
+    intended one. 1 for a zero delta.
     """
     total = energy(delta)
     if total == 0.0:
@@ -195,7 +203,7 @@ def _orth(matrix: Tensor) -> Tensor:
 
 
 def _signs(left: Tensor) -> Tensor:
-    """What makes each column's largest element positive, so that equal inputs give equal factors."""
+    """The signs that make the largest element of each column positive, so that equal inputs give equal factors."""
     top = left.abs().argmax(dim=0)
     signs = left[top, torch.arange(left.shape[1], device=left.device)].sign()
     return torch.where(signs == 0, torch.ones_like(signs), signs)

@@ -1,6 +1,6 @@
 """The safety-vector format, version 1. This docstring is its specification.
 
-A safety vector says, per weight matrix l of one architecture, which low-rank change leads from degraded back to aligned
+A safety vector holds, for each weight matrix l of one architecture, the low-rank change from degraded to aligned
 behaviour: ``up_l @ down_l ~ (W_aligned - W_degraded)_l`` (SafeGene, arXiv 2606.06519).
 
 A vector is a folder.
@@ -49,7 +49,7 @@ Reason = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
 class MatrixEntry(Strict):
-    """What ``vector.json`` says of one matrix; rule 4."""
+    """The entry of one matrix in ``vector.json``; rule 4."""
 
     shape: tuple[Positive, Positive]
     rank: Positive
@@ -82,16 +82,16 @@ class VectorHeader(Strict):
 
 @dataclass(frozen=True)
 class SafetyVector:
-    """What a vector folder holds.
+    """A safety vector.
 
     Attributes:
         aligned: digest of the aligned checkpoint.
-        degraded: digests of the degraded models that it was taken from.
-        architecture: digest of (model type, names and shapes of all tensors); targets must share it.
+        degraded: digests of the degraded models that the vector was extracted from.
+        architecture: `Checkpoint.architecture` of the family; a target must have the same.
         factors: matrix name -> up (out, r), down (r, in), float32.
-        energy: matrix name -> share of the delta's energy kept, 0..1.
-        skipped: matrix name -> why it has no factors.
-        dtype: how the factors are stored.
+        energy: matrix name -> share of the delta's energy that the factors keep, 0..1.
+        skipped: matrix name -> the reason why it has no factors.
+        dtype: of the stored factors.
     """
 
     aligned: str
@@ -103,8 +103,8 @@ class SafetyVector:
     dtype: str = "float32"
 
     def numel(self) -> int:
-        """Numbers stored."""
-        return sum(one.numel() for one in self.factors.values())
+        """The number of stored values."""
+        return sum(change.numel() for change in self.factors.values())
 
 
 def write_vector(vector: SafetyVector, folder: Path) -> None:
@@ -134,11 +134,11 @@ def write_vector(vector: SafetyVector, folder: Path) -> None:
 
 
 def read_vector(folder: Path) -> SafetyVector:
-    """Read a vector after verifying every byte against its manifest.
+    """Read a vector; every file is verified against the manifest.
 
     Raises:
-        ArtifactError: there is no finished artefact in ``folder``.
-        DigestMismatch: a byte has changed, or a file is missing or unnamed.
+        ArtifactError: there is no complete artefact in ``folder``.
+        DigestMismatch: a file has changed, is missing, or is not named in the manifest.
         FormatError: the content breaks the specification.
     """
     manifest = read_manifest(folder, stage="compress")
@@ -169,14 +169,14 @@ def read_vector(folder: Path) -> SafetyVector:
 
 
 def write_factors(patch: Patch, path: Path, *, dtype: str = "float32") -> None:
-    """Write factors as ``<matrix>.up`` and ``<matrix>.down``; the degraded models and the delta use the same naming.
+    """Write factors as the tensors ``<matrix>.up`` and ``<matrix>.down``; deltas and surrogates use this form too.
 
     Raises:
         FormatError: there are no factors, or a number is not finite in ``dtype``.
     """
     tensors: dict[str, Tensor] = {}
-    for name, one in patch.items():
-        for part, factor in (("up", one.up), ("down", one.down)):
+    for name, change in patch.items():
+        for part, factor in (("up", change.up), ("down", change.down)):
             stored = factor.detach().to("cpu", DTYPES[dtype]).contiguous().clone()
             if not bool(torch.isfinite(stored).all()):
                 raise FormatError(f"expected finite factors, got NaN or Infinity in {name}.{part}, for {path}")
@@ -187,10 +187,10 @@ def write_factors(patch: Patch, path: Path, *, dtype: str = "float32") -> None:
 
 
 def read_factors(path: Path, *, dtype: str = "float32") -> dict[str, LowRank]:
-    """Read factors, checking rules 6 and 7; the result is float32, in the order of the names.
+    """Read factors and check rules 6 and 7; the result is in float32, in the order of the names.
 
     Raises:
-        FormatError: the file is no safetensors, or holds anything but finite pairs of factors of ``dtype``.
+        FormatError: the file is not safetensors, or holds anything else than finite pairs of factors of ``dtype``.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -227,11 +227,11 @@ def _pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, LowRank]:
 
 
 def read_surrogates(degraded: Path) -> dict[str, dict[str, LowRank]]:
-    """The artefact of ``degrade``: surrogate name -> factors of ``W_degraded - W_aligned``, verified, by name.
+    """The artefact of ``degrade``: surrogate name -> factors of ``W_degraded - W_aligned``, in the order of the names.
 
     Raises:
-        ArtifactError: there is no finished artefact.
-        DigestMismatch: a byte has changed.
+        ArtifactError: there is no complete artefact.
+        DigestMismatch: a file has changed, is missing, or is not named in the manifest.
     """
     manifest = read_manifest(degraded, stage="degrade")
     names = sorted(file.removesuffix(".safetensors") for file in manifest.files if file.endswith(".safetensors"))

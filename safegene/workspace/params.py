@@ -286,7 +286,8 @@ class Params(Frozen):
     @model_validator(mode="after")
     def _calibration_is_watched(self) -> "Params":
         for name in ("judge", "adjudicator"):
-            path = one.calibration if (one := getattr(self.evaluate, name)) else None
+            judge: JudgeParams | None = getattr(self.evaluate, name)
+            path = judge.calibration if judge else None
             if path is not None and (".." in path.parts or path.parts[:2] != ("data", "judges")):
                 raise ValueError(f"expected evaluate.{name}.calibration to be a file in data/judges, got {path}")
         return self

@@ -102,11 +102,11 @@ def _write(
 
 def _measured(survival: Mapping[str, tuple[float, float]], dtype: str) -> MergedCheckpoint:
     total = sum(weight for _, weight in survival.values())
-    whole = sum(share * weight for share, weight in survival.values()) / total if total else 1.0
+    survival_in_all = sum(share * weight for share, weight in survival.values()) / total if total else 1.0
     least = min(survival, key=lambda name: survival[name][0]) if survival else None
     return MergedCheckpoint(
         dtype=dtype,
-        survival=whole,
+        survival=survival_in_all,
         least_survival=survival[least][0] if least else 1.0,
         least_survival_matrix=least,
         matrices={name: share for name, (share, _) in sorted(survival.items())},

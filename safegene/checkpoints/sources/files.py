@@ -77,12 +77,12 @@ def _local(path: Path, names: Sequence[str]) -> PlainFile:
 
 
 def _hub_file(uri: str) -> PlainFile:
-    found = _DATASET.fullmatch(uri)
+    match = _DATASET.fullmatch(uri)
     if not found or ".." in uri:
         raise SourceError(f"expected hf://datasets/ORG/NAME[@REVISION]/FILE, got {redact(uri)!r}")
     from huggingface_hub import hf_hub_download
 
-    repo, revision, name = found[1], found[2] or None, found[3]
+    repo, revision, name = match[1], match[2] or None, match[3]
     with hub.translate_hub_errors(uri), tempfile.TemporaryDirectory() as folder:
         info = hub.api().dataset_info(repo, revision=revision, files_metadata=True)
         known = {file.rfilename: file for file in info.siblings or []}
