@@ -77,7 +77,7 @@ class _Choice(_Reply):
 
 
 class Completion(_Reply):
-    """An answer: one choice that is not empty; the model and the usage are None where the server does not report them."""
+    """An answer: one choice that is not empty. Model and usage are None where the server does not report them."""
 
     choices: tuple[_Choice]
     model: str | None = None

@@ -78,7 +78,7 @@ def _local(path: Path, names: Sequence[str]) -> PlainFile:
 
 def _hub_file(uri: str) -> PlainFile:
     match = _DATASET.fullmatch(uri)
-    if not found or ".." in uri:
+    if not match or ".." in uri:
         raise SourceError(f"expected hf://datasets/ORG/NAME[@REVISION]/FILE, got {redact(uri)!r}")
     from huggingface_hub import hf_hub_download
 
