@@ -62,19 +62,19 @@ class VectorUse:
         present: whether it is the workspace's vector.
         revoked: why it is revoked; "" where it is not.
         uses: one for each target, by name.
-        made: artefact of the family -> CPU seconds of making it; empty unless it is the workspace's vector.
+        costs: artefact of the family -> CPU seconds of making it; empty unless it is the workspace's vector.
     """
 
     vector: str
     present: bool
     revoked: str
     uses: tuple[TargetUse, ...]
-    made: Mapping[str, float | None]
+    costs: Mapping[str, float | None]
 
     @property
     def once(self) -> float | None:
         """CPU seconds of making the vector; None unless all of its artefacts were measured."""
-        return _sum(tuple(self.made.values()))
+        return _sum(tuple(self.costs.values()))
 
     @property
     def each(self) -> float | None:
@@ -102,14 +102,14 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     uses_of: dict[str, list[TargetUse]] = {present: []} if present else {}
     for vector, use in (*_on_record(workspace, chain, live), *_unrecorded(workspace, state, chain)):
         uses_of.setdefault(vector, []).append(use)
-    made = {name: cost_of(workspace.root, state.family[name].digest) for name in PARTS}
+    costs = {name: cost_of(workspace.root, state.family[name].digest) for name in PARTS}
     return tuple(
         VectorUse(
             vector,
             vector == present,
             why_revoked(revoked, frozenset([vector])),
             tuple(sorted(uses, key=lambda use: use.target)),
-            made if vector == present else {},
+            costs if vector == present else {},
         )
         for vector, uses in uses_of.items()
     )
@@ -135,7 +135,7 @@ def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveReleases
                 rates=_recorded_rates(last),
                 extra_params=_share(_inside(last.predicate.vector, "calibration", "facts", "extra_params")),
                 live=now.release if now and vector_of.get(now.candidate) == vector else None,
-                **_costs(workspace, last.artefacts),
+                **_target_costs(workspace, last.artefacts),
             ),
         )
 
@@ -159,12 +159,14 @@ def _unrecorded(
                 rates=_rates(target),
                 extra_params=_share(candidate.facts.get("extra_params")),
                 live=None,
-                **_costs(workspace, {name: item.digest for name, item in target.artefacts.items() if item.digest}),
+                **_target_costs(
+                    workspace, {name: item.digest for name, item in target.artefacts.items() if item.digest}
+                ),
             ),
         )
 
 
-def _costs(workspace: Workspace, artefacts: Mapping[str, str]) -> dict[str, float | None]:
+def _target_costs(workspace: Workspace, artefacts: Mapping[str, str]) -> dict[str, float | None]:
     costs = {name: cost_of(workspace.root, artefacts.get(name)) for name in TARGET}
     return {"cpu_seconds": costs["candidate"], "cpu_seconds_gated": _sum(tuple(costs.values()))}
 
@@ -211,7 +213,7 @@ def plain(vectors: Sequence[VectorUse]) -> list[dict[str, Any]]:
             asdict(use) | {"rates": {name: dict(zip(ARMS, pair, strict=True)) for name, pair in use.rates.items()}}
             for use in vector.uses
         ]
-        cost = {"cpu_seconds_once": vector.once, "made": dict(vector.made)}
+        cost = {"cpu_seconds_once": vector.once, "made": dict(vector.costs)}
         cost |= {"cpu_seconds_each": vector.each, "cpu_seconds_each_gated": vector.each_gated}
         state = {"vector": vector.vector, "present": vector.present, "revoked": vector.revoked}
         rows.append({**state, **cost, "uses": uses})

@@ -202,11 +202,11 @@ def _layers(selection: SelectionView | None) -> Picture | None:
         return None
     kept = {str(layer) for layer in selection.kept}
     values = [(name, value, name in kept) for name, value in sorted(selection.scores.items(), key=_by_layer)]
-    what = f"{len(kept)} of {len(values)} layers kept"
-    label = f"Layer scores: {what}. " + ", ".join(f"layer {name} {value:.3g}" for name, value, _ in values)
+    kept_layers = f"{len(kept)} of {len(values)} layers kept"
+    label = f"Layer scores: {kept_layers}. " + ", ".join(f"layer {name} {value:.3g}" for name, value, _ in values)
     caption = (
         "How much more the aligned and the degraded models differ on harmful prompts than on benign ones, by layer. "
-        f"Filled: {what}."
+        f"Filled: {kept_layers}."
     )
     return Picture(bars(values, label=label, axis="score"), caption)
 

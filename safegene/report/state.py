@@ -151,12 +151,14 @@ def read_state(
     lookup, live_problem = (live, "") if live else read_live(workspace)
     states = []
     for name in known if targets is None else [target for target in targets if target in known]:
-        own = reader.for_target()
-        own.read("target", workspace.checkpoint(name))
-        coefficients = own.read_file("candidate", workspace.candidate(name), "coefficients.json", CoefficientsView)
-        own.read("judgements", workspace.judgements(name))
-        verdict = own.read_file("verdict", workspace.verdict(name), "verdict.json", VerdictFile)
-        entry, artefacts = known[name], {kind: own.artefacts[kind] for kind in TARGET}
+        target_reader = reader.for_target()
+        target_reader.read("target", workspace.checkpoint(name))
+        coefficients = target_reader.read_file(
+            "candidate", workspace.candidate(name), "coefficients.json", CoefficientsView
+        )
+        target_reader.read("judgements", workspace.judgements(name))
+        verdict = target_reader.read_file("verdict", workspace.verdict(name), "verdict.json", VerdictFile)
+        entry, artefacts = known[name], {kind: target_reader.artefacts[kind] for kind in TARGET}
         states.append(
             TargetState(name, entry.source, entry.task, artefacts, coefficients, verdict, lookup(name), live_problem)
         )

@@ -115,10 +115,10 @@ class Sample:
     def live(self, *names: str) -> Any:
         """What is live for a target, as a ledger would say it: the candidates of these targets."""
         state = read_state(self.ws, live=lambda _: None)
-        found = {
+        releases = {
             t.name: LiveRelease(digest_bytes(t.name.encode()), t.artefacts["candidate"].digest) for t in state.targets
         }
-        return lambda name: found[name] if name in names else None
+        return lambda name: releases[name] if name in names else None
 
 
 def judged(

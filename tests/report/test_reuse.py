@@ -117,9 +117,9 @@ def test_costs_are_stated_where_measured_and_never_guessed(ws: Workspace) -> Non
 
 
 def test_a_vector_costs_what_all_its_parts_cost(ws: Workspace) -> None:
-    made = {"degraded": 20.0, "delta": 1.0, "vector": 0.5, "selection": 2.0}
-    assert VectorUse("v", True, "", (), made).once == 23.5
-    assert VectorUse("v", True, "", (), made | {"delta": None}).once is None
+    costs = {"degraded": 20.0, "delta": 1.0, "vector": 0.5, "selection": 2.0}
+    assert VectorUse("v", True, "", (), costs).once == 23.5
+    assert VectorUse("v", True, "", (), costs | {"delta": None}).once is None
     assert VectorUse("v", False, "", (), {}).once is None
 
 
