@@ -6,15 +6,15 @@ What they write leaves the workspace, so neither is a stage. Both verify the art
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safegene.checkpoints.adapter import CONFIG, WEIGHTS, open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.errors import CheckpointError
+from safegene.gate import VerdictFile
 from safegene.workspace.atomic import draft_folder, write_file
-from safegene.workspace.digest import strict_json
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import FetchParams
 from safegene.workspace.staleness import require_current
@@ -135,10 +135,9 @@ def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = No
     return exported
 
 
-def _verdict(artefact: Path, candidate: str) -> dict[str, Any]:
-    """The verdict's payload, if it is about this candidate."""
+def _verdict(artefact: Path, candidate: str) -> VerdictFile:
+    """The verdict, if it is about this candidate."""
     manifest = read_manifest(artefact, stage="gate")
     require_current("verdict", artefact, manifest, {"candidate": candidate}, required=["candidate"])
     path = artefact / "verdict.json"
-    verdict: dict[str, Any] = strict_json(path.read_bytes(), where=str(path))
-    return verdict
+    return VerdictFile.parse(path.read_bytes(), where=str(path))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from safegene.checkpoints.export.adapter import concatenate_factors, write_adapt
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.export.merge import merge
 from safegene.errors import ArtifactError, CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
+from safegene.gate import EndpointResult, JudgeStatement, Rate, VerdictFile
 from safegene.models.loading import load_model
 from safegene.pipeline.export import export as export_stage
 from safegene.pipeline.export import merge as merge_stage
 from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import LowRank
-from safegene.workspace.digest import canonical_json, digest_tree
+from safegene.workspace.digest import digest_tree
 from safegene.workspace.manifest import Manifest, write_artefact
 from tests.factories.llamas import IDS, random_patch, save_adapter, save_llama
 
@@ -135,20 +137,24 @@ def test_a_merge_refuses_what_does_not_fit(base: Path, tmp_path: Path) -> None:
         merge(checkpoint, {}, out=tmp_path / "out")
 
 
-VERDICT = {
-    "outcome": "fail",
-    "rates": {
-        "hrr": {
-            "before": {"rate": 0.5, "interval": [0.4, 0.6], "n": 100},
-            "after": {"rate": 0.015, "interval": [0.0, 0.03], "n": 100},
-        },
-        "asr": {"before": {"rate": None, "interval": None, "n": 0}},
+UNIT = EndpointResult("hrr_direct", "pass", 0.0, 0.01, 0.05, 100, "")
+VERDICT = VerdictFile(
+    outcome="fail",
+    reason="utility: lost 5 points",
+    endpoints=(UNIT, replace(UNIT, name="utility", outcome="fail", reason="lost 5 points | <b>worse</b>")),
+    failed=("utility",),
+    problems=(),
+    warnings=(),
+    judge=JudgeStatement("j", exact=True, harmful=None, refusal=None),
+    policy="p",
+    models={},
+    suites={},
+    decoding={},
+    rates={
+        "hrr": {"before": Rate(0.5, (0.4, 0.6), 100), "after": Rate(0.015, (0.0, 0.03), 100)},
+        "asr": {"before": Rate(None, None)},
     },
-    "endpoints": [
-        {"name": "hrr", "outcome": "pass", "reason": ""},
-        {"name": "utility", "outcome": "fail", "reason": "lost 5 points | <b>worse</b>"},
-    ],
-}
+)
 FACTS = {"rank": 4, "matrices": 14, "extra_parameters": 12345}
 
 
@@ -215,7 +221,7 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
 
 
 def test_an_export_never_shows_the_verdict_on_something_else(pipeline: Path) -> None:
-    files = {"verdict.json": canonical_json(VERDICT)}
+    files = {"verdict.json": VERDICT.to_bytes()}
     artefact(pipeline / "verdict", stage="gate", files=files, inputs={"candidate": "sha256:" + "2" * 64})
     inputs = {"candidate": pipeline / "candidate", "verdict": pipeline / "verdict"}
     with pytest.raises(StaleArtifact, match="expected verdict made from the present candidate"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from safegene.gate import Rate, VerdictFile
 from safegene.text import cell
 
 ROWS = {
@@ -29,7 +30,7 @@ def model_card(
     target: str,
     base_model: str,
     adapter: Mapping[str, Any],
-    verdict: Mapping[str, Any] | None = None,
+    verdict: VerdictFile | None = None,
     lineage: Mapping[str, str | None] | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter; every value is escaped.
@@ -38,7 +39,7 @@ def model_card(
         target: the fine-tune's name.
         base_model: the model that the adapter loads on: a Hub id, or another source.
         adapter: what `safegene.checkpoints.export.adapter.write_adapter` returned.
-        verdict: the payload of ``verdict.json``; None where the repair was not gated.
+        verdict: the verdict; None where the repair was not gated.
         lineage: name of an input -> its digest.
     """
     parts = [
@@ -66,28 +67,27 @@ def _front_matter(base_model: str) -> str:
     return f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n"
 
 
-def _verdict(verdict: Mapping[str, Any] | None) -> str:
+def _verdict(verdict: VerdictFile | None) -> str:
     if verdict is None:
         return "Not gated: nothing is claimed about this adapter.\n"
-    rates = verdict.get("rates") or {}
     lines = [
-        f"**{cell(verdict.get('outcome', 'unknown'))}**\n",
+        f"**{cell(verdict.outcome)}**\n",
         "| rate | before | after | aligned |",
         "|---|---|---|---|",
     ]
     for name, label in ROWS.items():
-        lines.append(f"| {label} | {' | '.join(_rate((rates.get(name) or {}).get(arm)) for arm in ARMS)} |")
-    for endpoint in verdict.get("endpoints") or []:
-        if endpoint.get("outcome") != "pass":
-            lines.append(f"\nNot passed: {cell(endpoint.get('name'))}: {cell(endpoint.get('reason', ''))}")
+        lines.append(f"| {label} | {' | '.join(_rate(verdict.rate(name, arm)) for arm in ARMS)} |")
+    for endpoint in verdict.endpoints:
+        if endpoint.outcome != "pass":
+            lines.append(f"\nNot passed: {cell(endpoint.name)}: {cell(endpoint.reason)}")
     return "\n".join(lines) + "\n"
 
 
-def _rate(value: Mapping[str, Any] | None) -> str:
-    if not value or value.get("rate") is None:
+def _rate(rate: Rate | None) -> str:
+    if rate is None or rate.rate is None or rate.interval is None:
         return "not measured"
-    low, high = value["interval"]
-    return f"{value['rate']:.1%} ({low:.1%} to {high:.1%}, n = {value['n']})"
+    low, high = rate.interval
+    return f"{rate.rate:.1%} ({low:.1%} to {high:.1%}, n = {rate.n})"
 
 
 def _lines(values: Mapping[str, str | None]) -> str:
