@@ -6,8 +6,21 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Puts the files of a folder below a prefix of an S3 bucket."""
+
+    client: Any
+    bucket: str
+
+    def __call__(self, folder: Path, prefix: str) -> None:
+        for path in folder.iterdir():
+            self.client.put_object(Bucket=self.bucket, Key=f"{prefix}/{path.name}", Body=path.read_bytes())
 
 
 @dataclass

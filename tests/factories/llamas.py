@@ -76,3 +76,10 @@ def checkpoint_record(*, digest: str, architecture: str, base: str | None = None
 def copy(folder: Path, to: Path) -> Path:
     """A copy that a test may spoil."""
     return Path(shutil.copytree(folder, to))
+
+
+def files_of(folder: Path, **more: bytes) -> dict[str, bytes]:
+    """File name -> bytes of a folder, and more files."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()} | {
+        name.replace("__", "."): data for name, data in more.items()
+    }
