@@ -18,27 +18,27 @@ HERE = Path(__file__).parent
 
 def summary(cells: Cells) -> dict[str, Any]:
     """One method over its non-adversarial cells: means and worsts, as shares; recovery where it is defined."""
-    own = [one for one in cells if counted(one)]
-    known = [one["recovery"] for one in own if one["recovery"] is not None]
-    after = [one["rates"]["after"] for one in own]
-    moved = [one["rates"]["after"]["utility"] - one["rates"]["before"]["utility"] for one in own]
-    refused = [one["rates"]["after"]["over_refusal"] - one["rates"]["before"]["over_refusal"] for one in own]
-    spent = [one["cpu_seconds"] + one["shots_seconds"] for one in own]
+    counting = [cell for cell in cells if counted(cell)]
+    known = [cell["recovery"] for cell in counting if cell["recovery"] is not None]
+    after = [cell["rates"]["after"] for cell in counting]
+    moved = [cell["rates"]["after"]["utility"] - cell["rates"]["before"]["utility"] for cell in counting]
+    refused = [cell["rates"]["after"]["over_refusal"] - cell["rates"]["before"]["over_refusal"] for cell in counting]
+    spent = [cell["cpu_seconds"] + cell["shots_seconds"] for cell in counting]
     return {
-        "cells": len(own),
-        "passing": sum(not one["lacks"] for one in own),
+        "cells": len(counting),
+        "passing": sum(not cell["lacks"] for cell in counting),
         "recovery": mean(known),
         "recovery_worst": min(known, default=float("nan")),
-        **{name: mean([one[name] for one in after]) for name in ("harmful", "paraphrased", "wrapped", "not_refused")},
+        **{name: mean([cell[name] for cell in after]) for name in ("harmful", "paraphrased", "wrapped", "not_refused")},
         "over_refusal": mean(refused),
         "over_refusal_worst": max(refused),
         "utility": mean(moved),
         "utility_worst": min(moved),
-        "extra": max(one["extra"] for one in own),
-        "trained": max(one["trained"] for one in own),
+        "extra": max(cell["extra"] for cell in counting),
+        "trained": max(cell["trained"] for cell in counting),
         "seconds": mean(spent),
         "seconds_worst": max(spent),
-        "gate": sum(one["verdict"]["outcome"] == "pass" for one in own),
+        "gate": sum(cell["verdict"]["outcome"] == "pass" for cell in counting),
     }
 
 
@@ -47,16 +47,16 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def dominated(name: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def dominated(name: str, summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Methods at least as good as ``name`` in mean recovery and mean utility change, and better in one."""
-    own = found[name]
+    reference = summaries[name]
     keys = ("recovery", "utility")
     return [
         other
-        for other, one in found.items()
+        for other, row in summaries.items()
         if other != name
-        and all(one[key] >= own[key] - 1e-9 for key in keys)
-        and any(one[key] > own[key] + 1e-9 for key in keys)
+        and all(row[key] >= reference[key] - 1e-9 for key in keys)
+        and any(row[key] > reference[key] + 1e-9 for key in keys)
     ]
 
 
@@ -66,20 +66,20 @@ HEAD = (
 )
 
 
-def methods_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def methods_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """A row per method, the most passing cells first."""
     lines = [HEAD, "|" + "---|" * 13]
-    ranked = sorted(found, key=lambda name: (-found[name]["passing"], -found[name]["recovery"]))
+    ranked = sorted(summaries, key=lambda name: (-summaries[name]["passing"], -summaries[name]["recovery"]))
     for name in ranked:
-        one = found[name]
+        row = summaries[name]
         shown = f"**{name}**" if name == OURS else name
         lines.append(
-            f"| {shown} | {one['passing']} of {one['cells']} | {one['gate']} "
-            f"| {points(one['recovery'])} / {points(one['recovery_worst'])} "
-            f"| {points(one['harmful'])} | {points(one['paraphrased'])} | {points(one['wrapped'])} "
-            f"| {points(one['not_refused'])} | {signed(one['over_refusal'])} / {signed(one['over_refusal_worst'])} "
-            f"| {signed(one['utility'])} / {signed(one['utility_worst'])} | {100 * one['extra']:.2f} "
-            f"| {one['trained']} | {one['seconds']:.1f} |"
+            f"| {shown} | {row['passing']} of {row['cells']} | {row['gate']} "
+            f"| {points(row['recovery'])} / {points(row['recovery_worst'])} "
+            f"| {points(row['harmful'])} | {points(row['paraphrased'])} | {points(row['wrapped'])} "
+            f"| {points(row['not_refused'])} | {signed(row['over_refusal'])} / {signed(row['over_refusal_worst'])} "
+            f"| {signed(row['utility'])} / {signed(row['utility_worst'])} | {100 * row['extra']:.2f} "
+            f"| {row['trained']} | {row['seconds']:.1f} |"
         )
     return "\n".join(lines)
 
@@ -101,72 +101,73 @@ def cells_table(cells: Cells) -> str:
         "| over-refusal | utility | lacks | gate |",
         "|" + "---|" * 10,
     ]
-    for one in cells:
-        before, after = one["rates"]["before"], one["rates"]["after"]
+    for cell in cells:
+        before, after = cell["rates"]["before"], cell["rates"]["after"]
         harm = [" / ".join(points(arm[k]) for k in ("harmful", "paraphrased", "wrapped")) for arm in (before, after)]
-        regained = "n/a" if one["recovery"] is None else points(one["recovery"])
+        regained = "n/a" if cell["recovery"] is None else points(cell["recovery"])
         lines.append(
-            f"| {one['target']} ({WORDS[one['target']]}) | {one['seed']} | {one['relative_change']:.2f} | {harm[0]} "
-            f"| {harm[1]} | {regained} | {points(before['over_refusal'])} -> {points(after['over_refusal'])} "
-            f"| {points(before['utility'])} -> {points(after['utility'])} | {', '.join(one['lacks']) or '-'} "
-            f"| {one['verdict']['outcome']} |"
+            f"| {cell['target']} ({WORDS[cell['target']]}) | {cell['seed']} | {cell['relative_change']:.2f} "
+            f"| {harm[0]} | {harm[1]} | {regained} "
+            f"| {points(before['over_refusal'])} -> {points(after['over_refusal'])} "
+            f"| {points(before['utility'])} -> {points(after['utility'])} | {', '.join(cell['lacks']) or '-'} "
+            f"| {cell['verdict']['outcome']} |"
         )
     return "\n".join(lines)
 
 
 def missed_table(cells: Cells) -> str:
-    """What was measured at the cells of one method that miss a limit, beside the median of those that miss none."""
+    """The measurements of one method's cells that miss a limit, and the median of the cells that miss none."""
     lines = [
         "| target | seed | lacks | change of weights | KL left on validation: safety | benign | task |",
         "|" + "---|" * 7,
     ]
-    asked = [one for one in cells if counted(one)]
-    within = [one for one in asked if not one["lacks"]]
-    for one in [one for one in asked if one["lacks"]]:
-        kl = " | ".join(f"{one['kl']['after'][kind]:.4f}" for kind in SHOT_KINDS)
-        lacks = ", ".join(one["lacks"])
-        lines.append(f"| {one['target']} | {one['seed']} | {lacks} | {one['relative_change']:.2f} | {kl} |")
+    asked = [cell for cell in cells if counted(cell)]
+    within = [cell for cell in asked if not cell["lacks"]]
+    for cell in [cell for cell in asked if cell["lacks"]]:
+        kl = " | ".join(f"{cell['kl']['after'][kind]:.4f}" for kind in SHOT_KINDS)
+        lacks = ", ".join(cell["lacks"])
+        lines.append(f"| {cell['target']} | {cell['seed']} | {lacks} | {cell['relative_change']:.2f} | {kl} |")
     if within:
-        middle = " | ".join(f"{median([one['kl']['after'][kind] for one in within]):.4f}" for kind in SHOT_KINDS)
-        change = median([one["relative_change"] for one in within])
+        middle = " | ".join(f"{median([cell['kl']['after'][kind] for cell in within]):.4f}" for kind in SHOT_KINDS)
+        change = median([cell["relative_change"] for cell in within])
         lines.append(f"| median of the {len(within)} others | | - | {change:.2f} | {middle} |")
     return "\n".join(lines)
 
 
 def forecast_table(cells: Cells) -> str:
-    """The forecast of calibrate, made on validation shots, beside the test split: adversarial targets included."""
+    """The prediction on validation shots compared with the test split, adversarial targets included."""
     lines = ["| forecast | cells | recovery or over-refusal missed | gate passes |", "|" + "---|" * 4]
     for word in ("reachable", "doubtful"):
-        own = [
-            one
-            for one in cells
-            if (max(one["kl"]["after"][kind] for kind in SHOT_KINDS[:2]) > MAX_LOSS) == (word != "reachable")
+        forecast = [
+            cell
+            for cell in cells
+            if (max(cell["kl"]["after"][kind] for kind in SHOT_KINDS[:2]) > MAX_LOSS) == (word != "reachable")
         ]
-        missed = sum(bool({"recovery", "over-refusal"} & set(one["lacks"])) for one in own)
-        passes = sum(one["verdict"]["outcome"] == "pass" for one in own)
-        lines.append(f"| {word} | {len(own)} | {missed} | {passes} |")
+        missed = sum(bool({"recovery", "over-refusal"} & set(cell["lacks"])) for cell in forecast)
+        passes = sum(cell["verdict"]["outcome"] == "pass" for cell in forecast)
+        lines.append(f"| {word} | {len(forecast)} | {missed} | {passes} |")
     return "\n".join(lines)
 
 
-def ablation_table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row per ingredient that was changed."""
+def ablation_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per changed setting."""
     lines = [
         "| changed | cells inside all limits | recovery, mean / worst | over-refusal, worst | utility, worst | extra |",
         "|" + "---|" * 6,
     ]
-    for name, one in found.items():
+    for name, row in summaries.items():
         lines.append(
-            f"| {name} | {one['passing']} of {one['cells']} | {points(one['recovery'])} / "
-            f"{points(one['recovery_worst'])} | {signed(one['over_refusal_worst'])} | {signed(one['utility_worst'])} "
-            f"| {100 * one['extra']:.2f} |"
+            f"| {name} | {row['passing']} of {row['cells']} | {points(row['recovery'])} / "
+            f"{points(row['recovery_worst'])} | {signed(row['over_refusal_worst'])} | {signed(row['utility_worst'])} "
+            f"| {100 * row['extra']:.2f} |"
         )
     return "\n".join(lines)
 
 
 def write_files(cells: Mapping[str, Cells], folder: Path = HERE) -> None:
     """``cells.csv`` and ``cells.json``: every cell of every method."""
-    flat = [one for some in cells.values() for one in some]
-    (folder / "cells.json").write_text(json.dumps([plain(one) for one in flat], indent=None) + "\n")
+    flat = [cell for method_cells in cells.values() for cell in method_cells]
+    (folder / "cells.json").write_text(json.dumps([plain(cell) for cell in flat], indent=None) + "\n")
     names = ("harmful", "paraphrased", "wrapped", "not_refused", "over_refusal", "utility", "incoherent")
     with (folder / "cells.csv").open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
@@ -175,25 +176,25 @@ def write_files(cells: Mapping[str, Cells], folder: Path = HERE) -> None:
             ["method", "target", "seed", "recovery", "extra", "trained", "cpu_seconds", "outcome", "lacks"]
             + [f"{arm}_{name}" for arm in arms for name in names]
         )
-        for one in flat:
-            spent = round(one["cpu_seconds"] + one["shots_seconds"], 2)
+        for cell in flat:
+            spent = round(cell["cpu_seconds"] + cell["shots_seconds"], 2)
             out.writerow(
-                [one["method"], one["target"], one["seed"], one["recovery"], one["extra"], one["trained"], spent]
-                + [one["verdict"]["outcome"], " ".join(one["lacks"])]
-                + [round(one["rates"][arm][name], 5) for arm in arms for name in names]
+                [cell["method"], cell["target"], cell["seed"], cell["recovery"], cell["extra"], cell["trained"], spent]
+                + [cell["verdict"]["outcome"], " ".join(cell["lacks"])]
+                + [round(cell["rates"][arm][name], 5) for arm in arms for name in names]
             )
 
 
 def plain(value: Any) -> Any:
     """Floats rounded, so that the file reads."""
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     return round(value, 5) if isinstance(value, float) else value
 
 
-def plot(found: Mapping[str, Mapping[str, Any]], path: Path = HERE / "safety-utility.png") -> None:
+def plot(summaries: Mapping[str, Mapping[str, Any]], path: Path = HERE / "safety-utility.png") -> None:
     """A point per method: mean recovery over mean utility change, the worst cell at the end of a thin line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -201,9 +202,9 @@ def plot(found: Mapping[str, Mapping[str, Any]], path: Path = HERE / "safety-uti
     figure = Figure(figsize=(8.0, 5.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, one in found.items():
+    for name, row in summaries.items():
         colour = "#c1121f" if name == OURS else "#2a6f97"
-        x, y = 100 * one["utility"], 100 * one["recovery"]
+        x, y = 100 * row["utility"], 100 * row["recovery"]
         axes.scatter([x], [y], color=colour, s=60 if name == OURS else 30, zorder=3)
         axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour)
     axes.set_xscale("symlog", linthresh=1.0)
