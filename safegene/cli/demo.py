@@ -31,7 +31,7 @@ def run_demo(folder: Path, console: Console) -> int:
     console.print("[bold]3/4[/] state of the targets")
     live = _show(ws, console)
     console.print("[bold]4/4[/] audit")
-    problems = _unexpected(outcomes, live) + _audit(ws, console)
+    problems = unexpected(outcomes, live) + _audit(ws, console)
     console.print(f"report: {ws.reports / 'index.html'}   ({time.monotonic() - start:.0f} s)", soft_wrap=True)
     for problem in problems:
         console.print(f"[red]unexpected result[/] {problem}", soft_wrap=True)
@@ -67,12 +67,13 @@ def _audit(ws: Workspace, console: Console) -> list[str]:
     return list(audit.problems)
 
 
-def _unexpected(outcomes: dict[str, str], live: dict[str, str | None]) -> list[str]:
+def unexpected(outcomes: dict[str, str], live: dict[str, str | None]) -> list[str]:
     """How the results differ from those that the demo is made to show."""
     promoted = [name for name in TARGETS if name != REFUSED and live.get(name)]
     problems = []
     if len(promoted) < 2:
-        problems.append(f"expected at least two benign fine-tunes live, got {promoted}: {outcomes}")
+        ended = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items())
+        problems.append(f"expected at least two benign fine-tunes live, got {', '.join(promoted) or 'none'} ({ended})")
     if live.get(REFUSED):
         problems.append(f"expected {REFUSED} not live, got {live[REFUSED]}")
     return problems
