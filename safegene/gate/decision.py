@@ -91,7 +91,7 @@ def verdict_on(index: JudgementIndex, plan: Plan, policy: GateParams, *, candida
 
 
 class _Decision:
-    """One verdict being made: what every endpoint needs, computed once."""
+    """What all endpoints of one verdict have in common, computed once."""
 
     def __init__(self, index: JudgementIndex, plan: Plan, policy: GateParams, candidate: Arm) -> None:
         self.index, self.policy, self.candidate = index, policy, candidate
