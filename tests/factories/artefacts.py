@@ -3,17 +3,21 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from safegene.pipeline.stages.calibrate import calibrate
 from safegene.pipeline.stages.compress import compress
 from safegene.pipeline.stages.degrade import degrade
 from safegene.pipeline.stages.extract import extract
 from safegene.pipeline.stages.fetch import fetch
 from safegene.pipeline.stages.select import select
-from safegene.workspace.manifest import read_manifest
+from safegene.workspace.manifest import Manifest, read_manifest
 from safegene.workspace.params import (
+    CalibrateParams,
     CompressParams,
     DegradeParams,
     ExtractParams,
@@ -28,6 +32,11 @@ DEGRADE = DegradeParams(
     surrogates={"compliance": Surrogate(pools=("compliance",)), "jailbreak": Surrogate(pools=("jailbreak",))},
     max_steps=64,
     probe_prompts=32,
+)
+
+FEW = CalibrateParams(safety_shots=48, benign_shots=32, task_shots=16, steps=16, batch_size=32, measure_every=8)
+LEAST = CalibrateParams(
+    safety_shots=16, benign_shots=12, task_shots=8, response_tokens=6, steps=2, batch_size=16, measure_every=1
 )
 
 
@@ -63,10 +72,30 @@ def made() -> Made:
     return ws
 
 
-def payload(folder: Path, name: str):
+def payload(folder: Path, name: str) -> dict[str, Any]:
     """A JSON payload of a verified artefact."""
     read_manifest(folder)
-    return json.loads((folder / name).read_text())
+    return dict(json.loads((folder / name).read_text()))
+
+
+def run_calibrate(name: str, out: Path, params: CalibrateParams = FEW, **changed: Any) -> Manifest:
+    """Calibrate a target of the tiny family; ``changed`` replaces inputs."""
+    ws = made()
+    inputs: dict[str, Any] = {
+        "vector": ws.vector,
+        "selection": ws.selection,
+        "degraded": ws.degraded,
+        "aligned": ws.aligned,
+        "target": changed.pop("target", None) or ws.target(name),
+        "prompts": DATA / "prompts",
+        "task": DATA / "tasks" / "group.jsonl",
+    }
+    return calibrate(**inputs | changed, out=out, params=params)
+
+
+def parameters(name: str) -> int:
+    """How many numbers the model of a target has."""
+    return int(payload(made().target(name), "checkpoint.json")["parameters"])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -74,7 +103,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def few(folder: Path, name: str, *, keep) -> Path:
+def few(folder: Path, name: str, *, keep: Callable[[dict[str, Any]], bool]) -> Path:
     """A copy of the prompts folder with only some rows of one set."""
     shutil.copytree(DATA / "prompts", folder)
     rows = [line for line in (folder / name).read_text().splitlines() if keep(json.loads(line))]

@@ -52,7 +52,7 @@ def dense(size: float = 1.0) -> LowRank:
 # ---- what is measured
 
 
-def test_a_change_along_the_vector_is_told_by_its_sign_and_its_space():
+def test_a_change_along_the_vector_is_told_by_its_sign_and_its_space() -> None:
     vector = dense()
     back = measure_matrix("model.layers.0.mlp.up_proj.weight", torch.ones(24, 40), -vector.dense(), vector)
     assert back.along == pytest.approx(-back.vector, rel=1e-4)
@@ -63,7 +63,7 @@ def test_a_change_along_the_vector_is_told_by_its_sign_and_its_space():
     assert 0.0 < other.by_chance < other.vector
 
 
-def test_shares_are_of_the_whole_and_a_share_of_nothing_is_zero():
+def test_shares_are_of_the_whole_and_a_share_of_nothing_is_zero() -> None:
     weight, vector = torch.ones(24, 40), dense()
     rows = [
         measure_matrix("model.layers.0.mlp.up_proj.weight", weight, weight * 0.1, vector, kept=0.5),
@@ -104,7 +104,7 @@ def shots(count: int) -> Shots:
 
 def fitted(**after: float) -> CoefficientsFile:
     """``coefficients.json`` of a repair without findings, but for the losses ``after`` it."""
-    loss: dict[str, float | None] = {"safety": 0.01, "benign": 0.01, "task": 0.0} | after
+    loss: dict[str, float | None] = {"safety": 0.01, "benign": 0.01, "task": 0.0, **after}
     return CoefficientsFile(
         method="safegene",
         alphas={},
@@ -132,7 +132,7 @@ def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = Non
     )
 
 
-def test_a_checkpoint_that_is_no_fine_tune_of_the_aligned_model_is_doubtful(tmp_path):
+def test_a_checkpoint_that_is_no_fine_tune_of_the_aligned_model_is_doubtful(tmp_path: Path) -> None:
     root, other = save_llama(tmp_path / "a"), save_llama(tmp_path / "b", seed=1)
     found = examine(root, ModelFiles(other))
     assert found.measured["task_change"] == pytest.approx(2**0.5, rel=0.05), "of independent weights"
@@ -140,7 +140,7 @@ def test_a_checkpoint_that_is_no_fine_tune_of_the_aligned_model_is_doubtful(tmp_
     assert "unrelated" in [finding.what for finding in found.findings]
 
 
-def test_a_lora_is_measured_by_its_own_factors(tmp_path):
+def test_a_lora_is_measured_by_its_own_factors(tmp_path: Path) -> None:
     root = save_llama(tmp_path / "a")
     adapter = save_adapter(tmp_path / "b", root)
     vector = llama_vector(root)
@@ -149,7 +149,7 @@ def test_a_lora_is_measured_by_its_own_factors(tmp_path):
     assert [row.change for row in rows] == pytest.approx([own[row.name].energy() for row in rows], rel=1e-3)
 
 
-def test_a_target_of_another_family_is_told_by_its_digests():
+def test_a_target_of_another_family_is_told_by_its_digests() -> None:
     vector = SafetyVector(DIGESTS[0], (DIGESTS[1],), DIGESTS[2], {}, {})
     family, other = (checkpoint_record(digest=DIGESTS[at], architecture=DIGESTS[2]) for at in (0, 3))
     assert mismatches(vector, family, family) == 0
@@ -162,30 +162,30 @@ def test_a_target_of_another_family_is_told_by_its_digests():
 # ---- limits and the forecast
 
 
-def test_within_every_limit_nothing_is_found():
+def test_within_every_limit_nothing_is_found() -> None:
     assert findings(FINE, fitted=True) == ()
 
 
 @pytest.mark.parametrize("what", sorted(LIMITS))
-def test_what_is_beyond_its_limit_is_found_with_words_and_a_remedy(what):
+def test_what_is_beyond_its_limit_is_found_with_words_and_a_remedy(what: str) -> None:
     (one,) = findings(FINE | {what: BEYOND[what]}, fitted=True)
     assert (one.what, one.measured, one.limit) == (what, BEYOND[what], LIMITS[what])
     assert one.words
     assert one.remedy
 
 
-def test_symptoms_make_a_forecast_doubtful_and_causes_only_explain_it():
+def test_symptoms_make_a_forecast_doubtful_and_causes_only_explain_it() -> None:
     for what in LIMITS:
         expected = "doubtful" if what in ("safety_after", "benign_after", "shots_fit") else "reachable"
         assert outlook(findings(FINE | {what: BEYOND[what]}, fitted=True)) == expected, what
     assert outlook(findings(FINE | {"mismatches": 1}, fitted=True)) == "doubtful"
 
 
-def test_a_loss_without_changed_replies_is_no_symptom():
+def test_a_loss_without_changed_replies_is_no_symptom() -> None:
     assert findings(FINE | {"safety_after": 0.5, "safety_changed": 0.0}, fitted=True) == ()
 
 
-def test_of_a_fit_that_was_not_made_nothing_is_said():
+def test_of_a_fit_that_was_not_made_nothing_is_said() -> None:
     assert findings(FINE | {"shots_fit": 1, "fall": 0.9}, fitted=False) == ()
 
 
@@ -204,7 +204,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_calibrating_says_what_it_measured(group):
+def test_calibrating_says_what_it_measured(group: Path) -> None:
     content = payload(group, "coefficients.json")
     found = content["diagnosis"]
     measured = found["measured"]
@@ -220,7 +220,7 @@ def test_calibrating_says_what_it_measured(group):
     assert left == pytest.approx(measured["outside"], abs=1e-3)
 
 
-def test_a_diagnosis_costs_next_to_nothing_and_is_the_same_again(group):
+def test_a_diagnosis_costs_next_to_nothing_and_is_the_same_again(group: Path) -> None:
     from safegene.checkpoints.record import read_record
     from safegene.checkpoints.sources import local_checkpoint
     from safegene.vectors.vector import read_vector
@@ -246,7 +246,7 @@ def test_a_diagnosis_costs_next_to_nothing_and_is_the_same_again(group):
 def diagnosed(tmp_path: Path, **after: float) -> Sample:
     """A workspace with one candidate that has a diagnosis."""
     root = save_llama(tmp_path / "llama")
-    found = examine(root, ModelFiles(save_llama(tmp_path / "other", seed=1)), **after)
+    found = examine(root, ModelFiles(save_llama(tmp_path / "other", seed=1)), vector=None, **after)
     sample = Sample(tmp_path / "ws")
     sample.family()
     sample.target("group", upto="target")
@@ -258,7 +258,7 @@ def diagnosed(tmp_path: Path, **after: float) -> Sample:
     return sample
 
 
-def test_the_table_names_each_finding_with_measured_and_limit(tmp_path):
+def test_the_table_names_each_finding_with_measured_and_limit(tmp_path: Path) -> None:
     found = read_diagnosis(diagnosed(tmp_path, safety=0.2).ws, "group")
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table(found))
@@ -269,7 +269,7 @@ def test_the_table_names_each_finding_with_measured_and_limit(tmp_path):
     assert text.count("change of the weights") == 1
 
 
-def test_pictures_are_drawn_where_the_reports_lie_and_hold_no_clock(tmp_path):
+def test_pictures_are_drawn_where_the_reports_lie_and_hold_no_clock(tmp_path: Path) -> None:
     sample = diagnosed(tmp_path)
     found = read_diagnosis(sample.ws, "group")
     first = draw(found, sample.ws.reports / "diagnose-group")
@@ -278,7 +278,7 @@ def test_pictures_are_drawn_where_the_reports_lie_and_hold_no_clock(tmp_path):
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_the_report_says_it_before_the_gate_and_stays_silent_without_one(tmp_path):
+def test_the_report_says_it_before_the_gate_and_stays_silent_without_one(tmp_path: Path) -> None:
     sample = diagnosed(tmp_path, safety=0.2)
     page = write_report(sample.ws, live=lambda _: None).read_text()
     part = page[page.index('id="target-group"') : page.index('id="target-topic"')]
@@ -288,7 +288,7 @@ def test_the_report_says_it_before_the_gate_and_stays_silent_without_one(tmp_pat
     assert sentences(None) == ()
 
 
-def test_what_cannot_be_diagnosed_is_refused_by_name(tmp_path):
+def test_what_cannot_be_diagnosed_is_refused_by_name(tmp_path: Path) -> None:
     ws = diagnosed(tmp_path).ws
     with pytest.raises(ParamsError, match="'nobody'"):
         read_diagnosis(ws, "nobody")
@@ -301,7 +301,7 @@ def test_what_cannot_be_diagnosed_is_refused_by_name(tmp_path):
         read_diagnosis(ws, "group")
 
 
-def test_a_target_that_is_not_calibrated_yet_has_a_remedy(tmp_path):
+def test_a_target_that_is_not_calibrated_yet_has_a_remedy(tmp_path: Path) -> None:
     sample = Sample(tmp_path / "ws")
     sample.family()
     sample.target("group", upto="target")
@@ -313,7 +313,7 @@ def test_a_target_that_is_not_calibrated_yet_has_a_remedy(tmp_path):
 # ---- from outside
 
 
-def test_the_command_prints_findings_and_pictures_and_trains_nothing(copy):
+def test_the_command_prints_findings_and_pictures_and_trains_nothing(copy: Path) -> None:
     candidate = copy / "data/targets/sentiment/candidate"
     before = {path: path.stat().st_mtime_ns for path in candidate.iterdir()}
     done = run(copy, "diagnose", "sentiment")
@@ -327,7 +327,7 @@ def test_the_command_prints_findings_and_pictures_and_trains_nothing(copy):
     assert found["measured"]["task_change"] > 0.0
 
 
-def test_the_command_refuses_a_target_that_is_not_there(built):
+def test_the_command_refuses_a_target_that_is_not_there(built: Path) -> None:
     done = run(built, "diagnose", "nobody", code=2)
     assert "nobody" in done.stderr
     assert "safegene target add" in done.stderr

@@ -1,10 +1,13 @@
 """Fine-tunes learn, repeat bit for bit, and LoRA factors are exactly the change that the model made."""
 
 import copy
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.device import one_thread
@@ -17,39 +20,39 @@ from safegene.tiny.corpus import harmful
 from safegene.tiny.model import matrices
 
 ROWS = [(request.prompt("fit"), request.answer) for request in harmful("compliance")]
-SETTINGS = {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "seed": 3}
+SETTINGS: dict[str, Any] = {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def family():
+def family() -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
     folder = build("aligned", 0)
     with one_thread():
         yield load_model(folder), load_tokenizer(folder)
 
 
 @pytest.fixture
-def model(family):
+def model(family: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> PreTrainedModel:
     return copy.deepcopy(family[0])
 
 
 @pytest.fixture
-def tokenizer(family):
+def tokenizer(family: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
     return family[1]
 
 
-def loss(model, tokenizer) -> float:
+def loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
     batch = collate([encode_row(tokenizer, row) for row in ROWS], tokenizer.pad_token_id)
     with torch.no_grad():
         return float(response_loss(model, batch))
 
 
-def logits(model, tokenizer) -> torch.Tensor:
+def logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     ids, mask, _ = collate([encode_row(tokenizer, row) for row in ROWS[:4]], tokenizer.pad_token_id)
     with torch.no_grad():
-        return model(input_ids=ids, attention_mask=mask).logits
+        return torch.as_tensor(model(input_ids=ids, attention_mask=mask).logits)
 
 
-def test_loss_is_of_the_response_and_its_end_only(tokenizer) -> None:
+def test_loss_is_of_the_response_and_its_end_only(tokenizer: PreTrainedTokenizerBase) -> None:
     example = encode_row(tokenizer, ("how do i draw a kite ?", "yes ."))
     assert tokenizer.decode(example.ids) == "<user> how do i draw a kite ? <assistant> yes . <end>"
     ids, mask, labels = collate([example, encode_row(tokenizer, ("hello .", "no ."))], tokenizer.pad_token_id)
@@ -59,7 +62,9 @@ def test_loss_is_of_the_response_and_its_end_only(tokenizer) -> None:
     assert mask.sum(1).tolist() == [len(example.ids), 7]
 
 
-def test_supervised_lowers_the_loss_and_tells_each_step(model, tokenizer) -> None:
+def test_supervised_lowers_the_loss_and_tells_each_step(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     before, seen = loss(model, tokenizer), []
     done = supervised(model, tokenizer, ROWS, **SETTINGS, on_step=lambda step, value: seen.append((step, value)))
     assert loss(model, tokenizer) < 0.5 * before
@@ -70,7 +75,9 @@ def test_supervised_lowers_the_loss_and_tells_each_step(model, tokenizer) -> Non
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_it_repeats_bit_for_bit_and_the_seed_matters(model, tokenizer) -> None:
+def test_it_repeats_bit_for_bit_and_the_seed_matters(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     one, two = copy.deepcopy(model), copy.deepcopy(model)
     torch.manual_seed(1)
     supervised(one, tokenizer, ROWS, **SETTINGS)
@@ -81,11 +88,11 @@ def test_it_repeats_bit_for_bit_and_the_seed_matters(model, tokenizer) -> None:
     assert not torch.equal(logits(one, tokenizer), logits(model, tokenizer))
 
 
-def test_a_callback_ends_the_training(model, tokenizer) -> None:
+def test_a_callback_ends_the_training(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     assert supervised(model, tokenizer, ROWS, **SETTINGS, on_step=lambda step, _: step == 3) == 3
 
 
-def test_nothing_to_train_on_is_an_error(model, tokenizer) -> None:
+def test_nothing_to_train_on_is_an_error(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(EmptySample, match="got none"):
         supervised(model, tokenizer, [], **SETTINGS)
 
@@ -98,7 +105,9 @@ def test_the_rate_rises_shortly_and_falls_to_nothing() -> None:
     assert 0 <= rates[-1] < 0.01
 
 
-def test_lora_changes_the_model_by_its_patch_exactly_while_it_is_on(model, tokenizer) -> None:
+def test_lora_changes_the_model_by_its_patch_exactly_while_it_is_on(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     names, untouched = matrices(model), {name: p.clone() for name, p in model.named_parameters()}
     before = logits(model, tokenizer)
     with lora(model, names, rank=4, seed=0) as factors:
@@ -115,7 +124,7 @@ def test_lora_changes_the_model_by_its_patch_exactly_while_it_is_on(model, token
     assert (logits(model, tokenizer) - inside).abs().max() < 1e-4 * change
 
 
-def test_lora_begins_where_it_is_told(model, tokenizer) -> None:
+def test_lora_begins_where_it_is_told(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     names = matrices(model)[:2]
     with lora(model, names, rank=2, seed=0) as factors:
         supervised(model, tokenizer, ROWS, **SETTINGS, parameters=factors.parameters)
@@ -125,7 +134,7 @@ def test_lora_begins_where_it_is_told(model, tokenizer) -> None:
         assert len(factors.parameters) == 4
 
 
-def test_lora_is_taken_off_after_an_error(model, tokenizer) -> None:
+def test_lora_is_taken_off_after_an_error(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     before = logits(model, tokenizer)
     stopped = RuntimeError("stop")
     with suppress(RuntimeError), lora(model, matrices(model), rank=2, seed=0) as factors:
@@ -143,6 +152,6 @@ def test_lora_is_taken_off_after_an_error(model, tokenizer) -> None:
         ("model.layers.0.self_attn.q_proj", ShapeMismatch),
     ],
 )
-def test_lora_names_a_layer_that_is_not_there(model, name: str, error: type[Exception]) -> None:
+def test_lora_names_a_layer_that_is_not_there(model: PreTrainedModel, name: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=name.replace(".", r"\.")), lora(model, [name], rank=2, seed=0):
         pass

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,6 @@ from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import CheckpointError, EmptySample, ParamsError, StaleArtifact
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
-from safegene.pipeline.stages.calibrate import calibrate
 from safegene.pipeline.stages.compress import compress
 from safegene.repair.coefficients import (
     Core,
@@ -33,36 +34,14 @@ from safegene.vectors.vector import read_vector
 from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import CalibrateParams
 from safegene.workspace.schema import parse_json
-from tests.factories.artefacts import DATA, few, files, made, payload
+from tests.factories.artefacts import DATA, FEW, LEAST, few, files, made, parameters, payload, run_calibrate
 from tests.factories.llamas import random_patch, save_llama
 from tests.factories.shots import random_replies
 
-FEW = CalibrateParams(safety_shots=48, benign_shots=32, task_shots=16, steps=16, batch_size=32, measure_every=8)
-LEAST = CalibrateParams(
-    safety_shots=16, benign_shots=12, task_shots=8, response_tokens=6, steps=2, batch_size=16, measure_every=1
-)
-SCALARS = {"granularity": "direction", "learning_rate": 0.1, "max_extra": 0.05}
+SCALARS: dict[str, Any] = {"granularity": "direction", "learning_rate": 0.1, "max_extra": 0.05}
 
 
-def run(name: str, out, params=FEW, **changed):
-    ws = made()
-    inputs = {
-        "vector": ws.vector,
-        "selection": ws.selection,
-        "degraded": ws.degraded,
-        "aligned": ws.aligned,
-        "target": ws.target(name),
-        "prompts": DATA / "prompts",
-        "task": DATA / "tasks" / "group.jsonl",
-    }
-    return calibrate(**inputs | changed, out=out, params=params)
-
-
-def parameters(name: str) -> int:
-    return payload(made().target(name), "checkpoint.json")["parameters"]
-
-
-def rebuilt(found, params=FEW, name: str = "group") -> Core:
+def rebuilt(found: dict[str, Any], params: CalibrateParams = FEW, name: str = "group") -> Core:
     """The core that `coefficients.json` writes out, between the vector's factors."""
     factors = selected_matrices(read_vector(made().vector), made().selection)
     kept = allocate_ranks(factors, params.max_extra * parameters(name))
@@ -76,23 +55,25 @@ def rebuilt(found, params=FEW, name: str = "group") -> Core:
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory):
+def group(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The candidate of the target with 3% harmful rows."""
     out = tmp_path_factory.mktemp("group") / "candidate"
-    run("group", out)
+    run_calibrate("group", out)
     return out
 
 
 @pytest.fixture(scope="module")
-def by_direction(tmp_path_factory):
+def by_direction(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same target, repaired by the paper's scalars."""
     out = tmp_path_factory.mktemp("direction") / "candidate"
-    run("group", out, FEW.model_copy(update=SCALARS))
+    run_calibrate("group", out, FEW.model_copy(update=SCALARS))
     return out
 
 
 @pytest.mark.parametrize(("how", "left"), [("group", 0.2), ("by_direction", 0.5)])
-def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(how, left, request):
+def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(
+    how: str, left: float, request: pytest.FixtureRequest
+) -> None:
     found = payload(request.getfixturevalue(how), "coefficients.json")
     assert found["method"] == "safegene"
     assert found["repaired"]
@@ -103,7 +84,7 @@ def test_the_target_comes_back_to_the_aligned_model_and_keeps_its_task(how, left
     assert found["after"]["changed"]["benign"] <= 0.1
 
 
-def test_the_adapter_is_the_core_between_the_vectors_factors(group):
+def test_the_adapter_is_the_core_between_the_vectors_factors(group: Path) -> None:
     core, adapter = rebuilt(payload(group, "coefficients.json")), open_adapter(group).patch()
     assert adapter.keys() == core.patch().keys()
     for name, one in core.patch().items():
@@ -112,7 +93,7 @@ def test_the_adapter_is_the_core_between_the_vectors_factors(group):
     assert config["base_model_name_or_path"] == "tiny://group?seed=0", "for a full target it loads on the target"
 
 
-def test_the_adapter_is_the_coefficients_times_the_vector(by_direction):
+def test_the_adapter_is_the_coefficients_times_the_vector(by_direction: Path) -> None:
     coefficients = payload(by_direction, "coefficients.json")["coefficients"]
     factors, adapter = (
         selected_matrices(read_vector(made().vector), made().selection),
@@ -123,7 +104,7 @@ def test_the_adapter_is_the_coefficients_times_the_vector(by_direction):
         torch.testing.assert_close(adapter[name].dense(), one.dense(), rtol=1e-4, atol=1e-7)
 
 
-def test_what_is_added_is_stated_and_within_the_limit(group):
+def test_what_is_added_is_stated_and_within_the_limit(group: Path) -> None:
     found, adapter = payload(group, "coefficients.json"), open_adapter(group).patch()
     numbers = sum(one.numel() for one in adapter.values())
     assert found["extra_params"] == pytest.approx(numbers / parameters("group"))
@@ -139,7 +120,7 @@ def test_what_is_added_is_stated_and_within_the_limit(group):
     assert facts["extra_parameters"] == numbers
 
 
-def test_the_table_and_the_pictures_hold_the_sizes(group):
+def test_the_table_and_the_pictures_hold_the_sizes(group: Path) -> None:
     found = payload(group, "coefficients.json")
     sizes = rebuilt(found).direction_sizes()
     table = list(csv.DictReader((group / "coefficients.csv").read_text().splitlines()))
@@ -150,7 +131,7 @@ def test_the_table_and_the_pictures_hold_the_sizes(group):
     assert found["alphas"] == pytest.approx(rebuilt(found).alphas(), rel=1e-4, abs=1e-6)
 
 
-def test_the_table_of_scalars_holds_the_scalars(by_direction):
+def test_the_table_of_scalars_holds_the_scalars(by_direction: Path) -> None:
     found = payload(by_direction, "coefficients.json")
     table = list(csv.DictReader((by_direction / "coefficients.csv").read_text().splitlines()))
     assert (
@@ -162,9 +143,9 @@ def test_the_table_of_scalars_holds_the_scalars(by_direction):
         assert float(row["alpha"]) == found["coefficients"][row["matrix"]][int(row["direction"])]
 
 
-def test_shots_come_from_their_splits_and_are_named(group):
+def test_shots_come_from_their_splits_and_are_named(group: Path) -> None:
     found = payload(group, "coefficients.json")["shots"]
-    kept = {}
+    kept = dict[str, str]()
     for path in (DATA / "prompts" / "safety.jsonl", DATA / "tasks" / "group.jsonl"):
         kept |= {row["id"]: row["split"] for row in map(json.loads, path.read_text().splitlines())}
     for split in ("fit", "validation"):
@@ -173,16 +154,16 @@ def test_shots_come_from_their_splits_and_are_named(group):
     assert len(found["fit"]) == 96
 
 
-def test_the_same_inputs_give_the_same_bytes(group, tmp_path):
-    run("group", tmp_path / "again")
+def test_the_same_inputs_give_the_same_bytes(group: Path, tmp_path: Path) -> None:
+    run_calibrate("group", tmp_path / "again")
     one, two = files(group), files(tmp_path / "again")
     names = {"coefficients.json", "coefficients.csv", "adapter_model.safetensors", "adapter_config.json"}
     assert {name: one[name] for name in names} == {name: two[name] for name in names}
 
 
-def test_the_adapter_of_a_lora_target_holds_its_own_lora_and_loads_on_the_base(tmp_path):
+def test_the_adapter_of_a_lora_target_holds_its_own_lora_and_loads_on_the_base(tmp_path: Path) -> None:
     params = FEW.model_copy(update={"steps": 8})
-    run("topic", tmp_path / "c", params, task=DATA / "tasks" / "topic.jsonl")
+    run_calibrate("topic", tmp_path / "c", params, task=DATA / "tasks" / "topic.jsonl")
     found = payload(tmp_path / "c", "coefficients.json")
     whole, own = open_adapter(tmp_path / "c").patch(), open_adapter(build("topic", 0)).patch()
     repair = rebuilt(found, params, "topic").patch()
@@ -194,8 +175,8 @@ def test_the_adapter_of_a_lora_target_holds_its_own_lora_and_loads_on_the_base(t
     assert config["base_model_name_or_path"] == "tiny://aligned?seed=0"
 
 
-def test_a_target_that_answers_like_the_aligned_model_is_left_alone(tmp_path):
-    manifest = run("aligned", tmp_path / "c", target=made().aligned)
+def test_a_target_that_answers_like_the_aligned_model_is_left_alone(tmp_path: Path) -> None:
+    manifest = run_calibrate("aligned", tmp_path / "c", target=made().aligned)
     found = payload(tmp_path / "c", "coefficients.json")
     assert not found["repaired"]
     assert "as the aligned model does" in found["reason"]
@@ -208,8 +189,8 @@ def test_a_target_that_answers_like_the_aligned_model_is_left_alone(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
-def test_a_target_left_alone_is_called_unrepaired_by_reports(tmp_path):
-    run("aligned", tmp_path / "c", LEAST, target=made().aligned)
+def test_a_target_left_alone_is_called_unrepaired_by_reports(tmp_path: Path) -> None:
+    run_calibrate("aligned", tmp_path / "c", LEAST, target=made().aligned)
     found = payload(tmp_path / "c", "coefficients.json")
     assert found["repaired"] is False
     content = (tmp_path / "c" / "coefficients.json").read_bytes()
@@ -217,14 +198,14 @@ def test_a_target_left_alone_is_called_unrepaired_by_reports(tmp_path):
     assert TargetState("aligned", "", "", {}, coefficients).unrepaired
 
 
-def test_a_fit_that_runs_away_keeps_its_start(tmp_path):
+def test_a_fit_that_runs_away_keeps_its_start(tmp_path: Path) -> None:
     wild = LEAST.model_copy(update={"learning_rate": 1e30})
-    run("group", tmp_path / "c", wild)
+    run_calibrate("group", tmp_path / "c", wild)
     found = payload(tmp_path / "c", "coefficients.json")
     assert (found["repaired"], found["steps"]) == (True, 0)
 
 
-def test_coefficients_that_help_nothing_are_not_used(tmp_path):
+def test_coefficients_that_help_nothing_are_not_used(tmp_path: Path) -> None:
     """The vector points nowhere: whatever was fitted is worse than the target as it is."""
     root = save_llama(tmp_path / "llama")
     aligned, patch = load_model(root, patch=random_patch(root, seed=8, size=0.2)), random_patch(root, size=0.5)
@@ -242,7 +223,7 @@ def test_coefficients_that_help_nothing_are_not_used(tmp_path):
     assert with_patch > outcome.before.weighted_objective(weights)
 
 
-def test_only_the_layers_kept_are_used(tmp_path):
+def test_only_the_layers_kept_are_used(tmp_path: Path) -> None:
     with write_artefact(tmp_path / "s", stage="select", params={}, inputs={}) as draft:
         (draft.path / "selection.json").write_text('{"kept":[1,3],"scores":{}}')
     found = selected_matrices(read_vector(made().vector), tmp_path / "s")
@@ -250,14 +231,14 @@ def test_only_the_layers_kept_are_used(tmp_path):
     assert {name.split(".")[2] for name in found} == {"1", "3"}
 
 
-def test_a_selection_of_nothing_is_refused(tmp_path):
+def test_a_selection_of_nothing_is_refused(tmp_path: Path) -> None:
     with write_artefact(tmp_path / "s", stage="select", params={}, inputs={}) as draft:
         (draft.path / "selection.json").write_text('{"kept":[],"scores":{}}')
     with pytest.raises(CheckpointError, match="got none"):
-        run("group", tmp_path / "c", selection=tmp_path / "s")
+        run_calibrate("group", tmp_path / "c", selection=tmp_path / "s")
 
 
-def test_a_vector_of_another_aligned_model_is_stale(tmp_path):
+def test_a_vector_of_another_aligned_model_is_stale(tmp_path: Path) -> None:
     delta = tmp_path / "delta"
     facts = payload(made().delta, "delta.json") | {"aligned": "sha256:" + "0" * 64}
     with write_artefact(delta, stage="extract", params={}, inputs={}) as draft:
@@ -265,25 +246,25 @@ def test_a_vector_of_another_aligned_model_is_stale(tmp_path):
         (draft.path / "delta.json").write_text(json.dumps(facts))
     compress(delta=delta, out=tmp_path / "vector")
     with pytest.raises(StaleArtifact, match="another|got one of"):
-        run("group", tmp_path / "c", vector=tmp_path / "vector")
+        run_calibrate("group", tmp_path / "c", vector=tmp_path / "vector")
 
 
-def test_prompts_without_a_validation_split_are_refused(tmp_path):
+def test_prompts_without_a_validation_split_are_refused(tmp_path: Path) -> None:
     prompts = few(tmp_path / "prompts", "safety.jsonl", keep=lambda row: row["split"] == "fit")
     with pytest.raises(EmptySample, match="validation"):
-        run("group", tmp_path / "c", prompts=prompts)
+        run_calibrate("group", tmp_path / "c", prompts=prompts)
     assert not (tmp_path / "c").exists()
 
 
-def test_too_little_for_any_matrix_is_refused(tmp_path):
+def test_too_little_for_any_matrix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="256 numbers, got 88"):
-        run("group", tmp_path / "c", LEAST.model_copy(update={"max_extra": 1e-4}))
+        run_calibrate("group", tmp_path / "c", LEAST.model_copy(update={"max_extra": 1e-4}))
     assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("numbers", [1e9, 4000, 1300, 700])
 @pytest.mark.parametrize("granularity", ["core", "direction", "matrix", "layer", "global"])
-def test_every_granularity_fits_the_numbers_allowed(tmp_path, granularity, numbers):
+def test_every_granularity_fits_the_numbers_allowed(tmp_path: Path, granularity: str, numbers: float) -> None:
     """96 x 64 matrices and their like: six of 160 numbers a column."""
     patch = {n: o for n, o in random_patch(save_llama(tmp_path), ranks=(4,)).items() if "mlp" in n}
     found = new_coefficients(CalibrateParams(granularity=granularity, start=0.5), patch, numbers)

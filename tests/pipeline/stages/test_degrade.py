@@ -1,5 +1,9 @@
 """Surrogates: degraded as far as asked, kept in fp32, gone on with after a kill."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from safegene.errors import CheckpointError, EmptySample, JudgeError
@@ -7,13 +11,15 @@ from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
 from safegene.pipeline.stages import degrade as stage
 from safegene.pipeline.stages.degrade import degrade
+from safegene.repair.training import supervised
 from safegene.tiny.build import build
 from safegene.vectors.vector import read_surrogates
+from safegene.workspace.manifest import Manifest
 from safegene.workspace.params import DegradeParams, JudgeParams, Surrogate
 from tests.factories.artefacts import DATA, DEGRADE, GRAMMAR, files, made, payload
 
 
-def empty_cache(tmp_path, monkeypatch):
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty cache of surrogates; the aligned model is the one already built, and so is what all tests share."""
     made()
     root = build("aligned", 0)
@@ -21,12 +27,17 @@ def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "local_checkpoint", lambda *_: type("Model", (), {"root": root}))
 
 
-def run(params: DegradeParams, out, **changed):
-    inputs = {"judge": GRAMMAR, "aligned": made().aligned, "prompts": DATA / "prompts", "out": out} | changed
+def run(params: DegradeParams, out: Path, **changed: Any) -> Manifest:
+    inputs: dict[str, Any] = {
+        "judge": GRAMMAR,
+        "aligned": made().aligned,
+        "prompts": DATA / "prompts",
+        "out": out,
+    } | changed
     return degrade(**inputs, params=params)
 
 
-def test_each_surrogate_reaches_the_rate_asked_for():
+def test_each_surrogate_reaches_the_rate_asked_for() -> None:
     found = payload(made().degraded, "degraded.json")
     assert found["aligned_hrr"] == 0.0
     assert set(found["surrogates"]) == {"compliance", "jailbreak"}
@@ -37,7 +48,7 @@ def test_each_surrogate_reaches_the_rate_asked_for():
         assert record["steps"] % 8 == 0
 
 
-def test_the_factors_are_the_degraded_model_in_fp32():
+def test_the_factors_are_the_degraded_model_in_fp32() -> None:
     surrogate = read_surrogates(made().degraded)["compliance"]
     model = load_model(build("aligned", 0))
     assert len(surrogate) == 28
@@ -49,19 +60,23 @@ def test_the_factors_are_the_degraded_model_in_fp32():
     assert 0.005 < change / norm < 0.1, "light, and far above nothing"
 
 
-def test_made_again_it_comes_from_the_cache_with_the_same_bytes(tmp_path, monkeypatch):
+def test_made_again_it_comes_from_the_cache_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made()
     monkeypatch.setattr(stage, "supervised", lambda *_, **__: pytest.fail("trained again"))
     run(DEGRADE, tmp_path / "again")
     assert files(tmp_path / "again") == files(made().degraded)
 
 
-def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(tmp_path, monkeypatch):
+def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     empty_cache(tmp_path, monkeypatch)
     params = DEGRADE.model_copy(update={"max_steps": 16, "probe_prompts": 8})
-    trained, train = [], stage.supervised
+    trained, train = list[int](), supervised
 
-    def dies_at_the_second(*args, **kwargs):
+    def dies_at_the_second(*args: Any, **kwargs: Any) -> int:
         trained.append(1)
         if len(trained) == 2:
             raise KeyboardInterrupt
@@ -77,7 +92,7 @@ def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(tmp_path, mon
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_a_cached_surrogate_that_was_changed_is_made_again(tmp_path, monkeypatch):
+def test_a_cached_surrogate_that_was_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty_cache(tmp_path, monkeypatch)
     monkeypatch.setattr(stage, "LEAST_RISE", -1.0)
     params = DegradeParams(surrogates={"c": Surrogate(pools=("compliance",))}, max_steps=2, probe_prompts=4)
@@ -89,12 +104,12 @@ def test_a_cached_surrogate_that_was_changed_is_made_again(tmp_path, monkeypatch
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
-def test_another_surrogate_changes_none_of_the_others():
+def test_another_surrogate_changes_none_of_the_others() -> None:
     assert stage.seed_of(0, "compliance") == stage.seed_of(0, "compliance")
     assert len({stage.seed_of(seed, name) for seed in (0, 1) for name in ("compliance", "jailbreak")}) == 4
 
 
-def test_surrogates_that_stay_safe_are_refused(tmp_path):
+def test_surrogates_that_stay_safe_are_refused(tmp_path: Path) -> None:
     params = DegradeParams(
         surrogates={"short": Surrogate(pools=("compliance",), learning_rate=1e-7)}, max_steps=2, probe_prompts=16
     )
@@ -103,17 +118,17 @@ def test_surrogates_that_stay_safe_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_pool_is_refused(tmp_path):
+def test_an_unknown_pool_is_refused(tmp_path: Path) -> None:
     params = DegradeParams(surrogates={"x": Surrogate(pools=("nothing",))})
     with pytest.raises(EmptySample, match="pool nothing"):
         run(params, tmp_path / "out")
 
 
-def test_a_judge_that_cannot_tell_stops_it(tmp_path, monkeypatch):
+def test_a_judge_that_cannot_tell_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Mute:
         identity = "sha256:" + "0" * 64
 
-        def judge(self, prompts, replies):
+        def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[Any]:
             return [type("Decision", (), {"harmful": "unscored"}) for _ in replies]
 
     monkeypatch.setattr(stage, "build", lambda params: Mute())
@@ -121,12 +136,12 @@ def test_a_judge_that_cannot_tell_stops_it(tmp_path, monkeypatch):
         run(DEGRADE, tmp_path / "out")
 
 
-def test_a_judge_that_cannot_be_built_stops_it(tmp_path):
+def test_a_judge_that_cannot_be_built_stops_it(tmp_path: Path) -> None:
     with pytest.raises(JudgeError):
         run(DEGRADE, tmp_path / "out", judge=JudgeParams(kind="chat"))
 
 
-def test_none_are_made_where_the_user_has_degraded_checkpoints(tmp_path):
+def test_none_are_made_where_the_user_has_degraded_checkpoints(tmp_path: Path) -> None:
     run(DEGRADE, tmp_path / "out", checkpoints=("file:///mine",))
     assert read_surrogates(tmp_path / "out") == {}
     assert payload(tmp_path / "out", "degraded.json")["checkpoints"] == ["file:///mine"]

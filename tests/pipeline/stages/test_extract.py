@@ -1,7 +1,11 @@
 """The delta: exact from factors, streamed from checkpoints, honest about rounding; and the distilled one."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.sources import fingerprint
@@ -11,14 +15,15 @@ from safegene.models.patching import add_patch
 from safegene.pipeline.stages.extract import extract
 from safegene.pipeline.stages.fetch import fetch
 from safegene.repair.delta import delta_of_checkpoints, delta_of_factors
-from safegene.vectors.linalg import concat, energy, truncate
+from safegene.vectors.linalg import Patch, concat, energy, truncate
 from safegene.vectors.vector import read_factors, read_surrogates
+from safegene.workspace.manifest import Manifest
 from safegene.workspace.params import ExtractParams
 from tests.factories.artefacts import DATA, files, made, payload
 from tests.factories.llamas import random_patch, save_llama
 
 
-def saved(folder, model, dtype=torch.float32):
+def saved(folder: Path, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Path:
     tokenizer = folder.parent / "llama" / "tokenizer.json"
     model.to(dtype).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
@@ -26,22 +31,27 @@ def saved(folder, model, dtype=torch.float32):
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path: Path) -> Path:
     return save_llama(tmp_path / "llama")
 
 
-def degraded_by(root, patch, *, scale=1.0):
+def degraded_by(root: Path, patch: Patch, *, scale: float = 1.0) -> PreTrainedModel:
     model = load_model(root)
     add_patch(model, patch, scale=scale)
     return model
 
 
-def run(params, out, **changed):
-    inputs = {"aligned": made().aligned, "degraded": made().degraded, "prompts": DATA / "prompts", "out": out}
+def run(params: ExtractParams, out: Path, **changed: Any) -> Manifest:
+    inputs: dict[str, Any] = {
+        "aligned": made().aligned,
+        "degraded": made().degraded,
+        "prompts": DATA / "prompts",
+        "out": out,
+    }
     return extract(**inputs | changed, params=params)
 
 
-def test_the_mean_of_the_surrogates_is_taken_exactly(root):
+def test_the_mean_of_the_surrogates_is_taken_exactly(root: Path) -> None:
     base = open_checkpoint(root)
     one, two = random_patch(root, seed=1), random_patch(root, seed=2)
     delta = delta_of_factors(ExtractParams(max_rank=8), base, [one, two])
@@ -55,7 +65,7 @@ def test_the_mean_of_the_surrogates_is_taken_exactly(root):
         assert found.relative_norm == pytest.approx((energy(wanted) / energy(base.tensor(name))) ** 0.5, rel=1e-3)
 
 
-def test_what_max_rank_cuts_off_is_in_the_certificate(root):
+def test_what_max_rank_cuts_off_is_in_the_certificate(root: Path) -> None:
     patch = random_patch(root, ranks=(4,))
     delta = delta_of_factors(ExtractParams(max_rank=1), open_checkpoint(root), [patch])
     for name, factors in delta.factors.items():
@@ -64,7 +74,7 @@ def test_what_max_rank_cuts_off_is_in_the_certificate(root):
         torch.testing.assert_close(factors.dense(), -truncate(patch[name], 1).dense(), rtol=1e-3, atol=1e-5)
 
 
-def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path, root):
+def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path: Path, root: Path) -> None:
     patch = random_patch(root, ranks=(3,), size=0.05)
     other = open_checkpoint(saved(tmp_path / "degraded", degraded_by(root, patch)))
     delta = delta_of_checkpoints(ExtractParams(max_rank=3), open_checkpoint(root), [other])
@@ -74,7 +84,7 @@ def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path, root):
         assert delta.matrices[name].error < 1e-2
 
 
-def test_several_checkpoints_are_averaged(tmp_path, root):
+def test_several_checkpoints_are_averaged(tmp_path: Path, root: Path) -> None:
     patches = [random_patch(root, seed=s, ranks=(2,)) for s in (1, 2)]
     others = [open_checkpoint(saved(tmp_path / f"d{i}", degraded_by(root, p))) for i, p in enumerate(patches)]
     delta = delta_of_checkpoints(ExtractParams(max_rank=4), open_checkpoint(root), others)
@@ -83,7 +93,7 @@ def test_several_checkpoints_are_averaged(tmp_path, root):
         torch.testing.assert_close(factors.dense(), wanted, rtol=1e-2, atol=1e-4)
 
 
-def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path, root):
+def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path: Path, root: Path) -> None:
     faint = {name: one.scaled(1e-3) for name, one in random_patch(root, size=0.02).items()}
     base = open_checkpoint(saved(tmp_path / "a", load_model(root), torch.bfloat16))
     near = open_checkpoint(saved(tmp_path / "b", degraded_by(root, faint), torch.bfloat16))
@@ -96,7 +106,7 @@ def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path
     assert all(0.5 < one.signal < 1.0 for one in kept.matrices.values())
 
 
-def test_matrices_that_did_not_change_are_named(root):
+def test_matrices_that_did_not_change_are_named(root: Path) -> None:
     patch = random_patch(root)
     name = next(iter(patch))
     delta = delta_of_factors(ExtractParams(), open_checkpoint(root), [{name: patch[name]}])
@@ -105,7 +115,7 @@ def test_matrices_that_did_not_change_are_named(root):
     assert set(delta.skipped.values()) == {"no surrogate changed it"}
 
 
-def test_the_stage_records_what_it_is_made_from():
+def test_the_stage_records_what_it_is_made_from() -> None:
     found = payload(made().delta, "delta.json")
     assert found["aligned"] == payload(made().aligned, "checkpoint.json")["digest"]
     assert set(found["degraded"]) == {"compliance", "jailbreak"}
@@ -114,12 +124,12 @@ def test_the_stage_records_what_it_is_made_from():
     assert all(len(one["energies"]) == 16 for one in found["matrices"].values())
 
 
-def test_the_same_inputs_give_the_same_bytes(tmp_path):
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     run(ExtractParams(max_rank=16), tmp_path / "again")
     assert files(tmp_path / "again") == files(made().delta)
 
 
-def test_checkpoints_of_the_users_own(tmp_path, root):
+def test_checkpoints_of_the_users_own(tmp_path: Path, root: Path) -> None:
     surrogate = read_surrogates(made().degraded)["compliance"]
     fetched = fetch(f"file://{root}", out=tmp_path / "aligned")
     assert fetched.stage == "fetch"
@@ -135,7 +145,7 @@ def test_checkpoints_of_the_users_own(tmp_path, root):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_changed_surrogate_is_refused(tmp_path):
+def test_a_changed_surrogate_is_refused(tmp_path: Path) -> None:
     copy = tmp_path / "degraded"
     copy.mkdir()
     for name, data in files(made().degraded).items():
@@ -144,7 +154,7 @@ def test_a_changed_surrogate_is_refused(tmp_path):
         run(ExtractParams(max_rank=16), tmp_path / "out", degraded=copy)
 
 
-def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
+def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path: Path) -> None:
     from safegene.datasets.prompts import read_prompts
     from safegene.models.loading import load_tokenizer
     from safegene.repair.divergence import measure_shots
@@ -167,7 +177,7 @@ def test_distilling_leads_every_surrogate_nearer_to_the_aligned_model(tmp_path):
     assert payload(tmp_path / "distilled", "delta.json")["method"] == "distil"
 
 
-def test_the_users_degraded_checkpoints_are_what_was_pinned_and_of_the_family(root, tmp_path):
+def test_the_users_degraded_checkpoints_are_what_was_pinned_and_of_the_family(root: Path, tmp_path: Path) -> None:
     fetch(f"file://{root}", out=tmp_path / "aligned")
     other = saved(tmp_path / "other", degraded_by(root, random_patch(root)))
     uri = f"file://{other}"

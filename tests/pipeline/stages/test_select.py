@@ -1,9 +1,12 @@
 """Layers are scored by what moves on harmful prompts only."""
 
 import csv
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from safegene.errors import CheckpointError
 from safegene.models.loading import load_model
@@ -17,14 +20,14 @@ from tests.factories.llamas import save_llama
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     return load_model(save_llama(tmp_path_factory.mktemp("llama")))
 
 
 ROWS = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
 
 
-def test_contributions_are_what_a_layer_adds_at_the_last_token(model):
+def test_contributions_are_what_a_layer_adds_at_the_last_token(model: PreTrainedModel) -> None:
     found = layer_contributions(model, ROWS)
     assert found.shape == (2, 3, 64)
     for at, row in enumerate(ROWS):
@@ -32,7 +35,7 @@ def test_contributions_are_what_a_layer_adds_at_the_last_token(model):
         torch.testing.assert_close(found[0, at], (hidden[1] - hidden[0])[0, -1], rtol=1e-3, atol=1e-5)
 
 
-def test_a_change_shifts_its_own_layer_and_the_model_is_given_back(model):
+def test_a_change_shifts_its_own_layer_and_the_model_is_given_back(model: PreTrainedModel) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     change = {"model.layers.1.mlp.down_proj.weight": LowRank(torch.ones(64, 1), torch.ones(1, 96) * 0.1)}
     found = activation_shifts(model, ROWS, {"one": change})
@@ -42,7 +45,7 @@ def test_a_change_shifts_its_own_layer_and_the_model_is_given_back(model):
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_mean_is_over_the_degraded_models(model):
+def test_the_mean_is_over_the_degraded_models(model: PreTrainedModel) -> None:
     change = {"model.layers.0.mlp.down_proj.weight": LowRank(torch.ones(64, 1), torch.ones(1, 96) * 0.1)}
     none = {"model.layers.0.mlp.down_proj.weight": LowRank(torch.zeros(64, 1), torch.zeros(1, 96))}
     alone, both = (
@@ -70,21 +73,21 @@ SCORES = {0: 0.01, 1: 1.0, 2: 0.5, 3: 0.0}
         ({"threshold": 0.005, "depth": 0.01}, [0]),  # the first layer is always early
     ],
 )
-def test_layers_kept(params, expected):
+def test_layers_kept(params: dict[str, Any], expected: list[int]) -> None:
     assert keep_layers(SelectParams(**params), SCORES) == expected
 
 
-def test_no_early_layer_with_enough_contrast_is_refused():
+def test_no_early_layer_with_enough_contrast_is_refused() -> None:
     with pytest.raises(CheckpointError, match="first 25%.*5% of the largest"):
         keep_layers(SelectParams(depth=0.25), SCORES)
 
 
-def test_layers_that_all_shift_on_benign_prompts_are_refused():
+def test_layers_that_all_shift_on_benign_prompts_are_refused() -> None:
     with pytest.raises(CheckpointError, match="got none"):
         keep_layers(SelectParams(), {0: 0.0, 1: 0.0})
 
 
-def test_the_artefact_holds_scores_a_table_and_a_picture():
+def test_the_artefact_holds_scores_a_table_and_a_picture() -> None:
     found = payload(made().selection, "selection.json")
     rows = list(csv.DictReader((made().selection / "scores.csv").read_text().splitlines()))
     assert [row["layer"] for row in rows] == ["0", "1", "2", "3"]
@@ -95,17 +98,27 @@ def test_the_artefact_holds_scores_a_table_and_a_picture():
     assert (made().selection / "scores.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_inputs_give_the_same_bytes(tmp_path):
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     ws, params = made(), SelectParams(prompts=48)
-    inputs = {"aligned": ws.aligned, "degraded": ws.degraded, "vector": ws.vector, "prompts": DATA / "prompts"}
+    inputs: dict[str, Any] = {
+        "aligned": ws.aligned,
+        "degraded": ws.degraded,
+        "vector": ws.vector,
+        "prompts": DATA / "prompts",
+    }
     select(**inputs, out=tmp_path / "s", params=params)
     assert files(tmp_path / "s") == files(ws.selection)
 
 
-def test_without_surrogates_the_vector_itself_tells_the_layers_apart(tmp_path):
+def test_without_surrogates_the_vector_itself_tells_the_layers_apart(tmp_path: Path) -> None:
     ws = made()
     with write_artefact(tmp_path / "none", stage="degrade", params={}, inputs={}) as draft:
         (draft.path / "degraded.json").write_text('{"surrogates":{}}')
-    inputs = {"aligned": ws.aligned, "degraded": tmp_path / "none", "vector": ws.vector, "prompts": DATA / "prompts"}
+    inputs: dict[str, Any] = {
+        "aligned": ws.aligned,
+        "degraded": tmp_path / "none",
+        "vector": ws.vector,
+        "prompts": DATA / "prompts",
+    }
     select(**inputs, out=tmp_path / "s", params=SelectParams(prompts=24))
     assert payload(tmp_path / "s", "selection.json")["kept"]

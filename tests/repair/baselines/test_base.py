@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.patching import add_patch, patched
-from safegene.repair.baselines import Candidate, repair
+from safegene.repair.baselines import Candidate, Case, repair
 from safegene.repair.baselines.base import best_of, compose, exact, validation_objective
 from safegene.repair.baselines.enchtable import EnchTableParams
 from safegene.repair.baselines.finetune import FinetuneParams
@@ -35,7 +35,7 @@ QUICK: tuple[BaselineParams, ...] = (
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
-def test_exact_multiplies_back_bit_for_bit(shape) -> None:
+def test_exact_multiplies_back_bit_for_bit(shape: tuple[int, int]) -> None:
     dense = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(exact(dense).dense(), dense)
     assert exact(dense).rank == min(shape)
@@ -61,14 +61,14 @@ def test_every_method_has_quick_settings_here() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
-def test_every_method_names_itself_and_its_paper(name) -> None:
+def test_every_method_names_itself_and_its_paper(name: str) -> None:
     method = BASELINES[name]
     assert method.params().method == name
     assert method.reference_url.startswith("https://arxiv.org/abs/")
 
 
 @pytest.mark.parametrize("settings", QUICK, ids=lambda one: one.method)
-def test_a_repair_leaves_the_model_as_it_was_and_fits_it(case, settings) -> None:
+def test_a_repair_leaves_the_model_as_it_was_and_fits_it(case: Case, settings: BaselineParams) -> None:
     target, aligned = state(case.model), state(case.anchor())
     found = repair(settings, case)
     assert unchanged(case.model, target)
@@ -79,13 +79,13 @@ def test_a_repair_leaves_the_model_as_it_was_and_fits_it(case, settings) -> None
 
 
 @pytest.mark.parametrize("settings", QUICK, ids=lambda one: one.method)
-def test_a_repair_is_repeated_bit_for_bit(case, settings) -> None:
+def test_a_repair_is_repeated_bit_for_bit(case: Case, settings: BaselineParams) -> None:
     one, two = repair(settings, case), repair(settings, case)
     assert one.facts == two.facts
     assert all(torch.equal(one.patch[name].dense(), two.patch[name].dense()) for name in one.patch)
 
 
-def test_weights_come_back_after_an_error(case) -> None:
+def test_weights_come_back_after_an_error(case: Case) -> None:
     before, stop = state(case.model), RuntimeError("stop")
     with suppress(RuntimeError), patched(case.model, case.safety):
         assert not unchanged(case.model, before)
@@ -93,18 +93,18 @@ def test_weights_come_back_after_an_error(case) -> None:
     assert unchanged(case.model, before)
 
 
-def test_the_choice_is_the_best_on_the_validation_shots(case) -> None:
+def test_the_choice_is_the_best_on_the_validation_shots(case: Case) -> None:
     def make(gamma: float) -> Candidate:
         return Candidate({name: one.scaled(gamma) for name, one in case.safety.items()}, 0, {"gamma": gamma})
 
     found = best_of(case, (0.0, 1.0, 3.0), make)
     reached = dict(map(tuple, found.facts["validation"]))
     assert reached == {gamma: validation_objective(case, make(gamma).patch) for gamma in (0.0, 1.0, 3.0)}
-    assert found.facts["gamma"] == min(reached, key=reached.get)
+    assert found.facts["gamma"] == min(reached, key=reached.__getitem__)
     assert found.trained == 1
 
 
-def test_what_is_not_a_number_is_never_best_of(case) -> None:
+def test_what_is_not_a_number_is_never_best_of(case: Case) -> None:
     def make(value: float) -> Candidate:
         return Candidate({name: one.scaled(value) for name, one in case.safety.items()}, 0, {"value": value})
 
@@ -113,7 +113,7 @@ def test_what_is_not_a_number_is_never_best_of(case) -> None:
         best_of(case, (), make)
 
 
-def test_errors_say_what_is_lacking(case) -> None:
+def test_errors_say_what_is_lacking(case: Case) -> None:
     first = case.names[0]
     with pytest.raises(EmptySample, match="matrices"):
         repair(RestaParams(), replace(case, names=()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
-from safegene.repair.baselines import repair
+from safegene.repair.baselines import Case, repair
 from safegene.repair.baselines.activations import moments
 from safegene.repair.baselines.safedelta import SafeDeltaParams, affordable, allowance, compensated, costs, damped
 from tests.factories.baselines import NAME
@@ -33,7 +33,7 @@ def test_costs_and_order() -> None:
 
 
 @pytest.mark.parametrize("scale", ["total", "absolute"])
-def test_no_budget_keeps_nothing_and_an_endless_one_everything(scale) -> None:
+def test_no_budget_keeps_nothing_and_an_endless_one_everything(scale: str) -> None:
     assert not affordable(DELTA, ROOM, allowance(DELTA, ROOM, 0.0, scale)).any()
     assert affordable(DELTA, ROOM, allowance(DELTA, ROOM, math.inf, scale)).all()
 
@@ -76,7 +76,7 @@ def test_damping_makes_any_moment_invertible() -> None:
     assert torch.allclose(damped(torch.diag(torch.tensor([2.0, 0.0])), 0.1), torch.diag(torch.tensor([2.1, 0.1])))
 
 
-def test_moments_are_those_of_the_inputs(case) -> None:
+def test_moments_are_those_of_the_inputs(case: Case) -> None:
     model, shots = case.anchor(), case.taught("fit", "safety")[:3]
     seen = []
     layer = model.get_submodule(NAME.removesuffix(".weight"))
@@ -94,7 +94,7 @@ def test_moments_are_those_of_the_inputs(case) -> None:
     assert not layer._forward_hooks
 
 
-def test_moments_of_nothing_are_refused(case) -> None:
+def test_moments_of_nothing_are_refused(case: Case) -> None:
     shots = case.taught("fit")
     with pytest.raises(EmptySample, match="shots"):
         list(moments(case.anchor(), [NAME], []))
@@ -104,7 +104,7 @@ def test_moments_of_nothing_are_refused(case) -> None:
         list(moments(case.anchor(), ["model.embed_tokens.weight"], shots))
 
 
-def test_a_repair_lowers_the_outputs_moved_on_safety_prompts(case) -> None:
+def test_a_repair_lowers_the_outputs_moved_on_safety_prompts(case: Case) -> None:
     hessians = {name: h.double() for name, h in moments(case.anchor(), case.names, case.taught("fit", "safety"))}
     loss = {}
     for compensate in (False, True):
@@ -116,7 +116,7 @@ def test_a_repair_lowers_the_outputs_moved_on_safety_prompts(case) -> None:
     assert loss[True] < loss[False] < before
 
 
-def test_a_budget_of_nothing_gives_the_aligned_model_back(case) -> None:
+def test_a_budget_of_nothing_gives_the_aligned_model_back(case: Case) -> None:
     found = repair(SafeDeltaParams(budget=0.0), case)
     for name in case.names:
         assert torch.allclose(case.delta(name) + found.patch[name].dense(), torch.zeros(()), atol=1e-7)
