@@ -186,7 +186,7 @@ def copy_workspace(ws: Workspace, to: Path) -> Workspace:
     return Workspace(to)
 
 
-class Deaf(LocalStore):
+class StoreWithoutConditions(LocalStore):
     """A store that ignores conditions, as some S3 gateways do."""
 
     def _put(self, key: str, data: bytes, *, expected: str | None) -> str:

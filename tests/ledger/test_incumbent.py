@@ -61,7 +61,7 @@ def test_every_other_candidate_of_the_same_fine_tune_is_counted(ws: Workspace) -
 
 
 @pytest.mark.parametrize("earlier", ['"sha256:0"', "[1]", '["none"]', "3"])
-def test_a_count_of_attempts_that_cannot_be_read_is_an_error(tmp_path: Path, earlier: str) -> None:
+def test_malformed_earlier_candidates_are_an_error(tmp_path: Path, earlier: str) -> None:
     path = tmp_path / "incumbent.json"
     path.write_text(f'{{"live": null, "release": null, "candidate": null, "earlier": {earlier}}}')
     with pytest.raises(FormatError, match="earlier"):

@@ -27,7 +27,7 @@ from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.ledger import (
     TARGET,
-    Deaf,
+    StoreWithoutConditions,
     attempt,
     flip_byte,
     ledger_of,
@@ -93,9 +93,9 @@ def test_new_evidence_for_what_is_live_goes_on_record(ws: Workspace) -> None:
 
 
 def test_a_dry_run_says_and_writes_nothing(ws: Workspace) -> None:
-    said = promote(ws, TARGET, dry_run=True)
-    assert said.outcome == "pass"
-    assert "would be promoted to production" in said.message
+    promotion = promote(ws, TARGET, dry_run=True)
+    assert promotion.outcome == "pass"
+    assert "would be promoted to production" in promotion.message
     assert not (ws.root / "ledger").exists()
     make_verdict(ws, outcome="fail")
     assert "would be refused (fail)" in promote(ws, TARGET, dry_run=True).message
@@ -148,14 +148,14 @@ def test_nothing_is_promoted_without_a_key(ws: Workspace, monkeypatch: pytest.Mo
 
 
 def test_a_store_that_ignores_conditions_is_refused_by_name(ws: Workspace, tmp_path: Path) -> None:
-    ledger = replace(ledger_of(ws), store=Deaf(tmp_path / "deaf"))
+    ledger = replace(ledger_of(ws), store=StoreWithoutConditions(tmp_path / "store"))
     claim = PromotionClaim(TARGET, "pass", "r", {}, {})
-    with pytest.raises(StoreError, match=f"in {tmp_path}/deaf"):
+    with pytest.raises(StoreError, match=f"in {tmp_path}/store"):
         record_promotion(ledger, load_signer(ledger.keys), claim, "production")
     assert list(ledger.store.list("records/")) == []
 
 
-def test_a_target_that_nobody_named_leaves_no_record(ws: Workspace) -> None:
+def test_an_unknown_target_leaves_no_record(ws: Workspace) -> None:
     with pytest.raises(ParamsError, match="'typo'"):
         promote(ws, "typo")
     assert records(ws) == []
@@ -194,7 +194,7 @@ class Racing(LocalStore):
     winner = b""
 
 
-def test_who_loses_the_last_swap_is_told_who_won(ws: Workspace, tmp_path: Path) -> None:
+def test_the_losing_promotion_is_refused_and_names_the_winner(ws: Workspace, tmp_path: Path) -> None:
     ledger = ledger_of(ws)
     signer = load_signer(ledger.keys)
     claims = [

@@ -57,7 +57,7 @@ def test_rollback_verifies_the_bytes_again(ws: Workspace) -> None:
     assert live_digest(ws) == now
 
 
-def test_what_was_rolled_back_does_not_return_by_itself(ws: Workspace) -> None:
+def test_a_rolled_back_candidate_is_not_promoted_again(ws: Workspace) -> None:
     attempt(ws, alpha=1.0)
     attempt(ws, alpha=2.0)
     rollback(ws, TARGET)
@@ -66,7 +66,7 @@ def test_what_was_rolled_back_does_not_return_by_itself(ws: Workspace) -> None:
     assert attempt(ws, alpha=3.0) == "pass"
 
 
-def test_nor_does_what_an_earlier_rollback_of_a_run_took_away(ws: Workspace) -> None:
+def test_candidates_of_consecutive_rollbacks_do_not_return_by_themselves(ws: Workspace) -> None:
     for alpha in (1.0, 2.0, 3.0):
         attempt(ws, alpha=alpha)
     for _ in range(2):

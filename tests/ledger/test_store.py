@@ -10,7 +10,7 @@ from moto import mock_aws
 
 from safegene.errors import ParamsError, PreconditionFailed, StoreError
 from safegene.ledger.store import LocalStore, ObjectMissing, S3Store, Store, check_key, open_store, self_test
-from tests.factories.ledger import Deaf
+from tests.factories.ledger import StoreWithoutConditions
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_sixteen_writers_have_one_winner(store: Store) -> None:
 
 
 def test_a_store_that_ignores_conditions_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=rf"got 16, in {tmp_path}/deaf"):
-        self_test(Deaf(tmp_path / "deaf"))
+    with pytest.raises(StoreError, match=rf"got 16, in {tmp_path}/store"):
+        self_test(StoreWithoutConditions(tmp_path / "store"))
 
 
 @pytest.mark.usefixtures("mock_s3")
