@@ -83,7 +83,7 @@ def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(
         return train(*args, **kwargs)
 
     monkeypatch.setattr(stage, "supervised", dies_at_the_second)
-    monkeypatch.setattr(stage, "LEAST_RISE", -1.0)
+    monkeypatch.setattr(stage, "MIN_RISE", -1.0)
     with pytest.raises(KeyboardInterrupt):
         run(params, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -94,7 +94,7 @@ def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(
 
 def test_a_cached_surrogate_that_was_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty_cache(tmp_path, monkeypatch)
-    monkeypatch.setattr(stage, "LEAST_RISE", -1.0)
+    monkeypatch.setattr(stage, "MIN_RISE", -1.0)
     params = DegradeParams(surrogates={"c": Surrogate(pools=("compliance",))}, max_steps=2, probe_prompts=4)
     run(params, tmp_path / "one")
     (kept,) = (tmp_path / "cache" / "degrade").iterdir()
