@@ -16,7 +16,7 @@ from safegene.checkpoints.sources import ModelFiles
 from safegene.errors import ArtifactError, ParamsError, StaleArtifact
 from safegene.pipeline.stages.calibrate import calibrate
 from safegene.repair.coefficients_file import CoefficientsFile, LossesRecord
-from safegene.repair.diagnosis.diagnose import diagnose, last_fall, mismatches
+from safegene.repair.diagnosis.diagnose import BROKEN, diagnose, last_fall, mismatches
 from safegene.repair.diagnosis.findings import LIMITS, Diagnosis, findings, outlook
 from safegene.repair.diagnosis.matrices import by_layer, measure_matrices, measure_matrix, overall
 from safegene.repair.shots import Shot, Shots
@@ -102,7 +102,7 @@ def shots(count: int) -> Shots:
     return {"fit": [Shot(str(n), "safety", (), torch.zeros(1, 1)) for n in range(count)], "validation": []}
 
 
-def fitted(**after: float) -> CoefficientsFile:
+def fitted(**after: float | None) -> CoefficientsFile:
     """``coefficients.json`` of a repair without findings, but for the losses ``after`` it."""
     loss: dict[str, float | None] = {"safety": 0.01, "benign": 0.01, "task": 0.0, **after}
     return CoefficientsFile(
@@ -124,7 +124,7 @@ def fitted(**after: float) -> CoefficientsFile:
     )
 
 
-def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = None, **after: float) -> Diagnosis:
+def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = None, **after: float | None) -> Diagnosis:
     held = vector or llama_vector(root)
     record = checkpoint_record(digest=DIGESTS[0], architecture=held.architecture)
     return diagnose(
@@ -138,6 +138,14 @@ def test_a_checkpoint_that_is_no_fine_tune_of_the_aligned_model_is_doubtful(tmp_
     assert found.measured["task_change"] == pytest.approx(2**0.5, rel=0.05), "of independent weights"
     assert found.outlook == "doubtful"
     assert "unrelated" in [finding.what for finding in found.findings]
+
+
+def test_a_repair_that_broke_the_model_is_doubtful_by_a_finite_number(tmp_path: Path) -> None:
+    root = save_llama(tmp_path / "a")
+    found = examine(root, ModelFiles(root), safety=None)
+    assert found.outlook == "doubtful"
+    assert found.findings[0].what == "safety_after"
+    assert found.findings[0].measured == found.measured["safety_after"] == BROKEN
 
 
 def test_a_lora_is_measured_by_its_own_factors(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safegene.repair.shots import Shots
 from safegene.vectors.vector import SafetyVector
 
 log = logging.getLogger(__name__)
-BROKEN = sys.float_info.max  # in place of a loss that is no finite number
+BROKEN = 1e9  # nats per token, in place of a loss that is missing or no finite number; a real one is far below
 
 
 def diagnose(
@@ -61,7 +60,7 @@ def diagnose(
 def fit_measures(content: CoefficientsFile, shots: Shots) -> dict[str, Number]:
     """What the fit tells: losses and changed replies before and after, shots, steps, and how fast it still fell.
 
-    A loss that is missing or null is as far off as the largest float, never 0.
+    A loss that is missing or null is `BROKEN`, never 0.
     """
     before, after = content.before, content.after
     measures: dict[str, Number] = {
