@@ -45,7 +45,9 @@ class ValidationReceipt(Strict):
     """Content of ``receipt.json``.
 
     Attributes:
-        schema_: the format's name.
+        OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset()
+
+    schema_: the format's name.
         sets: ``degrade``, ``safety``, ``gate`` or ``task-<task>`` -> what was validated.
         disjoint: the rule that kept the gate set apart from the others.
         great_expectations: version of the library.

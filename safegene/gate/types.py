@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -66,6 +66,11 @@ class JudgementRow(Judgement):
         stopped: whether the stopping rule ended it.
         stops_at: after how many tokens the stopping rule ends such a reply; None where it does not.
     """
+
+    # For people and the audit of stopped replies; "again" and "adjudicator" are absent before there were adjudicators.
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"again", "adjudicator", "kind", "text", "reply", "tokens", "finished", "stopped", "stops_at"}
+    )
 
     kind: str = ""
     text: str = ""
@@ -208,6 +213,9 @@ class Plan:
     """
 
     __pydantic_config__ = STRICT
+
+    # Absent before there were adjudicators; without them nothing is claimed.
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset({"adjudicator", "adjudication", "canaries", "attempt"})
 
     prompts: tuple[PlannedPrompt, ...]
     models: Mapping[str, str]

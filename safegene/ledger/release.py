@@ -8,7 +8,7 @@ adapter to serve.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from filelock import FileLock
 from pydantic import Field
@@ -34,6 +34,8 @@ class Release(Strict):
         target: the target's name.
         files: path of a file below the release -> its digest.
     """
+
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset()
 
     schema_: Literal["safegene/release/v1"] = Field("safegene/release/v1", alias="schema")
     target: str

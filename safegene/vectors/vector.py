@@ -27,7 +27,7 @@ Same content, same bytes: neither file holds a clock, a path or a machine's name
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, StringConstraints, model_validator
@@ -64,6 +64,8 @@ class MatrixEntry(Strict):
 
 class VectorHeader(Strict):
     """``vector.json``; rules 2 to 5 of the specification."""
+
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset()
 
     schema_: Literal["safegene/vector/v1"] = Field("safegene/vector/v1", alias="schema")
     aligned: Digest

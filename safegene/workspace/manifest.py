@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,8 @@ class Manifest(Strict):
         facts: what the stage measured, as plain JSON values, for reports and metrics.
         version: the version of safegene that wrote the artefact.
     """
+
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset()
 
     schema_: Literal["safegene/manifest/v1"] = Field("safegene/manifest/v1", alias="schema")
     stage: str

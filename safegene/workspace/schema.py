@@ -9,7 +9,8 @@ Usage::
     notes = parse_jsonl(Note, path.read_bytes(), where=str(path))
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -31,11 +32,13 @@ class Strict(BaseModel):
 def parse(model: type[T], value: Any, *, where: str) -> T:
     """A plain JSON value as a model (a pydantic model, a dataclass, or any type that pydantic knows).
 
-    A JSON list becomes a tuple where a field asks for one; nothing else is converted.
+    A JSON list becomes a tuple where a field asks for one; nothing else is converted. A model with the class variable
+    ``OPTIONAL_KEYS`` needs every other key, also where its field has a default: in a file an absent key says nothing.
 
     Raises:
         FormatError: names ``where``, the first fields that are wrong, and what was expected of each.
     """
+    _require_keys(model, value, where)
     try:
         return cast(T, _adapter(cast(Any, model)).validate_json(canonical_json(value), strict=True))
     except ValidationError as error:
@@ -79,6 +82,18 @@ def problems(error: ValidationError) -> str:
 
 def _field(location: tuple[int | str, ...]) -> str:
     return ".".join(map(str, location)) or "the value"
+
+
+def _require_keys(model: Any, value: Any, where: str) -> None:
+    optional = getattr(model, "OPTIONAL_KEYS", None)
+    if optional is None or not isinstance(value, Mapping):
+        return
+    if is_dataclass(model):
+        keys = {field.name for field in fields(model)}
+    else:
+        keys = {field.alias or name for name, field in model.model_fields.items()}
+    if missing := sorted(keys - set(optional) - set(value)):
+        raise FormatError(f"expected {_name(model)} with the keys {', '.join(missing)}, got none of them, in {where}")
 
 
 @cache

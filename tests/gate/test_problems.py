@@ -139,6 +139,7 @@ def test_a_plan_with_more_or_impossible_content_is_refused() -> None:
     prompt = {"id": "a", "kind": "harmful", "category": "c", "behaviour": "", "digest": "d"}
     calibration = {"judge": "j", "exact": False, "harmful": None, "refusal": None, "labels": ""}
     plan = {"prompts": [prompt], "models": {}, "judge": "j", "calibration": calibration, "policy": "p"}
+    plan |= {"suites": {}, "decoding": {}}
     parse(Plan, plan, where="here")
     more = plan | {"prompts": [prompt | {"waived": True}]}
     counts = {"true_positives": 9, "positives": 3, "true_negatives": 0, "negatives": 0}

@@ -1,6 +1,11 @@
+import json
+from typing import ClassVar
+
 import pytest
 
 from safegene.errors import FormatError
+from safegene.gate.types import JudgementRow
+from safegene.workspace.manifest import Manifest
 from safegene.workspace.schema import Strict, parse_json, parse_jsonl
 
 
@@ -44,3 +49,31 @@ def test_lines_are_counted_as_a_person_counts_them() -> None:
 def test_only_the_first_problems_are_named() -> None:
     with pytest.raises(FormatError, match="and 2 more"):
         parse_json(Note, b'{"a": 1, "b": 1, "c": 1, "d": 1}', where="f")
+
+
+def test_a_file_format_needs_every_key_that_is_not_optional() -> None:
+    class Format(Strict):
+        OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset({"later"})
+
+        name: str = "default"
+        later: int = 0
+
+    assert parse_json(Format, b'{"name": "a"}', where="f") == Format(name="a")
+    with pytest.raises(FormatError, match="expected a Format with the keys name, got none of them, in f"):
+        parse_json(Format, b'{"later": 1}', where="f")
+
+
+@pytest.mark.parametrize("key", ["schema", "version", "facts"])
+def test_a_manifest_without_one_of_its_keys_is_refused(key: str) -> None:
+    content = json.loads(Manifest(stage="s", params={}, inputs={}, files={}).content)
+    del content[key]
+    with pytest.raises(FormatError, match=f"with the keys {key}"):
+        parse_json(Manifest, json.dumps(content), where="f")
+
+
+@pytest.mark.parametrize("key", ["weights", "failure", "correct"])
+def test_a_judgement_without_what_its_verdict_rests_on_is_refused(key: str) -> None:
+    row = JudgementRow("p", "candidate", "sha256:" + "0" * 64, "no", "yes", None, "yes").to_json()
+    del row[key]
+    with pytest.raises(FormatError, match=f"with the keys {key}"):
+        parse_json(JudgementRow, json.dumps(row), where="f")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -135,6 +135,8 @@ def calibration_of(params: JudgeParams, judge: Judge) -> Calibration | None:
 
 class CalibrationFile(Strict):
     """The content of a calibration file."""
+
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset()
 
     schema_: Literal["safegene/calibration/v1"] = Field("safegene/calibration/v1", alias="schema")
     judge: str
