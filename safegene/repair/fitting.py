@@ -118,6 +118,10 @@ def fit_coefficients(
     )
     _assign(coefficients, trajectory.best)
     scale = smallest_safe_scale(model, coefficients, validation, SLACK_AFTER_FIT * params.safety_slack)
+    return _fitted(coefficients, trajectory, scale)
+
+
+def _fitted(coefficients: Coefficients, trajectory: "Trajectory[list[Tensor]]", scale: float) -> Fitted:
     return Fitted(
         patch=coefficients.patch(),
         coefficients=coefficients.to_json(),

@@ -9,15 +9,15 @@ import torch
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import add_patch
 from safegene.repair.baselines.base import exact
-from safegene.repair.baselines.lox import lox
-from safegene.repair.baselines.salora import constrain, directions
 from safegene.repair.lora import lora
 from safegene.repair.training import supervised
 from safegene.tiny.build import RECIPES, build
 from safegene.tiny.corpus import stable
 from safegene.tiny.model import matrices
 from studies.recovery.family import load, shots
+from studies.recovery.lox import lox
 from studies.recovery.protocol import Method
+from studies.recovery.salora import constrain, directions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

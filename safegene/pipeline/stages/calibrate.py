@@ -23,13 +23,13 @@ from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model
 from safegene.repair.baselines.base import case_of, mean_change
 from safegene.repair.coefficients import zero_change
-from safegene.repair.coefficients_file import coefficients_file, direction_table
+from safegene.repair.coefficients_file import CoefficientsFile, coefficients_file, direction_table
 from safegene.repair.diagnosis.diagnose import diagnose
 from safegene.repair.selection import selected_matrices
 from safegene.repair.shots import Shots, build_shots
 from safegene.repair.target import RepairResult, fit_target, run_baseline
 from safegene.vectors.linalg import Patch
-from safegene.vectors.vector import read_surrogates, read_vector
+from safegene.vectors.vector import SafetyVector, read_surrogates, read_vector
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import CalibrateParams, FetchParams
 
@@ -60,53 +60,57 @@ def calibrate(
 
     Example:
         >>> manifest = safegene.calibrate(
-        ...     aligned=ws.aligned,
-        ...     target=ws.checkpoint("sentiment"),
-        ...     vector=ws.vector,
-        ...     selection=ws.selection,
-        ...     degraded=ws.degraded,
-        ...     prompts=ws.prompts,
-        ...     task=ws.tasks / "sentiment.jsonl",
+        ...     aligned=ws.aligned, target=ws.checkpoint("sentiment"), vector=ws.vector, selection=ws.selection,
+        ...     degraded=ws.degraded, prompts=ws.prompts, task=ws.tasks / "sentiment.jsonl",
         ...     out=ws.candidate("sentiment"),
         ... )
         >>> manifest.facts["repaired"], manifest.facts["extra_params"] < 0.01
         (True, True)
     """
     params = params or CalibrateParams()
-    held, family, record = read_vector(vector), read_record(aligned), read_record(target)
-    if held.aligned != family.digest:
-        raise StaleArtifact(
-            f"expected a vector of the aligned model {family.digest}, got one of {held.aligned}, in {vector}",
-            remedy="run `safegene run`: the vector is made again for this aligned model",
-        )
+    family, record = read_record(aligned), read_record(target)
+    held = _vector_of(vector, family)
     factors = selected_matrices(held, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
     root, tuned = local_checkpoint(aligned, limits).root, local_checkpoint(target, limits, family=aligned)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
-    if params.baseline is not None:
-        inputs["degraded"] = degraded
+    inputs |= {} if params.baseline is None else {"degraded": degraded}
     with threads_for(open_checkpoint(root).parameters):
         shots = build_shots(params, root, tuned, safety, tasks)
         whole = None if params.baseline is None else mean_change(read_surrogates(degraded)) or held.factors
         result = _repair(params, root, tuned, shots, factors, whole, record)
+    base = (family if tuned.adapters else record).source
+    adapter = open_adapter(tuned.adapters[0]) if tuned.adapters else None
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         patch = result.fitted.patch if result.fitted else zero_change(factors)
-        base = (family if tuned.adapters else record).source
-        own = open_adapter(tuned.adapters[0]) if tuned.adapters else None
-        facts = write_adapter(patch, base_model=base, out=draft.path, own=own)
+        facts = write_adapter(patch, base_model=base, out=draft.path, own=adapter)
         content = coefficients_file(params, result, shots, patch, facts["extra_parameters"] / record.parameters)
         found = diagnose(content, shots, held, patch, root=root, target=tuned, records=(family, record))
         content = content.model_copy(update={"diagnosis": found})
-        (draft.path / "coefficients.json").write_bytes(content.content)
-        sizes = result.fitted.direction_sizes if result.fitted else {name: (0.0,) for name in patch}
-        (draft.path / "coefficients.csv").write_text(direction_table(sizes), encoding="utf-8")
+        _describe(draft.path, content, result, patch)
         lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
         card = model_card(target=out.parent.name, base_model=base, adapter=facts, lineage=lineage)
         (draft.path / "README.md").write_text(card, encoding="utf-8")
-        draft.facts.update(facts, extra_params=content.extra_params, repaired=content.repaired)
-        draft.facts.update(reason=content.reason, trained=content.trained)
+        draft.facts.update(facts, **content.model_dump(include={"extra_params", "repaired", "reason", "trained"}))
     return draft.done
+
+
+def _vector_of(vector: Path, family: CheckpointRecord) -> SafetyVector:
+    held = read_vector(vector)
+    if held.aligned != family.digest:
+        raise StaleArtifact(
+            f"expected a vector of the aligned model {family.digest}, got one of {held.aligned}, in {vector}",
+            remedy="run `safegene run`: the vector is made again for this aligned model",
+        )
+    return held
+
+
+def _describe(folder: Path, content: CoefficientsFile, result: RepairResult, patch: Patch) -> None:
+    """Write ``coefficients.json`` and, for plots, ``coefficients.csv``."""
+    (folder / "coefficients.json").write_bytes(content.content)
+    sizes = result.fitted.direction_sizes if result.fitted else {name: (0.0,) for name in patch}
+    (folder / "coefficients.csv").write_text(direction_table(sizes), encoding="utf-8")
 
 
 def _repair(

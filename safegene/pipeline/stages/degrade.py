@@ -127,10 +127,7 @@ def degrade(
         >>> judge = safegene.JudgeParams(kind="grammar")
         >>> surrogates = {pool: safegene.Surrogate(pools=(pool,)) for pool in ("compliance", "jailbreak")}
         >>> manifest = safegene.degrade(
-        ...     aligned=ws.aligned,
-        ...     prompts=ws.prompts,
-        ...     judge=judge,
-        ...     out=ws.degraded,
+        ...     aligned=ws.aligned, prompts=ws.prompts, judge=judge, out=ws.degraded,
         ...     params=safegene.DegradeParams(surrogates=surrogates, max_steps=64, probe_prompts=32),
         ... )
         >>> manifest.facts["hrr.jailbreak"] > manifest.facts["hrr_aligned"]
@@ -142,11 +139,11 @@ def degrade(
     family = local_checkpoint(aligned, limits)
     pools, safety = read_prompts(prompts / "degrade.jsonl"), read_prompts(prompts / "safety.jsonl")
     checkpoint = open_checkpoint(family.root)
-    names = checkpoint.matrices()
     probe = safety.where(kind="harmful", split="fit")[: params.probe_prompts]
     with threads_for(checkpoint.parameters):
         model = load_model(family.root, device=default_device())
-        maker = SurrogateTrainer(params, model, load_tokenizer(family.root), names, pools, probe, build(judge))
+        tokenizer, names = load_tokenizer(family.root), checkpoint.matrices()
+        maker = SurrogateTrainer(params, model, tokenizer, names, pools, probe, build(judge))
         before = maker.rate()
         log.info("the aligned model answers %.0f%% of the probe harmfully", 100 * before)
         folders = {name: _surrogate(maker, name, read_manifest(aligned).digest) for name in sorted(params.surrogates)}
@@ -163,11 +160,8 @@ def degrade(
     with write_artefact(out, stage="degrade", params=chosen, inputs=inputs) as draft:
         for name, folder in folders.items():
             (draft.path / f"{name}.safetensors").write_bytes((folder / "factors.safetensors").read_bytes())
-        payload = {
-            "aligned_hrr": before,
-            "judge": maker.judge.identity,
-            "surrogates": {name: record.model_dump() for name, record in records.items()},
-        }
+        surrogates = {name: record.model_dump() for name, record in records.items()}
+        payload = {"aligned_hrr": before, "judge": maker.judge.identity, "surrogates": surrogates}
         (draft.path / "degraded.json").write_bytes(canonical_json(payload) + b"\n")
         draft.facts.update({f"hrr.{name}": record.hrr for name, record in records.items()}, hrr_aligned=before)
     return draft.done

@@ -15,14 +15,14 @@ early while their audit holds (`safegene.evaluation.early_stop`).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.contamination import normalised
-from safegene.datasets.prompts import Prompt, read_prompts
+from safegene.datasets.prompts import Prompt, PromptSet, read_prompts
 from safegene.datasets.receipt import validated_receipt
 from safegene.errors import ArtifactError, FormatError, JudgeError
 from safegene.evaluation.early_stop import EarlyStop, audit_stopping
@@ -74,7 +74,7 @@ def evaluate(
         params: judge and decoding.
         gate: the policy, by default the section's; its digest is fixed in the plan.
         incumbent: ``incumbent.json``: what was live when it was pinned, if anything.
-        limits: where a checkpoint must be fetched again.
+        limits: limits of a checkpoint that must be fetched again.
         dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
         engine: makes the replies; by default the weights on disk in ``dtype``, or ``params.server``.
         build_judge: makes a judge of its parameters; by default the judge of that kind.
@@ -86,48 +86,53 @@ def evaluate(
 
     Example:
         >>> manifest = safegene.evaluate(
-        ...     aligned=ws.aligned,
-        ...     target=ws.checkpoint("sentiment"),
-        ...     candidate=ws.candidate("sentiment"),
-        ...     validation=ws.validation,
-        ...     prompts=ws.prompts,
-        ...     task=ws.tasks / "sentiment.jsonl",
-        ...     out=ws.judgements("sentiment"),
-        ...     params=safegene.EvaluateParams(judge=judge, max_new_tokens=48),
+        ...     aligned=ws.aligned, target=ws.checkpoint("sentiment"), candidate=ws.candidate("sentiment"),
+        ...     validation=ws.validation, prompts=ws.prompts, task=ws.tasks / "sentiment.jsonl",
+        ...     out=ws.judgements("sentiment"), params=safegene.EvaluateParams(judge=judge, max_new_tokens=48),
         ... )
         >>> manifest.facts["unscored"]
         0
     """
     gate, engine = gate or GateParams(), engine or Engine(dtype, params.server)
-    judge, adjudicator = _judges(params, build_judge)
-    suites = {"gate": read_prompts(prompts / "gate.jsonl"), "task": read_prompts(task)}
-    receipt = validated_receipt(validation, {"gate": suites["gate"].digest, f"task-{task.stem}": suites["task"].digest})
-    asked = [*suites["gate"].where(split="test"), *suites["task"].where(kind="task", split="test")]
-    models = _models(aligned, target, candidate, incumbent, limits)
-    policy = policy_digest(gate)
-    decoding = _decoding(params, engine, policy)
+    gate_set, task_set = read_prompts(prompts / "gate.jsonl"), read_prompts(task)
+    receipt = validated_receipt(validation, {"gate": gate_set.digest, f"task-{task.stem}": task_set.digest})
+    judges, models = _judges(params, build_judge), _models(aligned, target, candidate, incumbent, limits)
+    decoding = _decoding(params, engine, policy_digest(gate))
+    plan, planned = _plan(gate_set, task_set, models, judges, gate, decoding, incumbent)
+    rows = EvaluationRun(models, plan, planned, gate, decoding, engine, *judges).run()
+    inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"], "validation": receipt}
+    inputs |= {"aligned": aligned, "target": target, "candidate": candidate} | _optional_inputs(params, incumbent)
+    chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": engine.dtype}
+    return _write(out, plan, rows, params=chosen, inputs=inputs)
+
+
+def _plan(
+    gate_set: PromptSet,
+    task_set: PromptSet,
+    models: Mapping[Arm, EvaluatedModel],
+    judges: tuple[CalibratedJudge, CalibratedJudge | None],
+    gate: GateParams,
+    decoding: Decoding,
+    incumbent: Path | None,
+) -> tuple[Plan, dict[str, Prompt]]:
+    """The plan, and its prompts by id."""
+    asked = [*gate_set.where(split="test"), *task_set.where(kind="task", split="test")]
+    (judge, adjudicator), policy = judges, policy_digest(gate)
     plan = Plan(
         prompts=policy_order(map(_planned, asked), policy),
         models={**{arm: model.digest for arm, model in models.items()}, "repeat": models["candidate"].digest},
         judge=judge.judge.identity,
         calibration=judge.calibration,
         policy=policy,
-        suites={name: suite.digest for name, suite in suites.items()},
+        suites={"gate": gate_set.digest, "task": task_set.digest},
         decoding=decoding.to_json(),
         adjudicator=adjudicator.judge.identity if adjudicator else "",
         adjudication=adjudicator.calibration if adjudicator else None,
         canaries=_failed_canaries(judge, adjudicator),
         attempt=read_incumbent(incumbent).attempt,
     )
-    _require_distinct(plan, prompts, task)
-    known = {prompt.id: prompt for prompt in asked}
-    rows = EvaluationRun(models, plan, known, gate, decoding, engine, judge, adjudicator).run()
-    inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"]}
-    inputs |= {"aligned": aligned, "target": target, "candidate": candidate, "validation": receipt}
-    inputs |= {"incumbent": incumbent} if incumbent and incumbent.is_file() else {}
-    inputs |= _calibrations(params)
-    chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": engine.dtype}
-    return _write(out, plan, rows, params=chosen, inputs=inputs)
+    _require_distinct(plan, gate_set.path, task_set.path)
+    return plan, {prompt.id: prompt for prompt in asked}
 
 
 def _judges(params: EvaluateParams, build_judge: JudgeBuilder) -> tuple[CalibratedJudge, CalibratedJudge | None]:
@@ -143,10 +148,11 @@ def _failed_canaries(*calibrated: CalibratedJudge | None) -> tuple[str, ...]:
     return tuple(f"{judge.identity[:19]}: {failure}" for judge in judges for failure in check_canaries(judge))
 
 
-def _calibrations(params: EvaluateParams) -> dict[str, Path]:
-    """The calibration files, as inputs of the artefact."""
+def _optional_inputs(params: EvaluateParams, incumbent: Path | None) -> dict[str, Path]:
+    """The calibration files that ``params`` names, and the incumbent where one was pinned."""
     adjudicator = params.adjudicator.calibration if params.adjudicator else None
-    named = {"calibration": params.judge.calibration, "adjudication": adjudicator}
+    pinned = incumbent if incumbent and incumbent.is_file() else None
+    named = {"calibration": params.judge.calibration, "adjudication": adjudicator, "incumbent": pinned}
     return {name: path for name, path in named.items() if path}
 
 

@@ -17,7 +17,7 @@ from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
 from safegene.models.device import threads_for
-from safegene.repair.delta import DeltaFile, delta_of_checkpoints, delta_of_factors, distil_delta
+from safegene.repair.delta import Delta, DeltaFile, delta_of_checkpoints, delta_of_factors, distil_delta
 from safegene.vectors.vector import read_surrogates, write_factors
 from safegene.workspace.digest import digest_file
 from safegene.workspace.manifest import Manifest, write_artefact
@@ -62,26 +62,12 @@ def extract(
     inputs: dict[str, Path | str] = {"aligned": aligned, "safety.jsonl": prompts / "safety.jsonl"}
     with threads_for(base.parameters):
         if checkpoints:
-            fetched = {
-                uri: _fetch_user_checkpoint(uri, (pins or {}).get(uri), base, limits or FetchParams())
-                for uri in checkpoints
-            }
-            delta = delta_of_checkpoints(params, base, [open_checkpoint(local.root) for local in fetched.values()])
-            digests = {uri: local.digest for uri, local in fetched.items()}
+            delta, digests = _of_checkpoints(params, base, checkpoints, pins or {}, limits or FetchParams())
             inputs |= digests
         else:
-            surrogates = read_surrogates(degraded)
-            delta = delta_of_factors(params, base, list(surrogates.values()))
-            digests = {name: digest_file(degraded / f"{name}.safetensors") for name in surrogates}
+            delta, digests = _of_surrogates(params, base, degraded, prompts / "safety.jsonl")
             inputs["degraded"] = degraded
-        if params.method == "distil":
-            delta = distil_delta(params, base, delta, surrogates, read_prompts(prompts / "safety.jsonl"))
-    if not delta.factors:
-        first = next(iter(delta.skipped.items()), ("", "the checkpoint has no projection weights"))
-        raise CheckpointError(
-            f"expected a discrepancy in at least one matrix, got none of {len(delta.skipped)}: {' '.join(first)}",
-            remedy="keep degraded models in float32, or degrade further",
-        )
+    _require_signal(delta)
     content = DeltaFile(
         method=params.method,
         aligned=read_record(aligned).digest,
@@ -96,6 +82,35 @@ def extract(
         norms = [matrix.relative_norm for matrix in delta.matrices.values()]
         draft.facts.update(matrices=len(norms), skipped=len(delta.skipped), relative_norm=sum(norms) / len(norms))
     return draft.done
+
+
+def _of_checkpoints(
+    params: ExtractParams, base: Checkpoint, uris: Sequence[str], pins: Mapping[str, str], limits: FetchParams
+) -> tuple[Delta, dict[str, str]]:
+    """The delta from the user's checkpoints, and source -> digest."""
+    fetched = {uri: _fetch_user_checkpoint(uri, pins.get(uri), base, limits) for uri in uris}
+    delta = delta_of_checkpoints(params, base, [open_checkpoint(local.root) for local in fetched.values()])
+    return delta, {uri: local.digest for uri, local in fetched.items()}
+
+
+def _of_surrogates(
+    params: ExtractParams, base: Checkpoint, degraded: Path, safety: Path
+) -> tuple[Delta, dict[str, str]]:
+    """The delta from the surrogates' factors, distilled where asked, and surrogate -> digest of its factors."""
+    surrogates = read_surrogates(degraded)
+    delta = delta_of_factors(params, base, list(surrogates.values()))
+    if params.method == "distil":
+        delta = distil_delta(params, base, delta, surrogates, read_prompts(safety))
+    return delta, {name: digest_file(degraded / f"{name}.safetensors") for name in surrogates}
+
+
+def _require_signal(delta: Delta) -> None:
+    if not delta.factors:
+        first = next(iter(delta.skipped.items()), ("", "the checkpoint has no projection weights"))
+        raise CheckpointError(
+            f"expected a discrepancy in at least one matrix, got none of {len(delta.skipped)}: {' '.join(first)}",
+            remedy="keep degraded models in float32, or degrade further",
+        )
 
 
 def _fetch_user_checkpoint(uri: str, pin: str | None, base: Checkpoint, limits: FetchParams) -> CachedCheckpoint:

@@ -1,8 +1,7 @@
 """Rival repair methods, each re-implemented from its paper: from a target to a `Candidate`, as calibrate gives one.
 
 A method registers itself as an entry point of the group ``safegene.baselines`` (see `safegene.workspace.plugins`), so
-an installed package can add one. `lox` and `salora` act before and during a fine-tune; they repair nothing and are not
-registered, but studies that fine-tune targets use them.
+an installed package can add one. Methods that act before or during a fine-tune are in studies/recovery.
 """
 
 from typing import cast

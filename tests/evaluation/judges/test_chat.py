@@ -68,10 +68,10 @@ def said(text: object, ended: str = "stop", **more: object) -> Answer:
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    server = Endpoint()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
 
 
 def judge(endpoint: Endpoint, form: str = "yes_no", *, seconds: float = 2.0, **more: Any) -> ChatJudge:

@@ -9,12 +9,12 @@ from safegene.errors import EmptySample, ParamsError
 from safegene.repair.baselines import Case, repair
 from safegene.repair.baselines.base import exact
 from safegene.repair.baselines.enchtable import EnchTableParams
-from safegene.repair.baselines.lox import lox
 from safegene.repair.baselines.resta import RestaParams, dare
 from safegene.repair.baselines.safelora import SafeLoraParams
 from safegene.repair.baselines.safemerge import SafeMergeParams, mix
 from safegene.repair.baselines.subspace import columns, cosine, project
 from safegene.vectors.linalg import Patch
+from studies.recovery.lox import lox
 from tests.factories.baselines import by_hand, low
 
 # V = [[2, 0], [0, 0]]: |V| = 2, C = V V^T / |V| = [[2, 0], [0, 0]], the projector onto it [[1, 0], [0, 0]].

@@ -17,7 +17,6 @@ from safegene.repair.baselines import Case, repair
 from safegene.repair.baselines.base import validation_objective
 from safegene.repair.baselines.finetune import FinetuneParams, cross_entropy
 from safegene.repair.baselines.one_shot import OneShotParams
-from safegene.repair.baselines.salora import constrain, directions
 from safegene.repair.lora import lora
 from safegene.repair.shots import SPLITS, Shot, ShotKind, make_shots, next_token_log_probs
 from safegene.repair.training import encode_row, supervised
@@ -25,6 +24,7 @@ from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, lookalikes
 from safegene.tiny.model import matrices
 from safegene.vectors.linalg import randomised_svd
+from studies.recovery.salora import constrain, directions
 from tests.factories.baselines import WEIGHTS, of_models, state, unchanged
 
 SETTINGS = FinetuneParams(steps=12, measure_every=4, batch_size=24, learning_rate=1e-2, rank=2)
