@@ -27,7 +27,7 @@ from safegene.models.loading import load_model, load_tokenizer
 from safegene.repair.training import Row, collate, encode_row, response_loss, supervised
 from safegene.workspace.atomic import draft_folder, write_file
 from safegene.workspace.digest import canonical_json, digest_json, strict_json
-from safegene.workspace.schema import json_lines
+from safegene.workspace.parsing import json_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

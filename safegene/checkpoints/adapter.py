@@ -17,8 +17,8 @@ from safegene.checkpoints.folder import check_folder, read_json
 from safegene.checkpoints.header import TensorSpec, read_header
 from safegene.checkpoints.values import FLOATS, check_values, read_tensor
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing
-from safegene.workspace.fields import Positive, Rate
-from safegene.workspace.schema import Strict, parse
+from safegene.workspace.fields import Positive, PositiveFloat
+from safegene.workspace.parsing import Strict, parse
 
 if TYPE_CHECKING:
     from safegene.vectors.linalg import Patch
@@ -56,9 +56,9 @@ class LoraScale(Strict):
     model_config = ConfigDict(extra="ignore")
 
     r: Positive
-    lora_alpha: Rate
+    lora_alpha: PositiveFloat
     rank_pattern: dict[ModulePattern, Positive] | None = None
-    alpha_pattern: dict[ModulePattern, Rate] | None = None
+    alpha_pattern: dict[ModulePattern, PositiveFloat] | None = None
     use_rslora: bool | None = None
 
     def rank(self, module: str) -> int:

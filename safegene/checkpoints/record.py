@@ -7,7 +7,7 @@ from safegene.errors import FormatError
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.fields import Digest
 from safegene.workspace.manifest import read_manifest
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 RECORD = "checkpoint.json"
 

@@ -87,7 +87,7 @@ def suite_formats() -> None:
 @app.command("list")
 def suite_list(as_json: AsJson = False) -> None:
     """List the workspace's suites, each verified. Exit 1 when one is broken."""
-    from safegene.datasets.library import suite_folder, suite_names
+    from safegene.datasets.suite_library import suite_folder, suite_names
     from safegene.datasets.suites import read_suite
 
     ws = Workspace.find()
@@ -119,7 +119,7 @@ def suite_list(as_json: AsJson = False) -> None:
 @app.command("validate")
 def suite_validate(names: Names = None) -> None:
     """Check suites against their cards, their expectations, and the prompts used in fitting."""
-    from safegene.datasets.library import check_suites
+    from safegene.datasets.suite_library import check_suites
 
     for checked in check_suites(Workspace.find(), names or []):
         card = checked.suite.card
@@ -134,7 +134,7 @@ def suite_use(
     ],
 ) -> None:
     """Write the test rows of suites as the gate's prompt set, data/prompts/gate.jsonl."""
-    from safegene.datasets.library import use_suites
+    from safegene.datasets.suite_library import use_suites
 
     gate_set = use_suites(Workspace.find(), names)
     console.print(f"{gate_set.path}: {len(gate_set.rows)} prompts", soft_wrap=True, markup=False)

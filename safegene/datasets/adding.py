@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from safegene.checkpoints.sources.files import PlainFile, read_file
 from safegene.checkpoints.sources.uri import redact, redact_text
-from safegene.datasets.library import suite_folder
 from safegene.datasets.prompts import Prompt, prompt_lines
+from safegene.datasets.suite_library import suite_folder
 from safegene.datasets.suites import Card, LoadOptions, Suite, collect_rows, format_named, write_suite
 from safegene.datasets.suites.card import Transform, check_known, count_kinds, expectations_for
 from safegene.datasets.suites.formats import SuiteFormat

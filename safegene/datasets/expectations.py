@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import StringConstraints
 
-from safegene.workspace.schema import Strict
+from safegene.workspace.parsing import Strict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = (

@@ -12,7 +12,7 @@ from pydantic import StringConstraints
 
 from safegene.errors import ArtifactError, EmptySample, FormatError
 from safegene.workspace.digest import canonical_json, digest_bytes
-from safegene.workspace.schema import Strict, json_lines, parse_json
+from safegene.workspace.parsing import Strict, json_lines, parse_json
 
 Kind = Literal["harmful", "wrapped", "lookalike", "generic", "task"]
 Split = Literal["fit", "validation", "test"]

@@ -13,7 +13,7 @@ from safegene.errors import StaleArtifact
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.fields import Digest
 from safegene.workspace.manifest import read_manifest
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 RECEIPT = "receipt.json"
 

@@ -2,7 +2,7 @@
 
 from safegene.errors import EmptySample
 from safegene.gate.types import JudgementRow, Plan
-from safegene.workspace.schema import parse_json, parse_jsonl
+from safegene.workspace.parsing import parse_json, parse_jsonl
 
 
 def evidence_from(plan: bytes, judgements: bytes, *, where: str) -> tuple[list[JudgementRow], Plan]:

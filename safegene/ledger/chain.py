@@ -32,7 +32,7 @@ from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes
 from safegene.workspace.fields import Digest
 from safegene.workspace.params import PromoteParams
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 TIP = "tip"
 SEEN = "ledger.seen"

@@ -14,7 +14,7 @@ from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import PREFIX, canonical_json
 from safegene.workspace.fields import Digest
 from safegene.workspace.layout import cache_folder
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 DECIDED = ("pass", "fail", "inconclusive")
 

@@ -18,7 +18,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from safegene.errors import FormatError, LedgerError
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_json, strict_json
 from safegene.workspace.fields import Digest
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://safegene.dev/record/v1"

@@ -19,7 +19,7 @@ from safegene.workspace.atomic import draft_folder
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, is_digest
 from safegene.workspace.manifest import NAME as MANIFEST
 from safegene.workspace.manifest import Manifest
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 INDEX = "release.json"
 

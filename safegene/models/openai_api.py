@@ -21,7 +21,7 @@ from pydantic import ConfigDict, StringConstraints, ValidationError, ValidatorFu
 from safegene.errors import FormatError
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.fields import Count
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 if TYPE_CHECKING:
     import httpx

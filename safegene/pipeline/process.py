@@ -12,7 +12,7 @@ from rich.console import Console
 from safegene import errors
 from safegene.errors import ParamsError, SafegeneError
 from safegene.workspace.atomic import write_file
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 ERROR_FILE = "SAFEGENE_ERROR_FILE"  # environment: where a child process leaves its error
 PARENT = "SAFEGENE_DIE_WITH_PARENT"  # environment: process id of the flow that started the child

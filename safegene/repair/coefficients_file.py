@@ -16,7 +16,7 @@ from safegene.repair.target import RepairResult
 from safegene.vectors.linalg import Patch
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.params import CalibrateParams
-from safegene.workspace.schema import Strict
+from safegene.workspace.parsing import Strict
 
 OURS = "safegene"  # the method where no baseline is named
 

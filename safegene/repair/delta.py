@@ -34,7 +34,7 @@ from safegene.vectors.linalg import (
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import ExtractParams
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 log = logging.getLogger(__name__)
 NAME = "delta.json"

@@ -23,7 +23,7 @@ from safegene.vectors.vector import SafetyVector
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import SelectParams
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ from safegene.report.files import CheckpointView, CoefficientsView, SelectionVie
 from safegene.report.live import LiveRelease, LiveReleases, read_live
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
-from safegene.workspace.schema import parse_json
+from safegene.workspace.parsing import parse_json
 from safegene.workspace.staleness import data_digests, require_current
 
 ARMS = ("before", "after", "aligned")

@@ -34,7 +34,7 @@ from safegene.workspace.atomic import draft_folder, write_file
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from safegene.workspace.fields import Digest
 from safegene.workspace.layout import cache_folder
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -40,7 +40,7 @@ from safegene.vectors.linalg import LowRank, Patch
 from safegene.workspace.digest import canonical_json, strict_json
 from safegene.workspace.fields import Digest, Positive, Share
 from safegene.workspace.manifest import read_manifest
-from safegene.workspace.schema import Strict, parse
+from safegene.workspace.parsing import Strict, parse
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TENSORS, HEADER = "vector.safetensors", "vector.json"

@@ -16,7 +16,7 @@ from safegene.errors import ArtifactError, DigestMismatch, FormatError
 from safegene.version import __version__
 from safegene.workspace.atomic import draft_folder
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_file, digest_tree
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 NAME = "manifest.json"
 

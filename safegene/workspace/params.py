@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from safegene.errors import ParamsError
 from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import Baseline
-from safegene.workspace.fields import Digest, Frozen, Name, Positive, Rate, Share, Uri
+from safegene.workspace.fields import Digest, Frozen, Name, Positive, PositiveFloat, Share, Uri
 from safegene.workspace.plugins import JUDGES
 
 
@@ -40,7 +40,7 @@ class ValidateParams(Frozen):
 class FetchParams(Frozen):
     """Limits on the checkpoints that are fetched."""
 
-    max_gibibytes: Rate = 200.0
+    max_gibibytes: PositiveFloat = 200.0
     model_types: tuple[str, ...] = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "glm4", "phi3", "olmo2")
 
 
@@ -48,7 +48,7 @@ class Surrogate(Frozen):
     """One degraded copy: a LoRA fine-tune of the aligned model on pools of ``data/prompts/degrade.jsonl``."""
 
     pools: tuple[Name, ...] = Field(min_length=1)
-    learning_rate: Rate = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     rank: Positive = 16
 
 
@@ -79,7 +79,7 @@ class ExtractParams(Frozen):
     response_tokens: Positive = 8
     steps: Positive = 120
     batch_size: Positive = 32
-    learning_rate: Rate = 5e-3
+    learning_rate: PositiveFloat = 5e-3
     benign_weight: Annotated[float, Field(ge=0)] = 1.0
     seed: int = 0
 
@@ -89,7 +89,7 @@ class CompressParams(Frozen):
 
     rank: Positive | None = 64
     energy: Share | None = None
-    max_mebibytes: Rate | None = None
+    max_mebibytes: PositiveFloat | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -130,7 +130,7 @@ class CalibrateParams(Frozen):
     response_tokens: Positive = 14
     steps: Positive = 150
     batch_size: Positive = 12
-    learning_rate: Rate = 0.2
+    learning_rate: PositiveFloat = 0.2
     measure_every: Positive = 50
     patience: Positive = 3
     validation_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
@@ -163,8 +163,8 @@ class JudgeParams(Frozen):
     url: str | None = None
     format: JudgeFormat = "qwen3guard"
     allow_hosts: tuple[str, ...] = ()
-    timeout_seconds: Rate = 60.0
-    requests_per_minute: Rate | None = None
+    timeout_seconds: PositiveFloat = 60.0
+    requests_per_minute: PositiveFloat | None = None
     concurrency: Annotated[int, Field(ge=1, le=64)] = 1
     max_requests: Positive | None = None
     max_tokens: Positive | None = None
@@ -193,7 +193,7 @@ class ServerParams(Frozen):
     url: str
     names: dict[Literal["before", "candidate", "aligned", "incumbent"], str] = Field(min_length=1)
     allow_hosts: tuple[str, ...] = ()
-    timeout_seconds: Rate = 120.0
+    timeout_seconds: PositiveFloat = 120.0
     at_once: Positive = 8
     max_disagreement: Annotated[float, Field(ge=0.0, le=0.5)] = 0.25
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from safegene.datasets.adding import SuiteRequest, add_suite
-from safegene.datasets.library import suite_names
+from safegene.datasets.suite_library import suite_names
 from safegene.datasets.suites import LoadOptions, read_suite
 from safegene.datasets.suites.card import CARD
 from safegene.errors import (

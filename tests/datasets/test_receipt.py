@@ -8,7 +8,7 @@ from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, Valida
 from safegene.errors import DigestMismatch, FormatError, StaleArtifact
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.manifest import write_artefact
-from safegene.workspace.schema import parse_json
+from safegene.workspace.parsing import parse_json
 from tests.factories.validation import write_receipt
 
 SET = ValidatedSet(digest=digest_bytes(b"rows"), rows=2, parts={"harmful/test": 2}, rules=3)

@@ -10,7 +10,7 @@ from safegene.gate import ConfusionCounts, Judgement, JudgementRow, Label, decid
 from safegene.gate.adjudication import in_audit, replies_to_adjudicate
 from safegene.gate.decision import level_share
 from safegene.gate.endpoints import MeasuredError, joint_error
-from safegene.workspace.schema import parse
+from safegene.workspace.parsing import parse
 from tests.factories.gate import (
     GOOD_COUNTS,
     JUDGE,

@@ -12,7 +12,7 @@ from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import policy_order
 from safegene.workspace.digest import digest_bytes
 from safegene.workspace.params import GateParams
-from safegene.workspace.schema import parse
+from safegene.workspace.parsing import parse
 from tests.factories.gate import FIXED, POLICY, answers, harm, make_plan, weights
 
 

@@ -25,7 +25,7 @@ from safegene.report.diagnosis import draw, headline, read_diagnosis, sentences,
 from safegene.vectors.linalg import LowRank
 from safegene.vectors.vector import SafetyVector
 from safegene.workspace.params import CalibrateParams
-from safegene.workspace.schema import parse_json
+from safegene.workspace.parsing import parse_json
 from tests.factories.artefacts import DATA, made, payload
 from tests.factories.commands import run
 from tests.factories.llamas import checkpoint_record, random_patch, save_adapter, save_llama

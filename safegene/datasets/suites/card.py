@@ -21,7 +21,7 @@ from safegene.errors import ArtifactError, DigestMismatch, FormatError, ParamsEr
 from safegene.workspace.atomic import draft_folder
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_json
 from safegene.workspace.fields import Digest, Name, Positive
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 CARD, DATA = "suite.json", "data.jsonl"
 MAX_CARD = 1 << 20  # bytes

@@ -15,7 +15,7 @@ from typing import Any
 from safegene.datasets.prompts import MAX_BYTES
 from safegene.errors import EmptySample, FormatError
 from safegene.workspace.digest import strict_json
-from safegene.workspace.schema import json_lines
+from safegene.workspace.parsing import json_lines
 
 Record = tuple[str, dict[str, Any]]
 """Place of a row (file and line), and its values by column."""

@@ -22,7 +22,7 @@ from safegene.gate.statistics import wilson
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.params import JudgeParams
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 log = logging.getLogger(__name__)
 

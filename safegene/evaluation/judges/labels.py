@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from safegene.errors import EmptySample, FormatError, JudgeError
-from safegene.workspace.schema import Strict, json_lines, parse_json
+from safegene.workspace.parsing import Strict, json_lines, parse_json
 
 LabelForm = Literal["ours", "gptfuzz", "xstest"]
 _XSTEST = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")

@@ -29,7 +29,7 @@ from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import DegradeParams, FetchParams, JudgeParams, Surrogate
-from safegene.workspace.schema import Strict, parse_json
+from safegene.workspace.parsing import Strict, parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

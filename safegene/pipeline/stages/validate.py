@@ -21,7 +21,7 @@ from safegene.workspace.digest import strict_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import ValidateParams
-from safegene.workspace.schema import json_lines
+from safegene.workspace.parsing import json_lines
 
 log = logging.getLogger(__name__)
 COLUMNS = ("id", "prompt", "kind", "category", "behaviour", "split")

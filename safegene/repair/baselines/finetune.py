@@ -22,7 +22,7 @@ from safegene.repair.shots import Shot, next_token_log_probs
 from safegene.repair.training import Trajectory, optimise, schedule
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.baseline_params import BaselineParams
-from safegene.workspace.fields import Positive, Rate
+from safegene.workspace.fields import Positive, PositiveFloat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ class LoraParams(BaselineParams):
     """A LoRA fine-tune with early stop on the validation shots."""
 
     rank: Positive = 1
-    learning_rate: Rate = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     steps: Positive = 60
     loss: Literal["kl", "ce"] = "kl"
     measure_every: Positive = 10

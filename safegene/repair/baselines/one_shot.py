@@ -17,7 +17,7 @@ from safegene.repair.baselines.base import Candidate, Case, Method
 from safegene.repair.baselines.finetune import LoraParams, train
 from safegene.repair.shots import evenly_spaced
 from safegene.repair.training import nan_last
-from safegene.workspace.fields import Positive, Rate
+from safegene.workspace.fields import Positive, PositiveFloat
 
 SAFETY_ONLY = {"safety": 1.0}  # the training loss has no other term
 
@@ -27,7 +27,7 @@ class OneShotParams(LoraParams):
 
     method: Literal["one_shot"] = "one_shot"
     rank: Positive = 8
-    learning_rate: Rate = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     steps: Positive = 20
     loss: Literal["kl", "ce"] = "ce"
     measure_every: Positive = 2

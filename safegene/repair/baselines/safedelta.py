@@ -27,7 +27,7 @@ from safegene.repair.baselines.base import Candidate, Case, Method, best_of, exa
 from safegene.repair.shots import Shot, evenly_spaced
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.baseline_params import BaselineParams, Factor
-from safegene.workspace.fields import Positive, Rate
+from safegene.workspace.fields import Positive, PositiveFloat
 
 REFERENCE = 4096  # rows of the matrices for which the paper's budget was tuned
 
@@ -43,7 +43,7 @@ class SafeDeltaParams(BaselineParams):
     budgets: tuple[Factor, ...] = Field(default=(0.03, 0.1, 0.3), min_length=1)
     scale: Literal["total", "absolute"] = "total"
     shots: Positive = 128
-    damping: Rate = 0.01
+    damping: PositiveFloat = 0.01
     compensate: bool = True
 
 

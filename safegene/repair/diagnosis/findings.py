@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from safegene.workspace.schema import Strict
+from safegene.workspace.parsing import Strict
 
 MAX_LOSS = 0.03
 """KL left on safety or benign shots: the fourteen tiny repairs that came back ended at 0.019 or less, the two that did

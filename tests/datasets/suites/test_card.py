@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safegene.datasets.adding import add_suite
-from safegene.datasets.library import check_suites
+from safegene.datasets.suite_library import check_suites
 from safegene.datasets.suites import Suite, read_suite, write_suite
 from safegene.datasets.suites.card import CARD, DATA, MAX_CARD, check_known
 from safegene.errors import ArtifactError, DigestMismatch, FormatError, ParamsError, SafegeneError

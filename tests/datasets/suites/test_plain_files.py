@@ -11,7 +11,7 @@ import pytest
 from safegene.checkpoints.sources import bucket, files
 from safegene.checkpoints.sources.files import read_file
 from safegene.datasets.adding import add_suite
-from safegene.datasets.library import suite_names
+from safegene.datasets.suite_library import suite_names
 from safegene.errors import DigestMismatch, ParamsError, SourceError
 from safegene.workspace.digest import digest_bytes
 from safegene.workspace.layout import Workspace

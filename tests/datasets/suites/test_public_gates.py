@@ -11,7 +11,7 @@ import pytest
 
 from safegene.datasets.adding import SuiteRequest, add_suite
 from safegene.datasets.contamination import normalised
-from safegene.datasets.library import check_suites, use_suites
+from safegene.datasets.suite_library import check_suites, use_suites
 from safegene.datasets.suites import SUITE_FORMATS, LoadOptions, Suite, collect_rows
 from safegene.errors import SafegeneError
 from safegene.pipeline.stages.validate import validate

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from safegene.datasets.adding import SuiteRequest, add_suite
-from safegene.datasets.library import check_suites
+from safegene.datasets.suite_library import check_suites
 from safegene.errors import EmptySample, FormatError, SafegeneError
 from safegene.pipeline.init import template_folder
 from safegene.workspace.layout import Workspace

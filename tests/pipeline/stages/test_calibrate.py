@@ -33,7 +33,7 @@ from safegene.tiny.build import build
 from safegene.vectors.vector import read_vector
 from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import CalibrateParams
-from safegene.workspace.schema import parse_json
+from safegene.workspace.parsing import parse_json
 from tests.factories.artefacts import DATA, FEW, LEAST, few, files, made, parameters, payload, run_calibrate
 from tests.factories.llamas import random_patch, save_llama
 from tests.factories.shots import random_replies

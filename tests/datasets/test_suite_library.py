@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from safegene.datasets.adding import SuiteRequest, add_suite
-from safegene.datasets.library import check_suites, fitted_prompts, read_suites, use_suites
 from safegene.datasets.prompts import read_prompts
+from safegene.datasets.suite_library import check_suites, fitted_prompts, read_suites, use_suites
 from safegene.datasets.suites import LoadOptions, read_suite
 from safegene.datasets.suites.card import CARD, DATA
 from safegene.errors import ArtifactError, ContaminatedSample, EmptySample, FormatError, ParamsError

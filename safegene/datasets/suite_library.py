@@ -23,9 +23,9 @@ from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.fields import Digest
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import ValidateParams
-from safegene.workspace.schema import Strict
+from safegene.workspace.parsing import Strict
 
-GATE_SUITES = "gate.json"
+GATE_SUITES_FILE = "gate.json"
 GATE_KINDS = ("harmful", "wrapped", "lookalike")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -189,5 +189,5 @@ def use_suites(ws: Workspace, names: Sequence[str]) -> GateSet:
     pins = GateSuites(
         gate=digest_bytes(data), suites={suite.card.name: suite.digest for suite in suites}, left_out=left_out
     )
-    write_file(ws.suites / GATE_SUITES, canonical_json(pins.model_dump(by_alias=True)) + b"\n")
+    write_file(ws.suites / GATE_SUITES_FILE, canonical_json(pins.model_dump(by_alias=True)) + b"\n")
     return GateSet(path, tuple(rows.values()), left_out)

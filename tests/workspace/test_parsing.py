@@ -6,7 +6,7 @@ import pytest
 from safegene.errors import FormatError
 from safegene.gate.types import JudgementRow
 from safegene.workspace.manifest import Manifest
-from safegene.workspace.schema import Strict, parse_json, parse_jsonl
+from safegene.workspace.parsing import Strict, parse_json, parse_jsonl
 
 
 class Note(Strict):
