@@ -32,7 +32,7 @@ test: $(STAMP)  ## everything that does not wait for a schedule, a kill or a ser
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)  ## served schedules, kills, the real S3 server (SAFEGENE_TEST_S3), the demo in a clean clone
 	$(BIN)/python -m pytest -m slow --durations=10

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,12 +23,25 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one file, and those of the built workspace, in one worker: each fixture is built once."""
-    for item in items:
-        built = "prefect_api" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("built" if built else item.path.stem))
+SHARING = frozenset(  # files whose tests use the fixture `built`
+    f"tests/{name}.py"
+    for name in ("flows/test_realign", "hostile/test_runs", "repair/test_diagnosis", "report/test_reuse")
+)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of one file to one worker, and those of the built workspace too: each fixture is built once.
+
+    xdist's own groups (``--dist loadgroup``) have no effect with pytest 9.2, which reads a test's id only once.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "built" if file in SHARING else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

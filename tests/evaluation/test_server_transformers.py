@@ -70,5 +70,5 @@ def test_a_reply_that_it_cuts_off_says_so(server: ModelServer) -> None:
 
 
 def test_a_name_that_it_does_not_know_is_refused(server: ModelServer) -> None:
-    with pytest.raises(SourceError, match="expected the server at .* to serve 'other/model', got no list"):
+    with pytest.raises(SourceError, match="expected the model 'other/model' of the server at .*, got status 500"):
         generate_on_server(ModelServer(server.url, "other/model", ("127.0.0.1",)), ["hello"], max_new_tokens=3)
