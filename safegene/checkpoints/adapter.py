@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, StringConstraints
 
-from safegene.checkpoints.folder import check_folder, read_json
 from safegene.checkpoints.header import TensorSpec, read_header
+from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.checkpoints.values import FLOATS, check_values, read_tensor
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing
 from safegene.workspace.fields import Positive, PositiveFloat

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safegene.checkpoints.folder import check_folder, read_json
 from safegene.checkpoints.header import TensorSpec, read_header
+from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.checkpoints.values import FLOATS, check_values, read_tensor
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing, UnsafeCheckpoint
 from safegene.workspace.digest import digest_files, digest_json

@@ -6,7 +6,7 @@ rules are compared, not files.
 
 from pathlib import Path
 
-from safegene.checkpoints.folder import MAX_JSON
+from safegene.checkpoints.unsafe import MAX_JSON
 from safegene.errors import FormatError, UnsafeCheckpoint
 from safegene.workspace.digest import digest_file, digest_json, strict_json
 

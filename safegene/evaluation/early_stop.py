@@ -1,4 +1,4 @@
-"""When a reply may be ended early, which replies never are, and how the method is audited.
+"""Which replies may be ended early, and the audit of the replies that were.
 
 A reply that refuses plainly in its first tokens rarely turns into an answer later, and most of its cost comes later. So
 a reply to a prompt that asks for harm directly may be ended a few tokens after the refusal. Laws (tests state them):
@@ -10,8 +10,12 @@ a reply to a prompt that asks for harm directly may be ended a few tokens after 
   early, at most the share ``limit`` is harmful in full, and a reply that could not be judged counts as harmful;
 - if no such reply was audited, no reply may be ended early.
 
-With m such replies, a model that turns harmful on a share q of them passes the audit with probability (1 - q)^m.
+With m such replies, a model that turns harmful on a share q of them shows no harm with probability (1 - q)^m.
 `StopAudit.upper` is the 95% upper bound of q.
+
+The other parts of the decision: `safegene.models.generation.StoppingRule` says after which token a reply ends,
+`safegene.evaluation.refusals` which words are a plain refusal, and `safegene.evaluation.run` generates stopped replies
+in full where the audit does not hold or their harm is unscored.
 """
 
 from collections.abc import Collection, Iterable
@@ -21,8 +25,10 @@ from typing import Any
 
 from safegene.gate.statistics import clopper_pearson_upper
 from safegene.gate.types import JudgementRow, StopAudit
-from safegene.models.generation import STOPPED_KINDS, StoppingRule
+from safegene.models.generation import StoppingRule
 from safegene.workspace.digest import digest_json
+
+STOPPED_KINDS = ("harmful",)  # the kinds of prompts whose replies may end early
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,13 @@ class EarlyStop:
 
     def to_json(self) -> dict[str, Any]:
         """Everything that replies depend on, as JSON values."""
-        return self.rule.to_json() | {"share": self.share, "limit": self.limit, "policy": self.policy}
+        return {
+            **self.rule.to_json(),
+            "kinds": list(STOPPED_KINDS),
+            "share": self.share,
+            "limit": self.limit,
+            "policy": self.policy,
+        }
 
 
 def audit_sample(prompts: Collection[str], *, policy: str, weights: str, share: float) -> frozenset[str]:

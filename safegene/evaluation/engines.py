@@ -1,8 +1,9 @@
-"""How replies are made: by the weights on disk with transformers, or by a server that says it serves the same weights.
+"""How replies are made and cached: by the weights on disk with transformers, or by a model server.
 
-A server is trusted only as far as it can be checked: of every batch, the first replies are also made from the weights
-on disk, a few tokens each, and the server's replies must begin with the same words. Replies of two different models
-rarely do; rounding makes some replies of the same model differ.
+Replies are cached on disk, in a `ResumeLog` in the folder ``replies`` of the cache. The cache key is the digest of the
+model's weights (with tokenizer, chat template and adapters), the decoding (with engine and stopping rule) and the
+prompts asked together; below it each reply is found by its prompt's id. A failed reply of a server is not cached. How a
+server's weights are checked: `safegene.evaluation.server.served_replies`.
 """
 
 import logging
@@ -18,9 +19,8 @@ import torch
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.dtypes import dtype_for
 from safegene.datasets.prompts import Prompt
-from safegene.errors import ParamsError, SourceError
 from safegene.evaluation.early_stop import EarlyStop, audit_sample
-from safegene.evaluation.server import FailedReply, ModelServer, disagreement, generate_on_server
+from safegene.evaluation.server import FailedReply, served_replies
 from safegene.gate import Arm
 from safegene.models.device import default_device, threads_for
 from safegene.models.generation import Reply, generate
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-COMPARED, BEGINNING = 4, 8  # replies of a batch that are compared with the server's, and tokens of each
 
 
 @dataclass(frozen=True)
@@ -192,41 +191,3 @@ def with_adapters(model: "PreTrainedModel", adapters: Sequence[Path]) -> Iterato
 def threads_for_model(model: "PreTrainedModel") -> AbstractContextManager[object]:
     """The number of CPU threads that suits the model's size, while the context is open."""
     return threads_for(sum(parameter.numel() for parameter in model.parameters()))
-
-
-def served_replies(
-    params: ServerParams,
-    arm: Arm,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    texts: Sequence[str],
-    *,
-    max_new_tokens: int,
-) -> list[Reply | FailedReply]:
-    """The server's replies to ``texts``, in their order.
-
-    Args:
-        params: the server's address, and the names under which it serves the models.
-        arm: the model that is asked.
-        model: the same model from the weights on disk.
-        tokenizer: its tokenizer.
-        texts: user turns.
-        max_new_tokens: the longest reply.
-
-    Raises:
-        ParamsError: the arm has no name on the server.
-        SourceError: the server does not answer, does not know the name, or its replies begin otherwise than those of
-            the weights on disk.
-    """
-    if arm not in params.names:
-        raise ParamsError(f"expected the name of the model {arm} on the server, got none, in evaluate.server.names")
-    name = params.names[arm]
-    server = ModelServer(params.url, name, params.allow_hosts, params.timeout_seconds, at_once=params.at_once)
-    local = generate(model, tokenizer, texts[:COMPARED], max_new_tokens=BEGINNING, batch_size=COMPARED)
-    share = disagreement(local, generate_on_server(server, texts[:COMPARED], max_new_tokens=BEGINNING))
-    if share > params.max_disagreement:
-        raise SourceError(
-            f"expected {name!r} at {params.url} to begin its replies as the weights on disk do, got {share:.0%} others",
-            remedy="serve this very model under that name in the same dtype, or take evaluate.server out",
-        )
-    return generate_on_server(server, texts, max_new_tokens=max_new_tokens)

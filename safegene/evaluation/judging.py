@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from safegene.datasets.prompts import Prompt
-from safegene.evaluation.checks import coherent, correct
 from safegene.evaluation.judges import Judge, JudgeDecision
 from safegene.evaluation.judges.calibration import calibration_of
+from safegene.evaluation.reply_checks import coherent, correct
 from safegene.evaluation.server import FailedReply
 from safegene.gate import Arm, Calibration, JudgementRow
 from safegene.models.generation import Reply

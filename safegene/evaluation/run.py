@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from safegene.datasets.prompts import Prompt
-from safegene.evaluation.early_stop import audit_stopping
+from safegene.evaluation.early_stop import STOPPED_KINDS, audit_stopping
 from safegene.evaluation.engines import Decoding, Engine, EvaluatedModel
 from safegene.evaluation.judges.calibration import log_cost
 from safegene.evaluation.judging import CalibratedJudge
 from safegene.gate import Arm, JudgementRow, Plan, decide, index_judgements
 from safegene.gate.adjudication import replies_to_adjudicate
 from safegene.gate.ordering import next_block
-from safegene.models.generation import STOPPED_KINDS
 from safegene.workspace.params import GateParams
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ class EvaluationRun:
         engine: makes the replies.
         judge: labels every reply.
         adjudicator: labels replies where `replies_to_adjudicate` says so; None for none.
-        in_full: arms whose replies may no longer be ended early, since their audit does not hold.
+        arms_in_full: arms whose replies may no longer be ended early, since their audit does not hold.
     """
 
     models: Mapping[Arm, EvaluatedModel]
@@ -42,7 +41,7 @@ class EvaluationRun:
     engine: Engine
     judge: CalibratedJudge
     adjudicator: CalibratedJudge | None
-    in_full: set[Arm] = field(default_factory=set)
+    arms_in_full: set[Arm] = field(default_factory=set)
 
     def run(self) -> list[JudgementRow]:
         """Ask block after block until the verdict is clear or every prompt was asked."""
@@ -51,7 +50,7 @@ class EvaluationRun:
         verdict = None
         while block := next_block(self.plan, self.policy, done, verdict):
             rows += self._block([self.prompts[prompt.id] for prompt in block], first=not done)
-            rows = self._adjudicated(self._finished(rows))
+            rows = self._adjudicated(self._complete_untrusted(rows))
             done += [prompt.id for prompt in block]
             verdict = decide(rows, self.plan, self.policy)
             log.info("%d of %d prompts asked: %s so far", len(done), len(self.plan.prompts), verdict.outcome)
@@ -70,13 +69,13 @@ class EvaluationRun:
             row
             for arm in arms
             for kind in kinds
-            for row in self._rows(arm, [prompt for prompt in prompts if prompt.kind == kind])
+            for row in self._ask_and_judge(arm, [prompt for prompt in prompts if prompt.kind == kind])
         ]
 
-    def _rows(self, arm: Arm, prompts: Sequence[Prompt], *, in_full: bool = False) -> list[JudgementRow]:
+    def _ask_and_judge(self, arm: Arm, prompts: Sequence[Prompt], *, early_stop: bool = True) -> list[JudgementRow]:
         """Rows of one model's replies to prompts of one kind."""
         decoding = self.decoding
-        if in_full or arm in self.in_full or prompts[0].kind not in STOPPED_KINDS:
+        if not early_stop or arm in self.arms_in_full or prompts[0].kind not in STOPPED_KINDS:
             decoding = replace(decoding, stop=None)
         model: Arm = arm
         if arm == "repeat":  # the candidate once more, in other batches
@@ -85,24 +84,27 @@ class EvaluationRun:
         replies = self.engine.replies(model, self.models[model], prompts, decoding)
         return self.judge.rows(arm, self.models[model].digest, prompts, replies)
 
-    def _finished(self, rows: list[JudgementRow]) -> list[JudgementRow]:
+    def _complete_untrusted(self, rows: list[JudgementRow]) -> list[JudgementRow]:
         """The rows, with stopped replies generated in full where they cannot count as refusals.
 
-        These are replies in which the judge sees no refusal, and all replies of a model whose audit does not hold, in
-        this block and from then on.
+        These are stopped replies whose harm is unscored (the judge gave no label, or saw neither harm nor a refusal),
+        and all replies of a model whose audit does not hold, in every block so far and in all later ones.
         """
         if not self.decoding.stop:
             return rows
         for arm in sorted({row.model for row in rows}):
-            rows = self._in_full(rows, arm, unscored_only=True)  # first, since the audit counts these rows too
+            # Unscored replies come first, since the audit counts them too.
+            rows = self._regenerate_in_full(rows, arm, unscored_only=True)
             audit = audit_stopping(row for row in rows if row.model == arm)
             if not audit.holds(self.decoding.stop.limit):
                 log.warning("%s: %s; all its replies are generated in full", arm, audit.summary)
-                self.in_full.add(arm)
-                rows = self._in_full(rows, arm)
+                self.arms_in_full.add(arm)
+                rows = self._regenerate_in_full(rows, arm)
         return rows
 
-    def _in_full(self, rows: list[JudgementRow], arm: Arm, *, unscored_only: bool = False) -> list[JudgementRow]:
+    def _regenerate_in_full(
+        self, rows: list[JudgementRow], arm: Arm, *, unscored_only: bool = False
+    ) -> list[JudgementRow]:
         """The rows, with the arm's stopped replies generated in full."""
         stopped = [row for row in rows if row.model == arm and row.stopped]
         if unscored_only:
@@ -111,7 +113,7 @@ class EvaluationRun:
             return rows
         ids = {row.prompt for row in stopped}
         kept = [row for row in rows if row.model != arm or row.prompt not in ids]
-        return kept + self._rows(arm, [self.prompts[row.prompt] for row in stopped], in_full=True)
+        return kept + self._ask_and_judge(arm, [self.prompts[row.prompt] for row in stopped], early_stop=False)
 
     def _adjudicated(self, rows: list[JudgementRow]) -> list[JudgementRow]:
         """The rows, with the adjudicator's label where the plan asks for it."""

@@ -4,20 +4,27 @@ Laws (tests state them): as many replies as prompts, in their order; a request t
 reason, never an empty reply; a reply that ended by ``length`` was cut off. No reply is stopped early, since the
 protocol has no rule for it.
 
-A server states the name of a model and nothing about its weights. So its replies must be compared with those of the
-weights on disk before they are used: `disagreement`.
+A server states the name of a model and nothing about its weights. So `served_replies` compares the first replies of
+every batch with those of the weights on disk.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from safegene.errors import SourceError
+from safegene.errors import ParamsError, SourceError
+from safegene.gate import Arm
 from safegene.models.address import check_url
-from safegene.models.generation import Reply
+from safegene.models.generation import Reply, generate
 from safegene.models.openai_api import ApiServer, Completion, NoAnswer, NotAsked
+from safegene.workspace.params import ServerParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KEY = "SAFEGENE_SERVER_KEY"
+COMPARED, BEGINNING = 4, 8  # replies of a batch that are compared with the server's, and tokens of each
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def disagreement(local: Sequence[Reply], served: Sequence[Reply | FailedReply]) 
     """Share of prompts whose served reply differs from that of the weights on disk; a failed reply differs.
 
     Rounding can change a greedy reply at a token where two are about equally likely, so some disagreement is normal.
-    Two different models agree on little but refusals, so compare on ordinary prompts.
+    Two different models agree on little but refusals, so replies to harmful prompts tell least.
 
     Raises:
         ValueError: there is nothing to compare.
@@ -115,3 +122,46 @@ def disagreement(local: Sequence[Reply], served: Sequence[Reply | FailedReply]) 
     if not same:
         raise ValueError("expected replies to compare, got none")
     return 1 - sum(same) / len(same)
+
+
+def served_replies(
+    params: ServerParams,
+    arm: Arm,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    *,
+    max_new_tokens: int,
+) -> list[Reply | FailedReply]:
+    """The server's replies to ``texts``, one batch, in their order, if it serves the weights on disk.
+
+    The first `COMPARED` replies of the batch are also made from the weights on disk, `BEGINNING` tokens each, and must
+    agree with the server's but for a share of ``max_disagreement``. Every batch is checked so, whatever the kind of its
+    prompts. On harmful prompts two different models may agree, if both begin with the same refusal, so there the check
+    tells little; on tasks and look-alikes they rarely agree. Rounding makes some replies of the same model differ.
+
+    Args:
+        params: the server's address, and the names under which it serves the models.
+        arm: the model that is asked.
+        model: the same model from the weights on disk.
+        tokenizer: its tokenizer.
+        texts: user turns of one batch.
+        max_new_tokens: the longest reply.
+
+    Raises:
+        ParamsError: the arm has no name on the server.
+        SourceError: the server does not answer, does not know the name, or its replies begin otherwise than those of
+            the weights on disk.
+    """
+    if arm not in params.names:
+        raise ParamsError(f"expected the name of the model {arm} on the server, got none, in evaluate.server.names")
+    name = params.names[arm]
+    server = ModelServer(params.url, name, params.allow_hosts, params.timeout_seconds, at_once=params.at_once)
+    local = generate(model, tokenizer, texts[:COMPARED], max_new_tokens=BEGINNING, batch_size=COMPARED)
+    share = disagreement(local, generate_on_server(server, texts[:COMPARED], max_new_tokens=BEGINNING))
+    if share > params.max_disagreement:
+        raise SourceError(
+            f"expected {name!r} at {params.url} to begin its replies as the weights on disk do, got {share:.0%} others",
+            remedy="serve this very model under that name in the same dtype, or take evaluate.server out",
+        )
+    return generate_on_server(server, texts, max_new_tokens=max_new_tokens)

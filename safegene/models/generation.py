@@ -22,8 +22,6 @@ from safegene.errors import CheckpointError
 if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-
-STOPPED_KINDS = ("harmful",)  # kinds of prompts whose replies may end early, see `safegene.evaluation.early_stop`
 SHARED_FROM = 8  # tokens; sharing a shorter prefix is not faster
 
 
@@ -45,7 +43,7 @@ class StoppingRule:
 
     def to_json(self) -> dict[str, Any]:
         """The rule as plain JSON values, for the identity of the replies."""
-        return {"words": self.words, "opening": self.opening, "after": self.after, "kinds": list(STOPPED_KINDS)}
+        return {"words": self.words, "opening": self.opening, "after": self.after}
 
     def stops_at(self, tokens: int, text: Callable[[], str]) -> int | None:
         """The length in tokens at which a reply of ``tokens`` tokens ends; None where the marker is false."""

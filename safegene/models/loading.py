@@ -12,7 +12,7 @@ import torch
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.dtypes import dtype_for
-from safegene.checkpoints.folder import check_folder, read_json
+from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.errors import CheckpointError, TensorMissing
 from safegene.models.patching import add_patch
 from safegene.vectors.linalg import Patch

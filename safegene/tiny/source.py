@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from safegene.checkpoints.sources.folders import FolderSource
+from safegene.checkpoints.sources.local import FolderSource
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
 
 

@@ -1,4 +1,6 @@
-"""An append-only file of finished work, so that a run which was killed continues where it stopped.
+"""An append-only file of finished work: a killed run continues where it stopped, and later runs find what it computed.
+
+It is also the lasting cache of replies and judges' decisions: nothing is removed when a run ends.
 
 The file's name is the digest of everything that its content depends on (the *identity*). Its first line holds the
 identity; each further line is ``{"key", "value", "check"}``, where ``check`` is the digest of key and value. What was

@@ -11,7 +11,7 @@ from typing import Any
 
 from safegene.datasets.contamination import normalised
 from safegene.datasets.prompts import Prompt
-from safegene.evaluation.checks import coherent, correct
+from safegene.evaluation.reply_checks import coherent, correct
 from safegene.gate import Arm, Calibration, Judgement, Plan, PlannedPrompt, Verdict, decide
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import next_block, policy_order

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.datasets.contamination import normalised
 from safegene.datasets.prompts import Prompt, Split
-from safegene.evaluation.checks import coherent, correct
+from safegene.evaluation.reply_checks import coherent, correct
 from safegene.gate import Arm, Calibration, Judgement, Plan, PlannedPrompt, Verdict, decide
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import policy_order

@@ -23,8 +23,8 @@ from examples.smollm2.sets import Sets
 from examples.smollm2.workspace import parameters
 from safegene.checkpoints.sources import ModelFiles
 from safegene.datasets.prompts import PromptSet, prompt_lines, read_prompts
-from safegene.evaluation.checks import correct
 from safegene.evaluation.judges import build
+from safegene.evaluation.reply_checks import correct
 from safegene.models.generation import generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import patched

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safegene.checkpoints.sources import bucket
+from safegene.checkpoints.sources import s3
 from tests.factories.hub import HubStandIn, Upload
 from tests.factories.llamas import save_adapter, save_llama
 
@@ -57,7 +57,7 @@ def upload(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 def _bucket() -> Iterator[Upload]:
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
-    client = bucket.new_client()
+    client = s3.new_client()
     name = f"sources-{os.getpid()}-{time.time_ns()}"
     client.create_bucket(Bucket=name)
 

@@ -9,7 +9,7 @@ import pytest
 
 from safegene.checkpoints import sources
 from safegene.checkpoints.checkpoint import open_checkpoint
-from safegene.checkpoints.sources import bucket, cache, fingerprint, local_checkpoint
+from safegene.checkpoints.sources import cache, fingerprint, local_checkpoint, s3
 from safegene.errors import (
     DigestMismatch,
     SourceError,
@@ -108,8 +108,8 @@ def test_a_broken_download_from_s3_goes_on_where_it_stopped(
     llama: Path, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(llama, "models/one")
-    client = Breaking(bucket.new_client(), after=100)
-    monkeypatch.setattr(bucket, "new_client", lambda: client)
+    client = Breaking(s3.new_client(), after=100)
+    monkeypatch.setattr(s3, "new_client", lambda: client)
     uri = f"s3://{upload.bucket}/models/one"
     assert sources.fetch(uri, limits=LIMITS).digest == open_checkpoint(llama).digest
     assert client.ranges[:2] == [("config.json", "bytes=0-"), ("config.json", "bytes=100-")]
@@ -120,8 +120,8 @@ def test_a_killed_download_from_s3_goes_on_where_it_stopped(
 ) -> None:
     upload(llama, "models/one")
     uri = f"s3://{upload.bucket}/models/one"
-    client = Breaking(bucket.new_client(), after=0)
-    monkeypatch.setattr(bucket, "new_client", lambda: client)
+    client = Breaking(s3.new_client(), after=0)
+    monkeypatch.setattr(s3, "new_client", lambda: client)
     part = cache.download_folder(uri, fingerprint(uri))
     part.mkdir(parents=True)
     (part / "config.json").write_bytes((llama / "config.json").read_bytes())

@@ -53,7 +53,7 @@ def test_files_that_are_no_part_of_a_checkpoint_stay_behind(llama: Path, tmp_pat
 
 def test_fetching_again_copies_nothing(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = sources.fetch(f"file://{llama}", limits=LIMITS)
-    monkeypatch.setattr("safegene.checkpoints.sources.folders.FolderSource.copy", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr("safegene.checkpoints.sources.local.FolderSource.copy", lambda *_: pytest.fail("copied"))
     assert sources.fetch(f"file://{llama}", limits=LIMITS) == first
 
 

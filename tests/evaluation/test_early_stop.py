@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.evaluation.early_stop import audit_sample, audit_stopping, missed_share
+from safegene.evaluation.early_stop import EarlyStop, audit_sample, audit_stopping, missed_share
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.refusals import refusal_stop, refuses
 from safegene.gate import JudgementRow, Label
@@ -78,7 +78,8 @@ def test_what_may_still_become_an_answer_is_no_plain_refusal(text: str) -> None:
 def test_the_rule_is_part_of_what_it_makes() -> None:
     one, other = refusal_stop(after=8).to_json(), refusal_stop(after=9).to_json()
     assert one != other
-    assert one["kinds"] == ["harmful"]
+    early_stop = EarlyStop(refusal_stop(after=8), share=0.1, limit=0.05, policy="p")
+    assert early_stop.to_json() == one | {"kinds": ["harmful"], "share": 0.1, "limit": 0.05, "policy": "p"}
     assert StoppingRule(refuses, "other words", after=8).to_json() != one
 
 

@@ -249,7 +249,7 @@ def test_a_symlink_as_the_folder_a_pipe_and_too_many_files(llama: Path, monkeypa
     os.mkfifo(llama / "config2.json")
     refused(llama, UnsafeCheckpoint, "link or device 'config2.json'")
     (llama / "config2.json").unlink()
-    monkeypatch.setattr("safegene.checkpoints.folder.MAX_FILES", 3)
+    monkeypatch.setattr("safegene.checkpoints.unsafe.MAX_FILES", 3)
     refused(llama, UnsafeCheckpoint, "at most 3 files")
 
 

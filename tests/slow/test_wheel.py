@@ -19,7 +19,7 @@ MODULE = """
 import os
 from pathlib import Path
 
-from safegene.checkpoints.sources.folders import FolderSource
+from safegene.checkpoints.sources.local import FolderSource
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.workspace.digest import digest_json

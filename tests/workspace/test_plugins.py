@@ -20,7 +20,7 @@ from tests.factories.llamas import save_llama
 MODULE = '''
 from pathlib import Path
 
-from safegene.checkpoints.sources.folders import FolderSource
+from safegene.checkpoints.sources.local import FolderSource
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.datasets.suites.formats import SuiteFormat
 from safegene.datasets.suites.loading import to_item

@@ -13,12 +13,12 @@ from safegene.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
 from safegene.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from safegene.checkpoints.adapter import check_finite_adapter, open_adapter
 from safegene.checkpoints.checkpoint import check_finite, open_checkpoint
-from safegene.checkpoints.folder import PICKLES
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.cache import CachedCheckpoint
 from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
 from safegene.checkpoints.sources.wanted import is_checkpoint_file
+from safegene.checkpoints.unsafe import PICKLES
 from safegene.errors import (
     ArtifactError,
     DigestMismatch,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safegene.checkpoints.sources import bucket, hub
+from safegene.checkpoints.sources import hub, s3
 from safegene.checkpoints.sources.uri import parse, redact, redact_text
 from safegene.errors import SourceError
 from safegene.workspace.digest import PREFIX, digest_bytes
@@ -111,8 +111,8 @@ def _s3_file(uri: str) -> PlainFile:
     place = parse(uri)
     if not place.path:
         raise SourceError(f"expected s3://BUCKET/KEY, got {redact(uri)!r}")
-    with bucket.translate_s3_errors(uri):
-        reply = bucket.new_client().get_object(Bucket=place.bucket, Key=place.path)
+    with s3.translate_s3_errors(uri):
+        reply = s3.new_client().get_object(Bucket=place.bucket, Key=place.path)
         _check_size(reply["ContentLength"], redact(uri))
         data = reply["Body"].read(LIMIT + 1)
     _check_size(len(data), redact(uri))

@@ -1,4 +1,9 @@
-"""Source URIs: parsed, and shown without secrets."""
+"""Source URIs: parsed, and shown without secrets.
+
+Each scheme is a module with a `Scheme`: ``local`` (``file://``), ``hub`` (``hf://``), ``s3``, and
+`safegene.tiny.source`. A new scheme is a module like ``s3.py`` and a line under
+``[project.entry-points."safegene.sources"]`` in pyproject.toml.
+"""
 
 import re
 from collections.abc import Callable, Mapping

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safegene.checkpoints.sources import bucket, files
+from safegene.checkpoints.sources import files, s3
 from safegene.checkpoints.sources.files import read_file
 from safegene.datasets.adding import add_suite
 from safegene.datasets.suite_library import suite_names
@@ -55,7 +55,7 @@ def box(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def _bucket() -> Iterator[str]:
-    client = bucket.new_client()
+    client = s3.new_client()
     name = f"suites-{os.getpid()}-{time.time_ns()}"
     client.create_bucket(Bucket=name)
     client.put_object(Bucket=name, Key="sets/goals.csv", Body=FILE)
@@ -189,7 +189,7 @@ def test_an_object_of_s3_becomes_a_suite_with_its_address(box: str, ws: Workspac
 
 
 def test_templates_and_translations_may_lie_there_too(box: str, ws: Workspace) -> None:
-    client = bucket.new_client()
+    client = s3.new_client()
     client.put_object(Bucket=box, Key="t.jsonl", Body=b'{"id": "s", "text": "story: {prompt}"}\n')
     client.put_object(Bucket=box, Key="zh.csv", Body=advbench([f"zh {goal}" for goal in GOALS]))
     translations = {"zh": f"s3://{box}/zh.csv"}

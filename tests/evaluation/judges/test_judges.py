@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from safegene.errors import EmptySample, FormatError, JudgeError, ParamsError
 from safegene.evaluation import judges
-from safegene.evaluation.checks import coherent, correct
 from safegene.evaluation.judges import Judge, JudgeDecision, build
 from safegene.evaluation.judges.calibration import (
     calibrate_judge,
@@ -22,6 +21,7 @@ from safegene.evaluation.judges.calibration import (
 from safegene.evaluation.judges.labels import read_labels
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.judging import CalibratedJudge
+from safegene.evaluation.reply_checks import coherent, correct
 from safegene.gate import ConfusionCounts
 from safegene.tiny.judge import GrammarJudge
 from safegene.workspace.params import JudgeParams

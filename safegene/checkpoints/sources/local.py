@@ -8,10 +8,10 @@ from urllib.parse import quote, unquote
 
 from safegene.checkpoints.adapter import WEIGHTS, open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
-from safegene.checkpoints.folder import check_folder
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.checkpoints.sources.wanted import is_checkpoint_file
+from safegene.checkpoints.unsafe import check_folder
 from safegene.errors import SourceError
 from safegene.workspace.digest import digest_json
 

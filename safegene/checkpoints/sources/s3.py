@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safegene.checkpoints.checkpoint import INDEX
-from safegene.checkpoints.folder import MAX_JSON
 from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
 from safegene.checkpoints.sources.wanted import is_checkpoint_file, require_complete
+from safegene.checkpoints.unsafe import MAX_JSON
 from safegene.errors import FormatError, SourceError
 from safegene.workspace.digest import digest_json, strict_json
 

@@ -1,4 +1,4 @@
-"""The files that a checkpoint folder may hold, and its JSON files."""
+"""Refuses checkpoint folders and JSON files that could run code: pickles, links, and names of code to load."""
 
 import os
 from collections import Counter
