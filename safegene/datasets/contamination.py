@@ -35,6 +35,19 @@ def ngrams(text: str, n: int) -> frozenset[tuple[str, ...]]:
     return frozenset(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
+def check_task_contamination(tested: Sequence[Prompt], fitted: Sequence[Prompt], *, where: str) -> None:
+    """Refuse tested task rows whose whole text is that of a fitted row.
+
+    The other two rules of `check_contamination` do not apply: rows of one template share most of their n-grams, and
+    those of one label may share a behaviour id.
+
+    Raises:
+        ContaminatedSample: as `check_contamination`.
+    """
+    rows = [row.model_copy(update={"behaviour": ""}) for row in tested]
+    check_contamination(rows, fitted, ngram=1, max_overlap=1, where=where)
+
+
 def check_contamination(
     tested: Sequence[Prompt], fitted: Sequence[Prompt], *, ngram: int, max_overlap: float, where: str
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from safegene.datasets.contamination import check_contamination
+from safegene.datasets.contamination import check_contamination, check_task_contamination
 from safegene.datasets.expectations import check_rows
 from safegene.datasets.prompts import Prompt, prompt_lines, read_prompts
 from safegene.datasets.suites import Suite, read_suite
@@ -52,7 +52,8 @@ class GateSuites(Strict):
         schema_: the format's name.
         gate: digest of the prompt set.
         suites: name -> digest of each suite.
-        left_out: name -> number of rows that an earlier suite holds in the same words.
+        left_out: name -> number of rows left out, because a prompt of their behaviour has the same text as a prompt of
+            an earlier suite.
     """
 
     schema_: Literal["safegene/gate-suites/v1"] = Field(default="safegene/gate-suites/v1", alias="schema")
@@ -103,7 +104,7 @@ def read_suites(ws: Workspace, names: Sequence[str]) -> list[Suite]:
 def fitted_prompts(ws: Workspace) -> dict[Path, tuple[Prompt, ...]]:
     """File -> the rows that extraction, selection and calibration may use.
 
-    These are all prompt sets but the gate's, and all rows of the task sets but those of split ``test``.
+    These are all prompt sets except the gate's, and all rows of the task sets except those of split ``test``.
     """
     sets = {path: read_prompts(path).rows for path in sorted(ws.prompts.glob("*.jsonl")) if path.name != "gate.jsonl"}
     for path in sorted(ws.tasks.glob("*.jsonl")):
@@ -114,17 +115,17 @@ def fitted_prompts(ws: Workspace) -> dict[Path, tuple[Prompt, ...]]:
 def check_unseen(suite: Suite, sets: Mapping[Path, Sequence[Prompt]], params: ValidateParams) -> None:
     """Refuse a suite whose rows were seen in fitting.
 
-    Task rows are compared by their whole text only: rows of one template share most of their n-grams.
+    Task rows are compared by their whole text only, as in stage ``validate``.
 
     Raises:
         ContaminatedSample: names the rows, the rule and the set.
     """
-    direct = [row for row in suite.prompts.rows if row.kind != "task"]
-    tasks = [row for row in suite.prompts.rows if row.kind == "task"]
+    safety_rows = [row for row in suite.prompts.rows if row.kind != "task"]
+    task_rows = [row for row in suite.prompts.rows if row.kind == "task"]
     for path, rows in sets.items():
         where = f"{suite.folder} and {path}"
-        check_contamination(direct, rows, ngram=params.overlap_ngram, max_overlap=params.max_overlap, where=where)
-        check_contamination(tasks, rows, ngram=1, max_overlap=1, where=where)
+        check_contamination(safety_rows, rows, ngram=params.overlap_ngram, max_overlap=params.max_overlap, where=where)
+        check_task_contamination(task_rows, rows, where=where)
 
 
 def check_suites(ws: Workspace, names: Sequence[str]) -> list[CheckedSuite]:
@@ -155,7 +156,8 @@ def check_suites(ws: Workspace, names: Sequence[str]) -> list[CheckedSuite]:
 def use_suites(ws: Workspace, names: Sequence[str]) -> GateSet:
     """Write the test rows of suites, in the order named, as the gate's prompt set.
 
-    A behaviour that an earlier suite asks in the same words is left out with all its rows.
+    If one prompt of a behaviour has the same text as a prompt of an earlier suite, all rows of that behaviour are left
+    out.
 
     Raises:
         ParamsError: a suite is named twice, or holds rows of a kind that the gate does not ask.

@@ -8,9 +8,9 @@ one style sheet is admitted by hash. It quotes models, so all text is escaped an
 from collections.abc import Sequence
 from pathlib import Path
 
-from safegene.report.live import LiveReleases
+from safegene.report.live import LiveLookup
 from safegene.report.page import render
-from safegene.report.state import ARMS, TargetState, read_state
+from safegene.report.state import SHOWN_ARMS, TargetState, read_state
 from safegene.report.words import describe_target, short
 from safegene.text import cell, percent
 from safegene.workspace.atomic import write_file
@@ -26,7 +26,7 @@ def write_report(
     out: Path | None = None,
     *,
     targets: Sequence[str] | None = None,
-    live: LiveReleases | None = None,
+    live: LiveLookup | None = None,
 ) -> Path:
     """Write the page; the same artefacts, ledger and commit give the same bytes.
 
@@ -45,7 +45,7 @@ def write_report(
     return path
 
 
-def write_markdown(workspace: Workspace, *, live: LiveReleases | None = None) -> str:
+def write_markdown(workspace: Workspace, *, live: LiveLookup | None = None) -> str:
     """The verdicts as one Markdown table and one sentence for each, for Prefect's artifacts."""
     targets = read_state(workspace, live=live).targets
     rows = [HEAD, ("---",) * len(HEAD), *(_row(target) for target in targets)]
@@ -59,7 +59,7 @@ def _row(target: TargetState) -> tuple[str, ...]:
         " → ".join(_short_rate(target, name, arm) for arm in ("before", "after"))
         for name in ("asr", "over_refusal", "utility")
     ]
-    harm = [_short_rate(target, "hrr", arm) for arm in ARMS]
+    harm = [_short_rate(target, "hrr", arm) for arm in SHOWN_ARMS]
     parts = (
         target.name,
         describe_target(target).word,

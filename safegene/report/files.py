@@ -35,10 +35,12 @@ class CoefficientsView(View):
 
     Attributes:
         alphas: matrix -> mean coefficient; None where it is not finite.
+        repaired: whether the adapter changes anything.
         diagnosis: None in files of a safegene that made none.
         history: (steps, objective on the validation shots) of the fit.
     """
 
     alphas: Mapping[str, float | None]
+    repaired: bool
     diagnosis: Diagnosis | None = None
     history: tuple[tuple[int, float | None], ...] = ()

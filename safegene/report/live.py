@@ -22,11 +22,11 @@ class LiveRelease:
     revoked: str = ""
 
 
-LiveReleases = Callable[[str], LiveRelease | None]
+LiveLookup = Callable[[str], LiveRelease | None]
 """A target's name -> what is live for it."""
 
 
-def read_live(workspace: Workspace) -> tuple[LiveReleases, str]:
+def read_live(workspace: Workspace) -> tuple[LiveLookup, str]:
     """What is live on ``promote.channel``, each record verified once; and why that is unknown, "" when it is known."""
     from safegene.ledger import follow_pointer, open_ledger, revocations
 

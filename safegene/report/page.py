@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from safegene.report.pictures import Point, Row, intervals
 from safegene.report.sections import arm_titles, family_section, target_section
-from safegene.report.state import ARMS, TargetState, WorkspaceState
+from safegene.report.state import SHOWN_ARMS, TargetState, WorkspaceState
 from safegene.text import marked, percent
 from safegene.workspace.git import head_commit
 
@@ -93,7 +93,7 @@ def _lede(state: WorkspaceState) -> str:
 
 def _harm(targets: Sequence[TargetState]) -> Markup:
     """Harmful-response rates of all targets, with the cap as a line where all verdicts have the same."""
-    rows = [Row(target.name, tuple(_point(target, arm) for arm in ARMS)) for target in targets]
+    rows = [Row(target.name, tuple(_point(target, arm) for arm in SHOWN_ARMS)) for target in targets]
     numbers = "; ".join(
         f"{row.label}: " + ", ".join(f"{point.series} {percent(point.rate)}" for point in row.points) for row in rows
     )

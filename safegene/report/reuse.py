@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.ledger import Record, open_ledger, revocations, why_revoked
 from safegene.ledger.audit import ATTEMPTS
-from safegene.report.live import LiveReleases, read_live
+from safegene.report.live import LiveLookup, read_live
 from safegene.report.state import TARGET, TargetState, WorkspaceState, read_state
 from safegene.report.words import short
 from safegene.text import visible
@@ -115,7 +115,7 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     )
 
 
-def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveReleases) -> Iterator[tuple[str, TargetUse]]:
+def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveLookup) -> Iterator[tuple[str, TargetUse]]:
     """(vector, its last attempt on a target), newest first."""
     attempts: dict[tuple[str, str], list[Record]] = {}
     for record in chain:

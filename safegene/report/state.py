@@ -13,13 +13,13 @@ from safegene.errors import SafegeneError, StaleArtifact
 from safegene.gate import Rate, VerdictFile, VerdictOutcome
 from safegene.gate.decision import policy_digest
 from safegene.report.files import CheckpointView, CoefficientsView, SelectionView
-from safegene.report.live import LiveRelease, LiveReleases, read_live
+from safegene.report.live import LiveLookup, LiveRelease, read_live
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
 from safegene.workspace.parsing import parse_json
 from safegene.workspace.staleness import data_digests, require_current
 
-ARMS = ("before", "after", "aligned")
+SHOWN_ARMS = ("before", "after", "aligned")  # the candidate is shown as "after"
 
 # The names under which later stages list these artefacts among their inputs.
 FAMILY = ("aligned", "degraded", "delta", "vector", "selection")
@@ -83,9 +83,8 @@ class TargetState:
 
     @property
     def unrepaired(self) -> bool:
-        """Whether the candidate is the fine-tune without a repair: every coefficient is 0."""
-        alphas = self.coefficients.alphas if self.coefficients else {}
-        return bool(alphas) and all(value == 0 for value in alphas.values())
+        """Whether the candidate is the fine-tune without a repair; False when there is no usable candidate."""
+        return self.coefficients is not None and not self.coefficients.repaired
 
     @property
     def candidate_is_live(self) -> bool:
@@ -95,7 +94,7 @@ class TargetState:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why artefacts are unusable, in the pipeline's order, and why what is live is not served."""
+        """Why artefacts are unusable, in the pipeline's order, and why the live release is not served."""
         revoked = (f"what is live is not served: {self.live.revoked}",) if self.live and self.live.revoked else ()
         return (*(artefact.problem for artefact in self.artefacts.values() if artefact.problem), *revoked)
 
@@ -125,14 +124,15 @@ class WorkspaceState:
 
 
 def read_state(
-    workspace: Workspace, *, targets: Sequence[str] | None = None, live: LiveReleases | None = None
+    workspace: Workspace, *, targets: Sequence[str] | None = None, live: LiveLookup | None = None
 ) -> WorkspaceState:
     """Read and verify a workspace's artefacts.
 
     Args:
         workspace: the pipeline repository.
         targets: which fine-tunes; None for all of ``data/targets.yaml``.
-        live: what is live for a target; None asks the ledger, verified with the pinned public key.
+        live: function from target name to its live release; if None, the ledger is read and verified with the pinned
+            public key.
 
     Raises:
         ParamsError: ``data/targets.yaml`` is unusable.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from safegene.report.live import LiveReleases
-from safegene.report.state import ARMS, TargetState, read_state
+from safegene.report.live import LiveLookup
+from safegene.report.state import SHOWN_ARMS, TargetState, read_state
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
 
@@ -15,7 +15,7 @@ RATES = ("hrr", "asr", "over_refusal", "utility")
 COLOURS = {"pass": "green", "fail": "red"}
 
 
-def summary(workspace: Workspace, *, live: LiveReleases | None = None) -> list[dict[str, Any]]:
+def summary(workspace: Workspace, *, live: LiveLookup | None = None) -> list[dict[str, Any]]:
     """The ``targets`` of ``safegene status --json``: one object of plain JSON values per target.
 
     Rates are shares in 0..1 with ``<arm>_interval`` beside them; ``extra_params`` is a share of all parameters and
@@ -29,7 +29,7 @@ def to_json(target: TargetState) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": target.name}
     for measure in RATES:
         entry[measure] = {}
-        for arm in ARMS:
+        for arm in SHOWN_ARMS:
             rate = target.rate(measure, arm)
             interval = None if rate.interval is None else list(rate.interval)
             entry[measure] |= {arm: rate.rate, f"{arm}_interval": interval}
@@ -52,8 +52,8 @@ def table(targets: Sequence[TargetState]) -> "Table":
         drawn.add_column(name, justify="right" if name.endswith("%") else "left", no_wrap=name != "target")
     for target in targets:
         name, *facts = _facts(target)
-        for arm in ARMS:
-            first, last = arm == ARMS[0], arm == ARMS[-1]
+        for arm in SHOWN_ARMS:
+            first, last = arm == SHOWN_ARMS[0], arm == SHOWN_ARMS[-1]
             others = (_percent(target.rate(measure, arm).rate) for measure in RATES[1:])
             shown = facts if first else [""] * len(facts)
             drawn.add_row(name if first else "", arm, _harm(target, arm), *others, *shown, end_section=last)

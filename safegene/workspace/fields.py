@@ -1,4 +1,4 @@
-"""Field types of models (a name, a digest, a share), and the base class of parameter sections."""
+"""Field types of models (a name, a digest, a share in 0..1), and the base class of parameter sections."""
 
 from typing import Annotated
 

@@ -1,7 +1,7 @@
 """The models of ``params.yaml``, which people write, and of ``data/targets.yaml``, which commands write.
 
-Every model is frozen and refuses unknown keys. A section is named after the stage that reads it. Rates and margins are
-shares in 0..1, never percent.
+Every model is frozen and refuses unknown keys. A section is named after the stage that reads it. Margins and other
+shares of a whole are numbers in 0..1, never percent.
 """
 
 import math

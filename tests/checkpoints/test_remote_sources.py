@@ -56,7 +56,7 @@ def test_what_the_hub_cannot_give_is_one_sentence(llama: Path, hub: HubStandIn) 
     hub.damaged = ""
     assert sources.fetch("hf://org/model", limits=LIMITS).digest == open_checkpoint(llama).digest, "damage is not kept"
     hub.publish("org/pickled", {"config.json": b"{}", "pytorch_model.bin": b"never"})
-    with pytest.raises(UnsafeCheckpoint, match=r"got only 'pytorch_model\.bin'.* in hf://org/pickled"):
+    with pytest.raises(UnsafeCheckpoint, match=r"got pickle files such as 'pytorch_model\.bin'.* in hf://org/pickled"):
         sources.fetch("hf://org/pickled", limits=LIMITS)
     assert not [path for _, path, _ in hub.served if path.endswith(".bin")]
 

@@ -86,19 +86,21 @@ def test_contamination_is_refused_with_rows_rule_and_set(ws: Workspace, changes:
     assert (ws.prompts / "gate.jsonl").read_bytes() == before
 
 
-def set_first_prompt(prompt: str, rows: list[dict[str, Any]]) -> None:
-    rows[0]["prompt"] = prompt
+def set_first_row(prompt: str, behaviour: str, rows: list[dict[str, Any]]) -> None:
+    rows[0] |= {"prompt": prompt, "behaviour": behaviour}
 
 
 def test_task_rows_meet_only_as_whole_texts_and_only_what_is_fitted_on(ws: Workspace) -> None:
     task = ws.tasks / "topic.jsonl"
     rows = read_prompts(task).rows
     seen, unseen = (next(row for row in rows if (row.split == "test") == tested) for tested in (False, True))
+    seen = seen.model_copy(update={"behaviour": "topic-label"})
+    task.write_bytes(b"".join(canonical_json(row.model_dump()) + b"\n" for row in (seen, unseen)))
     ask = "Name the banking intent:"
     for name, row in (("unseen", unseen), ("seen", seen)):
         (ws.root / f"{name}.csv").write_text("text,category\nwhere is my card,card_arrival\n")
         add_suite(ws, SuiteRequest(name, str(ws.root / f"{name}.csv"), "banking77", "CC-BY-4.0", OURS))
-        change_rows(ws.suites / name, partial(set_first_prompt, row.prompt))
+        change_rows(ws.suites / name, partial(set_first_row, row.prompt, seen.behaviour))
     assert ask not in unseen.prompt
     check_suites(ws, ["unseen"])
     with pytest.raises(ContaminatedSample, match=rf"the same text in banking77-0 = {seen.id}"):

@@ -88,7 +88,10 @@ def make_candidate(ws: Workspace, target: str = TARGET, *, alpha: float = 1.0) -
     with write_artefact(ws.candidate(target), stage="calibrate", params={}, inputs=inputs) as draft:
         (draft.path / "adapter_model.safetensors").write_bytes(f"adapter {alpha}".encode() * 20)
         _json(draft.path / "adapter_config.json", {"r": 4})
-        _json(draft.path / "coefficients.json", {"alphas": {"model.layers.0.mlp.up_proj.weight": alpha}})
+        _json(
+            draft.path / "coefficients.json",
+            {"alphas": {"model.layers.0.mlp.up_proj.weight": alpha}, "repaired": alpha != 0},
+        )
 
 
 def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") -> None:

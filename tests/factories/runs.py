@@ -98,7 +98,8 @@ class Sample:
         }
         inputs = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint(name)}
         facts = {"extra_params": 0.0312}
-        self.put(ws.candidate(name), "calibrate", {"coefficients.json": {"alphas": alphas}}, facts=facts, **inputs)
+        coefficients = {"alphas": alphas, "repaired": alpha != 0}
+        self.put(ws.candidate(name), "calibrate", {"coefficients.json": coefficients}, facts=facts, **inputs)
         if upto == "candidate":
             return
         rows, plan = judged(name, shares, replies or {}, incumbent, policy)

@@ -260,7 +260,8 @@ def diagnosed(tmp_path: Path, **after: float) -> Sample:
     sample.target("group", upto="target")
     sample.target("topic", upto="candidate")
     ws = sample.ws
-    content = {"alphas": {}, "history": [[0, 0.9], [8, 0.3]], "diagnosis": found.model_dump(mode="json")}
+    content = {"alphas": {}, "repaired": True, "history": [[0, 0.9], [8, 0.3]]}
+    content |= {"diagnosis": found.model_dump(mode="json")}
     inputs = {"vector": ws.vector, "selection": ws.selection, "target": ws.checkpoint("group")}
     sample.put(ws.candidate("group"), "calibrate", {"coefficients.json": content}, **inputs)
     return sample

@@ -99,7 +99,7 @@ def test_a_verdict_on_another_candidate_is_stale(tmp_path: Path) -> None:
     sample = Sample(tmp_path / "w")
     sample.family()
     sample.target("sentiment")
-    sample.put(sample.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {}}})
+    sample.put(sample.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {}, "repaired": True}})
     (entry,) = summary(sample.ws, live=lambda _: None)
     assert entry["outcome"] is None
     assert "made from the present candidate" in entry["problems"][0]
@@ -151,7 +151,9 @@ def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sa
     shutil.rmtree(promoted.ws.target("sentiment"))
     promoted.names.clear()
     promoted.target("sentiment", harmful=(0.5, 0.02))
-    promoted.put(promoted.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {"x": 1.0}}})
+    promoted.put(
+        promoted.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {"x": 1.0}, "repaired": True}}
+    )
     text = write_report(promoted.ws).read_text().replace("\xa0", " ")
     assert "1 promoted" not in text
     (entry,) = summary(promoted.ws)
@@ -191,7 +193,7 @@ def test_a_verdict_under_another_policy_or_on_other_data_gives_no_outcome(tmp_pa
         path = sample.ws.root / "params.yaml"
         path.write_text(path.read_text().replace("cap_hrr: 0.10", "cap_hrr: 0.001"))
     else:
-        files: dict[str, Any] = {"coefficients.json": {"alphas": {}}}
+        files: dict[str, Any] = {"coefficients.json": {"alphas": {}, "repaired": True}}
         sample.put(sample.ws.candidate("sentiment"), "calibrate", files, prompts=digest_bytes(b"another set"))
     (entry,) = summary(sample.ws, live=lambda _: None)
     assert entry["outcome"] is None

@@ -65,7 +65,7 @@ def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> Cach
     Args:
         uri: the source.
         limits: allowed size and model types.
-        expected: the digest that the copy must have; its model type was checked when the digest was recorded.
+        expected: the digest that the copy must have. If it is given, the model type is not checked again.
 
     Raises:
         SourceError: the source cannot be found, is too large, or does not answer.
@@ -73,13 +73,14 @@ def fetch(uri: str, *, limits: FetchParams, expected: str | None = None) -> Cach
         UnsafeCheckpoint: opening the checkpoint could run code, leave its folder or exhaust memory.
         DigestMismatch: the source holds something else than ``expected``.
     """
-    place = parse(uri)
-    source = open_source(place)
-    now = source.fingerprint()
-    part = cache.download_folder(uri, now)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{part}.lock"):
-        local = cache.find_cached(uri, now) or _copy(source, uri, now, part, limits, known=expected is not None)
+    source = open_source(parse(uri))
+    current_fingerprint = source.fingerprint()
+    download = cache.download_folder(uri, current_fingerprint)
+    download.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{download}.lock"):
+        local = cache.find_cached(uri, current_fingerprint) or _copy(
+            source, uri, current_fingerprint, download, limits, check_model_type=expected is None
+        )
     if expected is not None and local.digest != expected:
         raise DigestMismatch(
             f"expected a checkpoint with {expected}, got {local.digest}, from {redact(uri)}",
@@ -102,9 +103,9 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
         DigestMismatch: the source holds something else now.
     """
     record = read_record(artefact)
-    root = _bytes(record, limits or FetchParams())
+    folder = _cached_or_fetched_folder(record, limits or FetchParams())
     if record.kind == "full":
-        return ModelFiles(root)
+        return ModelFiles(folder)
     if family is None:
         raise ArtifactError(f"expected the family's artefact for the LoRA target {artefact}, got none")
     base = read_record(family)
@@ -113,33 +114,36 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
             f"expected the aligned model {record.base} under the adapter, got {base.digest}, in {artefact}",
             remedy="run `safegene run`: the target is fetched and checked against the new family",
         )
-    return ModelFiles(_bytes(base, limits or FetchParams()), (root,))
+    return ModelFiles(_cached_or_fetched_folder(base, limits or FetchParams()), (folder,))
 
 
-def _bytes(record: CheckpointRecord, limits: FetchParams) -> Path:
-    root = cache.cached_folder(record.digest)
-    if digest_json(record.files) == record.digest and cache.is_intact(root, record.files):
-        return root
+def _cached_or_fetched_folder(record: CheckpointRecord, limits: FetchParams) -> Path:
+    folder = cache.cached_folder(record.digest)
+    if digest_json(record.files) == record.digest and cache.is_intact(folder, record.files):
+        return folder
     return fetch(record.source, limits=limits, expected=record.digest).root
 
 
-def _copy(source: Source, uri: str, now: str, part: Path, limits: FetchParams, *, known: bool) -> CachedCheckpoint:
+def _copy(
+    source: Source, uri: str, current_fingerprint: str, download: Path, limits: FetchParams, *, check_model_type: bool
+) -> CachedCheckpoint:
     sizes = source.sizes()
     names = _checked_names(sizes, uri, limits)
-    part.mkdir(parents=True, exist_ok=True)
+    download.mkdir(parents=True, exist_ok=True)
     for at, name in enumerate(names, start=1):
         log.info("%s: file %d of %d, %s, %.1f MB", redact(uri), at, len(names), name, sizes[name] / 1e6)
-        source.copy((name,), part)
-    for path in part.iterdir():  # files of a library, or of an earlier attempt
+        source.copy((name,), download)
+    for path in download.iterdir():  # files of a library, or of an earlier attempt
         if path.name not in names:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
-        kind = _verify(part, None if known else limits.model_types)
+        kind = _verify(download, limits.model_types if check_model_type else None)
     except SafegeneError as error:
-        shutil.rmtree(part)  # refused files are not kept
-        raise type(error)(error.message.replace(str(part), redact(uri)), remedy=error.remedy) from None
-    files = cache.digests(part, names)
-    local = CachedCheckpoint(cache.store_download(part, files), kind, digest_json(files), files, now)
+        shutil.rmtree(download)  # refused files are not kept
+        raise type(error)(error.message.replace(str(download), redact(uri)), remedy=error.remedy) from None
+    files = cache.digests(download, names)
+    folder = cache.store_download(download, files)
+    local = CachedCheckpoint(folder, kind, digest_json(files), files, current_fingerprint)
     cache.note_source(uri, local)
     return local
 
@@ -150,8 +154,9 @@ def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> t
     if not any(name.endswith(".safetensors") for name in names):
         if pickles := sorted(name for name in sizes if name.lower().endswith(PICKLES)):
             raise UnsafeCheckpoint(
-                f"expected safetensors weights, got only {pickles[0]!r}, which can run code when opened, in {where}",
-                remedy="convert the weights to safetensors where you trust them",
+                f"expected safetensors weights, got pickle files such as {pickles[0]!r}, "
+                f"which can run code when opened, in {where}",
+                remedy="convert the weights to safetensors on a machine where you may run this checkpoint's code",
             )
         raise SourceError(f"expected a checkpoint with safetensors weights, got {sorted(sizes)[:5]}, in {where}")
     total, most = sum(sizes[name] for name in names), int(limits.max_gibibytes * (1 << 30))
@@ -168,10 +173,10 @@ def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> t
     return names
 
 
-def _verify(root: Path, model_types: tuple[str, ...] | None) -> Literal["full", "lora"]:
-    names = {path.name for path in root.iterdir()}
+def _verify(folder: Path, model_types: tuple[str, ...] | None) -> Literal["full", "lora"]:
+    names = {path.name for path in folder.iterdir()}
     if ADAPTER_WEIGHTS in names or (ADAPTER_CONFIG in names and "config.json" not in names):
-        check_finite_adapter(open_adapter(root))
+        check_finite_adapter(open_adapter(folder))
         return "lora"
-    check_finite(open_checkpoint(root, model_types=model_types))
+    check_finite(open_checkpoint(folder, model_types=model_types))
     return "full"

@@ -1,15 +1,20 @@
 """Stage ``calibrate``: the coefficients of one target, and its repair as a PEFT adapter.
 
 Only coefficients between the safety vector's fixed factors are fitted, on the selected layers (SafeGene, arXiv
-2606.06519); see `safegene.repair`. Shots come from the fit split; the validation split chooses among the values met on
-the way, the unrepaired target included. So a target that already answers safety prompts as the aligned model does, or
-that no coefficients improve, is left as it is, and the artefact says so.
+2606.06519); see `safegene.repair`. Coefficients are fitted on the fit split. The set with the lowest validation loss is
+kept. If no set beats the unrepaired target, the target is left as it is. So is a target that already answers safety
+prompts as the aligned model does. ``coefficients.json`` states the reason.
 
 With ``calibrate.baseline`` a rival method (`safegene.repair.baselines`) makes the repair instead, from the same shots;
 its repair is gated, exported and recorded like ours.
+
+Two facts in the manifest have similar names: ``extra_parameters`` is the number of parameters of the repair,
+``extra_params`` is their share of the model's parameters (0 where nothing was repaired).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
@@ -49,7 +54,7 @@ def calibrate(
 ) -> Manifest:
     """Repair the target and write the change as a PEFT adapter, with how it was found.
 
-    ``degraded`` is read by a baseline only, which needs the whole discrepancy where the vector holds its largest part.
+    ``degraded`` is read only for a baseline: it gets the full delta, not its compressed form, the safety vector.
 
     Raises:
         StaleArtifact: the vector was taken from another aligned model.
@@ -68,62 +73,76 @@ def calibrate(
         (True, True)
     """
     params = params or CalibrateParams()
-    family, record = read_record(aligned), read_record(target)
-    held = _vector_of(vector, family)
-    factors = selected_matrices(held, selection)
+    records = family, target_record = read_record(aligned), read_record(target)
+    safety_vector = _vector_of(vector, family)
+    factors = selected_matrices(safety_vector, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
-    root, tuned = local_checkpoint(aligned, limits).root, local_checkpoint(target, limits, family=aligned)
+    aligned_root = local_checkpoint(aligned, limits).root
+    target_files = local_checkpoint(target, limits, family=aligned)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
     inputs |= {} if params.baseline is None else {"degraded": degraded}
-    with threads_for(open_checkpoint(root).parameters):
-        shots = build_shots(params, root, tuned, safety, tasks)
-        whole = None if params.baseline is None else mean_change(read_surrogates(degraded)) or held.factors
-        result = _repair(params, root, tuned, shots, factors, whole, record)
-    base = (family if tuned.adapters else record).source
-    adapter = open_adapter(tuned.adapters[0]) if tuned.adapters else None
+    with threads_for(open_checkpoint(aligned_root).parameters):
+        shots = build_shots(params, aligned_root, target_files, safety, tasks)
+        result = _repair(params, aligned_root, target_files, shots, factors, target_record, degraded, safety_vector)
+    adapter = open_adapter(target_files.adapters[0]) if target_files.adapters else None
+    base = (family if adapter else target_record).source
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         patch = result.fitted.patch if result.fitted else zero_change(factors)
         facts = write_adapter(patch, base_model=base, out=draft.path, own=adapter)
-        content = coefficients_file(params, result, shots, patch, facts["extra_parameters"] / record.parameters)
-        found = diagnose(content, shots, held, patch, root=root, target=tuned, records=(family, record))
-        content = content.model_copy(update={"diagnosis": found})
-        _describe(draft.path, content, result, patch)
-        lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
-        card = model_card(target=out.parent.name, base_model=base, adapter=facts, lineage=lineage)
-        (draft.path / "README.md").write_text(card, encoding="utf-8")
-        draft.facts.update(facts, **content.model_dump(include={"extra_params", "repaired", "reason", "trained"}))
+        content = coefficients_file(params, result, shots, patch, facts["extra_parameters"] / target_record.parameters)
+        diagnosis = diagnose(
+            content, shots, safety_vector, patch, root=aligned_root, target=target_files, records=records
+        )
+        coefficients = content.model_copy(update={"diagnosis": diagnosis})
+        _describe(draft.path, coefficients, result, patch)
+        _write_card(draft.path, out.parent.name, base, facts, inputs)
+        draft.facts.update(facts, **coefficients.model_dump(include={"extra_params", "repaired", "reason", "trained"}))
     return draft.done
 
 
 def _vector_of(vector: Path, family: CheckpointRecord) -> SafetyVector:
-    held = read_vector(vector)
-    if held.aligned != family.digest:
+    safety_vector = read_vector(vector)
+    if safety_vector.aligned != family.digest:
         raise StaleArtifact(
-            f"expected a vector of the aligned model {family.digest}, got one of {held.aligned}, in {vector}",
+            f"expected a vector of the aligned model {family.digest}, got one of {safety_vector.aligned}, in {vector}",
             remedy="run `safegene run`: the vector is made again for this aligned model",
         )
-    return held
+    return safety_vector
 
 
-def _describe(folder: Path, content: CoefficientsFile, result: RepairResult, patch: Patch) -> None:
+def _describe(folder: Path, coefficients: CoefficientsFile, result: RepairResult, patch: Patch) -> None:
     """Write ``coefficients.json`` and, for plots, ``coefficients.csv``."""
-    (folder / "coefficients.json").write_bytes(content.content)
+    (folder / "coefficients.json").write_bytes(coefficients.content)
     sizes = result.fitted.direction_sizes if result.fitted else {name: (0.0,) for name in patch}
     (folder / "coefficients.csv").write_text(direction_table(sizes), encoding="utf-8")
 
 
+def _write_card(
+    folder: Path, target: str, base: str, adapter: Mapping[str, Any], inputs: Mapping[str, Path | str]
+) -> None:
+    """Write the model card, with the digest of each input."""
+    lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
+    card = model_card(target=target, base_model=base, adapter=adapter, lineage=lineage)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def _repair(
     params: CalibrateParams,
-    root: Path,
-    tuned: ModelFiles,
+    aligned_root: Path,
+    target_files: ModelFiles,
     shots: Shots,
     factors: Patch,
-    whole: Patch | None,
-    record: CheckpointRecord,
+    target_record: CheckpointRecord,
+    degraded: Path,
+    safety_vector: SafetyVector,
 ) -> RepairResult:
-    """Ours, from the vector's ``factors`` in the selected layers; or a baseline's, from the ``whole`` discrepancy."""
-    model = load_model(tuned.root, adapters=tuned.adapters, device=default_device())
-    if whole is None:
-        return fit_target(params, model, params.max_extra * record.parameters, factors, shots)
-    return run_baseline(params, case_of(params, root, model, whole, shots))
+    """The repair from the vector's ``factors`` in the selected layers; or that of the baseline, from the full delta.
+
+    Without surrogates in ``degraded`` (the degraded checkpoints are the user's) a baseline gets the safety vector.
+    """
+    model = load_model(target_files.root, adapters=target_files.adapters, device=default_device())
+    if params.baseline is None:
+        return fit_target(params, model, params.max_extra * target_record.parameters, factors, shots)
+    delta = mean_change(read_surrogates(degraded)) or safety_vector.factors
+    return run_baseline(params, case_of(params, aligned_root, model, delta, shots))

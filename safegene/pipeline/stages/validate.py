@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safegene.datasets.contamination import check_contamination, normalised
+from safegene.datasets.contamination import check_contamination, check_task_contamination, normalised
 from safegene.datasets.expectations import Expectation, FailedExpectation, check_rows, library_version
 from safegene.datasets.prompts import PromptSet, parse_prompts, read_bytes
 from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt
@@ -156,10 +156,7 @@ def _raw_rows(data: bytes, path: Path) -> tuple[list[dict[str, Any]], list[int]]
 
 
 def _check_disjoint(sets: Mapping[str, PromptSet], params: ValidateParams) -> None:
-    """Compare the gate set with every fitted set, and the test rows of each task with its other rows.
-
-    Task rows are compared by text only: rows of one template share most of their n-grams.
-    """
+    """Compare the gate set with every fitted set, and the test rows of each task with its other rows."""
     gate = sets["gate"]
     _check_distinct(gate)
     for name, other in sets.items():
@@ -173,8 +170,8 @@ def _check_disjoint(sets: Mapping[str, PromptSet], params: ValidateParams) -> No
                 where=f"{gate.path} and {other.path}",
             )
         if name.startswith("task-"):
-            tested = [row.model_copy(update={"behaviour": ""}) for row in other.rows if row.split == "test"]
-            check_contamination(tested, fitted, ngram=1, max_overlap=1, where=str(other.path))
+            tested = [row for row in other.rows if row.split == "test"]
+            check_task_contamination(tested, fitted, where=str(other.path))
 
 
 def _check_distinct(gate: PromptSet) -> None:
