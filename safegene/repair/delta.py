@@ -1,4 +1,4 @@
-"""The delta: the discrepancy ``W_aligned - W_degraded`` per weight matrix, in low-rank form, and ``delta.json``.
+"""The delta: the difference ``W_aligned - W_degraded`` per weight matrix, in low-rank form, and ``delta.json``.
 
 From surrogates kept as float32 factors it is exact. From full checkpoints it is a streamed randomised SVD. Several
 degraded models are combined as their mean. `distil_delta` trains the factors further.
@@ -63,7 +63,7 @@ class ExtractedMatrix(Strict):
 
 @dataclass(frozen=True)
 class Delta:
-    """Factors of the discrepancy.
+    """Factors of the delta.
 
     Attributes:
         factors: matrix name -> up (out, r), down (r, in).

@@ -30,7 +30,7 @@ NAMES = {
     "cosine": "cosine with the vector",
     "outside": "vector not used",
     "unreached": "change out of reach",
-    "kept": "discrepancy kept",
+    "kept": "delta kept",
     "surrogates": "degraded models",
     "shots_fit": "safety shots fitted",
     "fall": "fall at the end of the fit",

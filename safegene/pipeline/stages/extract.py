@@ -1,4 +1,4 @@
-"""Stage ``extract``: the discrepancy between aligned and degraded models, per weight matrix, in low-rank form.
+"""Stage ``extract``: the delta between the aligned and the degraded models, per weight matrix, in low-rank form.
 
 ``delta`` takes ``W_aligned - W_degraded``: exactly, from the factors of the surrogates that ``degrade`` made, and by a
 streamed randomised SVD from full checkpoints that the user names. Several are combined as their mean. ``distil``
@@ -43,7 +43,7 @@ def extract(
         ParamsError: ``distil`` with ``checkpoints``.
         StaleArtifact: such a checkpoint has changed since it was pinned.
         ShapeMismatch, TensorMissing: it is of another architecture, or its vocabulary is not the family's.
-        CheckpointError: no matrix holds a discrepancy that can be told from rounding.
+        CheckpointError: no matrix holds a delta that can be told from rounding.
 
     Example:
         >>> manifest = safegene.extract(
@@ -108,7 +108,7 @@ def _require_signal(delta: Delta) -> None:
     if not delta.factors:
         first = next(iter(delta.skipped.items()), ("", "the checkpoint has no projection weights"))
         raise CheckpointError(
-            f"expected a discrepancy in at least one matrix, got none of {len(delta.skipped)}: {' '.join(first)}",
+            f"expected a delta in at least one matrix, got none of {len(delta.skipped)}: {' '.join(first)}",
             remedy="keep degraded models in float32, or degrade further",
         )
 

@@ -127,7 +127,7 @@ class Method(Generic[P]):
 
 
 def case_of(params: CalibrateParams, aligned: Path, model: "PreTrainedModel", safety: Patch, shots: Shots) -> Case:
-    """What a rival method gets: the same target, discrepancy, shots and weights as the coefficient fit.
+    """What a rival method gets: the same target, delta, shots and weights as the coefficient fit.
 
     Args:
         params: weights of the objective, and the seed.

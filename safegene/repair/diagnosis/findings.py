@@ -37,7 +37,7 @@ tiny repairs of one layer alone came back (eight of eight) with 0.78 or less out
 harm."""
 
 MIN_KEPT = 0.3
-"""Share of the discrepancy's energy that compression kept: in the method study, 0.17 (rounded to bf16) left twice the
+"""Share of the delta's energy that compression kept: in the method study, 0.17 (rounded to bf16) left twice the
 harm on AdvBench that 0.54 (the same recipe in fp32) did; the limit is between the two."""
 
 MIN_SURROGATES = 2

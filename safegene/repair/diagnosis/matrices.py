@@ -30,7 +30,7 @@ class Matrix:
         weight: energy of W_aligned.
         change: energy of D = W_target - W_aligned.
         vector: energy of the safety vector V; 0 where it has no factors.
-        whole: energy of the discrepancy that V was compressed from.
+        whole: energy of the delta that V was compressed from.
         along: the inner product of D and V.
         taken: energy of V within the leading directions of D, the mean over columns and rows.
         by_chance: what ``taken`` would be for directions that have nothing to do with V.
@@ -95,7 +95,7 @@ def overall(matrices: Sequence[Matrix]) -> dict[str, float]:
 
     ``task_change``: |D| / |W|; ``vector_size``: |V| / |W|; ``cosine``: of D and V; ``taken`` and ``taken_by_chance``:
     share of V within D's leading directions; ``outside``: share of V that the repair does not use; ``unreached``: share
-    of D in matrices for which V has no factors; ``kept``: share of the discrepancy that V holds.
+    of D in matrices for which V has no factors; ``kept``: share of the delta that V holds.
     """
     weight, change, vector, whole = (
         sum(getattr(one, key) for one in matrices) or TINY for key in ("weight", "change", "vector", "whole")

@@ -108,7 +108,7 @@ def test_a_rival_is_repeated_byte_for_byte(rival: tuple[str, Path], tmp_path: Pa
     assert {name: one[name] for name in names} == {name: two[name] for name in names}
 
 
-def test_a_rival_gets_the_whole_discrepancy_and_not_the_compressed_vector(tmp_path: Path) -> None:
+def test_a_rival_gets_the_whole_delta_and_not_the_compressed_vector(tmp_path: Path) -> None:
     run_calibrate("group", tmp_path / "c", by("resta", gamma=1.0))
     adapter, whole = open_adapter(tmp_path / "c").patch(), mean_change(read_surrogates(made().degraded))
     assert adapter.keys() == whole.keys()
