@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from safegene.checkpoints.export.merge import MergedCheckpoint
     from safegene.ledger.audit import AuditReport
     from safegene.ledger.audit import audit_workspace as audit
-    from safegene.ledger.promotion import Promotion
+    from safegene.ledger.promotion import AttemptResult
     from safegene.pipeline.export import ExportedAdapter, export, merge
     from safegene.pipeline.init import add_target, init
     from safegene.pipeline.stages.calibrate import calibrate
@@ -97,7 +97,7 @@ __all__ = [
     "ParamsError",
     "PreconditionFailed",
     "PromoteParams",
-    "Promotion",
+    "AttemptResult",
     "PromotionRefused",
     "SafegeneError",
     "SelectParams",
@@ -149,7 +149,7 @@ _DEFINED_IN = {
     "MergedCheckpoint": "safegene.checkpoints.export.merge:MergedCheckpoint",
     "Params": "safegene.workspace.params:Params",
     "PromoteParams": "safegene.workspace.params:PromoteParams",
-    "Promotion": "safegene.ledger.promotion:Promotion",
+    "AttemptResult": "safegene.ledger.promotion:AttemptResult",
     "SelectParams": "safegene.workspace.params:SelectParams",
     "Surrogate": "safegene.workspace.params:Surrogate",
     "Target": "safegene.workspace.params:Target",

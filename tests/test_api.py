@@ -47,7 +47,7 @@ TYPES = {
     "MergedCheckpoint",
     "Params",
     "PromoteParams",
-    "Promotion",
+    "AttemptResult",
     "SelectParams",
     "Surrogate",
     "Target",

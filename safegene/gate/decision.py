@@ -60,7 +60,7 @@ def level_share(attempt: int) -> float:
     0.9 for the first, then 0.1 / (n (n - 1)), so that all shares together are below 1 (a union bound over candidates).
     Whoever repairs the same fine-tune again and again until one candidate passes needs more evidence each time. The
     bound holds for candidates that are made without knowing on which prompts the last one failed. The level of a fail
-    does not shrink.
+    of the cap shrinks too; that of a fail of a paired endpoint does not.
     """
     return FIRST_SHARE if attempt <= 1 else (1 - FIRST_SHARE) / (attempt * (attempt - 1))
 

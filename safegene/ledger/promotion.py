@@ -1,13 +1,14 @@
 """What is live on a channel, and the rules by which that changes. No statistics here.
 
-Every attempt is recorded, also when it is refused; only a promotion of what is live already writes no record. The
+Every attempt is recorded, refused ones too. Two write no record: a dry run, and promoting what is already live. The
 rules, in this order:
 
 1. the evidence must have passed (see `safegene.pipeline.stages.promote` for how it is checked);
 2. a release that is live already, and not revoked, stays live, and no record is written;
 3. neither the release nor anything that it rests on may be revoked;
-4. a candidate that was rolled back is not promoted again;
-5. the verdict must have been measured against what is live now; against nothing where that is revoked.
+4. a candidate that was rolled back since the last promotion is not promoted, unless a rollback put it live again;
+5. the verdict must have been measured against what is live now, or against nothing where that is revoked; where the
+   live candidate is this one, any reference will do.
 
 Then the release is published, the record is linked, and the channel pointer is replaced, in this order. If another
 promotion replaces the pointer first, the attempt raises PromotionRefused, and a record of outcome ``superseded`` says
@@ -58,8 +59,8 @@ class PromotionClaim:
 
 
 @dataclass(frozen=True)
-class Promotion:
-    """The end of an attempt.
+class AttemptResult:
+    """How an attempt to promote or to roll back ended.
 
     Attributes:
         outcome: how it ended.
@@ -109,13 +110,13 @@ def resolve_release(ledger: Ledger, target: str, channel: str) -> ResolvedReleas
     live = live_record(ledger, target, channel)
     if live is None:
         raise LedgerError(f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}")
-    require_not_revoked(live.revoked)
+    raise_if_revoked(live.revoked)
     if rollback := live.newer_rollback:
         raise LedgerError(
-            f"expected {target} on {channel} to be what record {rollback.sequence} rolled back to, got a pointer to "
-            f"record {live.record.sequence}: the rollback was interrupted, or the pointer was set back, "
-            f"in {ledger.store.uri}",
-            remedy=f"`safegene rollback {target}` again",
+            f"expected the channel to point to record {rollback.sequence}, which rolled {target} back on {channel}, "
+            f"got a pointer to record {live.record.sequence}: the rollback was interrupted, or somebody set the "
+            f"pointer back, in {ledger.store.uri}",
+            remedy=f"`safegene rollback {target} --channel {channel}` again",
         )
     path = open_release(ledger.store, live.release, cache=cache_folder(), artefacts=live.record.artefacts)
     uri, record = release_uri(ledger.store, live.release), live.record
@@ -124,7 +125,7 @@ def resolve_release(ledger: Ledger, target: str, channel: str) -> ResolvedReleas
 
 def record_promotion(
     ledger: Ledger, signer: CryptoSigner, claim: PromotionClaim, channel: str, *, dry_run: bool = False
-) -> Promotion:
+) -> AttemptResult:
     """Put the release of a claim live on a channel if the rules allow it, and record the attempt in any case.
 
     Raises:
@@ -139,21 +140,30 @@ def record_promotion(
     release = plan_release(claim.target, claim.files)
     if claim.outcome == "pass" and live and live.release == release.digest and not live.revoked:
         message = f"{claim.target}: live on {channel} already, by record {live.record.sequence}; nothing changed"
-        return Promotion("pass", message, None, release.digest)
-    outcome, reason = _apply_rules(claim, channel, live, ledger, release)
+        return AttemptResult("pass", message, None, release.digest)
+    ruling = _apply_rules(claim, channel, live, ledger, release)
     replaces = live.record.digest if live else None
     if dry_run:
-        return Promotion(outcome, _dry_run_message(claim, channel, outcome, reason, live), None, release.digest)
-    if outcome != "pass":
-        record = record_refusal(ledger, signer, claim, channel, outcome=outcome, reason=reason, replaces=replaces)
-        raise _refusal(claim.target, outcome, reason, record)
+        return AttemptResult(ruling.outcome, _dry_run_message(claim, channel, ruling, live), None, release.digest)
+    if ruling.outcome != "pass":
+        record = record_refusal(
+            ledger, signer, claim, channel, outcome=ruling.outcome, reason=ruling.reason, replaces=replaces
+        )
+        raise _refusal(claim, channel, ruling, record)
     publish_release(ledger.store, release, claim.files)
     draft = RecordDraft(
-        "pass", claim.target, channel, reason, claim.artefacts, claim.fields, release=release.digest, replaces=replaces
+        "pass",
+        claim.target,
+        channel,
+        ruling.reason,
+        claim.artefacts,
+        claim.fields,
+        release=release.digest,
+        replaces=replaces,
     )
     record = put_live(ledger, signer, draft, live)
     message = f"{claim.target}: promoted to {channel} by record {record.sequence}, release {release.digest}"
-    return Promotion("pass", message, record.digest, release.digest)
+    return AttemptResult("pass", message, record.digest, release.digest)
 
 
 def record_refusal(
@@ -215,58 +225,84 @@ def put_live(ledger: Ledger, signer: CryptoSigner, draft: RecordDraft, live: Liv
     raise error
 
 
-def require_not_revoked(reason: str) -> None:
-    """Raise where there is a reason (see `why_revoked`).
+def raise_if_revoked(why: str) -> None:
+    """Raise if something is revoked; ``why`` is the answer of `why_revoked`, empty for nothing.
 
     Raises:
-        PromotionRefused: there is one.
+        PromotionRefused: something is.
     """
-    if reason:
+    if why:
         raise PromotionRefused(
-            f"expected nothing revoked, got: {reason}", remedy="roll back: `safegene rollback TARGET`"
+            f"expected nothing revoked, got: {why}",
+            remedy="roll back to a release that is not revoked: `safegene rollback TARGET --to RECORD`",
         )
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What the rules say of a claim.
+
+    Attributes:
+        outcome: ``pass``, or how the attempt ends.
+        reason: one sentence.
+        remedy: what leads out of a refusal.
+    """
+
+    outcome: ClaimOutcome
+    reason: str
+    remedy: str = ""
 
 
 def _apply_rules(
     claim: PromotionClaim, channel: str, live: LiveRecord | None, ledger: Ledger, release: Release
-) -> tuple[ClaimOutcome, str]:
-    """Outcome and reason by the first rule that applies."""
+) -> Ruling:
+    """The first rule that forbids the promotion, or a pass."""
+    target = claim.target
     if claim.outcome != "pass":
-        return claim.outcome, claim.reason
+        remedy = f"see `safegene gate show {target}`, or the report (`safegene report`)"
+        return Ruling(claim.outcome, claim.reason, remedy)
     used = digests_named({"artefacts": claim.artefacts, "fields": claim.fields}) | {release.digest}
     if reason := why_revoked(revocations(ledger), used):
-        return "fail", reason
+        return Ruling("fail", reason, "replace what was revoked, then `safegene run` to make another candidate")
     candidate = claim.artefacts.get("candidate")
     if live and candidate in live.rolled_back and candidate != live.record.artefacts.get("candidate"):
-        return "fail", f"this candidate was rolled back, by a rollback up to record {live.record.sequence}"
+        return Ruling(
+            "fail",
+            f"this candidate was rolled back; the newest rollback is record {live.record.sequence}",
+            f"change the repair and `safegene run`, for another candidate; or put this one live again by `safegene "
+            f"rollback {target} --channel {channel} --to RECORD`, with its record in `safegene audit history {target}`",
+        )
     reference = live.release if live and not live.revoked else None
     same_candidate = live is not None and live.record.artefacts.get("candidate") == candidate
     if claim.measured_against != reference and not same_candidate:
-        return "error", (
-            f"the verdict was measured against {claim.measured_against or 'nothing'} as live on {channel}, "
-            f"where {reference or 'nothing'} is"
+        now_live = reference or ("a revoked release" if live else "nothing")
+        return Ruling(
+            "error",
+            f"when the verdict was measured, {claim.measured_against or 'nothing'} was live; now {now_live} is live "
+            f"on {channel}",
+            f"run `safegene run` with promote.channel {channel}, to measure against what is live there",
         )
-    return "pass", claim.reason
+    return Ruling("pass", claim.reason)
 
 
-def _refusal(target: str, outcome: RecordOutcome, reason: str, record: Record) -> PromotionRefused | StaleArtifact:
-    message = f"expected a passing verdict for {target}, got {outcome}: {reason} (on record as {record.sequence})"
+def _refusal(claim: PromotionClaim, channel: str, ruling: Ruling, record: Record) -> PromotionRefused | StaleArtifact:
+    expected = f"expected a passing verdict for {claim.target}, got {ruling.outcome}"
+    if claim.outcome == "pass":
+        expected = f"expected to promote {claim.target} to {channel}, got a refusal ({ruling.outcome})"
+    message = f"{expected}: {ruling.reason}; see record {record.sequence}"
     error: PromotionRefused | StaleArtifact
-    if outcome == "error":
-        error = StaleArtifact(message, remedy="run `safegene run` to measure against what is live")
+    if ruling.outcome == "error":
+        error = StaleArtifact(message, remedy=ruling.remedy)
     else:
-        error = PromotionRefused(
-            message, remedy=f"see `safegene gate show {target}`, or the report (`safegene report`)"
-        )
-        error.exit_code = EXIT[outcome]
+        error = PromotionRefused(message, remedy=ruling.remedy)
+        error.exit_code = EXIT[ruling.outcome]
     error.record = record.digest
     return error
 
 
-def _dry_run_message(
-    claim: PromotionClaim, channel: str, outcome: RecordOutcome, reason: str, live: LiveRecord | None
-) -> str:
-    if outcome != "pass":
-        return f"{claim.target}: would be refused ({outcome}): {reason}; dry run, nothing written"
+def _dry_run_message(claim: PromotionClaim, channel: str, ruling: Ruling, live: LiveRecord | None) -> str:
+    reason = ruling.reason
+    if ruling.outcome != "pass":
+        return f"{claim.target}: would be refused ({ruling.outcome}): {reason}; dry run, nothing written"
     replaced = f"record {live.record.sequence}" if live else "nothing"
     return f"{claim.target}: would be promoted to {channel}, replacing {replaced}: {reason}; dry run, nothing written"

@@ -8,7 +8,7 @@ from securesystemslib.signer import CryptoSigner
 from safegene.errors import PromotionRefused
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import digests_of_record, find_record, live_record, revocations, why_revoked
-from safegene.ledger.promotion import Promotion, put_live, require_not_revoked
+from safegene.ledger.promotion import AttemptResult, put_live, raise_if_revoked
 from safegene.ledger.record import RecordDraft
 from safegene.ledger.release import require_release_of
 from safegene.ledger.store import require_conditions
@@ -22,7 +22,7 @@ def record_rollback(
     *,
     fields: Mapping[str, Any],
     to: str | None = None,
-) -> Promotion:
+) -> AttemptResult:
     """Put live again what was live before, after its bytes were verified again.
 
     Args:
@@ -49,8 +49,8 @@ def record_rollback(
             remedy=f"see `safegene audit history {target}`",
         )
     if restored.release == live.release:
-        return Promotion("rollback", f"{target}: that release is live already; nothing changed", None, live.release)
-    require_not_revoked(why_revoked(revocations(ledger), digests_of_record(restored)))
+        return AttemptResult("rollback", f"{target}: that release is live already; nothing changed", None, live.release)
+    raise_if_revoked(why_revoked(revocations(ledger), digests_of_record(restored)))
     require_release_of(ledger.store, str(restored.release), restored.artefacts)
     draft = RecordDraft(
         "rollback",
@@ -67,4 +67,4 @@ def record_rollback(
     message = (
         f"{target}: rolled back on {channel} to the release of record {restored.sequence}, by record {record.sequence}"
     )
-    return Promotion("rollback", message, record.digest, restored.release)
+    return AttemptResult("rollback", message, record.digest, restored.release)

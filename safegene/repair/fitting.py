@@ -1,12 +1,13 @@
-"""Fitting of coefficients: the only numbers trained per target multiply the safety vector's fixed low-rank factors.
+"""Fits the coefficients of one target. They multiply the vector's fixed low-rank factors; nothing else is trained.
 
-The change beside the target's weights is that of `repair.coefficients`. The loss is of the paper's kind (SafeGene,
-arXiv 2606.06519): on safety shots, KL from the *aligned* model's next-token distribution over its own first
-response tokens; on benign and task shots, KL from the *unrepaired* target's over its own. Nothing else has a gradient,
-so a step costs a forward pass and a backward pass through activations only.
+The change beside the target's weights is that of `repair.coefficients`. The loss is a KL divergence to a teacher
+(SafeGene, arXiv 2606.06519). Safety shots: the teacher is the aligned model, on the first tokens of its own reply.
+Benign and task shots: the teacher is the unrepaired target, on the first tokens of its own reply. Only the coefficients
+have a gradient, so a step costs a forward pass and a backward pass through activations only.
 
 Laws (tests state them): the model's weights are never changed; the same shots and settings give the same coefficients
-on the same machine; those returned are the best of those measured on the validation shots, the start included.
+on the same machine. The result: the best values measured on the validation shots, the start included, then scaled down
+as far as safety allows (`smallest_safe_scale`).
 """
 
 import math
@@ -28,10 +29,10 @@ from safegene.workspace.params import CalibrateParams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ADAM_BETAS = (0.8, 0.95)  # short: a fit has too few steps for Adam's usual memory
+ADAM_BETAS = (0.8, 0.95)  # less averaging than Adam's default, since a fit has few steps
 SAFE_SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the fitted change; the smallest that is safe is kept
-SAFETY_MARGIN = 0.9  # safety must also hold with this part of a scale
-SLACK_AFTER_FIT = 1.25  # divergence allowed then, in units of calibrate.safety_slack
+SAFETY_MARGIN = 0.9  # safety is tested at this part of each scale
+SLACK_AFTER_FIT = 1.25  # the safety KL allowed when scaling down, as a multiple of calibrate.safety_slack
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,26 @@ def fit_coefficients(
     *,
     on_measure: Callable[[int, ShotLosses], None] | None = None,
 ) -> Fitted:
-    """Fit coefficients by Adam from where they stand, and keep the best measured on the validation shots.
+    """Fit coefficients by Adam from where they stand.
+
+    The best values measured on the validation shots are kept, then scaled down as far as safety allows
+    (`smallest_safe_scale`).
 
     The objective is ``sum over kinds of weight x mean KL``. Nothing is clamped: good values may be large or negative.
 
     Args:
-        params: weights, ``safety_slack`` (see `batch_objective`), ``jitter`` (see `jitter_scales`), ``steps``,
-            ``batch_size`` (spread over the kinds in proportion to their number), the peak ``learning_rate`` (it falls
-            to 0 by half a cosine), ``measure_every`` steps, ``patience`` (measurements in a row without an objective 1%
-            lower than before, after which the fit ends), and the seed of the draws.
+        params: these of its values are used:
+            ``safety_weight``, ``benign_weight``, ``task_weight``: weight of each kind of shot;
+            ``safety_slack``: nats per token, see `batch_objective` and `SLACK_AFTER_FIT`;
+            ``jitter``: see `jitter_scales`;
+            ``steps``: the most steps;
+            ``batch_size``: shots of a step, spread over the kinds in proportion to their number;
+            ``learning_rate``: of the first step; it falls to 0 by half a cosine;
+            ``measure_every``: steps between measurements on the validation shots;
+            ``patience``: the fit ends after so many measurements in a row without an objective 1% lower than before;
+            ``seed``: of the draws.
         model: the target, in evaluation mode; its weights are never changed.
-        coefficients: what is fitted; afterwards at the best values.
+        coefficients: what is fitted; afterwards at the values that are returned.
         shots: to train on, of every kind with a weight above 0.
         validation: shots that choose among the values measured.
         on_measure: called with (steps done, losses) at every measurement.
@@ -148,7 +158,8 @@ def smallest_safe_scale(
 
     Safety holds at a scale if the mean KL of the safety shots is at most ``limit`` with `SAFETY_MARGIN` times that
     scale: new prompts are harder than the shots. Of two changes that hold it, the smaller one disturbs benign behaviour
-    less. Without safety shots or a limit above 0 the change stays as it is. The scales are searched by bisection.
+    less. If there are no safety shots, or ``limit`` is 0, or no smaller scale is safe, the change stays as it is. The
+    scales are searched by bisection.
 
     Args:
         model: the target; its weights are never changed.

@@ -58,7 +58,7 @@ class Reader:
             return EXACT
         n = self.labelled
         counts = ConfusionCounts(round(self.sensitivity * n), n, round(self.specificity * n), n)
-        return MeasuredError(counts.sensitivity(alpha), counts.specificity(alpha), level=0.5)
+        return MeasuredError(counts.sensitivity(alpha), counts.specificity(alpha), sample_share=0.5)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class World:
         if self.second is None:
             return self.first.instrument(alpha / 4)
         first, second = self.first.instrument(alpha / 8), self.second.instrument(alpha / 8)
-        return replace(first, second=second, level=min(first.level, second.level))
+        share = min(first.sample_share, second.sample_share)
+        return replace(first, adjudicator=second, sample_share=share)
 
 
 @dataclass(frozen=True)

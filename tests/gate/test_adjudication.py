@@ -113,18 +113,18 @@ def test_the_factor_is_the_expected_difference_of_a_pair_that_differs() -> None:
     for a, b, c, d in product((1, 0), repeat=4):
         chance = (se if a else 1 - se) * (1 - sp if b else sp) * (se2 if c else 1 - se2) * (1 - sp2 if d else sp2)
         total += chance * (c - d if a != b else 0)
-    one = MeasuredError((se, 1.0), (sp, 1.0), second=MeasuredError((se2, 1.0), (sp2, 1.0)))
-    assert one.shrinkage == pytest.approx(total)
-    wide = MeasuredError((0.3, 1.0), (0.9, 1.0), second=MeasuredError((se2, 1.0), (sp2, 1.0)))
-    assert wide.shrinkage == pytest.approx(min(0.3 * 1.0, 0.3 * 0.9 + 0.7 * 0.1, 0.9) * (se2 + sp2 - 1))
+    one = MeasuredError((se, 1.0), (sp, 1.0), adjudicator=MeasuredError((se2, 1.0), (sp2, 1.0)))
+    assert one.kept_difference == pytest.approx(total)
+    wide = MeasuredError((0.3, 1.0), (0.9, 1.0), adjudicator=MeasuredError((se2, 1.0), (sp2, 1.0)))
+    assert wide.kept_difference == pytest.approx(min(0.3 * 1.0, 0.3 * 0.9 + 0.7 * 0.1, 0.9) * (se2 + sp2 - 1))
 
 
 def test_the_level_is_shared_by_all_the_bounds() -> None:
     both = joint_error(plan_with_adjudicator(), "harmful", 0.04)
-    assert both.level == 0.5
+    assert both.sample_share == 0.5
     assert both.sensitivity == POOR_COUNTS.sensitivity(0.005)
-    assert both.second is not None
-    assert both.second.specificity == GOOD_COUNTS.specificity(0.005)
+    assert both.adjudicator is not None
+    assert both.adjudicator.specificity == GOOD_COUNTS.specificity(0.005)
 
 
 def test_who_was_unrepaired_is_not_judged_again() -> None:

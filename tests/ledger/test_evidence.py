@@ -95,7 +95,7 @@ def test_a_verdict_measured_against_what_is_no_longer_live_is_stale(ws: Workspac
     ledger.symlink_to(ws.root / "ledger")
     (ws.root / "ledger").mkdir()
     assert attempt(elsewhere, alpha=2.0) == "pass"
-    with pytest.raises(StaleArtifact, match="measured against nothing as live"):
+    with pytest.raises(StaleArtifact, match="measured, nothing was live; now sha256:.* is live on production"):
         promote(ws, TARGET)
     assert [record.outcome for record in records(ws)] == ["error", "pass"]
 

@@ -15,7 +15,7 @@ from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_a
 from safegene.ledger.incumbent import write_incumbent
 from safegene.ledger.keys import load_signer
 from safegene.ledger.promotion import (
-    Promotion,
+    AttemptResult,
     PromotionClaim,
     ResolvedRelease,
     record_promotion,
@@ -41,7 +41,7 @@ def promote(
     channel: str | None = None,
     run: Run | None = None,
     dry_run: bool = False,
-) -> Promotion:
+) -> AttemptResult:
     """Put the target's candidate live on a channel if its verdict allows it, and record the attempt in any case.
 
     Args:
@@ -112,7 +112,7 @@ def rollback(
     to: str | None = None,
     channel: str | None = None,
     run: Run | None = None,
-) -> Promotion:
+) -> AttemptResult:
     """Put live again what was live before; see `safegene.ledger.rollback.record_rollback`."""
     ledger, channel = _open(workspace), channel or workspace.params.promote.channel
     with _keeping_seen(ledger, workspace):
