@@ -71,22 +71,12 @@ def fit_coefficients(
 ) -> Fitted:
     """Fit coefficients by Adam from where they stand.
 
-    The best values measured on the validation shots are kept, then scaled down as far as safety allows
-    (`smallest_safe_scale`).
-
     The objective is ``sum over kinds of weight x mean KL``. Nothing is clamped: good values may be large or negative.
 
     Args:
-        params: these of its values are used:
-            ``safety_weight``, ``benign_weight``, ``task_weight``: weight of each kind of shot;
-            ``safety_slack``: nats per token, see `batch_objective` and `SLACK_AFTER_FIT`;
-            ``jitter``: see `jitter_scales`;
-            ``steps``: the most steps;
-            ``batch_size``: shots of a step, spread over the kinds in proportion to their number;
-            ``learning_rate``: of the first step; it falls to 0 by half a cosine;
-            ``measure_every``: steps between measurements on the validation shots;
-            ``patience``: the fit ends after so many measurements in a row without an objective 1% lower than before;
-            ``seed``: of the draws.
+        params: the weights of the kinds, ``safety_slack`` (see `batch_objective`), ``jitter`` (see `jitter_scales`),
+            ``steps``, ``batch_size``, ``learning_rate`` (it falls to 0 by half a cosine), ``measure_every``,
+            ``patience`` (measurements in a row without an objective 1% lower than before) and ``seed`` are used.
         model: the target, in evaluation mode; its weights are never changed.
         coefficients: what is fitted; afterwards at the values that are returned.
         shots: to train on, of every kind with a weight above 0.

@@ -53,8 +53,7 @@ class Endpoint:
                 except OSError:
                     pass  # the judge has hung up
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
+            def log_message(self, format: str, *args: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
