@@ -35,7 +35,7 @@ test: $(STAMP)  ## everything that does not wait for a schedule, a kill or a ser
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)  ## served schedules, kills, the real S3 server (SAFEGENE_TEST_S3), the demo in a clean clone
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=10
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy && $(BIN)/lint-imports --no-cache

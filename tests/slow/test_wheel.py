@@ -121,10 +121,10 @@ def installed(box: Installation, wheel: Path) -> Installation:
     return box
 
 
-@pytest.fixture(scope="module")
-def workspace(installed: Installation) -> Path:
-    installed.safegene("init", "ws")
-    return installed.folder / "ws"
+@pytest.fixture
+def workspace(installed: Installation, tmp_path: Path) -> Path:
+    installed.safegene("init", str(tmp_path / "ws"))
+    return tmp_path / "ws"
 
 
 def test_the_wheel_carries_the_template_the_flows_and_no_tests(wheel: Path) -> None:
