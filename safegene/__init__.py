@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError",
+    "AttemptResult",
     "AuditReport",
     "CalibrateParams",
     "CheckpointError",
@@ -97,7 +98,6 @@ __all__ = [
     "ParamsError",
     "PreconditionFailed",
     "PromoteParams",
-    "AttemptResult",
     "PromotionRefused",
     "SafegeneError",
     "SelectParams",

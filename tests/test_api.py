@@ -33,6 +33,7 @@ STEPS = (
     "audit",
 )
 TYPES = {
+    "AttemptResult",
     "AuditReport",
     "CalibrateParams",
     "CompressParams",
@@ -47,7 +48,6 @@ TYPES = {
     "MergedCheckpoint",
     "Params",
     "PromoteParams",
-    "AttemptResult",
     "SelectParams",
     "Surrogate",
     "Target",
