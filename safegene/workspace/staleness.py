@@ -33,10 +33,10 @@ def stale_inputs(
         manifest: the artefact's manifest.
         current: input name -> present digest; inputs that it does not name are not compared.
         data: digests of the present prompt sets and task sets; None does not compare these inputs.
-        required: names from ``current`` that must be among the inputs.
+        required: names that must be among the inputs and in ``current``.
     """
     changed = {name for name, digest in manifest.inputs.items() if current.get(name, digest) != digest}
-    missing = {name for name in required if name not in manifest.inputs}
+    missing = {name for name in required if name not in manifest.inputs or name not in current}
     sets = {name for name, digest in manifest.inputs.items() if data is not None and is_data(name)}
     return tuple(sorted(changed | missing | {name for name in sets if manifest.inputs[name] not in (data or ())}))
 

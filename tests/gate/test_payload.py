@@ -1,11 +1,15 @@
 """What a verdict's file shows beside the verdict, and what a problem says of the evidence."""
 
+import json
 from dataclasses import replace
 
+import pytest
+
+from safegene.errors import FormatError
 from safegene.gate import category_rates, decide, index_judgements, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import next_block, prompts_asked
-from safegene.gate.payload import NoiseFloor, noise_floor
+from safegene.gate.payload import NoiseFloor, VerdictFile, noise_floor
 from safegene.gate.types import StopAudit
 from safegene.workspace.params import GateParams
 from tests.factories.gate import FIXED, POLICY, answers, good, harm, make_plan, weights
@@ -78,3 +82,11 @@ def test_only_what_an_open_endpoint_needs_is_asked_next() -> None:
     failed = decide(answers(plan, harm("harmful", 400)), plan, policy)
     assert next_block(plan, policy, done, failed) == ()
     assert policy_digest(policy) == plan.policy
+
+
+def test_a_verdict_of_another_format_is_refused() -> None:
+    plan = make_plan(20)
+    file = verdict_payload(answers(plan), plan, POLICY, candidate="c", judgements="j", extra_params=None).to_json()
+    VerdictFile.parse(json.dumps(file).encode(), where="here")
+    with pytest.raises(FormatError, match="schema: .* in here"):
+        VerdictFile.parse(json.dumps(file | {"schema": "safegene/verdict/v2"}).encode(), where="here")

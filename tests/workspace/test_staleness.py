@@ -23,6 +23,10 @@ def test_changed_and_missing_inputs_are_named_in_order() -> None:
     assert stale_inputs(MANIFEST, current, required=["aligned", "vector"]) == ("target", "vector")
 
 
+def test_a_required_input_whose_present_digest_is_unknown_is_stale() -> None:
+    assert stale_inputs(MANIFEST, {"aligned": "a"}, required=["aligned", "target"]) == ("target",)
+
+
 def test_sets_are_compared_by_their_digests_whatever_their_names() -> None:
     assert stale_inputs(MANIFEST, {}, data={"s", "p", "others"}) == ()
     assert stale_inputs(MANIFEST, {}, data={"s"}) == ("safety.jsonl",)
