@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
@@ -63,7 +64,8 @@ def test_peft_computes_what_the_merged_fp32_checkpoint_computes(
     assert change > 0.1
     assert (logits(loaded) - merged).abs().max() < 1e-3 * change
     assert facts["extra_parameters"] == sum(change.numel() for change in repair.values())
-    assert facts["parameters"] == facts["extra_parameters"] + (own.parameters if own else 0)
+    shapes = [change.shape for change in repair.values()]
+    assert facts["parameters"] == sum(facts["rank"] * (out + inner) for out, inner in shapes)
     assert facts["rank"] == (7 if own else 3)
     assert facts["served_rank"] == 8
 
@@ -75,9 +77,23 @@ def test_the_adapter_is_one_that_servers_take(base: Path, repair: dict[str, LowR
     assert config["use_dora"] is False
     assert config["bias"] == "none"
     assert config["base_model_name_or_path"] == "org/model"
-    for module in config["target_modules"]:
-        rank = config["rank_pattern"].get(module, config["r"])
-        assert config["alpha_pattern"].get(module, config["lora_alpha"]) == rank == repair[f"{module}.weight"].rank
+    assert config["target_modules"] == sorted(name.removesuffix(".weight") for name in repair)
+
+
+def test_matrices_of_several_ranks_get_one_rank_and_alpha(
+    base: Path, repair: dict[str, LowRank], tmp_path: Path
+) -> None:
+    """A tool that scales each tensor by alpha / its own rank, as llama.cpp does, computes the same change."""
+    assert {change.rank for change in repair.values()} == {2, 3}
+    write_adapter(repair, base_model="x", out=tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert not config["rank_pattern"]
+    assert not config["alpha_pattern"]
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for name, change in repair.items():
+        up, down = (tensors[f"base_model.model.{name.removesuffix('weight')}lora_{side}.weight"] for side in "BA")
+        assert up.shape[1] == down.shape[0] == config["r"] == config["lora_alpha"]
+        torch.testing.assert_close(config["lora_alpha"] / up.shape[1] * (up @ down), change.dense())
 
 
 def test_equal_input_gives_equal_bytes(base: Path, repair: dict[str, LowRank], tmp_path: Path) -> None:

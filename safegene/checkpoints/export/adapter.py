@@ -1,9 +1,11 @@
 """A repair as a PEFT LoRA adapter, which ``peft`` and vLLM load on the unmodified model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch.nn import functional
 
 from safegene.checkpoints.adapter import CONFIG, WEIGHTS, Adapter
 from safegene.errors import CheckpointError
@@ -17,7 +19,8 @@ def write_adapter(patch: Patch, *, base_model: str, out: Path, own: Adapter | No
 
     For a LoRA target the adapter is the exact concatenation of the target's own adapter and the repair,
     ``dW = [up_own up] @ [down_own; down]``, and loads on the *base*; otherwise it loads on the target. Every scale is
-    multiplied into the factors, so that alpha / r = 1 for each matrix.
+    multiplied into the factors, and all are padded with zeros to one rank r with alpha = r: tools that ignore PEFT's
+    patterns, or divide alpha by a tensor's own rank, compute the same change.
 
     Args:
         patch: matrix name -> change, with its coefficients.
@@ -35,12 +38,12 @@ def write_adapter(patch: Patch, *, base_model: str, out: Path, own: Adapter | No
     changes = concatenate_factors(patch, own)
     if not changes or (odd := [name for name in changes if not name.endswith(".weight")]):
         raise CheckpointError(f"expected changes of <module>.weight, got {odd[:1] if changes else 'none'}, for {out}")
-    modules = {name.removesuffix(".weight"): change for name, change in sorted(changes.items())}
+    rank = max(change.rank for change in changes.values())
+    modules = {name.removesuffix(".weight"): padded(change, rank) for name, change in sorted(changes.items())}
     out.mkdir(parents=True, exist_ok=True)
-    config = _config({module: change.rank for module, change in modules.items()}, base_model)
+    config = _config(sorted(modules), rank, base_model)
     (out / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (out / WEIGHTS).write_bytes(_weights(modules))
-    rank = config["r"]
     return {
         "extra_parameters": sum(change.numel() for change in patch.values()),
         "parameters": sum(change.numel() for change in modules.values()),
@@ -57,19 +60,23 @@ def concatenate_factors(patch: Patch, own: Adapter | None) -> dict[str, LowRank]
     return {name: concat([part[name] for part in (first, patch) if name in part]) for name in names}
 
 
-def _config(ranks: Mapping[str, int], base_model: str) -> dict[str, Any]:
-    top = max(ranks.values())
-    odd = {module: rank for module, rank in ranks.items() if rank != top}
+def padded(change: LowRank, rank: int) -> LowRank:
+    """The same change with factors (out, rank) and (rank, in), zeros after its own."""
+    more = rank - change.rank
+    return LowRank(functional.pad(change.up, (0, more)), functional.pad(change.down, (0, 0, 0, more)))
+
+
+def _config(modules: Sequence[str], rank: int, base_model: str) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "inference_mode": True,
-        "r": top,
-        "lora_alpha": top,
-        "rank_pattern": odd,
-        "alpha_pattern": odd,
-        "target_modules": sorted(ranks),
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "target_modules": list(modules),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
