@@ -16,6 +16,8 @@ from pydantic import ConfigDict, StringConstraints
 from safegene.checkpoints.header import TensorSpec, read_header
 from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.checkpoints.values import FLOATS, check_values, read_tensor
+from safegene.checkpoints.wanted import ADAPTER_CONFIG as CONFIG
+from safegene.checkpoints.wanted import ADAPTER_WEIGHTS as WEIGHTS
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing
 from safegene.workspace.fields import Positive, PositiveFloat
 from safegene.workspace.parsing import Strict, parse
@@ -23,8 +25,6 @@ from safegene.workspace.parsing import Strict, parse
 if TYPE_CHECKING:
     from safegene.vectors.linalg import Patch
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _REFUSED = (
     "use_dora",

@@ -1,8 +1,8 @@
 """A full checkpoint in the Hugging Face layout: verified by its headers, read one tensor at a time.
 
-A folder MUST hold safetensors weights and no pickle, a complete shard index where there are several shards, a
-``config.json`` of an allowed model type without code, kernels or quantisation, and no link to the outside. A folder
-that breaks a rule is refused before a weight is read.
+A folder MUST hold safetensors weights, a complete shard index where there are several shards, and a ``config.json`` of
+an allowed model type without code, kernels or quantisation; no file of it may be a link to the outside. A folder that
+breaks a rule is refused before a weight is read. Other files (see `safegene.checkpoints.wanted`) are never opened.
 """
 
 import re
@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Any
 from safegene.checkpoints.header import TensorSpec, read_header
 from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.checkpoints.values import FLOATS, check_values, read_tensor
+from safegene.checkpoints.wanted import INDEX, WEIGHTS, weight_map
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing, UnsafeCheckpoint
 from safegene.workspace.digest import digest_files, digest_json
 
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 _MATRIX = re.compile(rf"model\.layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})\.weight")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 _SHAPING = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 
 
@@ -39,7 +37,7 @@ class Checkpoint:
         specs: tensor name -> its place in its shard.
         shards: tensor name -> file name.
         config: ``config.json``.
-        files: every file of the folder, sorted.
+        files: every file of the checkpoint, sorted.
     """
 
     root: Path
@@ -205,7 +203,7 @@ def _shards(root: Path, files: Sequence[str]) -> dict[str, str]:
     if WEIGHTS in present and INDEX in files:
         raise FormatError(f"expected {WEIGHTS} or {INDEX}, got both, which is ambiguous, in {root}")
     if INDEX in files:
-        shards = _read_index(root / INDEX)
+        shards = weight_map(read_json(root / INDEX), root / INDEX)
     elif WEIGHTS in present:
         shards = dict.fromkeys(read_header(root / WEIGHTS), WEIGHTS)
     else:
@@ -216,16 +214,6 @@ def _shards(root: Path, files: Sequence[str]) -> dict[str, str]:
     if extra := sorted(present - named):
         raise FormatError(f"expected only shards that the index names, got also {extra[0]}, in {root}")
     return shards
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    weights = read_json(path).get("weight_map")
-    if not isinstance(weights, dict) or not weights:
-        raise FormatError(f"expected weight_map to map tensors to shards, got {type(weights).__name__}, in {path}")
-    for name, shard in weights.items():
-        if not isinstance(shard, str) or not _SHARD.fullmatch(shard) or ".." in shard:
-            raise UnsafeCheckpoint(f"expected shards beside the index, got {str(shard)[:80]!r} for {name}, in {path}")
-    return weights
 
 
 def _shard_specs(path: Path, shard: str, shards: Mapping[str, str]) -> dict[str, TensorSpec]:

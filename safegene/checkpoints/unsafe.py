@@ -1,14 +1,14 @@
-"""Refuses checkpoint folders and JSON files that could run code: pickles, links, and names of code to load."""
+"""Refuses checkpoint folders and JSON files that could run code: pickled weights, links, and names of code to load."""
 
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from safegene.checkpoints.wanted import INDEX, checkpoint_files, refuse_pickles_alone
 from safegene.errors import CheckpointError, FormatError, UnsafeCheckpoint
 from safegene.workspace.digest import strict_json
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5")
 MAX_FILES = 4096
 MAX_JSON = 64 << 20  # bytes; a tokenizer.json of 250,000 words has 33 MB
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "kernel_config", "use_kernels")
@@ -16,23 +16,34 @@ _BUILT_IN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_at
 
 
 def check_folder(root: Path) -> tuple[str, ...]:
-    """The names of the folder's files, sorted. No file is opened.
+    """The names of the checkpoint's files, sorted; no other file is opened, and of these only the shard index.
 
     Raises:
         CheckpointError: there is no such folder.
-        UnsafeCheckpoint: the folder holds a pickle, a symlink, a file that is hard-linked from outside, a device, or
-            too many files.
+        UnsafeCheckpoint: the weights are pickles, the folder holds too many files, or a file of the checkpoint is a
+            symlink, hard-linked from outside, or a device.
+        FormatError: the shard index is malformed.
     """
     if root.is_symlink() or not root.is_dir():
         raise CheckpointError(f"expected a checkpoint folder, got none (or a symlink) at {root}")
     entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     if len(entries) > MAX_FILES:
         raise UnsafeCheckpoint(f"expected at most {MAX_FILES} files, got {len(entries)}, in {root}")
-    files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
-    links = Counter(entry.inode() for entry in files)
-    for entry in files:
-        _check_file(entry, links[entry.inode()], root)
-    return tuple(entry.name for entry in files)
+    files = {entry.name: entry for entry in entries if not entry.is_dir(follow_symlinks=False)}
+    links = Counter(entry.inode() for entry in files.values())
+
+    def check(name: str) -> None:
+        _check_file(files[name], links[files[name].inode()], root)
+
+    def index() -> dict[str, Any]:
+        check(INDEX)
+        return read_json(root / INDEX)
+
+    refuse_pickles_alone(files, root)
+    names = checkpoint_files(files, index)
+    for name in names:
+        check(name)
+    return names
 
 
 def _check_file(entry: "os.DirEntry[str]", links_inside: int, root: Path) -> None:
@@ -45,11 +56,6 @@ def _check_file(entry: "os.DirEntry[str]", links_inside: int, root: Path) -> Non
         raise UnsafeCheckpoint(
             f"expected files without links to them, got {entry.name!r}, hard-linked from elsewhere, in {root}",
             remedy="copy the file (`cp --reflink=auto`), so that it cannot be changed from outside the folder",
-        )
-    if entry.name.lower().endswith(PICKLES):
-        raise UnsafeCheckpoint(
-            f"expected safetensors weights only, got {entry.name!r}, which can run code when it is opened, in {root}",
-            remedy="convert the weights to safetensors where you trust them, and move optimizer states away",
         )
 
 

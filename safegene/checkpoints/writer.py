@@ -12,8 +12,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from safegene.checkpoints.checkpoint import INDEX, WEIGHTS
 from safegene.checkpoints.header import BITS
+from safegene.checkpoints.wanted import INDEX, WEIGHTS
 from safegene.errors import FormatError, ShapeMismatch
 from safegene.workspace.digest import canonical_json
 

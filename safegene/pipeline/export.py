@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safegene.checkpoints.adapter import CONFIG, WEIGHTS, open_adapter
+from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.sources import local_checkpoint
+from safegene.checkpoints.wanted import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from safegene.errors import CheckpointError
 from safegene.gate import VerdictFile
 from safegene.workspace.atomic import draft_folder, write_file
@@ -129,7 +130,7 @@ def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = No
     if out.exists():
         raise CheckpointError(f"expected a new folder for the adapter, got {out}, which exists")
     with draft_folder(out) as draft:
-        for name in (CONFIG, WEIGHTS):
+        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             shutil.copyfile(candidate / name, draft / name)
         write_file(draft / "README.md", card)
     return exported

@@ -28,15 +28,19 @@ def test_only_complete_folders_are_discovered(llama: Path, lora: Path, tmp_path:
     shard.write_bytes(shard.read_bytes()[:-10])
     copy(llama, watched / "missing")
     (watched / "missing" / "model-00003-of-00004.safetensors").unlink()
+    copy(llama, watched / "trainer")
+    (watched / "trainer" / "training_args.bin").write_bytes(b"never")
     copy(llama, watched / "pickled")
-    (watched / "pickled" / "training_args.bin").write_bytes(b"never")
+    for weights in (watched / "pickled").glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".bin"))
     (watched / "empty").mkdir()
     odd = copy(lora, watched / "odd") / "adapter_config.json"
     odd.write_text(json.dumps(json.loads(odd.read_text()) | {"rank_pattern": [1]}))
     copy(llama, watched / "hf_mistral7b")
     (watched / "link").symlink_to(llama)
     found, skipped = discover(f"file://{watched}")
-    assert [one.name for one in found] == ["adapter", "hf_mistral7b", sources.discovery.target_name("My Model")]
+    plain = sources.discovery.target_name("My Model")
+    assert [one.name for one in found] == ["adapter", "hf_mistral7b", plain, "trainer"]
     assert found[0].fingerprint == fingerprint(found[0].uri) == fingerprint(f"file://{lora}")
     assert sources.fetch(found[2].uri, limits=LIMITS).digest == open_checkpoint(llama).digest
     assert set(skipped) == {"writing", "missing", "pickled", "empty", "link", "odd"}

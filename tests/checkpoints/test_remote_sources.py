@@ -1,5 +1,6 @@
 """Sources on the Hub and in S3 buckets: downloads resume, and errors are one sentence."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +146,26 @@ def test_a_byte_changed_in_s3_is_found_when_the_copy_is_needed_again(
     upload(other, "models/one")
     with pytest.raises(DigestMismatch, match=f"got sha256:.* from {uri}"):
         local_checkpoint(tmp_path / "artefact")
+
+
+def test_other_files_stay_behind_and_the_index_names_the_shards_wherever_the_checkpoint_is(
+    llama: Path, hub: HubStandIn, upload: Upload, tmp_path: Path
+) -> None:
+    folder = copy(llama, tmp_path / "odd")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for shard in set(index["weight_map"].values()):
+        (folder / shard).rename(folder / f"pytorch_{shard}")
+    index["weight_map"] = {name: f"pytorch_{shard}" for name, shard in index["weight_map"].items()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    wanted = set(files_of(folder))
+    others = ("optimizer.pt", "training_args.bin", "model.onnx", "consolidated.safetensors", ".gitattributes")
+    for name in others:
+        (folder / name).write_bytes(b"never")
+    upload(folder, "models/odd")
+    hub.publish("org/odd", files_of(folder))
+    places = [f"file://{folder}", "hf://org/odd", f"s3://{upload.bucket}/models/odd"]
+    fetched = [sources.fetch(place, limits=LIMITS) for place in places]
+    assert all(set(local.files) == wanted for local in fetched)
+    assert len({local.digest for local in fetched}) == 1
+    assert fetched[2].fingerprint == fingerprint(places[2])
+    assert not [path for _, path, _ in hub.served if path.endswith(others)]

@@ -66,8 +66,10 @@ def test_an_adapter_whose_factors_disagree(lora: Path) -> None:
     refused(lora, CheckpointError, r"lora_A\.weight, got NaN")
 
 
-def test_an_adapter_with_a_pickle_beside_it(lora: Path) -> None:
+def test_an_adapter_that_is_a_pickle(lora: Path) -> None:
     (lora / "adapter_model.bin").write_bytes(b"never")
+    assert open_adapter(lora).modules, "a pickle beside the weights is ignored"
+    (lora / "adapter_model.safetensors").unlink()
     refused(lora, UnsafeCheckpoint, "adapter_model.bin")
     with pytest.raises(UnsafeCheckpoint):
         open_adapter(lora)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from safegene.checkpoints import header, sources
 from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.record import read_record
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.errors import (
     CheckpointError,
@@ -46,19 +47,53 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "x.pkl", "last.ckpt", "X.BIN"])
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_pickle_is_never_opened(llama: Path, name: str, alone: bool) -> None:
+def test_a_pickle_is_never_opened(llama: Path, name: str) -> None:
     import pickle
 
     mark = llama.parent / "executed"
+    (llama / "model.safetensors").unlink()
     (llama / name).write_bytes(pickle.dumps(Bomb(mark)))
-    if alone:
-        (llama / "model.safetensors").unlink()
     os.chmod(llama / name, 0)
-    refused(llama, UnsafeCheckpoint, f"safetensors weights only, got '{name}'")
+    refused(llama, UnsafeCheckpoint, f"safetensors weights, got pickle files such as '{name}'")
     for use in (load_model, load_tokenizer, open_checkpoint):
         with pytest.raises(UnsafeCheckpoint):
             use(llama)
+    assert not mark.exists()
+
+
+def test_pickles_beside_the_weights_are_ignored_and_never_opened(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import pickle
+
+    mark, clean = llama.parent / "executed", open_checkpoint(llama).digest
+    others = (
+        "training_args.bin",
+        "optimizer.pt",
+        "rng_state_0.pth",
+        "pytorch_model.bin",
+        "X.BIN",
+        "trainer_state.json",
+    )
+    for name in others:
+        (llama / name).write_bytes(pickle.dumps(Bomb(mark)))
+    opened, real = list[str](), Path.open
+
+    def spy(path: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(path.name)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", spy)
+    with caplog.at_level("INFO", logger="safegene"):
+        for _ in range(2):
+            fetch(f"file://{llama}", out=llama.parent / "artefact")
+    assert read_record(llama.parent / "artefact").digest == clean
+    said = [record.getMessage() for record in caplog.records if "ignored" in record.getMessage()]
+    assert len(said) == 1
+    assert all(name in said[0] for name in others)
+    assert "config.json" in opened
+    assert not set(others) & set(opened)
+    load_model(llama)
     assert not mark.exists()
 
 
@@ -128,6 +163,25 @@ INDICES: dict[str, tuple[Callable[[Path], object], type[SafegeneError], str]] = 
         "got both, which is ambiguous",
     ),
 }
+
+
+def test_the_index_names_shards_of_any_spelling(sharded: Path) -> None:
+    (sharded / "consolidated.safetensors").write_bytes(b"no file of the checkpoint")
+    shards = sorted(path.name for path in sharded.glob("model-*.safetensors"))
+    names = {old: f"model.safetensors-{i:05}-of-{len(shards):05}.safetensors" for i, old in enumerate(shards, start=1)}
+    for old, new in names.items():
+        (sharded / old).rename(sharded / new)
+    edit(sharded / INDEX, lambda i: i.update(weight_map={name: names[old] for name, old in i["weight_map"].items()}))
+    fetch(f"file://{sharded}", out=sharded.parent / "artefact")
+    record = read_record(sharded.parent / "artefact")
+    assert set(names.values()) <= set(record.files)
+    assert "consolidated.safetensors" not in record.files
+    assert record.fingerprint == sources.fingerprint(f"file://{sharded}") == record.digest
+    assert [found.uri for found in sources.discover(f"file://{sharded.parent}")[0]] == [f"file://{sharded}"]
+    (sharded / names[SECOND]).unlink()
+    refused_again = pytest.raises(FormatError, match=f"expected the shard {names[SECOND]}, got no such file")
+    with refused_again:
+        fetch(f"file://{sharded}", out=sharded.parent / "again")
 
 
 def _home(folder: Path) -> str:
@@ -233,7 +287,7 @@ def test_a_word_that_is_called_like_a_key_is_only_a_word(llama: Path) -> None:
 # 11: links
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "notes.txt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "added_tokens.json"])
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_link_that_leaves_the_folder(llama: Path, name: str, hard: bool) -> None:
     outside = llama.parent / "outside"
@@ -243,12 +297,22 @@ def test_a_link_that_leaves_the_folder(llama: Path, name: str, hard: bool) -> No
     refused(llama, UnsafeCheckpoint, f"'{name}'")
 
 
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_link_that_is_no_file_of_the_checkpoint_is_not_followed(llama: Path, hard: bool) -> None:
+    outside = llama.parent / "outside"
+    outside.write_bytes(b"secret")
+    os.link(outside, llama / "notes.txt") if hard else (llama / "notes.txt").symlink_to(outside)
+    outside.chmod(0)
+    fetch(f"file://{llama}", out=llama.parent / "artefact")
+    assert "notes.txt" not in read_record(llama.parent / "artefact").files
+
+
 def test_a_symlink_as_the_folder_a_pipe_and_too_many_files(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (llama.parent / "link").symlink_to(llama)
     refused(llama.parent / "link", CheckpointError, "or a symlink")
-    os.mkfifo(llama / "config2.json")
-    refused(llama, UnsafeCheckpoint, "link or device 'config2.json'")
-    (llama / "config2.json").unlink()
+    os.mkfifo(llama / "added_tokens.json")
+    refused(llama, UnsafeCheckpoint, "link or device 'added_tokens.json'")
+    (llama / "added_tokens.json").unlink()
     monkeypatch.setattr("safegene.checkpoints.unsafe.MAX_FILES", 3)
     refused(llama, UnsafeCheckpoint, "at most 3 files")
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch.nn import functional
 
-from safegene.checkpoints.adapter import CONFIG, WEIGHTS, Adapter
+from safegene.checkpoints.adapter import Adapter
+from safegene.checkpoints.wanted import ADAPTER_CONFIG as CONFIG
+from safegene.checkpoints.wanted import ADAPTER_WEIGHTS as WEIGHTS
 from safegene.errors import CheckpointError
 from safegene.vectors.linalg import LowRank, Patch, concat
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from safegene.checkpoints.checkpoint import INDEX, Checkpoint
+from safegene.checkpoints.checkpoint import Checkpoint
 from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.wanted import INDEX
 from safegene.checkpoints.writer import ShardedWriter
 from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
 from safegene.vectors.linalg import LowRank, Patch, delta_survival, energy

@@ -1,9 +1,9 @@
 """Sources of checkpoints: a URI is fetched into a verified copy in the content-addressed cache.
 
 ``file://FOLDER``, ``hf://ORG/MODEL[@REVISION]``, ``s3://BUCKET/PREFIX``, ``tiny://NAME[?seed=N]``, and the schemes of
-plug-ins. Only files of a checkpoint are copied (see `wanted`). They are verified (see `safegene.checkpoints`) before
-the copy is renamed to the digest of its content, so a copy with that name is complete. A URI that holds a secret is
-refused.
+plug-ins. Only files of a checkpoint are copied (see `safegene.checkpoints.wanted`). They are verified (see
+`safegene.checkpoints`) before the copy is renamed to the digest of its content, so a copy with that name is complete.
+A URI that holds a secret is refused.
 """
 
 from safegene.checkpoints.sources.cache import CachedCheckpoint

@@ -2,35 +2,35 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 
-from safegene.checkpoints.adapter import CONFIG as ADAPTER_CONFIG
-from safegene.checkpoints.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from safegene.checkpoints.adapter import check_finite_adapter, open_adapter
 from safegene.checkpoints.checkpoint import check_finite, open_checkpoint
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.cache import CachedCheckpoint
 from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
-from safegene.checkpoints.sources.wanted import is_checkpoint_file
-from safegene.checkpoints.unsafe import PICKLES
+from safegene.checkpoints.unsafe import read_json
+from safegene.checkpoints.wanted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, checkpoint_files, refuse_pickles_alone
 from safegene.errors import (
     ArtifactError,
     DigestMismatch,
     SafegeneError,
     SourceError,
     StaleArtifact,
-    UnsafeCheckpoint,
 )
+from safegene.text import visible
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import FetchParams
 
+SHOWN = 8  # ignored files that the log names
 log = logging.getLogger(__name__)
 
 
@@ -128,7 +128,9 @@ def _copy(
     source: Source, uri: str, current_fingerprint: str, download: Path, limits: FetchParams, *, check_model_type: bool
 ) -> CachedCheckpoint:
     sizes = source.sizes()
-    names = _checked_names(sizes, uri, limits)
+    with _discard_refused(download, uri):
+        names = _checked_names(source, sizes, uri, download)
+    _require_room(sum(sizes[name] for name in names), uri, limits)
     download.mkdir(parents=True, exist_ok=True)
     for at, name in enumerate(names, start=1):
         log.info("%s: file %d of %d, %s, %.1f MB", redact(uri), at, len(names), name, sizes[name] / 1e6)
@@ -136,11 +138,8 @@ def _copy(
     for path in download.iterdir():  # files of a library, or of an earlier attempt
         if path.name not in names:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    try:
+    with _discard_refused(download, uri):
         kind = _verify(download, limits.model_types if check_model_type else None)
-    except SafegeneError as error:
-        shutil.rmtree(download)  # refused files are not kept
-        raise type(error)(error.message.replace(str(download), redact(uri)), remedy=error.remedy) from None
     files = cache.digests(download, names)
     folder = cache.store_download(download, files)
     local = CachedCheckpoint(folder, kind, digest_json(files), files, current_fingerprint)
@@ -148,18 +147,40 @@ def _copy(
     return local
 
 
-def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> tuple[str, ...]:
-    names = tuple(sorted(name for name in sizes if is_checkpoint_file(name)))
+@contextmanager
+def _discard_refused(download: Path, uri: str) -> Iterator[None]:
+    """Remove the download where it is refused, and name its source in place of its folder."""
+    try:
+        yield
+    except SourceError:  # a source that does not answer: the download resumes
+        raise
+    except SafegeneError as error:
+        shutil.rmtree(download, ignore_errors=True)
+        raise type(error)(error.message.replace(str(download), redact(uri)), remedy=error.remedy) from None
+
+
+def _checked_names(source: Source, sizes: Mapping[str, int], uri: str, download: Path) -> tuple[str, ...]:
+    """The files of the checkpoint; the index is copied first where it must say which files are shards."""
     where = redact(uri)
+
+    def index() -> dict[str, Any]:
+        download.mkdir(parents=True, exist_ok=True)
+        source.copy((INDEX,), download)
+        return read_json(download / INDEX)
+
+    refuse_pickles_alone(sizes, where)
+    names = checkpoint_files(sizes, index)
     if not any(name.endswith(".safetensors") for name in names):
-        if pickles := sorted(name for name in sizes if name.lower().endswith(PICKLES)):
-            raise UnsafeCheckpoint(
-                f"expected safetensors weights, got pickle files such as {pickles[0]!r}, "
-                f"which can run code when opened, in {where}",
-                remedy="convert the weights to safetensors on a machine where you may run this checkpoint's code",
-            )
         raise SourceError(f"expected a checkpoint with safetensors weights, got {sorted(sizes)[:5]}, in {where}")
-    total, most = sum(sizes[name] for name in names), int(limits.max_gibibytes * (1 << 30))
+    if ignored := sorted(set(sizes) - set(names)):
+        more = f" and {len(ignored) - SHOWN} more" if len(ignored) > SHOWN else ""
+        named = ", ".join(map(visible, ignored[:SHOWN]))
+        log.info("%s: ignored %s%s: not part of a checkpoint", where, named, more)
+    return names
+
+
+def _require_room(total: int, uri: str, limits: FetchParams) -> None:
+    where, most = redact(uri), int(limits.max_gibibytes * (1 << 30))
     if total > most:
         raise SourceError(
             f"expected at most {most} bytes, got {total}, in {where}", remedy="raise fetch.max_gibibytes in params.yaml"
@@ -170,7 +191,6 @@ def _checked_names(sizes: Mapping[str, int], uri: str, limits: FetchParams) -> t
             f"expected {total} bytes free in {cache_folder()}, got {free}, for {where}",
             remedy="free some space, or set SAFEGENE_CACHE to a folder on a larger disk",
         )
-    return names
 
 
 def _verify(folder: Path, model_types: tuple[str, ...] | None) -> Literal["full", "lora"]:

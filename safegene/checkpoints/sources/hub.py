@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
-from safegene.checkpoints.sources.wanted import require_complete
+from safegene.checkpoints.wanted import require_complete
 from safegene.errors import SourceError
 from safegene.workspace.digest import PREFIX, digest_file
 

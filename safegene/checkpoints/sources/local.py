@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from safegene.checkpoints.adapter import WEIGHTS, open_adapter
+from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
-from safegene.checkpoints.sources.wanted import is_checkpoint_file
 from safegene.checkpoints.unsafe import check_folder
+from safegene.checkpoints.wanted import ADAPTER_WEIGHTS
 from safegene.errors import SourceError
 from safegene.workspace.digest import digest_json
 
@@ -24,21 +24,25 @@ class FolderSource:
 
     def fingerprint(self) -> str:
         """Digest of the checkpoint's files."""
-        names = [name for name in self.sizes() if is_checkpoint_file(name)]
+        names = check_folder(self._existing())
         if not any(name.endswith(".safetensors") for name in names):
             raise SourceError(f"expected a checkpoint with safetensors weights, got {names or 'none'}, in {self.root}")
         return digest_json(cache.digests(self.root, names))
 
     def sizes(self) -> Mapping[str, int]:
-        """File name -> bytes; a folder with a pickle or a link is refused."""
-        if not self.root.is_dir():
-            raise SourceError(f"expected a checkpoint folder, got none at {self.root}")
-        return {name: (self.root / name).lstat().st_size for name in check_folder(self.root)}
+        """File name -> bytes; a folder whose weights are pickles or links is refused."""
+        check_folder(self._existing())
+        return {path.name: path.lstat().st_size for path in self.root.iterdir() if path.is_symlink() or path.is_file()}
 
     def copy(self, names: tuple[str, ...], into: Path) -> None:
         """Copy the files. The copy is verified later, so it does not matter if a file changes meanwhile."""
         for name in names:
             shutil.copyfile(self.root / name, into / name, follow_symlinks=False)
+
+    def _existing(self) -> Path:
+        if not self.root.is_dir():
+            raise SourceError(f"expected a checkpoint folder, got none at {self.root}")
+        return self.root
 
 
 def parse(uri: str, rest: str) -> SourceURI | None:
@@ -56,7 +60,7 @@ def children(place: SourceURI) -> dict[str, Callable[[], object]]:
 
 
 def _open(root: Path) -> None:
-    if (root / WEIGHTS).is_file() or not (root / "config.json").is_file():
+    if (root / ADAPTER_WEIGHTS).is_file() or not (root / "config.json").is_file():
         open_adapter(root)
     else:
         open_checkpoint(root)

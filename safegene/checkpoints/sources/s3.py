@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from safegene.checkpoints.checkpoint import INDEX
 from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
-from safegene.checkpoints.sources.wanted import is_checkpoint_file, require_complete
 from safegene.checkpoints.unsafe import MAX_JSON
-from safegene.errors import FormatError, SourceError
+from safegene.checkpoints.wanted import INDEX, checkpoint_files, is_checkpoint_file, require_complete, weight_map
+from safegene.errors import SourceError
 from safegene.workspace.digest import digest_json, strict_json
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ class BucketSource:
 
     def fingerprint(self) -> str:
         """Digest of the checkpoint's names, etags and sizes."""
-        return digest_json({name: list(entry) for name, entry in self._objects.items() if is_checkpoint_file(name)})
+        names = checkpoint_files(self._objects, lambda: _read_index(self.place))
+        return digest_json({name: list(self._objects[name]) for name in names})
 
     def sizes(self) -> Mapping[str, int]:
         """Objects directly below the prefix -> bytes."""
@@ -161,12 +161,12 @@ def children(place: SourceURI) -> dict[str, Callable[[], object]]:
 
 def _check(place: SourceURI) -> None:
     names = BucketSource(place).sizes()
-    index = strict_json(read_small(place, INDEX, MAX_JSON), where=place.uri) if INDEX in names else {}
-    shards = index.get("weight_map", {}) if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        where = f"{redact(place.uri)}/{INDEX}"
-        raise FormatError(f"expected a weight_map of tensor and file names, got another form, in {where}")
+    shards = weight_map(_read_index(place), f"{redact(place.uri)}/{INDEX}") if INDEX in names else {}
     require_complete(names, shards, place.uri)
+
+
+def _read_index(place: SourceURI) -> Any:
+    return strict_json(read_small(place, INDEX, MAX_JSON), where=f"{redact(place.uri)}/{INDEX}")
 
 
 SCHEME = Scheme("s3://BUCKET/PREFIX", parse, BucketSource, children)
