@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 _MATRIX = re.compile(rf"model\.layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})\.weight")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _SHAPING = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 
 
@@ -81,6 +81,34 @@ class Checkpoint:
         """
         spec = self._spec(name)
         return read_tensor(self.root / self.shards[name], spec)
+
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """(rows, columns) of a matrix as stored: of a tensor with two dimensions, or of slice i, ``<tensor>.<i>``.
+
+        Raises:
+            TensorMissing: there is no such matrix.
+        """
+        return _two(self._matrix(name)[0].shape)
+
+    def matrix(self, name: str) -> "torch.Tensor":
+        """(rows, columns): the matrix in its stored dtype, on the CPU; no other slice of its tensor is read.
+
+        Raises:
+            TensorMissing: there is no such matrix.
+        """
+        spec, shard = self._matrix(name)
+        return read_tensor(self.root / shard, spec)
+
+    def _matrix(self, name: str) -> tuple[TensorSpec, str]:
+        if name in self.specs and len(self.specs[name].shape) == 2:
+            return self.specs[name], self.shards[name]
+        tensor, _, index = name.rpartition(".")
+        whole = self.specs.get(tensor)
+        if whole is None or len(whole.shape) != 3 or not index.isdecimal() or int(index) >= whole.shape[0]:
+            raise TensorMissing(f"expected the matrix {name}, got none of that name, in {self.root}")
+        size = (whole.end - whole.start) // whole.shape[0]
+        start = whole.start + int(index) * size
+        return TensorSpec(name, whole.dtype, whole.shape[1:], start, start + size), self.shards[tensor]
 
     def _spec(self, name: str) -> TensorSpec:
         if name not in self.specs:
@@ -188,9 +216,14 @@ def require_same_architecture(
 
 
 def layer_of(name: str) -> int | None:
-    """The index of the layer that a tensor belongs to; None outside the layers."""
+    """The index of the layer that a tensor belongs to: the first number in its name; None outside the layers."""
     match = _LAYER.search(name)
     return int(match[1]) if match else None
+
+
+def _two(shape: tuple[int, ...]) -> tuple[int, int]:
+    rows, columns = shape
+    return rows, columns
 
 
 def _layer_and_projection(matrix: str) -> tuple[int, int]:

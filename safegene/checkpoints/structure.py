@@ -8,6 +8,7 @@ transformers fuses the experts of a layer, for instance, into one parameter (exp
 ``structure.json``, so that stages that only stream weights need neither transformers nor the model.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,6 +20,7 @@ from safegene.workspace.manifest import read_manifest
 from safegene.workspace.parsing import Strict, parse_json
 
 NAME = "structure.json"
+Natural = tuple[tuple[int, int, str], ...]
 Apply = Literal["linear", "transposed", "parameter"]
 Kind = Literal[
     "attention",
@@ -30,6 +32,7 @@ Kind = Literal[
     "head",
     "norm",
     "bias",
+    "buffer",
     "convolution",
     "state",
     "vision",
@@ -47,8 +50,8 @@ class Matrix(Strict):
         kind: what it belongs to.
         parameter: the model's parameter that holds it.
         apply: how a change is applied beside the weights: ``linear``: it is the whole (out, in) weight of an
-            `nn.Linear`; ``transposed``: the whole (in, out) weight of a Conv1D; ``parameter``: neither, so the change is
-            added to the parameter during a forward pass.
+            `nn.Linear`; ``transposed``: the whole (in, out) weight of a Conv1D; ``parameter``: neither, so the change
+            is added to the parameter during a forward pass.
         expert: the index within a parameter with three dimensions; None for one with two.
         offset: (row, column) of the parameter (or of the expert in it) at which the matrix begins.
         turned: whether the parameter holds the matrix's transpose.
@@ -66,13 +69,18 @@ class Matrix(Strict):
     offset: tuple[int, int]
     turned: bool
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is the whole weight of a linear layer and no router."""
+        return self.apply != "parameter" and self.kind != "router"
+
 
 class Structure(Strict):
     """The matrices of a checkpoint, and the rest.
 
     Attributes:
-        matrices: name -> matrix, in the order of layers.
-        others: every stored tensor that holds no matrix -> its kind.
+        matrices: name -> matrix.
+        others: every stored tensor that holds no matrix -> its kind; a ``buffer`` is recomputed by the model.
     """
 
     OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset()
@@ -85,9 +93,24 @@ class Structure(Strict):
         """The bytes of ``structure.json``: canonical JSON and a newline."""
         return canonical_json(self.model_dump(mode="json")) + b"\n"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The matrices in the order of layers."""
+        return tuple(sorted(self.matrices, key=natural_key))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The matrices that are whole weights of linear layers, in the order of layers; routers are left out."""
+        return tuple(name for name in self.names if self.matrices[name].is_layer)
+
     def kinds(self) -> Mapping[str, Kind]:
         """Name of a matrix, or of another stored tensor -> its kind."""
         return {**{name: matrix.kind for name, matrix in self.matrices.items()}, **self.others}
+
+
+def natural_key(name: str) -> Natural:
+    """A key that sorts names by layer: their numbers count as numbers."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[.]", name))
 
 
 def read_structure(artefact: Path) -> Structure:

@@ -85,7 +85,7 @@ def report() -> None:
 
 def diagnose(target: Target, as_json: AsJson = False) -> None:
     """Say in numbers and pictures why a target's repair may fall short, before the gate decides. Trains nothing."""
-    from safegene.report.diagnosis import draw, headline, read_diagnosis, table
+    from safegene.report.diagnosis import coverage, draw, headline, read_diagnosis, table
 
     ws = Workspace.find()
     diagnosis = read_diagnosis(ws, target)
@@ -95,6 +95,8 @@ def diagnose(target: Target, as_json: AsJson = False) -> None:
         return
     console.print(headline(diagnosis), soft_wrap=True)
     console.print(table(diagnosis))
+    for sentence in coverage(diagnosis.diagnosis):
+        console.print(sentence, soft_wrap=True)
     for path in pictures:
         console.print(path, soft_wrap=True)
 

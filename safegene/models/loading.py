@@ -15,6 +15,7 @@ from safegene.checkpoints.dtypes import dtype_for
 from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.errors import CheckpointError, TensorMissing
 from safegene.models.patching import add_patch
+from safegene.models.structure import remember
 from safegene.vectors.linalg import Patch
 
 _SECRET = re.compile(r"^AWS_|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
@@ -50,7 +51,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    open_checkpoint(root)
+    checkpoint = open_checkpoint(root)
     with _quiet(), without_credentials():
         model, info = AutoModelForCausalLM.from_pretrained(
             root,
@@ -65,6 +66,7 @@ def load_model(
             raise TensorMissing(
                 f"expected every weight of the model and no other, got {problem} {names[:3]}, in {root}"
             )
+    remember(model, {name: spec.shape for name, spec in checkpoint.specs.items()})
     for change in (*(open_adapter(folder).patch() for folder in adapters), patch or {}):
         add_patch(model, change)
     ready: PreTrainedModel = model.to(device=device, dtype=dtype_for(dtype, device)).eval().requires_grad_(False)

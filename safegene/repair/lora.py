@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from safegene.models.patching import forward_hooks, linear_layer
+from safegene.models.patching import forward_hooks, matrix_weight
 from safegene.vectors.linalg import LowRank, Patch
 
 if TYPE_CHECKING:
@@ -45,18 +45,18 @@ def lora(
 
     Args:
         model: its forward pass includes the factors inside the block and is as before outside it.
-        names: weights of `nn.Linear` layers, such as ``model.layers.0.self_attn.q_proj.weight``.
+        names: matrices, such as ``model.layers.0.self_attn.q_proj.weight``.
         rank: r, columns of up and rows of down; those of ``start`` where it is given.
         seed: of the down factors; up starts at zero, so the block begins with the unchanged model.
         start: factors to begin with instead, by the same names.
 
     Raises:
-        TensorMissing: the model has no such layer.
-        ShapeMismatch: a name is not a linear layer's weight, or ``start`` does not fit it.
+        TensorMissing: the model has no such matrix.
+        ShapeMismatch: ``start`` does not fit it.
     """
     random = torch.Generator().manual_seed(seed)
     factors = {
-        name: _pair(linear_layer(model, name), rank, random, None if start is None else start[name]) for name in names
+        name: _pair(matrix_weight(model, name), rank, random, None if start is None else start[name]) for name in names
     }
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
@@ -71,9 +71,9 @@ def lora(
 
 
 def _pair(
-    layer: nn.Linear, rank: int, random: torch.Generator, start: LowRank | None
+    weight: Tensor, rank: int, random: torch.Generator, start: LowRank | None
 ) -> tuple[nn.Parameter, nn.Parameter]:
-    device, (out, into) = layer.weight.device, layer.weight.shape
+    device, (out, into) = weight.device, weight.shape
     down = (torch.rand(rank, into, generator=random) * 2 - 1) / math.sqrt(into)
     up = torch.zeros(out, rank)
     if start is not None:

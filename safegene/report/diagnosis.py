@@ -90,7 +90,18 @@ def sentences(diagnosis: Diagnosis | None) -> tuple[str, ...]:
     if diagnosis is None:
         return ()
     forecast = f"Forecast before the gate: {FORECASTS[diagnosis.outlook]}"
-    return (forecast, *(f"{_capital(finding.words)}. Try: {finding.remedy}." for finding in diagnosis.findings))
+    found = [f"{_capital(finding.words)}. Try: {finding.remedy}." for finding in diagnosis.findings]
+    return (forecast, *found, *coverage(diagnosis))
+
+
+def coverage(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """A sentence on where the fine-tune's change lies out of the vector's reach; none where it was not measured."""
+    shares = sorted(((share, kind) for kind, share in diagnosis.unreached.items() if share is not None), reverse=True)
+    if not shares:
+        return ()
+    parts = ", ".join(f"{kind} {share:.1%}" for share, kind in shares)
+    total = sum(share for share, _ in shares)
+    return (f"The safety vector does not reach {total:.1%} of what fine-tuning changed: {parts}.",)
 
 
 def headline(target: TargetDiagnosis) -> str:

@@ -4,24 +4,28 @@ import io
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from transformers import LlamaForCausalLM
 
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.sources import ModelFiles
+from safegene.checkpoints.structure import read_structure
 from safegene.errors import ArtifactError, ParamsError, StaleArtifact
+from safegene.models.structure import analyse
 from safegene.pipeline.stages.calibrate import calibrate
 from safegene.repair.coefficients_file import CoefficientsFile, LossesRecord
 from safegene.repair.diagnosis.diagnose import BROKEN, diagnose, last_fall, mismatches
 from safegene.repair.diagnosis.findings import LIMITS, Diagnosis, findings, outlook
-from safegene.repair.diagnosis.matrices import by_layer, measure_matrices, measure_matrix, overall
+from safegene.repair.diagnosis.matrices import by_layer, changes_elsewhere, measure_matrices, measure_matrix, overall
 from safegene.repair.shots import Shot, Shots
 from safegene.report import write_report
-from safegene.report.diagnosis import draw, headline, read_diagnosis, sentences, table
+from safegene.report.diagnosis import coverage, draw, headline, read_diagnosis, sentences, table
 from safegene.vectors.linalg import LowRank
 from safegene.vectors.vector import SafetyVector
 from safegene.workspace.params import CalibrateParams
@@ -128,7 +132,14 @@ def examine(root: Path, target: ModelFiles, *, vector: SafetyVector | None = Non
     held = vector or llama_vector(root)
     record = checkpoint_record(digest=DIGESTS[0], architecture=held.architecture)
     return diagnose(
-        fitted(**after), shots(64), held, list(held.factors), root=root, target=target, records=(record, record)
+        fitted(**after),
+        shots(64),
+        held,
+        list(held.factors),
+        root=root,
+        structure=analyse(open_checkpoint(root)),
+        target=target,
+        records=(record, record),
     )
 
 
@@ -152,9 +163,29 @@ def test_a_lora_is_measured_by_its_own_factors(tmp_path: Path) -> None:
     root = save_llama(tmp_path / "a")
     adapter = save_adapter(tmp_path / "b", root)
     vector = llama_vector(root)
-    rows = list(measure_matrices(root, ModelFiles(root, (adapter,)), vector, list(vector.factors)))
+    files, structure = ModelFiles(root, (adapter,)), analyse(open_checkpoint(root))
+    rows = list(measure_matrices(root, files, structure, vector, list(vector.factors)))
+    assert set(changes_elsewhere(root, files, structure).values()) == {0.0}, "a LoRA changes no other tensor"
     own = random_patch(root, seed=2, ranks=(4,))
     assert [row.change for row in rows] == pytest.approx([own[row.name].energy() for row in rows], rel=1e-3)
+
+
+def test_a_change_where_the_vector_has_no_factors_is_stated_by_kind(tmp_path: Path) -> None:
+    root = save_llama(tmp_path / "a")
+    tuned = LlamaForCausalLM.from_pretrained(root)
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            if name.endswith(("embed_tokens.weight", "up_proj.weight")):
+                weight.add_(0.02 if "embed" in name else 0.01)
+    tuned.save_pretrained(tmp_path / "b")
+    vector = llama_vector(root)
+    kept = {name: change for name, change in vector.factors.items() if "up_proj" not in name}
+    found = examine(root, ModelFiles(tmp_path / "b"), vector=replace(vector, factors=kept))
+    embeddings, projections = 50 * 64 * 4.0, 2 * 96 * 64 * 1.0
+    shares = {"embedding": embeddings / (embeddings + projections), "mlp": projections / (embeddings + projections)}
+    assert found.unreached == pytest.approx(shares, rel=1e-3)
+    assert found.measured["unreached"] == pytest.approx(1.0, abs=1e-3)
+    assert "embedding 51.0%" in coverage(found)[0]
 
 
 def test_a_target_of_another_family_is_told_by_its_digests() -> None:
@@ -238,9 +269,17 @@ def test_a_diagnosis_costs_next_to_nothing_and_is_the_same_again(group: Path) ->
     assert content.content == path.read_bytes(), "read and written again it is the same file"
     aligned, target = local_checkpoint(ws.aligned), local_checkpoint(ws.target("group"))
     vector, records = read_vector(ws.vector), (read_record(ws.aligned), read_record(ws.target("group")))
+    structure = read_structure(ws.aligned)
     start = time.process_time()
     again = diagnose(
-        content, shots(48), vector, list(content.alphas), root=aligned.root, target=target, records=records
+        content,
+        shots(48),
+        vector,
+        list(content.alphas),
+        root=aligned.root,
+        structure=structure,
+        target=target,
+        records=records,
     )
     assert time.process_time() - start < 2.0, "0.03 s on an idle core"
     assert content.diagnosis is not None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
+from safegene.errors import EmptySample, TensorMissing
 from safegene.models.device import one_thread
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import add_patch
@@ -145,13 +145,8 @@ def test_lora_is_taken_off_after_an_error(model: PreTrainedModel, tokenizer: Pre
 
 
 @pytest.mark.parametrize(
-    ("name", "error"),
-    [
-        ("model.layers.9.self_attn.q_proj.weight", TensorMissing),
-        ("model.norm.weight", ShapeMismatch),
-        ("model.layers.0.self_attn.q_proj", ShapeMismatch),
-    ],
+    "name", ["model.layers.9.self_attn.q_proj.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj"]
 )
-def test_lora_names_a_layer_that_is_not_there(model: PreTrainedModel, name: str, error: type[Exception]) -> None:
-    with pytest.raises(error, match=name.replace(".", r"\.")), lora(model, [name], rank=2, seed=0):
+def test_lora_names_a_matrix_that_is_not_there(model: PreTrainedModel, name: str) -> None:
+    with pytest.raises(TensorMissing, match=name.replace(".", r"\.")), lora(model, [name], rank=2, seed=0):
         pass

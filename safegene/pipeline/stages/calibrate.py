@@ -22,6 +22,7 @@ from safegene.checkpoints.export.adapter import write_adapter
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import ModelFiles, local_checkpoint
+from safegene.checkpoints.structure import read_structure
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import StaleArtifact
 from safegene.models.device import default_device, threads_for
@@ -92,7 +93,14 @@ def calibrate(
         facts = write_adapter(patch, base_model=base, out=draft.path, own=adapter)
         content = coefficients_file(params, result, shots, patch, facts["extra_parameters"] / target_record.parameters)
         diagnosis = diagnose(
-            content, shots, safety_vector, patch, root=aligned_root, target=target_files, records=records
+            content,
+            shots,
+            safety_vector,
+            patch,
+            root=aligned_root,
+            structure=read_structure(aligned),
+            target=target_files,
+            records=records,
         )
         coefficients = content.model_copy(update={"diagnosis": diagnosis})
         _describe(draft.path, coefficients, result, patch)

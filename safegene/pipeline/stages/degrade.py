@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.sources import local_checkpoint
+from safegene.checkpoints.structure import read_structure
 from safegene.datasets.prompts import Prompt, PromptSet, read_prompts
 from safegene.errors import ArtifactError, CheckpointError, EmptySample
 from safegene.evaluation.judges import build
@@ -142,7 +143,7 @@ def degrade(
     probe = safety.where(kind="harmful", split="fit")[: params.probe_prompts]
     with threads_for(checkpoint.parameters):
         model = load_model(family.root, device=default_device())
-        tokenizer, names = load_tokenizer(family.root), checkpoint.matrices()
+        tokenizer, names = load_tokenizer(family.root), read_structure(aligned).layers
         maker = SurrogateTrainer(params, model, tokenizer, names, pools, probe, build(judge))
         before = maker.rate()
         log.info("the aligned model answers %.0f%% of the probe harmfully", 100 * before)

@@ -8,6 +8,8 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint, require_same_architecture, shaping
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
 from safegene.checkpoints.sources import CachedCheckpoint, redact
+from safegene.checkpoints.structure import NAME as STRUCTURE
+from safegene.checkpoints.structure import Structure
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
 from safegene.workspace.manifest import Manifest, write_artefact
@@ -66,6 +68,8 @@ def fetch(
     inputs: dict[str, Path | str] = {"source": local.digest} | ({"aligned": family} if family else {})
     with write_artefact(out, stage="fetch", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         (draft.path / RECORD).write_bytes(record.content)
+        if base is None:
+            (draft.path / STRUCTURE).write_bytes(_structure(local, source).content)
         draft.facts |= record.model_dump(include={"kind", "digest", "parameters", "adapter_parameters"})
         draft.facts["bytes"] = sum((local.root / name).stat().st_size for name in local.files)
     return draft.done
@@ -81,9 +85,6 @@ def _require_pinned(got: str, pinned: str | None, source: str) -> None:
 
 def _full(local: CachedCheckpoint, source: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(local.root)
-    if not checkpoint.matrices():
-        expected = "projections such as model.layers.0.self_attn.q_proj.weight"
-        raise CheckpointError(f"expected {expected}, got none, in {redact(source)}")
     return {
         "architecture": checkpoint.architecture,
         "config": shaping(checkpoint.config),
@@ -92,6 +93,16 @@ def _full(local: CachedCheckpoint, source: str) -> dict[str, Any]:
         "adapter_parameters": 0,
         "base": None,
     }
+
+
+def _structure(local: CachedCheckpoint, source: str) -> Structure:
+    """Where the family's matrices are. Targets have the same, as they are of the same architecture."""
+    from safegene.models.structure import analyse  # torch and transformers, which a target does not need
+
+    structure = analyse(open_checkpoint(local.root))
+    if not structure.layers:
+        raise CheckpointError(f"expected weights of linear layers in the language model, got none, in {redact(source)}")
+    return structure
 
 
 def _lora(local: CachedCheckpoint, base: CheckpointRecord | None, source: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safegene.datasets.prompts import Split
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.device import default_device
 from safegene.models.loading import load_model
-from safegene.models.patching import patched
+from safegene.models.patching import matrix_weight, patched
 from safegene.repair.divergence import measure_shots, term_weights
 from safegene.repair.shots import Shot, ShotKind, Shots
 from safegene.repair.training import nan_last
@@ -136,11 +136,11 @@ def case_of(params: CalibrateParams, aligned: Path, model: "PreTrainedModel", sa
         safety: W_a - W_degraded; its matrices may be changed.
         shots: of both splits.
     """
-    checkpoint, weights = open_checkpoint(aligned), dict(model.named_parameters())
+    checkpoint = open_checkpoint(aligned)
     return Case(
         names=tuple(safety),
-        aligned=lambda name: checkpoint.tensor(name).float(),
-        target=lambda name: weights[name].detach().cpu().float(),
+        aligned=lambda name: checkpoint.matrix(name).float(),
+        target=lambda name: matrix_weight(model, name).cpu().float(),
         safety=safety,
         model=model,
         anchor=lambda: load_model(aligned, device=default_device()),

@@ -8,9 +8,10 @@ from typing import Any
 
 from safegene.checkpoints.record import CheckpointRecord
 from safegene.checkpoints.sources import ModelFiles
+from safegene.checkpoints.structure import Structure
 from safegene.repair.coefficients_file import OURS, CoefficientsFile, json_safe
 from safegene.repair.diagnosis.findings import LIMITS, Diagnosis, Number, findings, outlook
-from safegene.repair.diagnosis.matrices import by_layer, measure_matrices, overall
+from safegene.repair.diagnosis.matrices import by_layer, changes_elsewhere, measure_matrices, overall, unreached
 from safegene.repair.shots import Shots
 from safegene.vectors.vector import SafetyVector
 
@@ -25,6 +26,7 @@ def diagnose(
     used: Collection[str],
     *,
     root: Path,
+    structure: Structure,
     target: ModelFiles,
     records: tuple[CheckpointRecord, CheckpointRecord],
 ) -> Diagnosis:
@@ -36,11 +38,13 @@ def diagnose(
         vector: the safety vector.
         used: matrices that the repair changes.
         root: folder of the aligned model.
+        structure: its matrices.
         target: files of the fine-tune.
         records: ``checkpoint.json`` of the aligned model and of the target.
     """
-    matrices = list(measure_matrices(root, target, vector, used))
-    measured: dict[str, Number] = {**overall(matrices), **fit_measures(content, shots)}
+    matrices = list(measure_matrices(root, target, structure, vector, used))
+    elsewhere = changes_elsewhere(root, target, structure)
+    measured: dict[str, Number] = {**overall(matrices, elsewhere), **fit_measures(content, shots)}
     measured |= {"surrogates": len(set(vector.degraded)), "mismatches": mismatches(vector, *records)}
     exceeded = findings(measured, fitted=content.method == OURS and content.repaired)
     forecast = outlook(exceeded)
@@ -53,6 +57,7 @@ def diagnose(
         findings=[finding.model_copy(update=_rounded(finding.model_dump())) for finding in exceeded],
         measured=_rounded(measured),
         limits=dict(LIMITS),
+        unreached=_rounded(unreached(matrices, elsewhere)),
         layers={layer: _rounded(values) for layer, values in by_layer(matrices, alphas).items()},
     )
 

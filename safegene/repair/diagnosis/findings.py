@@ -99,6 +99,8 @@ class Diagnosis(Strict):
         measured: name -> number, rounded to four significant digits; None where it is not finite.
         limits: name -> the constant that the number is held against.
         layers: layer -> what `matrices.by_layer` tells of it.
+        unreached: kind of tensor -> share of what fine-tuning changed that lies there, where the vector has no factors;
+            empty in files of a safegene that did not measure it.
     """
 
     outlook: Outlook
@@ -106,6 +108,7 @@ class Diagnosis(Strict):
     measured: dict[str, Number | None]
     limits: dict[str, Number]
     layers: dict[str, dict[str, Number | None]]
+    unreached: dict[str, Number | None] = {}
 
 
 def outlook(exceeded: Sequence[Finding]) -> Outlook:

@@ -5,7 +5,7 @@ Energies are squared Frobenius norms. Matrices are read and measured one after t
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import Checkpoint, layer_of, open_checkpoint
 from safegene.checkpoints.sources import ModelFiles
+from safegene.checkpoints.structure import Structure
 from safegene.vectors.linalg import LowRank, energy, randomised_svd
 from safegene.vectors.vector import SafetyVector
 
@@ -35,6 +36,7 @@ class Matrix:
         taken: energy of V within the leading directions of D, the mean over columns and rows.
         by_chance: what ``taken`` would be for directions that have nothing to do with V.
         used: whether the repair changes it.
+        kind: what it belongs to.
     """
 
     name: str
@@ -46,15 +48,51 @@ class Matrix:
     taken: float
     by_chance: float
     used: bool
+    kind: str = "mlp"
 
 
-def measure_matrices(root: Path, target: ModelFiles, vector: SafetyVector, used: Collection[str]) -> Iterator[Matrix]:
-    """Every projection of the family, read and measured one after the other; peak memory is three matrices."""
+def measure_matrices(
+    root: Path, target: ModelFiles, structure: Structure, vector: SafetyVector, used: Collection[str]
+) -> Iterator[Matrix]:
+    """Every matrix of the family, read and measured one after the other; peak memory is three matrices."""
     base = open_checkpoint(root)
     change = change_of(base, target)
-    for name in base.matrices():
+    for name in structure.names:
         factors, kept = vector.factors.get(name), vector.energy.get(name, 0.0)
-        yield measure_matrix(name, base.tensor(name).float(), change(name), factors, kept=kept, used=name in used)
+        measured = measure_matrix(name, base.matrix(name).float(), change(name), factors, kept=kept, used=name in used)
+        yield replace(measured, kind=structure.matrices[name].kind)
+
+
+def changes_elsewhere(root: Path, target: ModelFiles, structure: Structure) -> dict[str, float]:
+    """Kind of tensor that holds no matrix -> energy of what fine-tuning changed there; a LoRA changes nothing there.
+
+    Of an embedding that grew, the rows that the family has.
+    """
+    base, energies = open_checkpoint(root), dict[str, float]()
+    tuned = None if target.adapters else open_checkpoint(target.root)
+    for name, kind in structure.others.items():
+        if kind == "buffer":
+            continue
+        energies.setdefault(kind, 0.0)
+        if tuned is not None and name in tuned.specs and name in base.specs:
+            new, old = tuned.tensor(name), base.tensor(name)
+            rows = slice(min(len(new), len(old))) if new.ndim else ...
+            energies[kind] += energy(new[rows].float() - old[rows].float())
+    return energies
+
+
+def unreached(matrices: Sequence[Matrix], elsewhere: Mapping[str, float]) -> dict[str, float]:
+    """Kind of tensor -> share (0..1) of what fine-tuning changed that lies there, where the vector has no factors.
+
+    Args:
+        matrices: every matrix of the family.
+        elsewhere: `changes_elsewhere`.
+    """
+    whole = (sum(one.change for one in matrices) + sum(elsewhere.values())) or TINY
+    shares = {kind: value / whole for kind, value in elsewhere.items()}
+    for one in matrices:
+        shares[one.kind] = shares.get(one.kind, 0.0) + (0.0 if one.vector else one.change / whole)
+    return {kind: share for kind, share in sorted(shares.items()) if share}
 
 
 def change_of(base: Checkpoint, target: ModelFiles) -> Callable[[str], Tensor]:
@@ -64,11 +102,11 @@ def change_of(base: Checkpoint, target: ModelFiles) -> Callable[[str], Tensor]:
 
         def of_lora(name: str) -> Tensor:
             parts = [patch[name].dense() for patch in patches if name in patch]
-            return torch.stack(parts).sum(0) if parts else torch.zeros(base.specs[name].shape)
+            return torch.stack(parts).sum(0) if parts else torch.zeros(base.matrix_shape(name))
 
         return of_lora
     tuned = open_checkpoint(target.root)
-    return lambda name: tuned.tensor(name).float() - base.tensor(name).float()
+    return lambda name: tuned.matrix(name).float() - base.matrix(name).float()
 
 
 def measure_matrix(
@@ -90,12 +128,12 @@ def measure_matrix(
     return Matrix(name, energy(weight), energy(change), held, whole, along, taken, by_chance, used)
 
 
-def overall(matrices: Sequence[Matrix]) -> dict[str, float]:
+def overall(matrices: Sequence[Matrix], elsewhere: Mapping[str, float] | None = None) -> dict[str, float]:
     """What the matrices tell together; shares are of energy, in 0..1.
 
     ``task_change``: |D| / |W|; ``vector_size``: |V| / |W|; ``cosine``: of D and V; ``taken`` and ``taken_by_chance``:
     share of V within D's leading directions; ``outside``: share of V that the repair does not use; ``unreached``: share
-    of D in matrices for which V has no factors; ``kept``: share of the delta that V holds.
+    of the whole change (``elsewhere`` included) where V has no factors; ``kept``: share of the delta that V holds.
     """
     weight, change, vector, whole = (
         sum(getattr(one, key) for one in matrices) or TINY for key in ("weight", "change", "vector", "whole")
@@ -107,7 +145,7 @@ def overall(matrices: Sequence[Matrix]) -> dict[str, float]:
         "taken": sum(one.taken for one in matrices) / vector,
         "taken_by_chance": sum(one.by_chance for one in matrices) / vector,
         "outside": sum(one.vector for one in matrices if not one.used) / vector,
-        "unreached": sum(one.change for one in matrices if not one.vector) / change,
+        "unreached": sum(unreached(matrices, elsewhere or {}).values()),
         "kept": vector / whole,
     }
 
