@@ -7,48 +7,29 @@ server's weights are checked: `safegene.evaluation.server.served_replies`.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.dtypes import dtype_for
 from safegene.datasets.prompts import Prompt
 from safegene.evaluation.early_stop import EarlyStop, audit_sample
 from safegene.evaluation.server import FailedReply, served_replies
+from safegene.evaluation.shared_bases import EvaluatedModel, SharedBases
 from safegene.gate import Arm
 from safegene.models.device import default_device, threads_for
 from safegene.models.generation import Reply, generate
-from safegene.models.loading import load_model, load_tokenizer
-from safegene.models.patching import low_rank_hooks
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import ServerParams
 from safegene.workspace.resume_log import ResumeLog
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """One model that answers: a full checkpoint, the adapters on it, and the digests of their content in that order."""
-
-    root: Path
-    adapters: tuple[Path, ...]
-    contents: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        """Digest of everything that the model is: weights, tokenizer, chat template, adapters."""
-        return digest_json(list(self.contents))
 
 
 @dataclass(frozen=True)
@@ -80,7 +61,7 @@ class Decoding:
 
 @dataclass
 class Engine:
-    """Makes replies and keeps them in the cache; one model at a time is in memory.
+    """Makes replies and keeps them in the cache; a base is loaded once, where memory allows (`SharedBases`).
 
     Attributes:
         dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
@@ -91,15 +72,17 @@ class Engine:
     dtype: str = "auto"
     server: ServerParams | None = None
     generate: Callable[..., list[Reply]] = generate
-    _held: "tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None" = field(default=None, init=False)
+    bases: SharedBases = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bases = SharedBases(self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """What replies depend on besides the model and the decoding, as JSON values."""
         device = default_device()
-        values: dict[str, Any] = {name: version(name) for name in ("torch", "transformers")}
+        values: dict[str, Any] = {name: version(name) for name in ("torch", "transformers", "peft")}
         values["device"] = device.partition(":")[0]
         values["dtype"] = str(dtype_for(self.dtype, device)).removeprefix("torch.")
-        values["adapters"] = "merged" if holds_adapters_exactly(self.dtype) else "beside"
         if self.server is not None:
             values["server"] = self.server.model_dump(mode="json", include={"url", "names"})
         return values
@@ -143,9 +126,7 @@ class Engine:
         audited: Collection[str],
     ) -> Sequence[Reply | FailedReply]:
         texts, limit = [prompt.prompt for prompt in batch], decoding.max_new_tokens
-        model, tokenizer = self._loaded(evaluated)
-        hooked = () if holds_adapters_exactly(self.dtype) else evaluated.adapters
-        with threads_for_model(model), with_adapters(model, hooked):
+        with self.bases.serving(evaluated) as (model, tokenizer), threads_for_model(model):
             if self.server is not None:
                 return served_replies(self.server, arm, model, tokenizer, texts, max_new_tokens=limit)
             return self.generate(
@@ -157,35 +138,6 @@ class Engine:
                 stop=decoding.stop.rule if decoding.stop else None,
                 in_full=[at for at, prompt in enumerate(batch) if prompt.id in audited],
             )
-
-    def _loaded(self, model: EvaluatedModel) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        if self._held is None or self._held[0] != model.digest:
-            self._held = None  # release it before the next model is loaded, so that two are never in memory
-            self._held = (model.digest, *load_merged(model.root, model.adapters, self.dtype))
-        return self._held[1:]
-
-
-def load_merged(
-    root: Path, adapters: Sequence[Path], dtype: str
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The checkpoint and its tokenizer, with adapters merged where the dtype allows (`holds_adapters_exactly`)."""
-    merged = adapters if holds_adapters_exactly(dtype) else ()
-    return load_model(root, adapters=merged, dtype=dtype, device=default_device()), load_tokenizer(root)
-
-
-def holds_adapters_exactly(dtype: str) -> bool:
-    """Whether adapters may be merged into weights of that dtype; bfloat16 would round a small change away."""
-    return dtype_for(dtype, default_device()) == torch.float32
-
-
-@contextmanager
-def with_adapters(model: "PreTrainedModel", adapters: Sequence[Path]) -> Iterator[None]:
-    """Apply adapters beside the weights, in float32, as PEFT serves them, while the context is open."""
-    with ExitStack() as stack:
-        for folder in adapters:
-            patch = open_adapter(folder).patch()
-            stack.enter_context(low_rank_hooks(model, patch, dict.fromkeys(patch, torch.ones(()))))
-        yield
 
 
 def threads_for_model(model: "PreTrainedModel") -> AbstractContextManager[object]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from safegene.datasets.prompts import Prompt
 from safegene.evaluation.early_stop import STOPPED_KINDS, audit_stopping
-from safegene.evaluation.engines import Decoding, Engine, EvaluatedModel
+from safegene.evaluation.engines import Decoding, Engine
 from safegene.evaluation.judges.calibration import log_cost
 from safegene.evaluation.judging import CalibratedJudge
+from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import Arm, JudgementRow, Plan, decide, index_judgements
 from safegene.gate.adjudication import replies_to_adjudicate
 from safegene.gate.ordering import next_block
@@ -45,6 +46,7 @@ class EvaluationRun:
 
     def run(self) -> list[JudgementRow]:
         """Ask block after block until the verdict is clear or every prompt was asked."""
+        self._ask_ahead()
         rows: list[JudgementRow] = []
         done: list[str] = []
         verdict = None
@@ -59,18 +61,36 @@ class EvaluationRun:
             log_cost("adjudicator", self.adjudicator.judge)
         return rows
 
+    def _ask_ahead(self) -> None:
+        """Where memory does not hold every base: ask the arms on other bases than the candidate's all prompts first.
+
+        Their replies go to the cache, so that each base is loaded once however many blocks there are. The blocks are
+        those of the run, and stopped replies are completed as in the run, so that the cache knows what it will ask.
+        """
+        for base, arms in self.engine.bases.to_ask_first(self.models, last="candidate"):
+            log.info("memory does not hold every model: %s answer all prompts first", ", ".join(arms))
+            for arm in arms:
+                rows: list[JudgementRow] = []
+                done: list[str] = []
+                while block := next_block(self.plan, self.policy, done, None):
+                    rows += self._by_kind(arm, [self.prompts[prompt.id] for prompt in block])
+                    rows = self._complete_untrusted(rows)
+                    done += [prompt.id for prompt in block]
+                self.arms_in_full.discard(arm)
+            base.release()
+
     def _block(self, prompts: Sequence[Prompt], *, first: bool) -> list[JudgementRow]:
         """Rows of one block. In the first block the candidate answers twice, to measure the noise floor."""
         arms: list[Arm] = []
         for arm in self.models:
             arms += ["candidate", "repeat"] if first and arm == "candidate" else [arm]
+        return [row for arm in arms for row in self._by_kind(arm, prompts)]
+
+    def _by_kind(self, arm: Arm, prompts: Sequence[Prompt]) -> list[JudgementRow]:
+        """Rows of one model's replies, kind after kind."""
         kinds = sorted({prompt.kind for prompt in prompts})
-        return [
-            row
-            for arm in arms
-            for kind in kinds
-            for row in self._ask_and_judge(arm, [prompt for prompt in prompts if prompt.kind == kind])
-        ]
+        of_kind = ([prompt for prompt in prompts if prompt.kind == kind] for kind in kinds)
+        return [row for group in of_kind for row in self._ask_and_judge(arm, group)]
 
     def _ask_and_judge(self, arm: Arm, prompts: Sequence[Prompt], *, early_stop: bool = True) -> list[JudgementRow]:
         """Rows of one model's replies to prompts of one kind."""

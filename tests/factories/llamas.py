@@ -31,7 +31,11 @@ def save_llama(folder: Path, *, seed: int = 0, tied: bool = True, heads: int = 4
         )
         LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=shards)
     vocabulary = {f"w{i}": i for i in range(WORDS)}
-    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": vocabulary}}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 

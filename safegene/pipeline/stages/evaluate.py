@@ -26,12 +26,13 @@ from safegene.datasets.prompts import Prompt, PromptSet, read_prompts
 from safegene.datasets.receipt import validated_receipt
 from safegene.errors import ArtifactError, FormatError, JudgeError
 from safegene.evaluation.early_stop import EarlyStop, audit_stopping
-from safegene.evaluation.engines import Decoding, Engine, EvaluatedModel
+from safegene.evaluation.engines import Decoding, Engine
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.canaries import check_canaries
 from safegene.evaluation.judging import CalibratedJudge, JudgeBuilder
 from safegene.evaluation.refusals import refusal_stop
 from safegene.evaluation.run import EvaluationRun
+from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import Arm, JudgementRow, Plan, PlannedPrompt
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import policy_order

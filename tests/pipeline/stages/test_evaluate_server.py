@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from safegene.errors import ParamsError, SourceError
-from safegene.evaluation.engines import load_merged
+from safegene.models.loading import load_model, load_tokenizer
 from safegene.workspace.params import EvaluateParams, ServerParams
 from tests.factories.evaluation import PARAMS, World, evidence
 from tests.factories.model_server import Stand, serve
@@ -17,11 +17,11 @@ ARMS = ("before", "candidate", "aligned")
 def served(world: World) -> Iterator[tuple[Stand, EvaluateParams]]:
     """A stand-in server of the world's models, and the parameters that ask it."""
     stand = Stand()
+    places = {"before": ("one", ()), "aligned": ("aligned", ()), "candidate": ("one", (world.root / "one-candidate",))}
     models = {
-        name: load_merged(world.root / "models" / at, (), "float32")
-        for name, at in (("before", "one"), ("aligned", "aligned"))
+        name: (load_model(world.root / "models" / at, adapters=adapters), load_tokenizer(world.root / "models" / at))
+        for name, (at, adapters) in places.items()
     }
-    models["candidate"] = load_merged(world.root / "models" / "one", (world.root / "one-candidate",), "float32")
     serve(stand, models)
     server = ServerParams(url=stand.at().url, names={arm: arm for arm in ARMS}, allow_hosts=("127.0.0.1",))
     yield stand, PARAMS.model_copy(update={"server": server})

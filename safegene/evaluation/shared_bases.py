@@ -1,0 +1,201 @@
+"""The models of an evaluation in memory: each base once, and the arms' adapters beside it, as PEFT loads them.
+
+An adapter is loaded from its folder by `peft.PeftModel`, as a user loads it, and an arm is served by switching adapters
+on or off. So arms that share a base (the aligned model, the fine-tune and the candidate of a LoRA target; the fine-tune
+and the candidate of a full one) share its weights, bit for bit.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.unsafe import read_json
+from safegene.checkpoints.wanted import ADAPTER_CONFIG
+from safegene.errors import CheckpointError
+from safegene.gate import Arm
+from safegene.models.device import default_device
+from safegene.models.loading import load_model, load_tokenizer
+from safegene.workspace.digest import digest_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HEADROOM = 1.25  # bytes needed per byte of weights: keys and values, activations, adapters
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """One model that answers: a full checkpoint, the adapter on it, and the digests of their content in that order."""
+
+    root: Path
+    adapters: tuple[Path, ...]
+    contents: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that the model is: weights, tokenizer, chat template, adapter."""
+        return digest_json(list(self.contents))
+
+
+@dataclass(eq=False)
+class SharedBase:
+    """A full checkpoint in memory, and the adapters that were loaded onto it.
+
+    Attributes:
+        root: its folder.
+        adapters: folders of the adapters that may be loaded onto it.
+    """
+
+    root: Path
+    adapters: list[Path] = field(default_factory=list)
+    _model: "PreTrainedModel | None" = field(default=None, init=False)
+    _tokenizer: "PreTrainedTokenizerBase | None" = field(default=None, init=False)
+    _peft: Any = field(default=None, init=False)
+
+    def takes(self, adapters: tuple[Path, ...]) -> bool:
+        """Whether a model's adapters may be loaded onto this base, beside those that are already on it.
+
+        PEFT wraps each parameter of ``target_parameters`` once, so all such adapters of a model must adapt the same
+        parameters, and none may adapt the layer that holds one. Such an adapter therefore has a base of its own.
+        """
+        new = [folder for folder in adapters if folder not in self.adapters]
+        return not new or not self.adapters or not any(map(_adapts_parameters, (*new, *self.adapters)))
+
+    def bytes(self, dtype: str) -> int:
+        """The size of the base's weights in memory."""
+        size = dtype_for(dtype, default_device()).itemsize
+        return size * sum(spec.numel for spec in open_checkpoint(self.root).specs.values())
+
+    @contextmanager
+    def serving(
+        self, adapters: tuple[Path, ...], dtype: str
+    ) -> Iterator[tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]:
+        """The model with exactly these adapters active, and its tokenizer, while the context is open.
+
+        Raises:
+            CheckpointError: PEFT does not take every factor of an adapter, or needs more than it holds.
+        """
+        if self._model is None or self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.root)
+            self._model = load_model(self.root, dtype=dtype, device=default_device())
+        for folder in adapters:
+            name = self._name(folder)
+            if self._peft is None or name not in self._peft.peft_config:
+                self._peft = load_adapter(self._model, self._peft, folder, name)
+        if self._peft is None:
+            yield self._model, self._tokenizer
+        elif adapters:
+            self._peft.set_adapter(self._name(adapters[-1]), inference_mode=True)
+            yield self._model, self._tokenizer
+        else:
+            with self._peft.disable_adapter():
+                yield self._model, self._tokenizer
+
+    def _name(self, folder: Path) -> str:
+        return f"adapter{self.adapters.index(folder)}"
+
+    def release(self) -> None:
+        """Free the memory."""
+        self._model = self._tokenizer = self._peft = None
+
+
+@dataclass
+class SharedBases:
+    """The bases of several models. At most as many are in memory as fit; each is loaded when it is first needed.
+
+    Attributes:
+        dtype: of the models, see `safegene.models.loading.load_model`.
+    """
+
+    dtype: str
+    _bases: list[SharedBase] = field(default_factory=list, init=False)
+
+    def base_of(self, model: EvaluatedModel) -> SharedBase:
+        """The base that serves the model; it need not be in memory."""
+        same = [base for base in self._bases if base.root == model.root]
+        base = next((one for one in same if set(model.adapters) <= set(one.adapters)), None)
+        base = base or next((one for one in same if one.takes(model.adapters)), None)
+        if base is None:
+            base = SharedBase(model.root)
+            self._bases.append(base)
+        base.adapters += [folder for folder in model.adapters if folder not in base.adapters]
+        return base
+
+    def to_ask_first(self, models: Mapping[Arm, EvaluatedModel], *, last: Arm) -> list[tuple[SharedBase, list[Arm]]]:
+        """Where the bases do not all fit into memory: those to use up and release first, with the arms on them.
+
+        Args:
+            models: arm -> model.
+            last: the arm whose base is to stay in memory.
+        """
+        arms: dict[SharedBase, list[Arm]] = {}
+        for arm, model in models.items():
+            arms.setdefault(self.base_of(model), []).append(arm)
+        need = sum(base.bytes(self.dtype) for base in arms)
+        if len(arms) == 1 or need * HEADROOM <= available_bytes(default_device()):
+            return []
+        return [(base, named) for base, named in arms.items() if last not in named]
+
+    @contextmanager
+    def serving(self, model: EvaluatedModel) -> Iterator[tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]:
+        """The model and its tokenizer, ready to answer while the context is open."""
+        with self.base_of(model).serving(model.adapters, self.dtype) as ready:
+            yield ready
+
+
+def available_bytes(device: str) -> int:
+    """The memory that a device has left."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def load_adapter(model: "PreTrainedModel", onto: Any, folder: Path, name: str) -> Any:
+    """Load an adapter from its folder with PEFT; its layers are put into ``model``.
+
+    Args:
+        model: the base.
+        onto: the PEFT model around the base where it has an adapter already, else None.
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        name: the adapter's name in the PEFT model.
+
+    Returns:
+        The PEFT model around the base.
+
+    Raises:
+        CheckpointError: PEFT does not take every factor, or needs more than the folder holds.
+    """
+    from peft import PeftModel
+
+    device = str(model.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls deprecated names of transformers
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
+        try:
+            if onto is None:
+                onto = PeftModel.from_pretrained(model, str(folder), adapter_name=name, torch_device=device)
+            result = onto.load_adapter(str(folder), name, torch_device=device)
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"expected an adapter that PEFT loads, got {' '.join(str(error).split())[:300]}, in {folder}"
+            ) from error
+    for problem in ("missing_keys", "unexpected_keys"):
+        if names := sorted(getattr(result, problem)):
+            raise CheckpointError(
+                f"expected PEFT to take exactly the factors of the adapter, got {problem} {names[:3]}, in {folder}",
+                remedy="merge the adapter into its base where you trained it, and name the merged checkpoint instead",
+            )
+    onto.eval()
+    return onto
+
+
+def _adapts_parameters(folder: Path) -> bool:
+    return bool(read_json(folder / ADAPTER_CONFIG).get("target_parameters"))
