@@ -5,22 +5,24 @@ the other prompts of its batch, up to the rounding of the device; a reply that `
 stopped is marked (``finished`` is false).
 
 The decoding loop is safegene's own. The checkpoint's generation settings cannot sample or suppress tokens; a reply that
-has ended leaves the batch at once, with its keys and values; a prefix that all prompts of a batch share, such as a
-system prompt, is computed once. `benchmarks/RESULTS.md` compares its speed with transformers' loop.
+has ended leaves the batch at once, with its part of the cache; a prefix that all prompts of a batch share, such as a
+system prompt, is computed once. A model whose logits padding changes gets batches of equal length; one without a cache
+that works reads all tokens again for each new one (`safegene.models.forward`). `benchmarks/RESULTS.md` compares the
+speed with transformers' loop.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from safegene.errors import CheckpointError
+from safegene.models.forward import decoding_of, left_padded, pads, run, select_rows, shares_prefix
 
 if TYPE_CHECKING:
-    from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SHARED_FROM = 8  # tokens; sharing a shorter prefix is not faster
 
@@ -77,14 +79,6 @@ def encode_chat(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, each (batch, longest), padded on the left."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
-    return ids, mask
-
-
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -113,23 +107,31 @@ def generate(
             generate only the missing ones after a kill.
 
     Raises:
-        CheckpointError: an ordinary word would end replies; see `end_tokens`.
+        CheckpointError: an ordinary word would end replies, see `end_tokens`; or the model cannot be run.
     """
     rows = [encode_chat(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
     ends = end_tokens(model, tokenizer)
     replies: dict[int, Reply] = {}
-    for start in range(0, len(order), batch_size):
-        batch = [
-            _Row(index, tokenizer, ends, max_new_tokens, stop, index in in_full)
-            for index in order[start : start + batch_size]
-        ]
-        _decode(model, [rows[row.index] for row in batch], batch)
+    for indices in _batches(model, rows, batch_size):
+        batch = [_Row(index, tokenizer, ends, max_new_tokens, stop, index in in_full) for index in indices]
+        _decode(model, [rows[index] for index in indices], batch)
         for row in batch:
             replies[row.index] = row.reply()
             if on_done is not None:
                 on_done(row.index, replies[row.index])
     return [replies[index] for index in range(len(rows))]
+
+
+def _batches(model: "PreTrainedModel", rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of at most ``batch_size`` rows, the longest rows first; of one length where padding changes replies."""
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
+    while order:
+        longest = len(rows[order[0]])
+        batch = order[:batch_size]
+        if not pads(model, longest):
+            batch = [index for index in batch if len(rows[index]) == longest]
+        yield batch
+        order = order[len(batch) :]
 
 
 @dataclass
@@ -144,15 +146,17 @@ class _Row:
     in_full: bool
     generated: list[int] = field(default_factory=list)
     stops_at: int | None = None
+    open: bool = True
 
-    def add(self, token: int) -> bool:
-        """Append a token; return whether the reply continues."""
+    def add(self, token: int) -> None:
+        """Append a token; the reply stays ``open`` while it continues."""
         self.generated.append(token)
         if self.finished or len(self.generated) >= self.limit:
-            return False
+            self.open = False
+            return
         if self.stop is not None and self.stops_at is None:
             self.stops_at = self.stop.stops_at(len(self.generated), self._text)
-        return not self._stopped
+        self.open = not self._stopped
 
     @property
     def finished(self) -> bool:
@@ -173,8 +177,8 @@ class _Row:
 
 @torch.inference_mode()
 def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Sequence[_Row]) -> None:
-    """Generate the replies of ``rows`` token by token; a reply that has ended leaves the batch."""
-    tokenizer = rows[0].tokenizer
+    """Generate the replies of ``rows`` token by token; a reply that has ended leaves the batch where it can."""
+    way, tokenizer = decoding_of(model), rows[0].tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(rows[0].ends)
     common = _shared_prefix_length(model, prompts)
     ids, mask = (tensor.to(model.device) for tensor in left_padded([prompt[common:] for prompt in prompts], pad))
@@ -182,48 +186,48 @@ def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Se
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, common:]
     cache, live = _prefill(model, prompts[0][:common], len(rows)), list(rows)
     while True:
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+        out = run(
+            model,
+            ids,
+            mask=mask if way.padding else None,
+            positions=positions if way.padding else None,
+            cache=cache,
+            use_cache=way.cache,
+            keep=1,
         )
-        cache, best = out.past_key_values, out.logits[:, -1].float().argmax(-1)
-        kept = [at for at, (row, token) in enumerate(zip(live, best.tolist(), strict=True)) if row.add(token)]
+        cache, best = out.cache, out.logits[:, -1].float().argmax(-1)
+        for row, token in zip(live, best.tolist(), strict=True):
+            if row.open:
+                row.add(token)
+        kept = [at for at, row in enumerate(live) if row.open]
         if not kept:
             return
-        if len(kept) < len(live):
+        if len(kept) < len(live) and way.select:
             indices = torch.tensor(kept, device=model.device)
-            live, best, mask = [live[at] for at in kept], best[indices], mask[indices]
-            cache.batch_select_indices(indices)
-        ids = best[:, None]
+            select_rows(cache, indices)
+            live, best, mask, ids = [live[at] for at in kept], best[indices], mask[indices], ids[indices]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
         positions = mask.sum(-1, keepdim=True) - 1
+        ids = best[:, None] if way.cache else torch.cat([ids, best[:, None]], dim=1)
 
 
 def _shared_prefix_length(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> int:
-    """The number of tokens that all prompts start with; 0 where sharing them gains little or could change replies.
-
-    Padding lies between the shared prefix and the rest of a prompt, and a sliding window would count it as tokens.
-    """
-    config = model.config.get_text_config()
-    if len(prompts) == 1 or getattr(config, "sliding_window", None) is not None:
+    """The number of tokens that all prompts start with; 0 where sharing them gains little or could change replies."""
+    if len(prompts) == 1:
         return 0
     ordered, shortest = sorted(map(list, prompts)), min(map(len, prompts))
     first, last = ordered[0], ordered[-1]
     same = next((at for at in range(shortest) if first[at] != last[at]), shortest)
     common = min(same, shortest - 1)
-    return common if common >= SHARED_FROM else 0
+    return common if common >= SHARED_FROM and shares_prefix(model) else 0
 
 
-def _prefill(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> "Cache | None":
+def _prefill(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> Mapping[str, Any]:
+    """The cache of a shared prefix, once for each row; empty without one."""
     if not shared:
-        return None
-    ids = torch.tensor([list(shared)], device=model.device)
-    cache: Cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(rows)
+        return {}
+    cache = run(model, torch.tensor([list(shared)], device=model.device), use_cache=True, keep=1).cache
+    select_rows(cache, torch.zeros(rows, dtype=torch.long, device=model.device))
     return cache
 
 

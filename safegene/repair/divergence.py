@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from safegene.models.device import bf16_autocast
-from safegene.repair.shots import SHOT_KINDS, Shot, next_token_log_probs
+from safegene.models.forward import next_token_log_probs
+from safegene.repair.shots import SHOT_KINDS, Shot
 from safegene.workspace.params import CalibrateParams
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import CheckpointError
-from safegene.models.generation import left_padded
+from safegene.models.forward import decoder_layers, right_padded, run
 from safegene.models.patching import low_rank_hooks
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import SafetyVector
@@ -132,37 +132,39 @@ def activation_shifts(
 
 @torch.no_grad()
 def layer_contributions(model: "PreTrainedModel", rows: Sequence[Sequence[int]]) -> Tensor:
-    """(layers, prompts, d): what each layer adds to the residual stream at each prompt's last token, float32."""
+    """(layers, prompts, d): what each layer adds to the residual stream at each prompt's last token, float32.
+
+    Raises:
+        CheckpointError: the model cannot be run, or its decoder layers cannot be told.
+    """
     parts = []
     for start in range(0, len(rows), BATCH):
-        ids, mask = left_padded(rows[start : start + BATCH], 0)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        with _watch_contributions(model) as seen:
-            model(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                position_ids=positions.to(model.device),
-                logits_to_keep=1,
-                use_cache=False,
-            )
+        ids, lengths = right_padded(rows[start : start + BATCH], model.device)
+        with _watch_contributions(model, lengths - 1) as seen:
+            run(model, ids, keep=1)
         parts.append(torch.stack([seen[layer] for layer in sorted(seen)]))
     return torch.cat(parts, dim=1)
 
 
 @contextmanager
-def _watch_contributions(model: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Layer -> (batch, d) contribution at the last position, filled by every forward pass inside the block."""
+def _watch_contributions(model: nn.Module, last: Tensor) -> Iterator[dict[int, Tensor]]:
+    """Layer -> (batch, d) contribution at the positions ``last`` (batch,), filled by every forward pass inside.
+
+    A layer takes the residual stream as its first argument or as ``hidden_states``, and gives it back as a tensor or as
+    the first of a tuple.
+    """
     seen: dict[int, Tensor] = {}
-    layers = model.get_submodule("model.layers")
 
     def watch(layer_number: int, layer: nn.Module) -> "torch.utils.hooks.RemovableHandle":
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Any) -> None:
+            before = inputs[0] if inputs else named["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
-            seen[layer_number] = (after[:, -1] - inputs[0][:, -1]).float().cpu()
+            rows, at = torch.arange(len(last), device=after.device), last.to(after.device)
+            seen[layer_number] = (after[rows, at] - before.to(after.device)[rows, at]).flatten(1).float().cpu()
 
-        return layer.register_forward_hook(hook)
+        return layer.register_forward_hook(hook, with_kwargs=True)
 
-    handles = [watch(at, layer) for at, layer in enumerate(layers.children())]
+    handles = [watch(at, layer) for at, layer in enumerate(decoder_layers(model))]
     try:
         yield seen
     finally:

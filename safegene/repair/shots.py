@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from safegene.checkpoints.sources import ModelFiles
 from safegene.datasets.prompts import Prompt, PromptSet, Split
 from safegene.errors import EmptySample
 from safegene.models.device import default_device
-from safegene.models.generation import encode_chat, generate, left_padded
+from safegene.models.forward import next_token_log_probs
+from safegene.models.generation import encode_chat, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.workspace.params import CalibrateParams
 
@@ -50,17 +50,6 @@ class Shot:
 
 Shots = Mapping[Split, Sequence[Shot]]
 """Split -> shots: those of ``fit`` are trained on, those of ``validation`` choose among what was met on the way."""
-
-
-def next_token_log_probs(model: "PreTrainedModel", rows: Sequence[Sequence[int]], keep: int) -> Tensor:
-    """(batch, keep, vocabulary) log-probabilities (nats) at the last ``keep`` positions of each row, float32.
-
-    Rows are left padded, so their last positions line up; positions are counted from each row's first token.
-    """
-    ids, mask = (part.to(model.device) for part in left_padded(rows, 0))
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep, use_cache=False)
-    return F.log_softmax(out.logits[:, -keep:].float(), dim=-1)
 
 
 @torch.no_grad()

@@ -32,7 +32,8 @@ from safegene.datasets.prompts import Kind, Prompt, prompt_lines
 from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt
 from safegene.evaluation.refusals import refusal_stop
 from safegene.models.device import threads_for
-from safegene.models.generation import encode_chat, generate, left_padded
+from safegene.models.forward import left_padded
+from safegene.models.generation import encode_chat, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.pipeline.stages.evaluate import evaluate
 from safegene.pipeline.stages.fetch import fetch

@@ -1,5 +1,6 @@
 """Replies stand in their prompts' places, do not depend on their neighbours, and say when they were cut off."""
 
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from safegene.errors import CheckpointError
-from safegene.models.generation import Reply, StoppingRule, encode_chat, end_tokens, generate, left_padded
+from safegene.models.generation import Reply, StoppingRule, encode_chat, end_tokens, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, instructions, lookalikes
@@ -116,13 +117,10 @@ def test_a_checkpoint_may_not_end_its_replies_with_an_ordinary_word(family: Fami
         own.eos_token_id = before
 
 
-def test_the_chat_template_is_applied_and_padding_is_on_the_left(family: Family) -> None:
+def test_the_chat_template_is_applied(family: Family) -> None:
     model, tokenizer = family
     ids = encode_chat(tokenizer, "how do i draw a kite ?")
     assert tokenizer.decode(ids) == "<user> how do i draw a kite ? <assistant>"
-    padded, mask = left_padded([[5, 6], [7]], 0)
-    assert padded.tolist() == [[5, 6], [0, 7]]
-    assert mask.tolist() == [[1, 1], [0, 1]]
     assert end_tokens(model, tokenizer) == [tokenizer.eos_token_id]
 
 
@@ -133,6 +131,7 @@ class Asked:
         self.rows: list[tuple[int, int]] = []
         before = type(model).forward
 
+        @wraps(before)
         def forward(itself: PreTrainedModel, *, input_ids: Tensor, **more: Any) -> Any:
             self.rows.append((input_ids.shape[0], input_ids.shape[1]))
             return before(itself, input_ids=input_ids, **more)

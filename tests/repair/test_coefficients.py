@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from safegene.checkpoints.checkpoint import layer_of
 from safegene.errors import ParamsError, ShapeMismatch, TensorMissing
+from safegene.models.forward import next_token_log_probs
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch, linear_layer, low_rank_hooks, matrix_weight
 from safegene.repair.coefficients import (
@@ -23,7 +24,6 @@ from safegene.repair.coefficients import (
     scalar_groups,
     top_directions,
 )
-from safegene.repair.shots import next_token_log_probs
 from safegene.vectors.linalg import LowRank, Patch, truncate
 from tests.factories.llamas import random_patch, save_llama
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safegene.errors import EmptySample
+from safegene.models.forward import next_token_log_probs
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch, low_rank_hooks
 from safegene.repair.coefficients import Coefficients, Core, Scalars, fold_coefficients, scalar_groups
 from safegene.repair.divergence import ShotLosses, divergence, measure_shots, term_weights
 from safegene.repair.fitting import SAFE_SCALES, Fitted, fit_coefficients, jitter_scales, smallest_safe_scale
-from safegene.repair.shots import make_shots, next_token_log_probs
+from safegene.repair.shots import make_shots
 from safegene.vectors.linalg import LowRank, Patch
 from safegene.workspace.params import CalibrateParams
 from tests.factories.baselines import state, unchanged

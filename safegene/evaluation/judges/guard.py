@@ -26,7 +26,8 @@ from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.judges.phrases import build as phrase_judge
 from safegene.evaluation.judges.weights import model_folder
 from safegene.models.device import default_device, threads_for
-from safegene.models.generation import end_tokens, greedy_decoding, left_padded
+from safegene.models.forward import left_padded
+from safegene.models.generation import end_tokens, greedy_decoding
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.workspace.digest import digest_files, digest_json
 from safegene.workspace.layout import cache_folder

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from safegene.errors import EmptySample
+from safegene.models.forward import next_token_log_probs
 from safegene.models.patching import linear_layer
-from safegene.repair.shots import Shot, next_token_log_probs
+from safegene.repair.shots import Shot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

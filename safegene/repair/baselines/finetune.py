@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from safegene.models.forward import next_token_log_probs
 from safegene.repair.baselines.base import Candidate, Case, Method
 from safegene.repair.divergence import batch_objective, measure_shots
 from safegene.repair.fitting import draw_batch, group_by_kind
 from safegene.repair.lora import lora
-from safegene.repair.shots import Shot, next_token_log_probs
+from safegene.repair.shots import Shot
 from safegene.repair.training import Trajectory, optimise, schedule
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.baseline_params import BaselineParams

@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from safegene.datasets.prompts import Split
 from safegene.errors import EmptySample, TensorMissing
 from safegene.models.device import one_thread
+from safegene.models.forward import next_token_log_probs
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.repair.baselines import Case, repair
 from safegene.repair.baselines.base import validation_objective
 from safegene.repair.baselines.finetune import FinetuneParams, cross_entropy
 from safegene.repair.baselines.one_shot import OneShotParams
 from safegene.repair.lora import lora
-from safegene.repair.shots import SPLITS, Shot, ShotKind, make_shots, next_token_log_probs
+from safegene.repair.shots import SPLITS, Shot, ShotKind, make_shots
 from safegene.repair.training import encode_row, supervised
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, lookalikes
