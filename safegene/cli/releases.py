@@ -60,9 +60,15 @@ def merge(
 
 def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folder for the adapter.")]) -> None:
     """Write the repair as a PEFT adapter with its model card; it loads on the unmodified target."""
+    from safegene.checkpoints.record import read_record
     from safegene.pipeline.export import export as write
 
     ws = Workspace.find()
     verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
-    adapter = write(ws.candidate(target), out=out, target=target, verdict=verdict)
+    checkpoint = ws.checkpoint(target)
+    base = ws.aligned if read_record(checkpoint).kind == "lora" else checkpoint
+    adapter = write(
+        ws.candidate(target), out=out, target=target, verdict=verdict, loads_on=base, limits=ws.params.fetch
+    )
     console.print(f"{out}: {adapter.parameters:,} parameters, loads on {adapter.loads_on}", soft_wrap=True)
+    console.print(adapter.serving, soft_wrap=True)

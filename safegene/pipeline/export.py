@@ -4,19 +4,22 @@ What they write leaves the workspace, so neither is a stage. Both verify the art
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.export.adapter import config_text, read_change, served_rank, serving_words
+from safegene.checkpoints.export.base_model import base_model_name
 from safegene.checkpoints.export.card import model_card
+from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import local_checkpoint
+from safegene.checkpoints.unsafe import read_json
 from safegene.checkpoints.wanted import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from safegene.errors import CheckpointError
+from safegene.errors import CheckpointError, StaleArtifact
 from safegene.gate import VerdictFile
 from safegene.workspace.atomic import draft_folder, write_file
-from safegene.workspace.manifest import read_manifest
+from safegene.workspace.manifest import Manifest, read_manifest
 from safegene.workspace.params import FetchParams
 from safegene.workspace.staleness import require_current
 
@@ -35,6 +38,8 @@ class ExportedAdapter:
         rank: its rank.
         matrices: number of adapted matrices.
         loads_on: the checkpoint that it loads on, as its config names it.
+        served_rank: the ``max_lora_rank`` with which vLLM serves it; None where its rank is too large.
+        serving: how it is served, in words.
     """
 
     parameters: int
@@ -42,6 +47,8 @@ class ExportedAdapter:
     rank: int
     matrices: int
     loads_on: str
+    served_rank: int | None
+    serving: str
 
 
 def merge(
@@ -83,10 +90,18 @@ def merge(
 
     read_manifest(candidate)
     checkpoint = open_checkpoint(local_checkpoint(target, limits, family=aligned).root)
-    return write_merged(checkpoint, open_adapter(candidate).patch(), out=out, dtype=dtype, lossy=lossy)
+    return write_merged(checkpoint, read_change(candidate), out=out, dtype=dtype, lossy=lossy)
 
 
-def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = None) -> ExportedAdapter:
+def export(
+    candidate: Path,
+    *,
+    out: Path,
+    target: str,
+    verdict: Path | None = None,
+    loads_on: Path | None = None,
+    limits: FetchParams | None = None,
+) -> ExportedAdapter:
     """Write a repair as a PEFT adapter in a folder of its own, with a model card that states the verdict.
 
     Args:
@@ -94,10 +109,13 @@ def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = No
         out: a new folder.
         target: the fine-tune's name, for the card.
         verdict: artefact of the verdict; without one, the card says that the repair was not gated.
+        loads_on: artefact of the checkpoint that the adapter loads on (the aligned model of a LoRA target, else the
+            target). Its copy in the cache is named in the config where loaders do not know its source.
+        limits: on a checkpoint that must be fetched again.
 
     Raises:
-        CheckpointError: ``out`` exists.
-        StaleArtifact: the verdict is about another candidate.
+        CheckpointError: ``out`` exists, or PEFT cannot carry the repair.
+        StaleArtifact: the verdict is about another candidate, or the repair was not made from ``loads_on``.
         ArtifactError: an artefact is incomplete or altered.
 
     Example:
@@ -112,28 +130,51 @@ def export(candidate: Path, *, out: Path, target: str, verdict: Path | None = No
         >>> sorted(path.name for path in Path("adapter").iterdir())
         ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
-    manifest, adapter = read_manifest(candidate), open_adapter(candidate)
+    manifest = read_manifest(candidate)
+    if not manifest.facts.get("adapter_loads", True):
+        raise CheckpointError(
+            f"expected a repair that PEFT carries, got one that it does not: {manifest.facts['not_carried']}, "
+            f"in {candidate}",
+            remedy="export it as a merged checkpoint: `safegene merge`",
+        )
+    config = read_json(candidate / ADAPTER_CONFIG) | _base_model(manifest, loads_on, limits)
+    facts = {name: manifest.facts[name] for name in ("parameters", "extra_parameters", "rank", "matrices")}
     exported = ExportedAdapter(
-        parameters=adapter.parameters,
-        extra_parameters=manifest.facts.get("extra_parameters", adapter.parameters),
-        rank=adapter.rank,
-        matrices=len(adapter.modules),
-        loads_on=adapter.base_model_name,
+        **facts,
+        loads_on=config["base_model_name_or_path"],
+        served_rank=served_rank(facts["rank"]),
+        serving=serving_words(facts),
     )
     card = model_card(
         target=target,
         base_model=exported.loads_on,
-        adapter=asdict(exported),
+        adapter=facts,
         verdict=_verdict(verdict, manifest.digest) if verdict else None,
         lineage={"candidate": manifest.digest, **manifest.inputs},
     )
     if out.exists():
         raise CheckpointError(f"expected a new folder for the adapter, got {out}, which exists")
     with draft_folder(out) as draft:
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            shutil.copyfile(candidate / name, draft / name)
+        shutil.copyfile(candidate / ADAPTER_WEIGHTS, draft / ADAPTER_WEIGHTS)
+        write_file(draft / ADAPTER_CONFIG, config_text(config))
         write_file(draft / "README.md", card)
     return exported
+
+
+def _base_model(manifest: Manifest, loads_on: Path | None, limits: FetchParams | None) -> dict[str, str]:
+    """The keys of ``adapter_config.json`` that name the base; none where the candidate's stay."""
+    if loads_on is None:
+        return {}
+    if (digest := read_manifest(loads_on).digest) not in manifest.inputs.values():
+        raise StaleArtifact(
+            f"expected a repair made from {loads_on}, which is {digest}, got one made from other artefacts",
+            remedy="run `safegene run`: the repair is made again",
+        )
+    record = read_record(loads_on)
+    name, revision = base_model_name(record)
+    if name == record.source:
+        name, revision = base_model_name(record, local_checkpoint(loads_on, limits).root)
+    return {"base_model_name_or_path": name} | ({"revision": revision} if revision else {})
 
 
 def _verdict(artefact: Path, candidate: str) -> VerdictFile:

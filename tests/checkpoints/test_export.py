@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import concatenate_factors, write_adapter
+from safegene.checkpoints.export.base_model import base_model_name
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.export.merge import merge
 from safegene.errors import ArtifactError, CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
@@ -21,8 +23,8 @@ from safegene.pipeline.export import merge as merge_stage
 from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.digest import digest_tree
-from safegene.workspace.manifest import Manifest, write_artefact
-from tests.factories.llamas import IDS, random_patch, save_adapter, save_llama
+from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
+from tests.factories.llamas import IDS, checkpoint_record, random_patch, save_adapter, save_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls a deprecated name of transformers
 ALPHAS = (1.5, -0.5, 3.0, 0.25)
@@ -51,8 +53,6 @@ def test_peft_computes_what_the_merged_fp32_checkpoint_computes(
     base: Path, repair: dict[str, LowRank], tmp_path: Path, kind: str
 ) -> None:
     """Must show 7: on the unmodified target, within 1e-3 of the change that the repair makes."""
-    from peft import PeftModel
-
     own = open_adapter(save_adapter(tmp_path / "own", base)) if kind == "lora" else None
     facts = write_adapter(repair, base_model=str(base), out=tmp_path / "candidate", own=own)
     merge(open_checkpoint(base), concatenate_factors(repair, own), out=tmp_path / "merged")
@@ -193,11 +193,13 @@ def test_the_card_escapes_what_strangers_wrote() -> None:
     assert "evil: 1" not in card.split("---\n")[1]
 
 
-def artefact(out: Path, *, stage: str, files: dict[str, bytes], inputs: dict[str, str]) -> Manifest:
+def artefact(
+    out: Path, *, stage: str, files: dict[str, bytes], inputs: dict[str, str], facts: dict[str, Any] | None = None
+) -> Manifest:
     with write_artefact(out, stage=stage, params={}, inputs=inputs) as draft:
         for name, data in files.items():
             (draft.path / name).write_bytes(data)
-        draft.facts["extra_parameters"] = 2
+        draft.facts.update(facts or {})
     return draft.done
 
 
@@ -208,9 +210,10 @@ def pipeline(base: Path, repair: dict[str, LowRank], tmp_path: Path, monkeypatch
     own, uri = save_adapter(tmp_path / "own", base), f"file://{base}"
     fetch(uri, out=tmp_path / "aligned")
     fetch(f"file://{own}", out=tmp_path / "target", family=tmp_path / "aligned")
-    write_adapter(repair, base_model=uri, out=tmp_path / "draft", own=open_adapter(own))
+    facts = write_adapter(repair, base_model=uri, out=tmp_path / "draft", own=open_adapter(own))
     files = {path.name: path.read_bytes() for path in (tmp_path / "draft").iterdir()}
-    artefact(tmp_path / "candidate", stage="calibrate", files=files, inputs={"vector": "sha256:" + "1" * 64})
+    inputs = {"vector": "sha256:" + "1" * 64, "aligned": read_manifest(tmp_path / "aligned").digest}
+    artefact(tmp_path / "candidate", stage="calibrate", files=files, inputs=inputs, facts=facts)
     return tmp_path
 
 
@@ -225,7 +228,9 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
 
     told = export_stage(pipeline / "candidate", out=pipeline / "exported", target="topic")
     assert told.loads_on == f"file://{base}"
-    assert told.extra_parameters == 2
+    assert told.extra_parameters == sum(change.numel() for change in repair.values())
+    assert told.served_rank == 8
+    assert told.serving in (pipeline / "exported" / "README.md").read_text().replace("\\", "")
     assert sorted(path.name for path in (pipeline / "exported").iterdir()) == [
         "README.md",
         "adapter_config.json",
@@ -239,10 +244,43 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
 def test_an_export_never_shows_the_verdict_on_something_else(pipeline: Path) -> None:
     files = {"verdict.json": VERDICT.to_bytes()}
     artefact(pipeline / "verdict", stage="gate", files=files, inputs={"candidate": "sha256:" + "2" * 64})
-    inputs = {"candidate": pipeline / "candidate", "verdict": pipeline / "verdict"}
+    inputs: dict[str, Any] = {"candidate": pipeline / "candidate", "verdict": pipeline / "verdict"}
     with pytest.raises(StaleArtifact, match="expected verdict made from the present candidate"):
         export_stage(**inputs, target="topic", out=pipeline / "exported")
     (pipeline / "candidate" / "adapter_config.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"adapter_config\.json"):
         export_stage(**inputs, target="topic", out=pipeline / "exported")
     assert not (pipeline / "exported").exists()
+
+
+def test_the_exported_adapter_names_its_base_as_loaders_do(pipeline: Path, base: Path) -> None:
+    """AutoPeftModel finds the base by ``base_model_name_or_path``."""
+    told = export_stage(
+        pipeline / "candidate", out=pipeline / "exported", target="topic", loads_on=pipeline / "aligned"
+    )
+    assert told.loads_on == str(base)
+    loaded = AutoPeftModelForCausalLM.from_pretrained(pipeline / "exported").eval()
+    expected = PeftModel.from_pretrained(load_model(base), pipeline / "candidate").eval()
+    assert torch.equal(logits(loaded), logits(expected))
+    with pytest.raises(StaleArtifact, match="expected a repair made from"):
+        export_stage(pipeline / "candidate", out=pipeline / "other", target="topic", loads_on=pipeline / "target")
+
+
+@pytest.mark.parametrize(
+    ("source", "fingerprint", "name", "revision"),
+    [
+        ("hf://org/model@main", "commit:0123", "org/model", "0123"),
+        ("hf://org/model", "commit:0123", "org/model", "0123"),
+        ("file:///models/a%20b", "sha256:1", "/models/a b", None),
+        ("s3://bucket/prefix", "sha256:1", "/cache/copy", None),
+        ("tiny://aligned?seed=0", "sha256:1", "/cache/copy", None),
+    ],
+)
+def test_the_base_is_named_as_loaders_understand_it(
+    source: str, fingerprint: str, name: str, revision: str | None
+) -> None:
+    record = checkpoint_record(digest="sha256:" + "1" * 64, architecture="sha256:" + "2" * 64)
+    record = record.model_copy(update={"source": source, "fingerprint": fingerprint})
+    assert base_model_name(record, Path("/cache/copy")) == (name, revision)
+    if name == "/cache/copy":
+        assert base_model_name(record) == (source, None), "bytes of an artefact do not depend on the machine"

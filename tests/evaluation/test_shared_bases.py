@@ -1,5 +1,6 @@
 """How often an evaluation loads a base, and what its arms compute."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from safegene.checkpoints.adapter import open_adapter
-from safegene.checkpoints.export.adapter import write_adapter
+from safegene.checkpoints.export.adapter import CHANGE, read_change, write_adapter
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.errors import CheckpointError
 from safegene.evaluation import shared_bases
@@ -20,6 +21,7 @@ from safegene.evaluation.shared_bases import EvaluatedModel, SharedBases
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model
 from safegene.pipeline.stages.fetch import fetch
+from safegene.vectors.vector import write_factors
 from safegene.workspace.manifest import write_artefact
 from safegene.workspace.params import GateParams
 from tests.factories.evaluation import World, evidence, lines, prompts
@@ -162,3 +164,23 @@ def test_an_adapter_that_peft_takes_only_in_part_is_refused(tmp_path: Path) -> N
     write_adapter(patch | {"model.layers.7.mlp.up_proj.weight": odd}, base_model="x", out=tmp_path / "odd")
     with pytest.raises(CheckpointError, match=r"unexpected_keys .*layers\.7"):
         logits(SharedBases("float32"), EvaluatedModel(base, (tmp_path / "odd",), ()))
+
+
+def test_a_repair_that_peft_does_not_carry_is_asked_as_a_merged_checkpoint(world: World, loads: list[Path]) -> None:
+    plain = evidence(world.evaluate(gate=BLOCKS, out="plain"))[0]
+    folder = world.root / "one-candidate"
+    inputs = {"target": world.root / "one", "aligned": world.aligned}
+    change = read_change(folder)
+    shutil.rmtree(folder)
+    with write_artefact(folder, stage="calibrate", params={}, inputs=inputs) as draft:
+        write_factors(change, draft.path / CHANGE)
+        draft.facts["adapter_loads"] = False
+    loads.clear()
+    merged = evidence(world.evaluate(gate=BLOCKS, out="merged"))[0]
+    assert len(loads) == 1, "the others' replies are known"
+    assert not loads[0].exists()
+    said = [{(row.prompt, row.model): row.reply for row in rows} for rows in (plain, merged)]
+    assert said[0] == said[1]
+    assert {row.weights for row in plain if row.model == "candidate"}.isdisjoint(
+        row.weights for row in merged if row.model == "candidate"
+    )

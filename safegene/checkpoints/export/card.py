@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from safegene.checkpoints.export.adapter import serving_words
 from safegene.gate import Rate, VerdictFile
 from safegene.text import cell
 
@@ -16,6 +17,16 @@ ROWS = {
     "utility": "Utility on the target's task",
 }
 ARMS = ("before", "after", "aligned")
+LOADS = """\
+The PEFT LoRA adapter loads on {}, unmodified:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, ADAPTER_FOLDER)
+```
+
+"""
 LIMITS = """\
 - A *pass* is a statistical statement about the gate's prompts, judge and decoding, at the policy's confidence. It does
   not say that the model is safe, and nothing about attacks, languages or turns that the gate does not hold.
@@ -42,13 +53,13 @@ def model_card(
         verdict: the verdict; None where the repair was not gated.
         lineage: name of an input -> its digest.
     """
+    loads = LOADS.format(cell(base_model)) if adapter.get("adapter_loads", True) else ""
     parts = [
         _front_matter(base_model),
         f"# {cell(target)}, re-aligned\n",
-        f"A PEFT LoRA adapter by [SafeGene](https://arxiv.org/abs/2606.06519)'s method (rank {adapter['rank']}, "
-        f"{adapter['matrices']} matrices, {adapter['extra_parameters']:,} extra parameters). "
-        f"It loads on {cell(base_model)}, unmodified:\n",
-        "```python\nfrom peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, ADAPTER_FOLDER)\n```\n",
+        f"A low-rank repair by [SafeGene](https://arxiv.org/abs/2606.06519)'s method (rank {adapter['rank']}, "
+        f"{adapter['matrices']} matrices, {adapter['extra_parameters']:,} extra parameters).\n",
+        f"{loads}Serving: {cell(serving_words(adapter))}.\n",
         "## Verdict\n",
         _verdict(verdict),
         "## Made from\n",

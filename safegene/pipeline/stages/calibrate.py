@@ -12,13 +12,15 @@ Two facts in the manifest have similar names: ``extra_parameters`` is the number
 ``extra_params`` is their share of the model's parameters (0 where nothing was repaired).
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
-from safegene.checkpoints.export.adapter import write_adapter
+from safegene.checkpoints.export.adapter import serving_words, write_adapter
+from safegene.checkpoints.export.base_model import base_model_name
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import ModelFiles, local_checkpoint
@@ -27,6 +29,7 @@ from safegene.datasets.prompts import read_prompts
 from safegene.errors import StaleArtifact
 from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model
+from safegene.models.structure import model_without_weights
 from safegene.repair.baselines.base import case_of, mean_change
 from safegene.repair.coefficients import zero_change
 from safegene.repair.coefficients_file import CoefficientsFile, coefficients_file, direction_table
@@ -38,6 +41,8 @@ from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import SafetyVector, read_surrogates, read_vector
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import CalibrateParams, FetchParams
+
+log = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -83,14 +88,24 @@ def calibrate(
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
     inputs |= {} if params.baseline is None else {"degraded": degraded}
-    with threads_for(open_checkpoint(aligned_root).parameters):
+    structure, checkpoint = read_structure(aligned), open_checkpoint(target_files.root)
+    with threads_for(checkpoint.parameters):
         shots = build_shots(params, aligned_root, target_files, safety, tasks)
         result = _repair(params, aligned_root, target_files, shots, factors, target_record, degraded, safety_vector)
     adapter = open_adapter(target_files.adapters[0]) if target_files.adapters else None
-    base = (family if adapter else target_record).source
+    name, revision = base_model_name(family if adapter else target_record)
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         patch = result.fitted.patch if result.fitted else zero_change(factors)
-        facts = write_adapter(patch, base_model=base, out=draft.path, own=adapter)
+        facts = write_adapter(
+            patch,
+            base_model=name,
+            revision=revision,
+            out=draft.path,
+            own=adapter,
+            matrices=structure.matrices,
+            model=lambda: model_without_weights(checkpoint.config, len(checkpoint.specs), str(checkpoint.root)),
+        )
+        log.info("%s: %s", out.parent.name, serving_words(facts))
         content = coefficients_file(params, result, shots, patch, facts["extra_parameters"] / target_record.parameters)
         diagnosis = diagnose(
             content,
@@ -98,13 +113,13 @@ def calibrate(
             safety_vector,
             patch,
             root=aligned_root,
-            structure=read_structure(aligned),
+            structure=structure,
             target=target_files,
             records=records,
         )
         coefficients = content.model_copy(update={"diagnosis": diagnosis})
         _describe(draft.path, coefficients, result, patch)
-        _write_card(draft.path, out.parent.name, base, facts, inputs)
+        _write_card(draft.path, out.parent.name, name, facts, inputs)
         draft.facts.update(facts, **coefficients.model_dump(include={"extra_params", "repaired", "reason", "trained"}))
     return draft.done
 

@@ -14,13 +14,18 @@ first block twice, in other batches: changed labels estimate the noise floor. Pl
 early while their audit holds (`safegene.evaluation.early_stop`).
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.export.adapter import CHANGE, read_change
+from safegene.checkpoints.export.merge import merge
 from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import local_checkpoint
+from safegene.checkpoints.wanted import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from safegene.datasets.contamination import normalised
 from safegene.datasets.prompts import Prompt, PromptSet, read_prompts
 from safegene.datasets.receipt import validated_receipt
@@ -37,12 +42,13 @@ from safegene.gate import Arm, JudgementRow, Plan, PlannedPrompt
 from safegene.gate.decision import policy_digest
 from safegene.gate.ordering import policy_order
 from safegene.ledger.incumbent import open_incumbent, read_incumbent
-from safegene.workspace.digest import canonical_json, digest_bytes, digest_files
+from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_files, digest_json
+from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import EvaluateParams, FetchParams, GateParams
 from safegene.workspace.staleness import require_current
 
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 def evaluate(
@@ -101,6 +107,9 @@ def evaluate(
     decoding = _decoding(params, engine, policy_digest(gate))
     plan, planned = _plan(gate_set, task_set, models, judges, gate, decoding, incumbent)
     rows = EvaluationRun(models, plan, planned, gate, decoding, engine, *judges).run()
+    for model in models.values():
+        if model.root.parent == _merged_folder():
+            shutil.rmtree(model.root)
     inputs: dict[str, Path | str] = {"prompts": plan.suites["gate"], "task": plan.suites["task"], "validation": receipt}
     inputs |= {"aligned": aligned, "target": target, "candidate": candidate} | _optional_inputs(params, incumbent)
     chosen = params.model_dump(mode="json") | {"gate": gate.model_dump(mode="json"), "dtype": engine.dtype}
@@ -192,13 +201,13 @@ def _models(
     before = _evaluated(target, aligned, limits)
     models: dict[Arm, EvaluatedModel] = {
         "before": before,
-        "candidate": _with_adapter(before, candidate),
+        "candidate": _repaired(before, candidate),
         "aligned": family,
     }
     release = open_incumbent(read_incumbent(incumbent), incumbent.resolve().parents[3]) if incumbent else None
     if release is not None:
         live = _evaluated(release / "target", release / "aligned", limits)
-        models["incumbent"] = _with_adapter(live, release / "candidate")
+        models["incumbent"] = _repaired(live, release / "candidate")
     return models
 
 
@@ -209,11 +218,22 @@ def _evaluated(artefact: Path, family: Path | None, limits: FetchParams | None) 
     return EvaluatedModel(model.root, model.adapters, contents)
 
 
-def _with_adapter(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
-    read_manifest(candidate)
+def _repaired(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
+    """The repair as a user serves it: the adapter on the base, or a merged checkpoint where PEFT cannot carry it."""
+    manifest = read_manifest(candidate)
+    if not manifest.facts.get("adapter_loads", True):
+        digest = digest_files(candidate, (CHANGE,))
+        root = _merged_folder() / digest_json([before.contents[0], digest]).removeprefix(PREFIX)
+        if not root.is_dir():
+            merge(open_checkpoint(before.root), read_change(candidate), out=root, lossy=True)
+        return EvaluatedModel(root, (), (before.contents[0], digest))
     if not all((candidate / name).is_file() for name in ADAPTER):
         raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
     return EvaluatedModel(before.root, (candidate,), (before.contents[0], digest_files(candidate, ADAPTER)))
+
+
+def _merged_folder() -> Path:
+    return cache_folder() / "merged"
 
 
 def _decoding(params: EvaluateParams, engine: Engine, policy: str) -> Decoding:
