@@ -30,7 +30,6 @@ _REFUSED = (
     "use_dora",
     "lora_bias",
     "modules_to_save",
-    "fan_in_fan_out",
     "layer_replication",
     "trainable_token_indices",
     "target_parameters",

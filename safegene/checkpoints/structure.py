@@ -11,13 +11,16 @@ transformers fuses the experts of a layer, for instance, into one parameter (exp
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from safegene.checkpoints.record import RECORD
 from safegene.errors import StaleArtifact
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.parsing import Strict, parse_json
+
+if TYPE_CHECKING:
+    from safegene.vectors.linalg import LowRank, Patch
 
 NAME = "structure.json"
 Natural = tuple[tuple[int, int, str], ...]
@@ -106,6 +109,25 @@ class Structure(Strict):
     def kinds(self) -> Mapping[str, Kind]:
         """Name of a matrix, or of another stored tensor -> its kind."""
         return {**{name: matrix.kind for name, matrix in self.matrices.items()}, **self.others}
+
+
+def by_stored_name(structure: Structure, patch: "Patch") -> "dict[str, LowRank]":
+    """Changes named by the model's own parameters, as adapters name them, under the names of the stored matrices.
+
+    The whole weight of a Conv1D is stored as (in, out), so its change is transposed. A name that is a stored matrix
+    already, or no matrix at all, stays.
+
+    Args:
+        structure: of the checkpoint that they change.
+        patch: ``<module>.weight`` -> up (out, r), down (r, in).
+    """
+    whole = {matrix.parameter: name for name, matrix in structure.matrices.items() if matrix.apply != "parameter"}
+    stored = dict[str, "LowRank"]()
+    for name, change in patch.items():
+        matrix = structure.matrices.get(whole.get(name, name))
+        turned = matrix is not None and matrix.apply == "transposed"
+        stored[whole.get(name, name)] = change.transposed() if turned else change
+    return stored
 
 
 def natural_key(name: str) -> Natural:

@@ -12,10 +12,11 @@ import torch
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.structure import by_stored_name
 from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.errors import CheckpointError, TensorMissing
 from safegene.models.patching import add_patch
-from safegene.models.structure import remember
+from safegene.models.structure import remember, structure_of
 from safegene.vectors.linalg import Patch
 
 _SECRET = re.compile(r"^AWS_|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
@@ -67,7 +68,7 @@ def load_model(
                 f"expected every weight of the model and no other, got {problem} {names[:3]}, in {root}"
             )
     remember(model, {name: spec.shape for name, spec in checkpoint.specs.items()})
-    for change in (*(open_adapter(folder).patch() for folder in adapters), patch or {}):
+    for change in (*(by_stored_name(structure_of(model), open_adapter(at).patch()) for at in adapters), patch or {}):
         add_patch(model, change)
     ready: PreTrainedModel = model.to(device=device, dtype=dtype_for(dtype, device)).eval().requires_grad_(False)
     return ready

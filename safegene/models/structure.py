@@ -20,7 +20,7 @@ from torch import nn
 
 from safegene.checkpoints.checkpoint import Checkpoint
 from safegene.checkpoints.structure import Apply, Kind, Matrix, Structure, natural_key
-from safegene.errors import CheckpointError
+from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -32,6 +32,7 @@ _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"mamba|mixer|linear_attn|ssm|recurrent|conv|rwkv", "mixer"),
     (r"attn|attention", "attention"),
 )
+MORE_LAYERS = 1000  # than stored tensors; a config with more would take too long to build
 _known: "WeakKeyDictionary[nn.Module, Structure]" = WeakKeyDictionary()
 
 
@@ -50,10 +51,38 @@ def analyse(checkpoint: Checkpoint) -> Structure:
 
     Raises:
         CheckpointError: transformers cannot build the model of that config.
+        TensorMissing: a parameter of that model is not stored.
+        ShapeMismatch: it is stored in another shape.
     """
     where = str(checkpoint.root)
     shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-    return find_structure(model_without_weights(checkpoint.config, len(shapes), where), shapes)
+    model = model_without_weights(checkpoint.config, len(shapes), where)
+    _require_complete(model, shapes, where)
+    return find_structure(model, shapes)
+
+
+def _require_complete(model: nn.Module, shapes: Shapes, where: str) -> None:
+    """Check that every parameter is stored, under one of its names where some are tied, and in its shape."""
+    places = stored_places(model, shapes)
+    stored: dict[str, list[str]] = defaultdict(list)
+    for name, place in places.items():
+        stored[place.parameter].append(name)
+    tied: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tied[id(tensor)].append(name)
+    remedy = "use the config.json that belongs to these weights, or fetch the checkpoint again"
+    for names in tied.values():
+        if not any(name in stored for name in names):
+            raise TensorMissing(
+                f"expected the tensor {names[0]} of the config's model, got none, in {where}", remedy=remedy
+            )
+    for name, tensor in model.state_dict().items():
+        whole = [one for one in stored[name] if places[one] == _Place(name)]
+        if whole and shapes[whole[0]] != tuple(tensor.shape):
+            expected, got = list(tensor.shape), list(shapes[whole[0]])
+            raise ShapeMismatch(
+                f"expected shape {expected} of {whole[0]} by the config, got {got}, in {where}", remedy=remedy
+            )
 
 
 def structure_of(model: nn.Module) -> Structure:
@@ -112,8 +141,10 @@ def resolved_config(config: Mapping[str, Any], tensors: int, where: str) -> "Pre
         for key, value in part.items()
         if key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") and isinstance(value, int)
     ]
-    if layers and max(layers) > tensors:
-        raise CheckpointError(f"expected at most {tensors} layers for {tensors} tensors, got {max(layers)}, in {where}")
+    if layers and max(layers) > tensors + MORE_LAYERS:
+        raise CheckpointError(
+            f"expected at most {tensors + MORE_LAYERS} layers for {tensors} tensors, got {max(layers)}, in {where}"
+        )
     plain = {key: value for key, value in config.items() if key not in ("model_type", "num_labels", "id2label")}
     try:
         return AutoConfig.for_model(str(model_type), **plain)

@@ -1,8 +1,8 @@
 """The content of the page's sections: one for each target, and one for the family's safety vector."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean as mean
 
 from markupsafe import Markup
 from pydantic import ValidationError
@@ -35,7 +35,6 @@ EVIDENCE = (
     "the limit (dashed). An endpoint passes once the solid line is at or below the dashed one."
 )
 MATRIX_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-MATRIX_NAME = re.compile(r"\.layers\.(\d+)\.(?:\w+\.)*(\w+)$")
 
 
 @dataclass(frozen=True)
@@ -177,16 +176,19 @@ def _note(target: TargetState) -> str:
 
 
 def _coefficients(means: Mapping[str, float | None]) -> Picture | None:
-    """Mean coefficients by layer, one lane for each kind of matrix; those that are not finite are left out."""
+    """Mean coefficients by layer, one lane for each kind of matrix; those that are not finite are left out.
+
+    The experts of a layer share a mark at their mean.
+    """
     alphas = {name: value for name, value in means.items() if value is not None}
     if not alphas:
         return None
     present = [kind for kind in MATRIX_KINDS if any(f".{kind}." in name for name in alphas)]
-    kinds: dict[str, dict[int, float]] = {kind: {} for kind in present}
+    found: dict[str, dict[int, list[float]]] = {kind: {} for kind in present}
     for name, value in alphas.items():
-        match = MATRIX_NAME.search(name.removesuffix(".weight"))
-        layer, kind = (int(match[1]), match[2]) if match else (0, name)
-        kinds.setdefault(kind, {})[layer] = value
+        words = [part for part in name.removesuffix(".weight").split(".") if not part.isdigit()]
+        found.setdefault(words[-1], {}).setdefault(_first_number(name), []).append(value)
+    kinds = {kind: {layer: mean(some) for layer, some in lane.items()} for kind, lane in found.items()}
     values = list(alphas.values())
     label = f"{len(values)} matrices repaired, their mean coefficients from {min(values):.2f} to {max(values):.2f}"
     caption = (
@@ -194,6 +196,11 @@ def _coefficients(means: Mapping[str, float | None]) -> Picture | None:
         "every coefficient is in coefficients.csv."
     )
     return Picture(lanes(kinds, label=label), caption)
+
+
+def _first_number(name: str) -> int:
+    """The layer of a matrix; 0 outside the layers."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
 def _layers(selection: SelectionView | None) -> Picture | None:

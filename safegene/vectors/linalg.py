@@ -54,6 +54,10 @@ class LowRank:
         """``alpha * dW``, with alpha multiplied into ``up``."""
         return LowRank(self.up * alpha, self.down)
 
+    def transposed(self) -> "LowRank":
+        """The change of the transposed matrix: (in, out) = down^T @ up^T."""
+        return LowRank(self.down.T, self.up.T)
+
     def numel(self) -> int:
         """The number of stored values: r (out + in)."""
         return self.up.numel() + self.down.numel()

@@ -12,7 +12,8 @@ A vector is a folder.
     ``schema`` (``"safegene/vector/v1"``), ``aligned``, ``degraded``, ``architecture``, ``dtype``, ``matrices``,
     ``skipped``.
  3. ``aligned`` and ``architecture`` MUST be digests (``sha256:<64 hex>``); ``degraded`` MUST be a list of at least one.
- 4. ``matrices`` MUST map at least one full matrix name (it ends in ``.weight``) to exactly ``shape`` [out, in],
+ 4. ``matrices`` MUST map at least one full matrix name (that of a stored tensor with two dimensions, or
+    ``<tensor>.<i>`` for slice i of one with three) to exactly ``shape`` [out, in],
     ``rank`` (1 .. min(out, in)) and ``energy`` (share of the delta's energy that the factors keep, 0..1).
  5. ``skipped`` MUST map each matrix of the family that has no factors to a reason that is not empty. No name MAY stand
     in both.
@@ -44,7 +45,7 @@ from safegene.workspace.parsing import Strict, parse
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TENSORS, HEADER = "vector.safetensors", "vector.json"
-MatrixName = Annotated[str, StringConstraints(pattern=r"\.weight$")]
+MatrixName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}$")]
 Reason = Annotated[str, StringConstraints(pattern=r"\S")]
 
 

@@ -20,7 +20,6 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "biases": ({"bias": "all"}, "bias 'none'"),
     "lora biases": ({"lora_bias": True}, "lora_bias"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    "transposed": ({"fan_in_fan_out": True}, "fan_in_fan_out"),
     "PiSSA": ({"init_lora_weights": "pissa"}, "initialisation that keeps the base"),
     "tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices"),
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ from transformers import (
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.structure import Structure
 from safegene.errors import CheckpointError
+from safegene.models.loading import load_model
 from safegene.models.patching import add_patch, low_rank_hooks, matrix_weight, patched
 from safegene.models.structure import analyse, remember, structure_of
 from safegene.vectors.linalg import LowRank
@@ -154,3 +156,19 @@ def test_a_config_that_describes_no_model_is_refused(tmp_path: Path, change: dic
     checkpoint = open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         analyse(replace(checkpoint, config={**checkpoint.config, **change}))
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out", "ignore:.*is_gradient_checkpointing")
+@pytest.mark.parametrize(("kind", "modules"), [("gpt2", ["c_attn", "c_fc"]), ("mixtral", ["q_proj", "o_proj"])])
+def test_an_adapter_is_read_as_peft_reads_it(tmp_path: Path, kind: str, modules: list[str]) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    AutoModelForCausalLM.from_config(CONFIGS[kind]).save_pretrained(base)
+    peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=3, target_modules=modules))
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    peft.save_pretrained(str(adapter))
+    ours, plain = load_model(base, adapters=(adapter,)), load_model(base)
+    expected = logits(peft.eval())
+    assert (logits(plain) - expected).norm() > 0.01
+    assert (logits(ours) - expected).norm() < 1e-4 * (logits(plain) - expected).norm()

@@ -14,7 +14,7 @@ from torch import Tensor
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import Checkpoint, layer_of, open_checkpoint
 from safegene.checkpoints.sources import ModelFiles
-from safegene.checkpoints.structure import Structure
+from safegene.checkpoints.structure import Structure, by_stored_name
 from safegene.vectors.linalg import LowRank, energy, randomised_svd
 from safegene.vectors.vector import SafetyVector
 
@@ -56,7 +56,7 @@ def measure_matrices(
 ) -> Iterator[Matrix]:
     """Every matrix of the family, read and measured one after the other; peak memory is three matrices."""
     base = open_checkpoint(root)
-    change = change_of(base, target)
+    change = change_of(base, target, structure)
     for name in structure.names:
         factors, kept = vector.factors.get(name), vector.energy.get(name, 0.0)
         measured = measure_matrix(name, base.matrix(name).float(), change(name), factors, kept=kept, used=name in used)
@@ -95,10 +95,10 @@ def unreached(matrices: Sequence[Matrix], elsewhere: Mapping[str, float]) -> dic
     return {kind: share for kind, share in sorted(shares.items()) if share}
 
 
-def change_of(base: Checkpoint, target: ModelFiles) -> Callable[[str], Tensor]:
+def change_of(base: Checkpoint, target: ModelFiles, structure: Structure) -> Callable[[str], Tensor]:
     """Matrix name -> W_target - W_aligned (out, in), float32: of a LoRA its own factors, exactly."""
     if target.adapters:
-        patches = [open_adapter(folder).patch() for folder in target.adapters]
+        patches = [by_stored_name(structure, open_adapter(folder).patch()) for folder in target.adapters]
 
         def of_lora(name: str) -> Tensor:
             parts = [patch[name].dense() for patch in patches if name in patch]
