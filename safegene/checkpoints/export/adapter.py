@@ -48,8 +48,8 @@ def write_adapter(
     multiplied into the factors, and all are padded with zeros to one rank r with alpha = r: tools that ignore PEFT's
     patterns, or divide alpha by a tensor's own rank, compute the same change.
 
-    Where the adapter changes anything but whole linear layers, ``change.safetensors`` holds the same change by matrix
-    name (`read_change`). Where PEFT cannot carry the change, only that file is written.
+    Where the adapter changes anything but linear layers of attention and MLPs, ``change.safetensors`` holds the same
+    change by matrix name (`read_change`). Where PEFT cannot carry the change, only that file is written.
 
     Args:
         patch: matrix name -> change, with its coefficients.
@@ -75,15 +75,15 @@ def write_adapter(
     skeleton = model() if model else None
     targets = find_targets(changes, matrices or {}, skeleton)
     config = _config(targets, base_model, revision)
-    reason = ""
+    plain, reason = _is_plain(changes, matrices or {}, skeleton), ""
     try:
-        tensors = _tensors(targets, config, None if _is_plain(changes, matrices or {}, skeleton) else skeleton)
+        tensors = _tensors(targets, config, None if plain else skeleton)
     except NotCarried as error:
         tensors, reason = {}, error.message
     else:
         (out / CONFIG).write_text(config_text(config), encoding="utf-8")
         (out / WEIGHTS).write_bytes(_saved(tensors))
-    if targets.parameters or targets.transposed or reason:
+    if targets.transposed or not plain:
         write_factors(changes, out / CHANGE)
     return {
         "extra_parameters": sum(change.numel() for change in patch.values()),
@@ -94,6 +94,13 @@ def write_adapter(
         "adapter_loads": not reason,
         "not_carried": reason,
     }
+
+
+def withdraw_adapter(folder: Path, facts: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """Remove an adapter that PEFT does not compute and keep its change by matrix name; the facts with the reason."""
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).unlink()
+    return {**facts, "parameters": 0, "adapter_loads": False, "not_carried": reason}
 
 
 def config_text(config: Mapping[str, Any]) -> str:

@@ -17,16 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safegene.checkpoints.adapter import open_adapter
-from safegene.checkpoints.checkpoint import open_checkpoint
-from safegene.checkpoints.export.adapter import serving_words, write_adapter
+from safegene.checkpoints.adapter import Adapter, open_adapter
+from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from safegene.checkpoints.export.adapter import CHANGE, serving_words, withdraw_adapter, write_adapter
 from safegene.checkpoints.export.base_model import base_model_name
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import ModelFiles, local_checkpoint
-from safegene.checkpoints.structure import read_structure
+from safegene.checkpoints.structure import Structure, read_structure
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import StaleArtifact
+from safegene.evaluation.adapter_trial import adapter_fault
 from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model
 from safegene.models.structure import model_without_weights
@@ -93,18 +94,10 @@ def calibrate(
         shots = build_shots(params, aligned_root, target_files, safety, tasks)
         result = _repair(params, aligned_root, target_files, shots, factors, target_record, degraded, safety_vector)
     adapter = open_adapter(target_files.adapters[0]) if target_files.adapters else None
-    name, revision = base_model_name(family if adapter else target_record)
+    record = family if adapter else target_record
     with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         patch = result.fitted.patch if result.fitted else zero_change(factors)
-        facts = write_adapter(
-            patch,
-            base_model=name,
-            revision=revision,
-            out=draft.path,
-            own=adapter,
-            matrices=structure.matrices,
-            model=lambda: model_without_weights(checkpoint.config, len(checkpoint.specs), str(checkpoint.root)),
-        )
+        facts = _export(patch, record, checkpoint, structure, adapter, out=draft.path)
         log.info("%s: %s", out.parent.name, serving_words(facts))
         content = coefficients_file(params, result, shots, patch, facts["extra_parameters"] / target_record.parameters)
         diagnosis = diagnose(
@@ -119,9 +112,34 @@ def calibrate(
         )
         coefficients = content.model_copy(update={"diagnosis": diagnosis})
         _describe(draft.path, coefficients, result, patch)
-        _write_card(draft.path, out.parent.name, name, facts, inputs)
+        _write_card(draft.path, out.parent.name, base_model_name(record)[0], facts, inputs)
         draft.facts.update(facts, **coefficients.model_dump(include={"extra_params", "repaired", "reason", "trained"}))
     return draft.done
+
+
+def _export(
+    patch: Patch,
+    record: CheckpointRecord,
+    checkpoint: Checkpoint,
+    structure: Structure,
+    own: Adapter | None,
+    *,
+    out: Path,
+) -> dict[str, Any]:
+    """Write the adapter, or only the change by matrix name where PEFT does not compute it on ``checkpoint``."""
+    name, revision = base_model_name(record)
+    facts = write_adapter(
+        patch,
+        base_model=name,
+        revision=revision,
+        out=out,
+        own=own,
+        matrices=structure.matrices,
+        model=lambda: model_without_weights(checkpoint.config, len(checkpoint.specs), str(checkpoint.root)),
+    )
+    if facts["adapter_loads"] and (out / CHANGE).is_file() and (fault := adapter_fault(checkpoint.root, out)):
+        return withdraw_adapter(out, facts, fault)
+    return facts
 
 
 def _vector_of(vector: Path, family: CheckpointRecord) -> SafetyVector:
