@@ -1,19 +1,20 @@
 """The delta: the difference ``W_aligned - W_degraded`` per weight matrix, in low-rank form, and ``delta.json``.
 
-From surrogates kept as float32 factors it is exact. From full checkpoints it is a streamed randomised SVD. Several
-degraded models are combined as their mean. `distil_delta` trains the factors further.
+From surrogates kept as float32 factors it is exact; from full checkpoints see `safegene.repair.checkpoint_delta`.
+Several degraded models are combined as their mean. `distil_delta` trains the factors further.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from safegene.checkpoints.checkpoint import Checkpoint
+from safegene.checkpoints.structure import Structure
 from safegene.datasets.prompts import PromptSet
 from safegene.models.device import default_device
 from safegene.models.loading import load_model, load_tokenizer
@@ -26,9 +27,6 @@ from safegene.vectors.linalg import (
     concat,
     energy,
     product_svd,
-    randomised_svd,
-    rounding_floor,
-    signal_share,
     truncate,
 )
 from safegene.workspace.digest import canonical_json
@@ -38,7 +36,6 @@ from safegene.workspace.parsing import Strict, parse_json
 
 log = logging.getLogger(__name__)
 NAME = "delta.json"
-MIN_SIGNAL = 0.5  # below this share a measured difference is mostly rounding
 
 
 class ExtractedMatrix(Strict):
@@ -49,8 +46,9 @@ class ExtractedMatrix(Strict):
         total: energy of the whole delta (of the mean over the degraded models).
         error: relative Frobenius error of the factors, measured.
         relative_norm: ``|delta|_F / |W_aligned|_F``.
-        floor: half the expected energy of rounding in the delta; 0 for float32 factors.
-        signal: share (0..1) of the energy that is not rounding.
+        floor: expected energy of the degraded weights' rounding in the delta; 0 for float32 factors. Files of earlier
+            versions hold half of both sides' rounding.
+        signal: share (0..1) of the energy that rounding does not explain.
     """
 
     energies: tuple[float, ...]
@@ -61,6 +59,26 @@ class ExtractedMatrix(Strict):
     signal: float
 
 
+class Coverage(Strict):
+    """Where the energy of the whole difference between the models lies, by kind of tensor.
+
+    Attributes:
+        carried: kind -> energy in matrices that have factors.
+        missed: kind -> energy elsewhere: in matrices without factors, and in tensors that hold no matrix.
+    """
+
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset()
+
+    carried: dict[str, float]
+    missed: dict[str, float]
+
+    @property
+    def share(self) -> float:
+        """The share (0..1) of the energy in matrices that have factors; 0 where nothing differs."""
+        carried, missed = sum(self.carried.values()), sum(self.missed.values())
+        return carried / (carried + missed) if carried else 0.0
+
+
 @dataclass(frozen=True)
 class Delta:
     """Factors of the delta.
@@ -69,11 +87,13 @@ class Delta:
         factors: matrix name -> up (out, r), down (r, in).
         matrices: matrix name -> what is known about it.
         skipped: name of a matrix without factors -> why.
+        coverage: how much of the difference the factors can carry.
     """
 
     factors: dict[str, LowRank]
     matrices: dict[str, ExtractedMatrix]
     skipped: dict[str, str]
+    coverage: Coverage
 
 
 class DeltaFile(Strict):
@@ -86,7 +106,10 @@ class DeltaFile(Strict):
         degraded: surrogate name or checkpoint URI -> digest.
         matrices: matrix name -> what is known about its delta.
         skipped: name of a matrix without factors -> why.
+        coverage: how much of the difference the factors can carry; None in files of earlier versions.
     """
+
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset({"coverage"})
 
     method: Literal["delta", "distil"]
     aligned: str
@@ -94,6 +117,7 @@ class DeltaFile(Strict):
     degraded: dict[str, str]
     matrices: dict[str, ExtractedMatrix]
     skipped: dict[str, str]
+    coverage: Coverage | None = None
 
     @property
     def content(self) -> bytes:
@@ -114,83 +138,43 @@ def read_delta(folder: Path) -> DeltaFile:
     return parse_json(DeltaFile, path.read_bytes(), where=str(path))
 
 
-def delta_of_factors(params: ExtractParams, base: Checkpoint, surrogates: Sequence[Patch]) -> Delta:
+def delta_of_factors(
+    params: ExtractParams, base: Checkpoint, structure: Structure, surrogates: Sequence[Patch]
+) -> Delta:
     """The mean of ``W_aligned - W_degraded`` over surrogates kept as float32 factors, truncated exactly.
 
     Args:
         params: ``max_rank``.
         base: the aligned model.
-        surrogates: factors of ``W_degraded - W_aligned`` of each, by matrix name.
+        structure: of the family.
+        surrogates: factors of ``W_degraded - W_aligned`` of each, by matrix name; they differ nowhere else.
     """
     factors, matrices, skipped = dict[str, LowRank](), dict[str, ExtractedMatrix](), dict[str, str]()
-    for name in base.matrices():
+    carried: dict[str, float] = {}
+    for name in structure.names:
         changes = [patch[name].scaled(-1.0 / len(surrogates)) for patch in surrogates if name in patch]
         if not changes or not any(change.energy() for change in changes):
             skipped[name] = "no surrogate changed it"
             continue
-        whole = concat(changes)
+        whole, kind = concat(changes), structure.matrices[name].kind
         spectrum = product_svd(whole)[1].square()
         factors[name] = truncate(whole, params.max_rank)
-        matrices[name] = _describe(base.tensor(name), spectrum, params.max_rank, float(spectrum.sum()), 0.0)
-    return Delta(factors, matrices, skipped)
+        matrices[name] = _describe(base.matrix(name), spectrum, params.max_rank, float(spectrum.sum()))
+        carried[kind] = carried.get(kind, 0.0) + matrices[name].total
+    return Delta(factors, matrices, skipped, Coverage(carried=carried, missed={}))
 
 
-def _describe(
-    weight: Tensor, spectrum: Tensor, rank: int, total: float, floor: float, error: float | None = None
-) -> ExtractedMatrix:
-    """Measures of one delta, from W (out, in), its (k,) squared singular values, and energies of delta and rounding."""
+def _describe(weight: Tensor, spectrum: Tensor, rank: int, total: float) -> ExtractedMatrix:
+    """Measures of one exact delta, from W (out, in), its (k,) squared singular values, and their sum."""
     energies = tuple(float(value) for value in spectrum[:rank])
-    lost = max(0.0, 1.0 - sum(energies) / total)
     return ExtractedMatrix(
         energies=energies,
         total=total,
-        error=lost**0.5 if error is None else error,
+        error=max(0.0, 1.0 - sum(energies) / total) ** 0.5,
         relative_norm=(total / energy(weight)) ** 0.5,
-        floor=floor,
-        signal=signal_share(total, floor) if floor else 1.0,
+        floor=0.0,
+        signal=1.0,
     )
-
-
-def delta_of_checkpoints(params: ExtractParams, base: Checkpoint, others: Sequence[Checkpoint]) -> Delta:
-    """The mean of ``W_aligned - W_degraded`` over full checkpoints, one matrix at a time.
-
-    Peak memory is three matrices in float64. A matrix whose difference is mostly the rounding of its stored dtypes is
-    skipped with that reason: a low-rank fit of rounding noise is no safety direction.
-    """
-    factors, matrices, skipped = dict[str, LowRank](), dict[str, ExtractedMatrix](), dict[str, str]()
-    names = base.matrices()
-    for at, name in enumerate(names):
-        weight = base.tensor(name)
-        stored = [other.tensor(name) for other in others]
-        mean = sum((weight.float() - one.float()) for one in stored) / len(stored)
-        assert isinstance(mean, Tensor)
-        floor = _floor(weight, stored)
-        total = energy(mean)
-        if total == 0.0:
-            skipped[name] = "no degraded checkpoint differs from the aligned one"
-            continue
-        if (signal := signal_share(total, floor)) < MIN_SIGNAL:
-            skipped[name] = f"{signal:.0%} of the difference is signal, the rest rounding to {_dtype(weight, stored)}"
-            log.warning("%s: %s", name, skipped[name])
-            continue
-        svd = randomised_svd(mean, params.max_rank, power_iterations=params.power_iterations, seed=params.seed)
-        factors[name] = svd.factors
-        matrices[name] = _describe(weight, svd.energies, params.max_rank, total, floor, svd.relative_error)
-        log.info("delta of %s (%d of %d): error %.1f%%", name, at + 1, len(names), 100 * svd.relative_error)
-    return Delta(factors, matrices, skipped)
-
-
-def _floor(weight: Tensor, stored: Sequence[Tensor]) -> float:
-    """Half the expected energy of rounding in the mean difference, so that `signal_share` doubles it back.
-
-    The aligned weight's rounding is common to all differences; the others' are independent and average out.
-    """
-    own = rounding_floor(weight, weight.dtype)
-    return (own + sum(rounding_floor(one, one.dtype) for one in stored) / len(stored) ** 2) / 2.0
-
-
-def _dtype(weight: Tensor, stored: Sequence[Tensor]) -> str:
-    return " and ".join(sorted({str(one.dtype).removeprefix("torch.") for one in (weight, *stored)}))
 
 
 def distil_delta(
@@ -219,7 +203,7 @@ def distil_delta(
     factors = {name: truncate(change, params.max_rank) for name, change in trained.items()}
     spectra = {name: product_svd(change)[1].square() for name, change in factors.items()}
     matrices = {
-        name: _describe(base.tensor(name), spectrum, params.max_rank, float(spectrum.sum()), 0.0)
+        name: _describe(base.matrix(name), spectrum, params.max_rank, float(spectrum.sum()))
         for name, spectrum in spectra.items()
     }
-    return Delta(factors, matrices, delta.skipped)
+    return Delta(factors, matrices, delta.skipped, delta.coverage)

@@ -1,13 +1,17 @@
 """Low-rank linear algebra of weight changes: torch only, no files.
 
 Shapes are written (out, in): a linear layer computes ``y = W x`` with W (out, in). *Energy* is the squared Frobenius
-norm, without unit. Numbers are computed in float64, factors in float32.
+norm, without unit. Sums are float64, factors float32. Every function runs on the device of its tensors.
 
-Sources: Halko, Martinsson, Tropp 2011 (arXiv 0909.4061), algorithms 4.3/4.4 and 5.1 for the randomised SVD; SafeGene
+Dense matrices are read in blocks of `BLOCK` numbers: glibc returns an allocation above 32 MiB to the system when it is
+freed, so a larger float64 temporary costs more in page faults than in arithmetic.
+
+Sources: Halko, Martinsson, Tropp 2011 (arXiv 0909.4061) for the randomised SVD; Musco, Musco 2015 (arXiv 1504.05477),
+algorithm 2, for its block Krylov space; Bandeira, van Handel 2016 (arXiv 1408.6185) for the norm of noise; SafeGene
 (arXiv 2606.06519) for the safety vector ``B_l A_l ~ (W_a - W_d)_l``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +20,10 @@ from torch import Tensor
 from safegene.errors import ShapeMismatch
 
 OVERSAMPLING = 8  # columns beyond the rank; Halko et al., section 4.2, recommend 5 or 10
-BLOCK = 4096  # rows of a dense product in memory at once
+BLOCK = 1 << 20  # numbers of a dense matrix that are converted at once: 8 MiB in float64
+POWER_ITERATIONS = 3
+NEGLIGIBLE = 1e-7
+INDEPENDENT = 0.1  # of a unit column must lie outside the known space; less is a direction that D does not have
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,29 +118,59 @@ def concat(factors: Sequence[LowRank]) -> LowRank:
     return LowRank(torch.cat([f.up for f in factors], dim=1), torch.cat([f.down for f in factors], dim=0))
 
 
-def randomised_svd(delta: Tensor, rank: int, *, power_iterations: int = 1, seed: int = 0) -> Approximation:
+def randomised_svd(
+    delta: Tensor, rank: int, *, power_iterations: int = POWER_ITERATIONS, seed: int = 0, total: float | None = None
+) -> Approximation:
     """A randomised SVD of D (out, in), of rank ``min(rank, out, in)``.
 
-    ``Y = (D D^T)^q D Omega``, ``Q = orth(Y)``, then an exact SVD of the small ``Q^T D`` (Halko et al., algorithms 4.4
-    and 5.1), with an orthonormalisation after each product. The error is measured, so it holds for every random draw.
+    With ``Q_0 = orth(D Omega)`` and ``Q_i = orth(D D^T Q_(i-1))``, Q holds the columns of Q_0 to Q_q, the block Krylov
+    space; then an exact SVD of the small ``Q^T D``, whose blocks are the products ``D^T Q_i`` already computed. So
+    q = 1 costs as many products as one power iteration of Halko et al., which keep Q_q only, and is more accurate. The
+    error is measured, so it holds for every random draw.
 
     Args:
         delta: D (out, in).
         rank: the largest rank.
         power_iterations: q.
         seed: of Omega.
+        total: ``|D|_F^2`` where it is known already.
     """
     matrix = delta.detach().float()
     out, inner = matrix.shape
     width = min(rank + OVERSAMPLING, out, inner)
     generator = torch.Generator().manual_seed(seed)
     omega = torch.randn(inner, width, generator=generator).to(matrix.device)
-    basis = _orth(matrix @ omega)
-    for _ in range(power_iterations):
-        basis = _orth(matrix @ _orth(matrix.T @ basis))
-    left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
-    factors, energies = _factors(basis @ left, values, right, min(rank, width))
-    return Approximation(factors, energies, energy(matrix), residual(matrix, factors))
+    basis, projected = _krylov(matrix, _orth(matrix @ omega), power_iterations)
+    left, values, right = _thin_svd(projected, min(rank, out, inner))
+    factors, energies = _factors(basis.double() @ left, values, right, len(values))
+    return Approximation(factors, energies, energy(matrix) if total is None else total, residual(matrix, factors))
+
+
+def _krylov(matrix: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Q (out, k) with orthonormal or zero columns, which span the block Krylov space of D, and ``Q^T D`` (k, in)."""
+    blocks, products = [start], [start.T @ matrix]
+    for _ in range(iterations):
+        known = torch.cat(blocks, dim=1)
+        if (room := min(matrix.shape) - known.shape[1]) == 0:
+            break
+        new = matrix @ _orth(products[-1].T)[:, :room]
+        new = _orth(new - known @ (known.T @ new))
+        new, scale = torch.linalg.qr(new - known @ (known.T @ new))  # once leaves rounding errors along `known`
+        blocks.append(new * (scale.diagonal().abs() > INDEPENDENT))
+        products.append(blocks[-1].T @ matrix)
+    return torch.cat(blocks, dim=1), torch.cat(products)
+
+
+def _thin_svd(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (k, rank), s (rank,) and V^T (rank, in) of B (k, in), k << in, from the eigenvectors of ``B B^T`` in float64.
+
+    Directions with less than `NEGLIGIBLE` of the largest singular value, which this cannot resolve, get s = 0.
+    """
+    wide = wide.double()
+    squares, vectors = torch.linalg.eigh(wide @ wide.T)
+    values, left = squares.flip(0)[:rank].clamp_min(0.0).sqrt(), vectors.flip(1)[:, :rank]
+    values = values * (values > NEGLIGIBLE * values[0])
+    return left, values, (left.T @ wide) * torch.where(values > 0.0, 1.0 / values, 0.0)[:, None]
 
 
 def truncate(factors: LowRank, rank: int) -> LowRank:
@@ -150,41 +187,103 @@ def product_svd(factors: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     return q_up @ left, values, right @ q_down.T
 
 
+def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Slices of the first dimension of a tensor of ``shape``, of at most `BLOCK` numbers, or one row."""
+    rows = shape[0]
+    step = max(1, BLOCK * rows // max(1, torch.Size(shape).numel()))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
 def energy(matrix: Tensor) -> float:
-    """``|M|_F^2`` in float64, for a matrix M of any dtype."""
-    return float(matrix.double().square().sum())
+    """``|M|_F^2`` in float64, for a tensor M of any shape and floating dtype."""
+    total = torch.zeros((), dtype=torch.float64, device=matrix.device)
+    for rows in row_blocks(matrix.shape) if matrix.ndim else [...]:
+        total += torch.linalg.vector_norm(matrix[rows], dtype=torch.float64).square()
+    return float(total)
 
 
 def residual(delta: Tensor, factors: LowRank) -> float:
-    """``|D - up @ down|_F^2`` for D (out, in), in float64, computed in blocks of rows."""
-    down = factors.down.double()
-    starts = range(0, delta.shape[0], BLOCK)
-    return sum(energy(delta[i : i + BLOCK].double() - factors.up[i : i + BLOCK].double() @ down) for i in starts)
+    """``|D - up @ down|_F^2`` for D (out, in): the difference in float32, its energy in float64, in blocks of rows."""
+    up, down = factors.up.float(), factors.down.float()
+    return sum(energy(torch.addmm(delta[rows].float(), up[rows], down, alpha=-1.0)) for rows in row_blocks(delta.shape))
 
 
 def rounding_floor(weight: Tensor, dtype: torch.dtype) -> float:
     """The expected energy of the rounding error of ``weight`` (any shape) in ``dtype``.
 
     An element w with 2^e <= |w| < 2^(e+1) is rounded to a grid of step ``2^e eps``. The error is uniform over one step,
-    so its expected square is step^2 / 12. The difference of two stored weights has twice this energy.
+    so its expected square is step^2 / 12. Elements are counted by their exponent bits.
     """
+    counts = torch.zeros(256, dtype=torch.int64, device=weight.device)
+    for rows in row_blocks(weight.shape) if weight.ndim else [...]:
+        counts += torch.bincount(_exponent_bits(weight[rows]), minlength=256)
+    return float((counts.double() * _step(dtype).to(weight.device).square()).sum() / 12.0)
+
+
+def rounding_edge(weights: Sequence[Tensor], difference: Tensor) -> float:
+    """The largest squared singular value that the noise of rounding can be expected to have in a mean difference.
+
+    ``(max_i sqrt(r_i) + max_j sqrt(c_j))^2`` (Bandeira, van Handel 2016), with r_i and c_j the expected energies of the
+    noise in row i and column j; ``(sqrt(out) + sqrt(in))^2`` times the variance where all elements have one. The noise
+    of a row is at most its expected rounding error, and at most what the difference holds.
+
+    Args:
+        weights: the k weights (out, in) whose rounding errors, independent of each other, are in the mean.
+        difference: D (out, in), the mean of k differences.
+    """
+    noise = [torch.zeros(size, dtype=torch.float64, device=difference.device) for size in difference.shape]
+    found = [torch.zeros_like(one) for one in noise]
+    for rows in row_blocks(difference.shape):
+        actual = difference[rows].double().square()
+        expected = torch.zeros_like(actual)
+        for weight in weights:
+            steps = _step(weight.dtype).to(actual.device)[_exponent_bits(weight[rows]).long()]
+            expected += steps.square().view_as(actual) / (12.0 * len(weights) ** 2)
+        for sums, block in ((noise, expected), (found, actual)):
+            sums[0][rows] = block.sum(dim=1)
+            sums[1] += block.sum(dim=0)
+    largest = [torch.minimum(one, other).max().sqrt() for one, other in zip(noise, found, strict=True)]
+    return float((largest[0] + largest[1]).square())
+
+
+def _exponent_bits(weight: Tensor) -> Tensor:
+    """(n,) the 8 exponent bits, 0..255, of each element in bf16 or float32; other dtypes are cast to float32."""
+    if weight.dtype == torch.bfloat16:
+        bits, mantissa = weight.contiguous().view(torch.int16), 7
+    else:
+        bits, mantissa = weight.float().contiguous().view(torch.int32), 23
+    return bits.reshape(-1).bitwise_right_shift(mantissa).bitwise_and_(0xFF)
+
+
+def _step(dtype: torch.dtype) -> Tensor:
+    """(256,) the grid step of ``dtype`` for elements of each value of the exponent bits; constant below its tiny."""
     info = torch.finfo(dtype)
-    _, exponent = torch.frexp(weight.double().abs().clamp_min(info.tiny))
-    step = torch.exp2(exponent.double() - 1.0) * info.eps
-    return float(step.square().sum() / 12.0)
+    return torch.exp2(torch.arange(256, dtype=torch.float64) - 127.0).clamp_min(info.tiny) * info.eps
 
 
 def signal_share(delta_energy: float, floor: float) -> float:
-    """The share of a measured difference that is not rounding: ``max(0, 1 - 2 floor / energy)``, 0..1.
+    """The share of a difference's energy that is not rounding: ``max(0, 1 - floor / energy)``, 0..1.
 
     Args:
-        delta_energy: energy of the difference of two stored weights.
-        floor: `rounding_floor` of one of them.
+        delta_energy: energy of the difference.
+        floor: expected energy of the rounding in it; see `rounding_floor`.
 
     Returns:
         0 for a difference of zero, and for one that rounding alone explains.
     """
-    return 0.0 if delta_energy <= 0.0 else max(0.0, 1.0 - 2.0 * floor / delta_energy)
+    return 0.0 if delta_energy <= 0.0 else max(0.0, 1.0 - floor / delta_energy)
+
+
+def survival(weight: Tensor, delta: Tensor, stored: Tensor) -> tuple[float, float]:
+    """``<S, D>`` and ``|D|^2`` in float64, with S = stored(W + D) - stored(W), all (out, in).
+
+    Args:
+        weight: W, rounded to the dtype of ``stored``.
+        delta: D.
+        stored: W + D in the dtype that it is stored in.
+    """
+    change, wanted = stored.float() - weight.float(), delta.float()
+    return float(torch.sum(change * wanted, dtype=torch.float64)), energy(wanted)
 
 
 def delta_survival(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> float:
@@ -193,12 +292,12 @@ def delta_survival(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> float:
     ``<S, D> / |D|^2`` with S = stored(W + D) - stored(W), all (out, in): the projection of the stored change on the
     intended one. 1 for a zero delta.
     """
-    total = energy(delta)
-    if total == 0.0:
-        return 1.0
-    base = weight.to(dtype).double()
-    stored = (base + delta.double()).to(dtype).double() - base
-    return float((stored * delta.double()).sum()) / total
+    kept = total = 0.0
+    for rows in row_blocks(weight.shape):
+        base, change = weight[rows].to(dtype), delta[rows].float()
+        terms = survival(base, change, (base.float() + change).to(dtype))
+        kept, total = kept + terms[0], total + terms[1]
+    return kept / total if total else 1.0
 
 
 def _orth(matrix: Tensor) -> Tensor:

