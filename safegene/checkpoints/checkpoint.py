@@ -16,8 +16,8 @@ from safegene.checkpoints.header import TensorSpec, read_header
 from safegene.checkpoints.unsafe import check_folder, read_json
 from safegene.checkpoints.values import FLOATS, check_values, read_tensor
 from safegene.checkpoints.wanted import INDEX, WEIGHTS, weight_map
-from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing, UnsafeCheckpoint
-from safegene.workspace.digest import digest_files, digest_json
+from safegene.errors import CheckpointError, FormatError, TensorMissing, UnsafeCheckpoint
+from safegene.workspace.digest import digest_files, digest_range
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 _MATRIX = re.compile(rf"model\.layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})\.weight")
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_SHAPING = ("model_type", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,24 @@ class Checkpoint:
         """Digest of every file; reads all bytes once."""
         return digest_files(self.root, self.files)
 
-    @cached_property
-    def architecture(self) -> str:
-        """Digest of the config values in `shaping` and of every name and shape: equal where weights are comparable."""
-        return digest_json({"config": shaping(self.config), "tensors": self.shapes})
-
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape, without a tied output embedding, which some tools store and others do not."""
-        tied = self.config.get("tie_word_embeddings", False)
-        skip = {"lm_head.weight"} if tied else set()
-        return {name: spec.shape for name, spec in sorted(self.specs.items()) if name not in skip}
+        """Tensor name -> shape, sorted by name."""
+        return {name: spec.shape for name, spec in sorted(self.specs.items())}
 
     @property
     def parameters(self) -> int:
-        """How many parameters the model has; tied ones count once."""
-        return sum(self.specs[name].numel for name in self.shapes)
+        """How many numbers are stored; a stored copy of tied embeddings counts."""
+        return sum(spec.numel for spec in self.specs.values())
+
+    def tensor_digest(self, name: str) -> str:
+        """Digest of the tensor's bytes, which are read in blocks.
+
+        Raises:
+            TensorMissing: there is no such tensor.
+        """
+        spec = self._spec(name)
+        return digest_range(self.root / self.shards[name], spec.start, spec.end)
 
     def matrices(self) -> tuple[str, ...]:
         """Names of the attention and MLP projection weights (out, in), by layer, in the order of `PROJECTIONS`."""
@@ -184,43 +185,6 @@ def read_config(root: Path, model_types: Sequence[str] | None) -> dict[str, Any]
             remedy="use the checkpoint that was not quantised",
         )
     return config
-
-
-def shaping(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config values that can differ between models of equal shapes: model type, layers, heads, activation."""
-    values = {key: config.get(key) for key in _SHAPING}
-    return values | {"num_key_value_heads": values["num_key_value_heads"] or values["num_attention_heads"]}
-
-
-def require_same_architecture(
-    got: tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]],
-    expected: tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]],
-    where: str,
-) -> None:
-    """Compare a checkpoint's (config, shapes) with the family's.
-
-    Args:
-        got: of the checkpoint.
-        expected: of the family.
-        where: the checkpoint, for messages.
-
-    Raises:
-        ShapeMismatch: a config value or a shape differs, or there is an extra tensor; names the first.
-        TensorMissing: a tensor of the family is missing; names the first.
-    """
-    remedy = "a target must be a fine-tune of the family's aligned model; use another workspace for another family"
-    for key, value in shaping(expected[0]).items():
-        if (other := shaping(got[0])[key]) != value:
-            raise ShapeMismatch(f"expected the family's {key} {value!r}, got {other!r}, in {where}", remedy=remedy)
-    for name, shape in expected[1].items():
-        if name in got[1] and got[1][name] != shape:
-            raise ShapeMismatch(
-                f"expected shape {list(shape)} of {name}, got {list(got[1][name])}, in {where}", remedy=remedy
-            )
-    if missing := [name for name in expected[1] if name not in got[1]]:
-        raise TensorMissing(f"expected the tensor {missing[0]} of the family, got none, in {where}", remedy=remedy)
-    if extra := [name for name in got[1] if name not in expected[1]]:
-        raise ShapeMismatch(f"expected only the family's tensors, got also {extra[0]}, in {where}", remedy=remedy)
 
 
 def layer_of(name: str) -> int | None:

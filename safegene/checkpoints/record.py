@@ -22,12 +22,14 @@ class CheckpointRecord(Strict):
         digest: of ``files``.
         files: file name -> digest.
         vocabulary: see `safegene.checkpoints.vocabulary`; None without a tokenizer.
-        architecture: see `Checkpoint.architecture`; an adapter has its base's.
-        config: see `safegene.checkpoints.checkpoint.shaping`; an adapter has its base's.
-        tensors: tensor name -> shape; of an adapter, matrix name -> (out, r, in).
-        parameters: how many numbers the full model has.
+        architecture: digest of what must be equal where weights are compared, see `safegene.models.family`; an adapter
+            has its base's.
+        config: the values that decide the forward pass, see `safegene.models.config`; an adapter has its base's.
+        tensors: tensor name -> shape, after tying; of an adapter, matrix name -> (out, r, in).
+        parameters: how many numbers the full model has; tied ones count once.
         adapter_parameters: how many the adapter has, 0 for a full checkpoint.
         base: digest of the full checkpoint under an adapter, None for a full checkpoint.
+        added_tokens: the tokens that a target has and the family does not, in the order of their ids.
     """
 
     source: str
@@ -42,6 +44,7 @@ class CheckpointRecord(Strict):
     parameters: int
     adapter_parameters: int
     base: Digest | None
+    added_tokens: tuple[str, ...] = ()
 
     @property
     def content(self) -> bytes:

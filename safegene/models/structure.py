@@ -57,12 +57,17 @@ def analyse(checkpoint: Checkpoint) -> Structure:
     where = str(checkpoint.root)
     shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
     model = model_without_weights(checkpoint.config, len(shapes), where)
-    _require_complete(model, shapes, where)
+    require_complete(model, shapes, where)
     return find_structure(model, shapes)
 
 
-def _require_complete(model: nn.Module, shapes: Shapes, where: str) -> None:
-    """Check that every parameter is stored, under one of its names where some are tied, and in its shape."""
+def require_complete(model: nn.Module, shapes: Shapes, where: str) -> None:
+    """Check that every parameter is stored, under one of its names where some are tied, and in its shape.
+
+    Raises:
+        TensorMissing: one is not.
+        ShapeMismatch: it is stored in another shape.
+    """
     places = stored_places(model, shapes)
     stored: dict[str, list[str]] = defaultdict(list)
     for name, place in places.items():
@@ -132,7 +137,7 @@ def resolved_config(config: Mapping[str, Any], tensors: int, where: str) -> "Pre
     Raises:
         CheckpointError: transformers does not know the model type, or the values contradict each other.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     model_type = config.get("model_type")
     layers = [
@@ -147,7 +152,7 @@ def resolved_config(config: Mapping[str, Any], tensors: int, where: str) -> "Pre
         )
     plain = {key: value for key, value in config.items() if key not in ("model_type", "num_labels", "id2label")}
     try:
-        return AutoConfig.for_model(str(model_type), **plain)
+        return AutoConfig.for_model(str(model_type), **PretrainedConfig._decode_special_floats(plain))
     except Exception as error:  # config classes check values in their own ways
         raise CheckpointError(
             f"expected a config that transformers can read, got {_short(error)}, in {where}/config.json",

@@ -28,6 +28,16 @@ def digest_file(path: Path) -> str:
     return PREFIX + total.hexdigest()
 
 
+def digest_range(path: Path, start: int, end: int) -> str:
+    """Digest of a file's bytes from ``start`` up to ``end``, read in blocks of 1 MiB."""
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        while (left := end - file.tell()) > 0 and (block := file.read(min(BLOCK, left))):
+            total.update(block)
+    return PREFIX + total.hexdigest()
+
+
 def digest_files(root: Path, names: Iterable[str]) -> str:
     """Digest of the canonical JSON ``{name: digest of the file}``; the order of ``names`` does not matter."""
     return digest_json({name: digest_file(root / name) for name in names})

@@ -97,9 +97,7 @@ def test_how_fast_a_fit_still_fell(history: list[tuple[int, float | None]], fall
 
 def llama_vector(root: Path, aligned: str = DIGESTS[0]) -> SafetyVector:
     patch = random_patch(root, seed=4, size=0.01)
-    return SafetyVector(
-        aligned, tuple(DIGESTS[1:3]), open_checkpoint(root).architecture, patch, dict.fromkeys(patch, 1.0)
-    )
+    return SafetyVector(aligned, tuple(DIGESTS[1:3]), DIGESTS[3], patch, dict.fromkeys(patch, 1.0))
 
 
 def shots(count: int) -> Shots:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safegene.checkpoints import sources
-from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint, require_same_architecture
+from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint, redact
 from safegene.checkpoints.structure import Structure, read_structure
@@ -75,7 +75,7 @@ def extract(
     content = DeltaFile(
         method=params.method,
         aligned=read_record(aligned).digest,
-        architecture=base.architecture,
+        architecture=read_record(aligned).architecture,
         degraded=digests,
         matrices=delta.matrices,
         skipped=delta.skipped,
@@ -151,8 +151,10 @@ def _fetch_user_checkpoint(uri: str, pin: str | None, base: Checkpoint, limits: 
             f"expected {where} to hold {pin}, got {local.fingerprint}: it has changed since it was pinned",
             remedy="`safegene watch` pins what it holds now, and the vector is made again",
         )
-    other = open_checkpoint(local.root)
-    require_same_architecture((other.config, other.shapes), (base.config, base.shapes), where)
+    from safegene.models.family import architecture, require_same_architecture  # transformers: seconds
+
+    family = architecture(base, "the family's aligned model")
+    require_same_architecture(architecture(open_checkpoint(local.root), where), (family.values, family.tensors), where)
     expected, got = vocabulary_digest(base.root), vocabulary_digest(local.root)
     if got not in (expected, None):
         raise ShapeMismatch(

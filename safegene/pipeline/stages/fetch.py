@@ -1,19 +1,28 @@
 """Stage ``fetch`` (the aligned model) and ``fetch-target``: which checkpoint, verified, and that it fits the family."""
 
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints import sources
 from safegene.checkpoints.adapter import open_adapter
-from safegene.checkpoints.checkpoint import open_checkpoint, require_same_architecture, shaping
+from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
 from safegene.checkpoints.sources import CachedCheckpoint, redact
 from safegene.checkpoints.structure import NAME as STRUCTURE
-from safegene.checkpoints.structure import Structure
-from safegene.checkpoints.vocabulary import vocabulary_digest
+from safegene.checkpoints.structure import Structure, read_structure
+from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
 from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
+from safegene.text import visible
 from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import FetchParams
+
+SHOWN = 8  # added tokens that the log names
+log = logging.getLogger(__name__)
 
 
 def fetch(
@@ -35,7 +44,7 @@ def fetch(
 
     Raises:
         StaleArtifact: the source holds something else than was pinned.
-        ShapeMismatch: the target is of another architecture, or its adapter does not fit.
+        ShapeMismatch: the target is of another architecture or vocabulary, or its adapter does not fit.
         CheckpointError: the checkpoint breaks a rule of `safegene.checkpoints`, or the family is no full checkpoint.
         SourceError: it cannot be had.
 
@@ -53,26 +62,59 @@ def fetch(
     _require_pinned(sources.fingerprint(source), fingerprint, source)
     local = sources.fetch(source, limits=params)
     _require_pinned(local.fingerprint, fingerprint, source)
-    base = read_record(family) if family else None
+    base = Family(family, read_record(family), params) if family else None
+    vocabulary, structure = read_vocabulary(local.root), None
+    if local.kind == "full":
+        described, structure = _full(local, base, vocabulary, redact(source))
+    else:
+        described = _lora(local, base, vocabulary, redact(source))
     record = CheckpointRecord(
         source=source,
         fingerprint=local.fingerprint,
         kind=local.kind,
         digest=local.digest,
         files=dict(local.files),
-        vocabulary=vocabulary_digest(local.root),
-        **(_full(local, source) if local.kind == "full" else _lora(local, base, source)),
+        vocabulary=vocabulary.digest if vocabulary else None,
+        **described,
     )
-    if base and family:
-        _require_family(record, base, source)
     inputs: dict[str, Path | str] = {"source": local.digest} | ({"aligned": family} if family else {})
     with write_artefact(out, stage="fetch", params=params.model_dump(mode="json"), inputs=inputs) as draft:
         (draft.path / RECORD).write_bytes(record.content)
-        if base is None:
-            (draft.path / STRUCTURE).write_bytes(_structure(local, source).content)
+        if structure is not None:
+            (draft.path / STRUCTURE).write_bytes(structure.content)
         draft.facts |= record.model_dump(include={"kind", "digest", "parameters", "adapter_parameters"})
         draft.facts["bytes"] = sum((local.root / name).stat().st_size for name in local.files)
     return draft.done
+
+
+@dataclass(frozen=True)
+class Family:
+    """The family's aligned model.
+
+    Attributes:
+        artefact: of the stage ``fetch``.
+        record: its record.
+        limits: on a checkpoint that must be fetched again.
+    """
+
+    artefact: Path
+    record: CheckpointRecord
+    limits: FetchParams
+
+    @cached_property
+    def root(self) -> Path:
+        """The folder of its files, fetched again where they are not in the cache."""
+        return sources.local_checkpoint(self.artefact, self.limits).root
+
+    @cached_property
+    def expected(self) -> tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]:
+        """The values and the tensors that a target must have; an earlier version recorded others."""
+        from safegene.models.family import architecture
+
+        if "is_encoder_decoder" in self.record.config:
+            return self.record.config, self.record.tensors
+        found = architecture(open_checkpoint(self.root), redact(self.record.source))
+        return found.values, found.tensors
 
 
 def _require_pinned(got: str, pinned: str | None, source: str) -> None:
@@ -83,41 +125,51 @@ def _require_pinned(got: str, pinned: str | None, source: str) -> None:
         )
 
 
-def _full(local: CachedCheckpoint, source: str) -> dict[str, Any]:
-    checkpoint = open_checkpoint(local.root)
+def _full(
+    local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary | None, where: str
+) -> tuple[dict[str, Any], Structure]:
+    """Fields of the record of a full checkpoint, and where its matrices are; a target must fit the family."""
+    from safegene.models.family import architecture, require_same_architecture  # torch and transformers: seconds
+
+    found = architecture(open_checkpoint(local.root), where)
+    if not found.structure.layers:
+        raise CheckpointError(f"expected weights of linear layers in the language model, got none, in {where}")
+    if family:
+        rows = vocabulary.rows if vocabulary and vocabulary.ids else None
+        require_same_architecture(found, family.expected, where, rows=rows)
     return {
-        "architecture": checkpoint.architecture,
-        "config": shaping(checkpoint.config),
-        "tensors": checkpoint.shapes,
-        "parameters": checkpoint.parameters,
+        "architecture": family.record.architecture if family else found.digest,
+        "config": dict(found.values),
+        "tensors": dict(found.tensors),
+        "parameters": sum(map(math.prod, found.tensors.values())),
         "adapter_parameters": 0,
         "base": None,
-    }
+        "added_tokens": _added_tokens(family, vocabulary, where),
+    }, found.structure
 
 
-def _structure(local: CachedCheckpoint, source: str) -> Structure:
-    """Where the family's matrices are. Targets have the same, as they are of the same architecture."""
-    from safegene.models.structure import analyse  # torch and transformers, which a target does not need
-
-    structure = analyse(open_checkpoint(local.root))
-    if not structure.layers:
-        raise CheckpointError(f"expected weights of linear layers in the language model, got none, in {redact(source)}")
-    return structure
-
-
-def _lora(local: CachedCheckpoint, base: CheckpointRecord | None, source: str) -> dict[str, Any]:
-    if base is None:
+def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary | None, where: str) -> dict[str, Any]:
+    """Fields of the record of an adapter, which must fit the family."""
+    if family is None:
         raise CheckpointError(
-            f"expected a full checkpoint as the family's aligned model, got a LoRA adapter, in {redact(source)}",
+            f"expected a full checkpoint as the family's aligned model, got a LoRA adapter, in {where}",
             remedy="merge the adapter into its base, and name the merged checkpoint in family.aligned",
         )
-    adapter = open_adapter(local.root)
+    adapter, base = open_adapter(local.root), family.record
     for name, (out, _, inner) in adapter.shapes.items():
         if name not in base.tensors:
-            raise TensorMissing(f"expected adapted matrices that the family has, got {name}, in {redact(source)}")
+            raise TensorMissing(f"expected adapted matrices that the family has, got {name}, in {where}")
         if base.tensors[name] != (out, inner):
             expected = list(base.tensors[name])
-            raise ShapeMismatch(f"expected a change of shape {expected} for {name}, got {[out, inner]}, in {source}")
+            raise ShapeMismatch(f"expected a change of shape {expected} for {name}, got {[out, inner]}, in {where}")
+    added = _added_tokens(family, vocabulary, where) if vocabulary else ()
+    if added and vocabulary:
+        rows = max(base.tensors[n][0] for n, k in read_structure(family.artefact).others.items() if k == "embedding")
+        if vocabulary.rows > rows:
+            raise ShapeMismatch(
+                f"expected tokens for the {rows} rows of the family's embedding, got {vocabulary.rows}, in {where}",
+                remedy="merge the adapter into its base where it was trained, and name the merged checkpoint instead",
+            )
     return {
         "architecture": base.architecture,
         "config": base.config,
@@ -125,17 +177,16 @@ def _lora(local: CachedCheckpoint, base: CheckpointRecord | None, source: str) -
         "parameters": base.parameters,
         "adapter_parameters": adapter.parameters,
         "base": base.digest,
+        "added_tokens": added,
     }
 
 
-def _require_family(record: CheckpointRecord, base: CheckpointRecord, source: str) -> None:
-    """Before any arithmetic: same architecture (a LoRA takes its base's), and words with the same numbers."""
-    if record.kind == "full":
-        require_same_architecture((record.config, record.tensors), (base.config, base.tensors), redact(source))
-    if record.vocabulary == base.vocabulary or (record.kind == "lora" and record.vocabulary is None):
-        return
-    got = "none" if record.vocabulary is None else record.vocabulary
-    raise ShapeMismatch(
-        f"expected the family's vocabulary {base.vocabulary}, got {got}, in {redact(source)}",
-        remedy="save the family's tokenizer beside the target: tokenizer.save_pretrained(folder)",
-    )
+def _added_tokens(family: Family | None, vocabulary: Vocabulary | None, where: str) -> tuple[str, ...]:
+    """The tokens that a target added to the family's; logged."""
+    if family is None or (vocabulary.digest if vocabulary else None) == family.record.vocabulary:
+        return ()
+    added = added_tokens(read_vocabulary(family.root), vocabulary, where)
+    if added:
+        shown = ", ".join(visible(repr(token), characters=40) for token in added[:SHOWN])
+        log.info("%s: %d tokens added to the family's vocabulary: %s", where, len(added), shown)
+    return added
