@@ -9,6 +9,11 @@ import typer
 from safegene.cli.console import Target, console, manual_run, write_json
 from safegene.workspace.layout import Workspace
 
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Load it in a fresh process with public tools and compare logits; exit 1 if off."),
+]
+
 
 def promote(
     target: Target, dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False
@@ -48,6 +53,7 @@ def merge(
     out: Annotated[Path, typer.Argument(help="A new folder for the merged checkpoint.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even if rounding erases much of the change.")] = False,
+    check: Check = False,
 ) -> None:
     """Write the target with its repair merged into the weights (and a LoRA's own change); print what rounding left."""
     from safegene.pipeline.export import merge as write
@@ -56,9 +62,18 @@ def merge(
     folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
     merged = write(**folders, out=out, dtype=dtype, lossy=lossy, limits=ws.params.fetch)
     console.print(f"{out}: {merged.dtype}, {merged.survival:.1%} of the change survives rounding", soft_wrap=True)
+    if check:
+        from safegene.pipeline.check_export import check_merged
+
+        found = check_merged(ws.candidate(target), out, target=folders["target"], aligned=ws.aligned)
+        console.print(found.words, soft_wrap=True)
 
 
-def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folder for the adapter.")]) -> None:
+def export(
+    target: Target,
+    out: Annotated[Path, typer.Argument(help="A new folder for the adapter.")],
+    check: Check = False,
+) -> None:
     """Write the repair as a PEFT adapter with its model card; it loads on the unmodified target."""
     from safegene.checkpoints.record import read_record
     from safegene.pipeline.export import export as write
@@ -72,3 +87,8 @@ def export(target: Target, out: Annotated[Path, typer.Argument(help="A new folde
     )
     console.print(f"{out}: {adapter.parameters:,} parameters, loads on {adapter.loads_on}", soft_wrap=True)
     console.print(adapter.serving, soft_wrap=True)
+    if check:
+        from safegene.pipeline.check_export import check_adapter
+
+        found = check_adapter(ws.candidate(target), out, target=checkpoint, aligned=ws.aligned)
+        console.print(found.words, soft_wrap=True)
