@@ -22,8 +22,6 @@ from safegene.workspace.digest import digest_files, digest_range
 if TYPE_CHECKING:
     import torch
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
-_MATRIX = re.compile(rf"model\.layers\.(\d+)\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})\.weight")
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -68,11 +66,6 @@ class Checkpoint:
         """
         spec = self._spec(name)
         return digest_range(self.root / self.shards[name], spec.start, spec.end)
-
-    def matrices(self) -> tuple[str, ...]:
-        """Names of the attention and MLP projection weights (out, in), by layer, in the order of `PROJECTIONS`."""
-        matrices = [name for name, spec in self.specs.items() if len(spec.shape) == 2 and _MATRIX.fullmatch(name)]
-        return tuple(sorted(matrices, key=_layer_and_projection))
 
     def tensor(self, name: str) -> "torch.Tensor":
         """The tensor in its stored dtype, on the CPU; no other part of the shard is read.
@@ -196,11 +189,6 @@ def layer_of(name: str) -> int | None:
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:
     rows, columns = shape
     return rows, columns
-
-
-def _layer_and_projection(matrix: str) -> tuple[int, int]:
-    match = _MATRIX.fullmatch(matrix)
-    return (int(match[1]), PROJECTIONS.index(match[2])) if match else (-1, -1)
 
 
 def _shards(root: Path, files: Sequence[str]) -> dict[str, str]:

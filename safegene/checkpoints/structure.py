@@ -52,6 +52,7 @@ class Matrix(Strict):
         index: which slice of a stored tensor with three dimensions; None for one with two.
         kind: what it belongs to.
         parameter: the model's parameter that holds it.
+        position: of that parameter among the model's, which is the order of layers.
         apply: how a change is applied beside the weights: ``linear``: it is the whole (out, in) weight of an
             `nn.Linear`; ``transposed``: the whole (in, out) weight of a Conv1D; ``parameter``: neither, so the change
             is added to the parameter during a forward pass.
@@ -67,6 +68,7 @@ class Matrix(Strict):
     index: int | None
     kind: Kind
     parameter: str
+    position: int
     apply: Apply
     expert: int | None
     offset: tuple[int, int]
@@ -98,8 +100,8 @@ class Structure(Strict):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The matrices in the order of layers."""
-        return tuple(sorted(self.matrices, key=natural_key))
+        """The matrices in the order of the model's parameters, and of experts within one."""
+        return tuple(sorted(self.matrices, key=lambda name: (self.matrices[name].position, natural_key(name))))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -111,23 +113,28 @@ class Structure(Strict):
         return {**{name: matrix.kind for name, matrix in self.matrices.items()}, **self.others}
 
 
-def by_stored_name(structure: Structure, patch: "Patch") -> "dict[str, LowRank]":
+def by_stored_name(matrices: Mapping[str, Matrix], patch: "Patch") -> "dict[str, LowRank]":
     """Changes named by the model's own parameters, as adapters name them, under the names of the stored matrices.
 
     The whole weight of a Conv1D is stored as (in, out), so its change is transposed. A name that is a stored matrix
     already, or no matrix at all, stays.
 
     Args:
-        structure: of the checkpoint that they change.
+        matrices: of the checkpoint that they change; see `Structure`.
         patch: ``<module>.weight`` -> up (out, r), down (r, in).
     """
-    whole = {matrix.parameter: name for name, matrix in structure.matrices.items() if matrix.apply != "parameter"}
+    names = stored_names(matrices)
     stored = dict[str, "LowRank"]()
     for name, change in patch.items():
-        matrix = structure.matrices.get(whole.get(name, name))
+        matrix = matrices.get(names.get(name, name))
         turned = matrix is not None and matrix.apply == "transposed"
-        stored[whole.get(name, name)] = change.transposed() if turned else change
+        stored[names.get(name, name)] = change.transposed() if turned else change
     return stored
+
+
+def stored_names(matrices: Mapping[str, Matrix]) -> dict[str, str]:
+    """The model's parameter -> the stored matrix, for the whole weights of layers."""
+    return {matrix.parameter: name for name, matrix in matrices.items() if matrix.apply != "parameter"}
 
 
 def natural_key(name: str) -> Natural:

@@ -68,7 +68,10 @@ def load_model(
                 f"expected every weight of the model and no other, got {problem} {names[:3]}, in {root}"
             )
     remember(model, {name: spec.shape for name, spec in checkpoint.specs.items()})
-    for change in (*(by_stored_name(structure_of(model), open_adapter(at).patch()) for at in adapters), patch or {}):
+    for change in (
+        *(by_stored_name(structure_of(model).matrices, open_adapter(at).patch()) for at in adapters),
+        patch or {},
+    ):
         add_patch(model, change)
     ready: PreTrainedModel = model.to(device=device, dtype=dtype_for(dtype, device)).eval().requires_grad_(False)
     return ready

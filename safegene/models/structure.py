@@ -258,6 +258,7 @@ class _Anatomy:
     def __init__(self, model: nn.Module) -> None:
         self._owners = dict(model.named_modules(remove_duplicate=False))
         self._held = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self._positions = {name: at for at, name in enumerate(self._held)}
         self._buffers = {name for name, _ in model.named_buffers()}
         self._text, self._head = _text_prefixes(model), _head(model)
 
@@ -282,6 +283,7 @@ class _Anatomy:
                 index=index,
                 kind=kind,
                 parameter=place.parameter,
+                position=self._positions[place.parameter],
                 apply=apply,
                 expert=expert,
                 offset=place.offset,

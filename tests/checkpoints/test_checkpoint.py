@@ -19,7 +19,7 @@ from safegene.models.device import bf16_autocast, default_device, one_thread
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import add_patch
 from safegene.vectors.linalg import LowRank
-from tests.factories.llamas import IDS, copy, random_patch, save_adapter, save_llama
+from tests.factories.llamas import IDS, copy, matrix_names, random_patch, save_adapter, save_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls a deprecated name of transformers
 
@@ -59,7 +59,7 @@ def test_a_sharded_checkpoint_reads_like_a_single_file(llama: Path, sharded: Pat
 
 
 def test_matrices_come_by_layer_and_in_one_order(llama: Path) -> None:
-    names = open_checkpoint(llama).matrices()
+    names = matrix_names(llama)
     assert [name.split(".")[-2] for name in names[:7]] == [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     ]  # fmt: skip
@@ -122,7 +122,7 @@ def test_taking_a_patch_back_leaves_the_weights_but_for_rounding(llama: Path) ->
 
 
 def test_the_sum_is_made_in_fp32_and_rounded_once(llama: Path) -> None:
-    name = open_checkpoint(llama).matrices()[0]
+    name = matrix_names(llama)[0]
     change = {name: LowRank(torch.full((64, 1), 1e-3), torch.full((1, 64), 1e-2))}
     weight = open_checkpoint(llama).tensor(name)
     got = dict(load_model(llama, patch=change, dtype="bfloat16").named_parameters())[name]
@@ -130,14 +130,14 @@ def test_the_sum_is_made_in_fp32_and_rounded_once(llama: Path) -> None:
 
 
 def test_a_change_that_does_not_fit_changes_nothing(llama: Path) -> None:
-    model, name = load_model(llama), open_checkpoint(llama).matrices()[0]
+    model, name = load_model(llama), matrix_names(llama)[0]
     fits = LowRank(torch.ones(64, 1), torch.ones(1, 64))
     before = dict(model.named_parameters())[name].clone()
     with pytest.raises(TensorMissing, match="nowhere"):
         add_patch(model, {name: fits, "nowhere.weight": fits})
     misfit = LowRank(torch.ones(2, 1), torch.ones(1, 2))
     with pytest.raises(ShapeMismatch, match=r"\(64, 64\)"):
-        add_patch(model, {name: fits, open_checkpoint(llama).matrices()[7]: misfit})
+        add_patch(model, {name: fits, matrix_names(llama)[7]: misfit})
     assert torch.equal(dict(model.named_parameters())[name], before)
 
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import write_adapter
 from safegene.checkpoints.record import CheckpointRecord
+from safegene.models.structure import analyse
 from safegene.vectors.linalg import LowRank
 
 WORDS = 50
@@ -42,13 +43,18 @@ def save_llama(
     return folder
 
 
+def matrix_names(root: Path) -> tuple[str, ...]:
+    """The checkpoint's matrices, by layer."""
+    return analyse(open_checkpoint(root)).names
+
+
 def random_patch(
     root: Path, *, seed: int = 1, size: float = 0.1, ranks: tuple[int, ...] = (2, 3)
 ) -> dict[str, LowRank]:
     """A change of every projection, ranks taking turns."""
     generator = torch.Generator().manual_seed(seed)
     checkpoint, patch = open_checkpoint(root), {}
-    for i, name in enumerate(checkpoint.matrices()):
+    for i, name in enumerate(matrix_names(checkpoint.root)):
         (out, inner), rank = checkpoint.specs[name].shape, ranks[i % len(ranks)]
         up = torch.randn(out, rank, generator=generator) * size
         patch[name] = LowRank(up, torch.randn(rank, inner, generator=generator) * size)

@@ -17,7 +17,7 @@ from safegene.checkpoints.export.peft_layout import (
     find_targets,
     padded,
 )
-from safegene.checkpoints.structure import Matrix
+from safegene.checkpoints.structure import Matrix, by_stored_name
 from safegene.checkpoints.wanted import ADAPTER_CONFIG as CONFIG
 from safegene.checkpoints.wanted import ADAPTER_WEIGHTS as WEIGHTS
 from safegene.errors import CheckpointError
@@ -68,7 +68,7 @@ def write_adapter(
     Raises:
         CheckpointError: there is no change, or one of no matrix.
     """
-    changes = concatenate_factors(patch, own)
+    changes = concatenate_factors(patch, own, matrices)
     if not changes:
         raise CheckpointError(f"expected at least one change, got none, for {out}")
     out.mkdir(parents=True, exist_ok=True)
@@ -135,9 +135,11 @@ def serving_words(facts: Mapping[str, Any]) -> str:
     return f"rank {rank}: vLLM serves it with --max-lora-rank {served}"
 
 
-def concatenate_factors(patch: Patch, own: Adapter | None) -> dict[str, LowRank]:
+def concatenate_factors(
+    patch: Patch, own: Adapter | None, matrices: Mapping[str, Matrix] | None = None
+) -> dict[str, LowRank]:
     """Matrix name -> the exact sum ``own + patch``, as concatenated factors, the target's own first."""
-    first = own.patch() if own else {}
+    first = by_stored_name(matrices or {}, own.patch()) if own else {}
     names = sorted({*first, *patch})
     return {name: concat([part[name] for part in (first, patch) if name in part]) for name in names}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints import sources
-from safegene.checkpoints.adapter import open_adapter
+from safegene.checkpoints.adapter import Adapter, open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
 from safegene.checkpoints.sources import CachedCheckpoint, redact
 from safegene.checkpoints.structure import NAME as STRUCTURE
-from safegene.checkpoints.structure import Structure, read_structure
+from safegene.checkpoints.structure import Structure, read_structure, stored_names
 from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
 from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
 from safegene.text import visible
@@ -148,6 +148,22 @@ def _full(
     }, found.structure
 
 
+def _require_matrices(adapter: Adapter, structure: Structure, where: str) -> None:
+    """Check that everything the adapter changes is the whole weight of a layer of the family, in its shape."""
+    names = stored_names(structure.matrices)
+    for name, (out, _, inner) in adapter.shapes.items():
+        matrix = structure.matrices.get(names.get(name, name))
+        if matrix is None or matrix.apply == "parameter":
+            raise TensorMissing(
+                f"expected adapted layers that the family has, got {name}, in {where}",
+                remedy="merge the adapter into its base where it was trained, and name the merged checkpoint instead",
+            )
+        expected = matrix.shape[::-1] if matrix.apply == "transposed" else matrix.shape
+        if expected != (out, inner):
+            got = [out, inner]
+            raise ShapeMismatch(f"expected a change of shape {list(expected)} for {name}, got {got}, in {where}")
+
+
 def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary | None, where: str) -> dict[str, Any]:
     """Fields of the record of an adapter, which must fit the family."""
     if family is None:
@@ -156,12 +172,7 @@ def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary
             remedy="merge the adapter into its base, and name the merged checkpoint in family.aligned",
         )
     adapter, base = open_adapter(local.root), family.record
-    for name, (out, _, inner) in adapter.shapes.items():
-        if name not in base.tensors:
-            raise TensorMissing(f"expected adapted matrices that the family has, got {name}, in {where}")
-        if base.tensors[name] != (out, inner):
-            expected = list(base.tensors[name])
-            raise ShapeMismatch(f"expected a change of shape {expected} for {name}, got {[out, inner]}, in {where}")
+    _require_matrices(adapter, read_structure(family.artefact), where)
     added = _added_tokens(family, vocabulary, where) if vocabulary else ()
     if added and vocabulary:
         rows = max(base.tensors[n][0] for n, k in read_structure(family.artefact).others.items() if k == "embedding")

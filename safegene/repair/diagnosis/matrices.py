@@ -98,7 +98,7 @@ def unreached(matrices: Sequence[Matrix], elsewhere: Mapping[str, float]) -> dic
 def change_of(base: Checkpoint, target: ModelFiles, structure: Structure) -> Callable[[str], Tensor]:
     """Matrix name -> W_target - W_aligned (out, in), float32: of a LoRA its own factors, exactly."""
     if target.adapters:
-        patches = [by_stored_name(structure, open_adapter(folder).patch()) for folder in target.adapters]
+        patches = [by_stored_name(structure.matrices, open_adapter(folder).patch()) for folder in target.adapters]
 
         def of_lora(name: str) -> Tensor:
             parts = [patch[name].dense() for patch in patches if name in patch]
