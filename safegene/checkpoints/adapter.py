@@ -5,7 +5,6 @@ is refused: DoRA, biases, fully saved modules, embeddings, transposed weights, a
 weights.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, StringConstraints
 
+from safegene.checkpoints.adapter_targets import MERGE, PREFIX, LoraTargets, canonical_specs, in_file_order
 from safegene.checkpoints.header import TensorSpec, read_header
 from safegene.checkpoints.unsafe import check_folder, read_json
-from safegene.checkpoints.values import FLOATS, check_values, read_tensor
+from safegene.checkpoints.values import check_values, read_tensor
 from safegene.checkpoints.wanted import ADAPTER_CONFIG as CONFIG
 from safegene.checkpoints.wanted import ADAPTER_WEIGHTS as WEIGHTS
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing
@@ -25,7 +25,6 @@ from safegene.workspace.parsing import Strict, parse
 if TYPE_CHECKING:
     from safegene.vectors.linalg import Patch
 
-_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _REFUSED = (
     "use_dora",
     "lora_bias",
@@ -78,13 +77,17 @@ class Adapter:
         root: its folder.
         base_model_name: the model that the config names; a claim, not verified.
         scales: rank and scale of each module.
-        specs: tensor name -> its place in ``adapter_model.safetensors``.
+        targets: which modules the config names.
+        specs: tensor name as PEFT writes it -> its place in ``adapter_model.safetensors``.
+        is_plain: whether the file spells its names so, and no regular expression is needed to match the modules.
     """
 
     root: Path
     base_model_name: str
     scales: LoraScale
+    targets: LoraTargets
     specs: Mapping[str, TensorSpec]
+    is_plain: bool
 
     @property
     def rank(self) -> int:
@@ -103,7 +106,7 @@ class Adapter:
     @property
     def modules(self) -> tuple[str, ...]:
         """The adapted modules, sorted."""
-        return tuple(sorted({match[1] for name in self.specs if (match := _TENSOR.fullmatch(name))}))
+        return tuple(sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in self.specs}))
 
     @property
     def parameters(self) -> int:
@@ -121,7 +124,7 @@ class Adapter:
         return patch
 
     def _factors(self, module: str) -> tuple[TensorSpec, TensorSpec]:
-        names = [f"base_model.model.{module}.lora_{side}.weight" for side in "AB"]
+        names = [f"{PREFIX}{module}.lora_{side}.weight" for side in "AB"]
         for name in names:
             if name not in self.specs:
                 raise TensorMissing(f"expected the tensor {name}, got only its other half, in {self.root / WEIGHTS}")
@@ -141,18 +144,21 @@ def open_adapter(root: Path) -> Adapter:
     config = read_json(root / CONFIG)
     _require_plain(config, root / CONFIG)
     scales = parse(LoraScale, config, where=str(root / CONFIG))
+    scales = scales.model_copy(
+        update={
+            "rank_pattern": in_file_order(scales.rank_pattern, config.get("rank_pattern")),
+            "alpha_pattern": in_file_order(scales.alpha_pattern, config.get("alpha_pattern")),
+        }
+    )
+    targets = parse(LoraTargets, config, where=str(root / CONFIG))
     if WEIGHTS not in files:
         raise CheckpointError(f"expected {WEIGHTS}, got no such file, in {root}")
     if extra := sorted(name for name in files if name.endswith(".safetensors") and name != WEIGHTS):
         raise FormatError(f"expected only {WEIGHTS}, got also {extra[0]}, in {root}")
     specs = read_header(root / WEIGHTS)
-    for name, spec in specs.items():
-        if not _TENSOR.fullmatch(name) or spec.dtype not in FLOATS:
-            raise CheckpointError(
-                f"expected only lora_A and lora_B weights of linear layers, got {name}, in {root / WEIGHTS}",
-                remedy="save the adapter with bias='none' and modules_to_save=None, without embeddings",
-            )
-    adapter = Adapter(root, str(config.get("base_model_name_or_path") or ""), scales, specs)
+    canonical = canonical_specs(specs, root / WEIGHTS)
+    plain = targets.is_literal and set(canonical) == set(specs)
+    adapter = Adapter(root, str(config.get("base_model_name_or_path") or ""), scales, targets, canonical, plain)
     _require_ranks(adapter)
     return adapter
 
@@ -185,7 +191,7 @@ def _require_plain(config: Mapping[str, Any], path: Path) -> None:
         if config.get(key):
             raise CheckpointError(
                 f"expected a plain LoRA, got {key} = {config[key]!r}, in {path}",
-                remedy="merge the adapter into its base where you trained it, and name the merged checkpoint instead",
+                remedy=MERGE,
             )
     if config.get("bias", "none") != "none" or config.get("init_lora_weights", True) not in _INITIALISED:
         got = (config.get("bias"), config.get("init_lora_weights"))

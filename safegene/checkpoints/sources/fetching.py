@@ -15,6 +15,7 @@ from safegene.checkpoints.checkpoint import check_finite, open_checkpoint
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.cache import CachedCheckpoint
+from safegene.checkpoints.sources.respelled import peft_folder
 from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
 from safegene.checkpoints.unsafe import read_json
 from safegene.checkpoints.wanted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, checkpoint_files, refuse_pickles_alone
@@ -114,7 +115,8 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
             f"expected the aligned model {record.base} under the adapter, got {base.digest}, in {artefact}",
             remedy="run `safegene run`: the target is fetched and checked against the new family",
         )
-    return ModelFiles(_cached_or_fetched_folder(base, limits or FetchParams()), (folder,))
+    adapter = peft_folder(open_adapter(folder))
+    return ModelFiles(_cached_or_fetched_folder(base, limits or FetchParams()), (adapter,))
 
 
 def _cached_or_fetched_folder(record: CheckpointRecord, limits: FetchParams) -> Path:

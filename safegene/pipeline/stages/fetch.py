@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints import sources
-from safegene.checkpoints.adapter import Adapter, open_adapter
+from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
 from safegene.checkpoints.sources import CachedCheckpoint, redact
 from safegene.checkpoints.structure import NAME as STRUCTURE
-from safegene.checkpoints.structure import Structure, read_structure, stored_names
+from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
-from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
+from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact
 from safegene.text import visible
 from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import FetchParams
@@ -148,22 +148,6 @@ def _full(
     }, found.structure
 
 
-def _require_matrices(adapter: Adapter, structure: Structure, where: str) -> None:
-    """Check that everything the adapter changes is the whole weight of a layer of the family, in its shape."""
-    names = stored_names(structure.matrices)
-    for name, (out, _, inner) in adapter.shapes.items():
-        matrix = structure.matrices.get(names.get(name, name))
-        if matrix is None or matrix.apply == "parameter":
-            raise TensorMissing(
-                f"expected adapted layers that the family has, got {name}, in {where}",
-                remedy="merge the adapter into its base where it was trained, and name the merged checkpoint instead",
-            )
-        expected = matrix.shape[::-1] if matrix.apply == "transposed" else matrix.shape
-        if expected != (out, inner):
-            got = [out, inner]
-            raise ShapeMismatch(f"expected a change of shape {list(expected)} for {name}, got {got}, in {where}")
-
-
 def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary | None, where: str) -> dict[str, Any]:
     """Fields of the record of an adapter, which must fit the family."""
     if family is None:
@@ -171,8 +155,10 @@ def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary
             f"expected a full checkpoint as the family's aligned model, got a LoRA adapter, in {where}",
             remedy="merge the adapter into its base, and name the merged checkpoint in family.aligned",
         )
+    from safegene.models.adapter_fit import adapted_matrices  # torch and transformers: seconds
+
     adapter, base = open_adapter(local.root), family.record
-    _require_matrices(adapter, read_structure(family.artefact), where)
+    matrices = adapted_matrices(adapter, open_checkpoint(family.root), where)
     added = _added_tokens(family, vocabulary, where) if vocabulary else ()
     if added and vocabulary:
         rows = max(base.tensors[n][0] for n, k in read_structure(family.artefact).others.items() if k == "embedding")
@@ -184,7 +170,7 @@ def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary
     return {
         "architecture": base.architecture,
         "config": base.config,
-        "tensors": adapter.shapes,
+        "tensors": matrices,
         "parameters": base.parameters,
         "adapter_parameters": adapter.parameters,
         "base": base.digest,
