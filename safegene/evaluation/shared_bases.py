@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from safegene.checkpoints.chat_template import ChatFiles
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.dtypes import dtype_for
 from safegene.checkpoints.unsafe import read_json
@@ -22,7 +23,8 @@ from safegene.checkpoints.wanted import ADAPTER_CONFIG
 from safegene.errors import CheckpointError
 from safegene.gate import Arm
 from safegene.models.device import default_device
-from safegene.models.loading import load_model, load_tokenizer
+from safegene.models.loading import load_model
+from safegene.models.templates import load_chat_tokenizer
 from safegene.workspace.digest import digest_json
 
 if TYPE_CHECKING:
@@ -33,11 +35,16 @@ HEADROOM = 1.25  # bytes needed per byte of weights: keys and values, activation
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """One model that answers: a full checkpoint, the adapter on it, and the digests of their content in that order."""
+    """One model that answers: a full checkpoint, the adapter on it, and the digests of their content in that order.
+
+    ``chat`` names the tokenizer and template that it is asked with; None for those of the full checkpoint. A repair of
+    a LoRA target is asked like the target, so the digest of what the target brings along is the last of ``contents``.
+    """
 
     root: Path
     adapters: tuple[Path, ...]
     contents: tuple[str, ...]
+    chat: ChatFiles | None = None
 
     @property
     def digest(self) -> str:
@@ -57,7 +64,6 @@ class SharedBase:
     root: Path
     adapters: list[Path] = field(default_factory=list)
     _model: "PreTrainedModel | None" = field(default=None, init=False)
-    _tokenizer: "PreTrainedTokenizerBase | None" = field(default=None, init=False)
     _peft: Any = field(default=None, init=False)
 
     def takes(self, adapters: tuple[Path, ...]) -> bool:
@@ -75,36 +81,33 @@ class SharedBase:
         return size * sum(spec.numel for spec in open_checkpoint(self.root).specs.values())
 
     @contextmanager
-    def serving(
-        self, adapters: tuple[Path, ...], dtype: str
-    ) -> Iterator[tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]:
-        """The model with exactly these adapters active, and its tokenizer, while the context is open.
+    def serving(self, adapters: tuple[Path, ...], dtype: str) -> Iterator["PreTrainedModel"]:
+        """The model with exactly these adapters active, while the context is open.
 
         Raises:
             CheckpointError: PEFT does not take every factor of an adapter, or needs more than it holds.
         """
-        if self._model is None or self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.root)
+        if self._model is None:
             self._model = load_model(self.root, dtype=dtype, device=default_device())
         for folder in adapters:
             name = self._name(folder)
             if self._peft is None or name not in self._peft.peft_config:
                 self._peft = load_adapter(self._model, self._peft, folder, name)
         if self._peft is None:
-            yield self._model, self._tokenizer
+            yield self._model
         elif adapters:
             self._peft.set_adapter(self._name(adapters[-1]), inference_mode=True)
-            yield self._model, self._tokenizer
+            yield self._model
         else:
             with self._peft.disable_adapter():
-                yield self._model, self._tokenizer
+                yield self._model
 
     def _name(self, folder: Path) -> str:
         return f"adapter{self.adapters.index(folder)}"
 
     def release(self) -> None:
         """Free the memory."""
-        self._model = self._tokenizer = self._peft = None
+        self._model = self._peft = None
 
 
 @dataclass
@@ -117,6 +120,7 @@ class SharedBases:
 
     dtype: str
     _bases: list[SharedBase] = field(default_factory=list, init=False)
+    _tokenizers: dict[ChatFiles, "PreTrainedTokenizerBase"] = field(default_factory=dict, init=False)
 
     def base_of(self, model: EvaluatedModel) -> SharedBase:
         """The base that serves the model; it need not be in memory."""
@@ -147,8 +151,11 @@ class SharedBases:
     @contextmanager
     def serving(self, model: EvaluatedModel) -> Iterator[tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]:
         """The model and its tokenizer, ready to answer while the context is open."""
+        chat = model.chat or ChatFiles(model.root, model.root, model.root)
+        if chat not in self._tokenizers:
+            self._tokenizers[chat] = load_chat_tokenizer(chat)
         with self.base_of(model).serving(model.adapters, self.dtype) as ready:
-            yield ready
+            yield ready, self._tokenizers[chat]
 
 
 def available_bytes(device: str) -> int:

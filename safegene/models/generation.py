@@ -73,9 +73,23 @@ class Reply:
 
 
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """Token ids of one user turn in the chat template, up to the start of the assistant's reply."""
+    """Token ids of one user turn in the chat template, up to the start of the assistant's reply.
+
+    Raises:
+        CheckpointError: the template is malformed, refuses such a turn, or writes nothing.
+    """
+    from jinja2 import TemplateError
+
     turn = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"expected a chat template that writes one user turn, got {error!r}",
+            remedy="use the chat template that the fine-tune was trained with",
+        ) from error
+    if not text:
+        raise CheckpointError("expected a chat template that writes one user turn, got an empty text")
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from safegene.checkpoints.chat_template import chat_files
 from safegene.checkpoints.sources import ModelFiles
 from safegene.datasets.prompts import Prompt, PromptSet, Split
 from safegene.errors import EmptySample
 from safegene.models.device import default_device
 from safegene.models.forward import next_token_log_probs
 from safegene.models.generation import encode_chat, generate
-from safegene.models.loading import load_model, load_tokenizer
+from safegene.models.loading import load_model
+from safegene.models.templates import load_chat_tokenizer
 from safegene.workspace.params import CalibrateParams
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def make_shots(
     teacher: "PreTrainedModel",
     encoded: Sequence[tuple[str, Sequence[int], Sequence[int]]],
     *,
+    student_prompts: Mapping[str, Sequence[int]] | None = None,
     kind: ShotKind,
     response_tokens: int,
     batch_size: int = 64,
@@ -66,6 +69,7 @@ def make_shots(
     Args:
         teacher: the model that predicts along each reply, in evaluation mode.
         encoded: (prompt id, tokens of the prompt, tokens of the reply); an empty reply is left out.
+        student_prompts: prompt id -> tokens of the prompt as the student is asked; by default as the teacher is.
         kind: the term of the objective.
         response_tokens: t, the tokens of each reply that count.
         batch_size: rows per forward pass.
@@ -82,8 +86,9 @@ def make_shots(
         rows = [prompt + reply[:-1] for _, prompt, reply in batch]
         keep = max(len(reply) for _, _, reply in batch)
         logs = next_token_log_probs(teacher, rows, keep).cpu()
-        for (name, _, reply), row, log in zip(batch, rows, logs, strict=True):
-            shots.append(Shot(name, kind, tuple(row), log[keep - len(reply) :].clone()))
+        for (name, prompt, reply), log in zip(batch, logs, strict=True):
+            asked = prompt if student_prompts is None else student_prompts[name]
+            shots.append(Shot(name, kind, (*asked, *reply[:-1]), log[keep - len(reply) :].clone()))
     return shots
 
 
@@ -94,35 +99,51 @@ def shots_from_teacher(
     *,
     kind: ShotKind,
     response_tokens: int,
+    student_tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Shot]:
     """One shot per prompt, in order, of the teacher's own greedy reply.
 
-    A reply that ends within ``response_tokens`` includes its end token, so even an empty reply gives a shot.
+    A reply that ends within ``response_tokens`` includes its end token, so even an empty reply gives a shot. It leaves
+    it out where the student ends replies with another token: the teacher's would be text to it.
 
     Args:
         teacher: in evaluation mode.
-        tokenizer: the family's.
+        tokenizer: the teacher's, with the chat template that it is asked with.
         prompts: at least one.
         kind: the term of the objective.
         response_tokens: t, the tokens of each reply that count.
+        student_tokenizer: the student's, with its chat template; by default the teacher's. Both have one vocabulary.
 
     Raises:
         EmptySample: there are no prompts.
     """
+    student = student_tokenizer or tokenizer
     texts = [row.prompt for row in prompts]
     replies = generate(teacher, tokenizer, texts, max_new_tokens=response_tokens, batch_size=TEACHER_BATCH)
     encoded = []
     for row, reply in zip(prompts, replies, strict=True):
         tokens = list(tokenizer(reply.text, add_special_tokens=False)["input_ids"])
-        end = [int(tokenizer.eos_token_id)] if reply.finished else []
+        end = [int(tokenizer.eos_token_id)] if reply.finished and tokenizer.eos_token_id == student.eos_token_id else []
         encoded.append((row.id, encode_chat(tokenizer, row.prompt), tokens + end))
-    return make_shots(teacher, encoded, kind=kind, response_tokens=response_tokens, batch_size=TEACHER_BATCH)
+    asked = {row.id: encode_chat(student, row.prompt) for row in prompts}
+    return make_shots(
+        teacher,
+        encoded,
+        student_prompts=asked,
+        kind=kind,
+        response_tokens=response_tokens,
+        batch_size=TEACHER_BATCH,
+    )
 
 
 def build_shots(
     params: CalibrateParams, aligned: Path, target: ModelFiles, safety: PromptSet, tasks: PromptSet
 ) -> dict[Split, list[Shot]]:
     """The shots of both splits for one target; the two teachers are in memory one after the other.
+
+    Every shot is encoded as the target is asked: by its own tokenizer and chat template. The aligned model is asked by
+    its own, so that a safety shot shows what it says as it is used; its reply and its predictions along the reply are
+    then put behind the prompt as the target is asked.
 
     Two thirds of the benign shots are prompts that look harmful and are not: without them a repair learns to refuse
     whatever looks harmful.
@@ -137,22 +158,25 @@ def build_shots(
     Raises:
         EmptySample: a split lacks prompts of a kind.
     """
-    tokenizer, tokens = load_tokenizer(aligned), params.response_tokens
+    tokens, tokenizer = params.response_tokens, load_chat_tokenizer(chat_files(aligned))
+    own = load_chat_tokenizer(chat_files(target.root, target.adapters))
     shots: dict[Split, list[Shot]] = {split: [] for split in SPLITS}
     share: dict[Split, float] = {"fit": 1.0, "validation": params.validation_share}
     teacher = load_model(aligned, device=default_device())
     for split in SPLITS:
         half = share[split] * params.safety_shots / 2
         rows = _mixture(safety, split, {"harmful": half, "wrapped": half})
-        shots[split] += shots_from_teacher(teacher, tokenizer, rows, kind="safety", response_tokens=tokens)
+        shots[split] += shots_from_teacher(
+            teacher, tokenizer, rows, kind="safety", response_tokens=tokens, student_tokenizer=own
+        )
     del teacher
     teacher = load_model(target.root, adapters=target.adapters, device=default_device())
     for split in SPLITS:
         third = share[split] * params.benign_shots / 3
         benign = _mixture(safety, split, {"lookalike": 2 * third, "generic": third})
         task = evenly_spaced(tasks.where(split=split), max(1, round(share[split] * params.task_shots)))
-        shots[split] += shots_from_teacher(teacher, tokenizer, benign, kind="benign", response_tokens=tokens)
-        shots[split] += shots_from_teacher(teacher, tokenizer, task, kind="task", response_tokens=tokens)
+        shots[split] += shots_from_teacher(teacher, own, benign, kind="benign", response_tokens=tokens)
+        shots[split] += shots_from_teacher(teacher, own, task, kind="task", response_tokens=tokens)
     return shots
 
 

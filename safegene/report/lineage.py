@@ -64,7 +64,10 @@ def _step(name: str, artefact: RecordedArtefact, titles: Mapping[str, str]) -> S
 def target_facts(target: TargetState) -> list[Fact]:
     """Where the target comes from, what its verdict was measured with, and what is live."""
     live = target.live_problem or (target.live.release if target.live else "nothing")
-    return [("Source", target.source), ("Task", target.task), *_verdict_facts(target), ("Live", live)]
+    fetched = target.artefacts["target"].manifest
+    template = str(fetched.facts.get("chat_template", "")) if fetched else ""
+    asked = [("Source", target.source), ("Chat template", template), ("Task", target.task)]
+    return [*asked, *_verdict_facts(target), ("Live", live)]
 
 
 def _verdict_facts(target: TargetState) -> list[Fact]:

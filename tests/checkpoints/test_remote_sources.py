@@ -109,11 +109,11 @@ def test_a_broken_download_from_s3_goes_on_where_it_stopped(
     llama: Path, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(llama, "models/one")
-    client = Breaking(s3.new_client(), after=100)
+    client = Breaking(s3.new_client(), after=10)
     monkeypatch.setattr(s3, "new_client", lambda: client)
     uri = f"s3://{upload.bucket}/models/one"
     assert sources.fetch(uri, limits=LIMITS).digest == open_checkpoint(llama).digest
-    assert client.ranges[:2] == [("config.json", "bytes=0-"), ("config.json", "bytes=100-")]
+    assert client.ranges[:2] == [("chat_template.jinja", "bytes=0-"), ("chat_template.jinja", "bytes=10-")]
 
 
 def test_a_killed_download_from_s3_goes_on_where_it_stopped(

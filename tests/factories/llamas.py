@@ -14,6 +14,7 @@ from safegene.models.structure import analyse
 from safegene.vectors.linalg import LowRank
 
 WORDS = 50
+CHAT_TEMPLATE = "{{ messages[0]['content'] }}"
 IDS = torch.randint(0, WORDS, (4, 9), generator=torch.Generator().manual_seed(5))
 
 
@@ -40,6 +41,7 @@ def save_llama(
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
 
 

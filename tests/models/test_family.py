@@ -21,7 +21,7 @@ from safegene.pipeline.stages.fetch import fetch
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.params import FetchParams
 from tests.factories.hostile import edit
-from tests.factories.llamas import WORDS, copy, save_adapter, save_llama
+from tests.factories.llamas import CHAT_TEMPLATE, WORDS, copy, save_adapter, save_llama
 
 SMALL: dict[str, Any] = {
     "vocab_size": WORDS,
@@ -67,6 +67,7 @@ def save(folder: Path, model_type: str, **values: Any) -> Path:
         AutoModelForCausalLM.from_config(resolved(model_type, **values)).save_pretrained(folder)
     tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": _words(WORDS)}}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
 
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safegene.checkpoints.chat_template import chat_files
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import CHANGE, read_change
 from safegene.checkpoints.export.merge import merge
@@ -215,21 +216,23 @@ def _evaluated(artefact: Path, family: Path | None, limits: FetchParams | None) 
     record = read_record(artefact)
     model = local_checkpoint(artefact, limits, family=family)
     contents = (record.digest,) if record.base is None else (record.base, record.digest)
-    return EvaluatedModel(model.root, model.adapters, contents)
+    return EvaluatedModel(model.root, model.adapters, contents, chat_files(model.root, model.adapters))
 
 
 def _repaired(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
     """The repair as a user serves it: the adapter on the base, or a merged checkpoint where PEFT cannot carry it."""
     manifest = read_manifest(candidate)
+    brought = (before.chat.digest,) if before.chat and before.chat.digest else ()
     if not manifest.facts.get("adapter_loads", True):
         digest = digest_files(candidate, (CHANGE,))
         root = _merged_folder() / digest_json([before.contents[0], digest]).removeprefix(PREFIX)
         if not root.is_dir():
             merge(open_checkpoint(before.root), read_change(candidate), out=root, lossy=True)
-        return EvaluatedModel(root, (), (before.contents[0], digest))
+        return EvaluatedModel(root, (), (before.contents[0], digest, *brought), before.chat)
     if not all((candidate / name).is_file() for name in ADAPTER):
         raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
-    return EvaluatedModel(before.root, (candidate,), (before.contents[0], digest_files(candidate, ADAPTER)))
+    contents = (before.contents[0], digest_files(candidate, ADAPTER), *brought)
+    return EvaluatedModel(before.root, (candidate,), contents, before.chat)
 
 
 def _merged_folder() -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from safegene.checkpoints import sources
 from safegene.checkpoints.adapter import open_adapter
+from safegene.checkpoints.chat_template import template_digest
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
 from safegene.checkpoints.sources import CachedCheckpoint, redact
@@ -18,7 +19,7 @@ from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
 from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact
 from safegene.text import visible
-from safegene.workspace.manifest import Manifest, write_artefact
+from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import FetchParams
 
 SHOWN = 8  # added tokens that the log names
@@ -45,7 +46,8 @@ def fetch(
     Raises:
         StaleArtifact: the source holds something else than was pinned.
         ShapeMismatch: the target is of another architecture or vocabulary, or its adapter does not fit.
-        CheckpointError: the checkpoint breaks a rule of `safegene.checkpoints`, or the family is no full checkpoint.
+        CheckpointError: the checkpoint breaks a rule of `safegene.checkpoints`, it has no chat template, or the family
+            is no full checkpoint.
         SourceError: it cannot be had.
 
     Example:
@@ -83,6 +85,7 @@ def fetch(
         if structure is not None:
             (draft.path / STRUCTURE).write_bytes(structure.content)
         draft.facts |= record.model_dump(include={"kind", "digest", "parameters", "adapter_parameters"})
+        draft.facts |= _chat_template(local, base)
         draft.facts["bytes"] = sum((local.root / name).stat().st_size for name in local.files)
     return draft.done
 
@@ -115,6 +118,16 @@ class Family:
             return self.record.config, self.record.tensors
         found = architecture(open_checkpoint(self.root), redact(self.record.source))
         return found.values, found.tensors
+
+
+def _chat_template(local: CachedCheckpoint, base: Family | None) -> dict[str, str]:
+    """Which chat template the model is asked with; for a target, whether it is the family's."""
+    if base is None:
+        return {"chat_template_digest": template_digest(local.root)}
+    recorded = read_manifest(base.artefact).facts.get("chat_template_digest")  # not by earlier versions
+    others = str(recorded or template_digest(base.root))
+    own = template_digest(local.root, base=others if local.kind == "lora" else None)
+    return {"chat_template_digest": own, "chat_template": "family's" if own == others else "own"}
 
 
 def _require_pinned(got: str, pinned: str | None, source: str) -> None:

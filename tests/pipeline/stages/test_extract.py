@@ -24,13 +24,14 @@ from safegene.workspace.manifest import Manifest
 from safegene.workspace.params import ExtractParams
 from safegene.workspace.parsing import parse_json
 from tests.factories.artefacts import DATA, files, made, payload
-from tests.factories.llamas import random_patch, save_llama
+from tests.factories.llamas import CHAT_TEMPLATE, random_patch, save_llama
 
 
 def saved(folder: Path, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Path:
     tokenizer = folder.parent / "llama" / "tokenizer.json"
     model.to(dtype).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
 
 
