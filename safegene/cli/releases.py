@@ -60,7 +60,8 @@ def merge(
 
     ws = Workspace.find()
     folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
-    merged = write(**folders, out=out, dtype=dtype, lossy=lossy, limits=ws.params.fetch)
+    verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
+    merged = write(**folders, out=out, dtype=dtype, lossy=lossy, verdict=verdict, limits=ws.params.fetch)
     console.print(f"{out}: {merged.dtype}, {merged.survival:.1%} of the change survives rounding", soft_wrap=True)
     if check:
         from safegene.pipeline.check_export import check_merged

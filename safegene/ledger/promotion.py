@@ -31,6 +31,8 @@ from safegene.ledger.store import require_conditions
 from safegene.workspace.layout import cache_folder
 
 EXIT = {"fail": 3, "inconclusive": 4, "error": 1}
+SERVED_FILES = ("candidate/adapter_model.safetensors", "candidate/change.safetensors")
+"""Files of a release that a server loads: subjects of the record beside the release."""
 
 ClaimOutcome = Literal["pass", "fail", "inconclusive", "error"]
 
@@ -160,6 +162,7 @@ def record_promotion(
         claim.fields,
         release=release.digest,
         replaces=replaces,
+        files={name: claim.files[name][1] for name in SERVED_FILES if name in claim.files},
     )
     record = put_live(ledger, signer, draft, live)
     message = f"{claim.target}: promoted to {channel} by record {record.sequence}, release {release.digest}"

@@ -6,7 +6,7 @@ The nonce is random, so two attempts never give the same record, and a writer re
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 from uuid import uuid4
 
@@ -160,6 +160,8 @@ class RecordDraft:
         replaces: see `ChannelField`.
         restores: see `ChannelField`.
         revokes: see `ChannelField`.
+        files: further subjects of the statement: name of a file -> digest, such as that of the adapter that goes live,
+            so that in-toto tools find the record by the file alone.
     """
 
     outcome: RecordOutcome
@@ -172,6 +174,7 @@ class RecordDraft:
     replaces: str | None = None
     restores: str | None = None
     revokes: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,10 @@ def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: Cry
     payload = canonical_json(
         {
             "_type": STATEMENT,
-            "subject": [{"name": draft.target, "digest": {"sha256": _subject(draft).removeprefix(PREFIX)}}],
+            "subject": [
+                {"name": name, "digest": {"sha256": digest.removeprefix(PREFIX)}}
+                for name, digest in ((draft.target, _subject(draft)), *sorted(draft.files.items()))
+            ],
             "predicateType": PREDICATE,
             "predicate": predicate,
         }

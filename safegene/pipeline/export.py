@@ -59,9 +59,12 @@ def merge(
     out: Path,
     dtype: str = "float32",
     lossy: bool = False,
+    verdict: Path | None = None,
     limits: FetchParams | None = None,
 ) -> "MergedCheckpoint":
     """Write a target's weights with its repair added; for a LoRA target the base's, with both changes added.
+
+    A model card states the verdict and what the checkpoint was made from.
 
     Args:
         aligned: artefact of the family's aligned model.
@@ -70,6 +73,7 @@ def merge(
         out: a new folder.
         dtype: of the merged tensors: ``float32`` or ``bfloat16``.
         lossy: write the checkpoint even if rounding to ``dtype`` removes much of the repair.
+        verdict: artefact of the verdict; without one, the card says that the repair was not gated.
         limits: on a checkpoint that must be fetched again.
 
     Raises:
@@ -88,9 +92,20 @@ def merge(
     """
     from safegene.checkpoints.export.merge import merge as write_merged
 
-    read_manifest(candidate)
+    manifest, record = read_manifest(candidate), read_record(target)
+    checked = _verdict(verdict, manifest.digest) if verdict else None
     checkpoint = open_checkpoint(local_checkpoint(target, limits, family=aligned).root)
-    return write_merged(checkpoint, read_change(candidate), out=out, dtype=dtype, lossy=lossy)
+    merged = write_merged(checkpoint, read_change(candidate), out=out, dtype=dtype, lossy=lossy)
+    card = model_card(
+        target=candidate.parent.name,
+        base_model=base_model_name(read_record(aligned) if record.kind == "lora" else record)[0],
+        adapter=manifest.facts,
+        verdict=checked,
+        lineage={"candidate": manifest.digest, **manifest.inputs},
+        merged=merged,
+    )
+    write_file(out / "README.md", card)
+    return merged
 
 
 def export(

@@ -225,6 +225,10 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
     assert facts.least_survival > 0.99
     expected = logits(load_model(base, patch=repair, adapters=[pipeline / "own"]))
     assert torch.allclose(logits(load_model(pipeline / "merged")), expected, atol=1e-5)
+    card = (pipeline / "merged" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
+    assert "stored in float32: 100.0% of the change survives" in card
+    assert read_manifest(pipeline / "candidate").digest in card.replace("\\", "")
 
     told = export_stage(pipeline / "candidate", out=pipeline / "exported", target="topic")
     assert told.loads_on == f"file://{base}"

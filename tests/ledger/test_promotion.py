@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from securesystemslib.dsse import Envelope
 
 from safegene.errors import (
     DigestMismatch,
@@ -22,7 +23,7 @@ from safegene.ledger.live import LiveRecord, live_record
 from safegene.ledger.promotion import PromotionClaim, record_promotion
 from safegene.ledger.store import LocalStore
 from safegene.pipeline.stages.promote import promote, promote_attempt, record_error, resolve
-from safegene.workspace.digest import digest_file, digest_json
+from safegene.workspace.digest import digest_file, digest_json, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.ledger import (
@@ -48,6 +49,21 @@ def test_a_pass_goes_live_and_is_served_byte_for_byte(ws: Workspace) -> None:
     read_manifest(Path(got.path) / "verdict", stage="gate")
     make_target(ws, alpha=9.0)
     assert adapter.read_bytes() == b"adapter 1.0" * 20
+
+
+def test_the_served_adapter_is_a_subject_of_the_record(ws: Workspace) -> None:
+    """Tools of in-toto find the record by the file's sha256 alone."""
+    done = promote(ws, TARGET)
+    assert done.record is not None
+    store = ledger_of(ws).store
+    assert isinstance(store, LocalStore)
+    (path,) = store.root.glob(f"records/*{done.record.removeprefix('sha256:')}*")
+    statement = strict_json(Envelope.from_dict(strict_json(path.read_bytes(), where="")).payload, where="")
+    adapter = Path(resolve(ws, TARGET).path) / "candidate" / "adapter_model.safetensors"
+    assert [(one["name"], f"sha256:{one['digest']['sha256']}") for one in statement["subject"]] == [
+        (TARGET, done.release),
+        ("candidate/adapter_model.safetensors", digest_file(adapter)),
+    ]
 
 
 def test_a_flipped_byte_of_a_release_is_not_served(ws: Workspace) -> None:

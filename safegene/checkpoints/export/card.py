@@ -1,14 +1,17 @@
-"""The model card (``README.md``) of an exported repair: the adapter, the verdict's figures, and their limits."""
+"""The model card (``README.md``) of an exported repair: what it is, the verdict's figures, and their limits."""
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from safegene.checkpoints.export.adapter import serving_words
 from safegene.gate import Rate, VerdictFile
 from safegene.text import cell
+
+if TYPE_CHECKING:
+    from safegene.checkpoints.export.merge import MergedCheckpoint
 
 ROWS = {
     "hrr": "Harmful responses, direct prompts (HRR)",
@@ -30,7 +33,7 @@ model = PeftModel.from_pretrained(model, ADAPTER_FOLDER)
 LIMITS = """\
 - A *pass* is a statistical statement about the gate's prompts, judge and decoding, at the policy's confidence. It does
   not say that the model is safe, and nothing about attacks, languages or turns that the gate does not hold.
-- Someone with the weights can take the adapter off. It repairs erosion by fine-tuning; it does not protect a model from
+- Someone with the weights can take the repair off. It repairs erosion by fine-tuning; it does not protect a model from
   its owner.
 - It fits exactly the checkpoint named below; on another one it may do anything.
 """
@@ -43,6 +46,7 @@ def model_card(
     adapter: Mapping[str, Any],
     verdict: VerdictFile | None = None,
     lineage: Mapping[str, str | None] | None = None,
+    merged: "MergedCheckpoint | None" = None,
 ) -> str:
     """The card as Markdown with YAML front matter; every value is escaped.
 
@@ -52,14 +56,20 @@ def model_card(
         adapter: what `safegene.checkpoints.export.adapter.write_adapter` returned.
         verdict: the verdict; None where the repair was not gated.
         lineage: name of an input -> its digest.
+        merged: the full checkpoint that the card is of; None for the card of an adapter.
     """
-    loads = LOADS.format(cell(base_model)) if adapter.get("adapter_loads", True) else ""
+    if merged is not None:
+        form = f"The repair is merged into the weights of {cell(base_model)}, stored in {cell(merged.dtype)}: "
+        form += f"{merged.survival:.1%} of the change survives rounding. It loads as any checkpoint.\n"
+    else:
+        form = LOADS.format(cell(base_model)) if adapter.get("adapter_loads", True) else ""
+        form += f"Serving: {cell(serving_words(adapter))}.\n"
     parts = [
-        _front_matter(base_model),
+        _front_matter(base_model, "adapter" if merged is None else "finetune"),
         f"# {cell(target)}, re-aligned\n",
         f"A low-rank repair by [SafeGene](https://arxiv.org/abs/2606.06519)'s method (rank {adapter['rank']}, "
         f"{adapter['matrices']} matrices, {adapter['extra_parameters']:,} extra parameters).\n",
-        f"{loads}Serving: {cell(serving_words(adapter))}.\n",
+        form,
         "## Verdict\n",
         _verdict(verdict),
         "## Made from\n",
@@ -70,17 +80,19 @@ def model_card(
     return "\n".join(parts)
 
 
-def _front_matter(base_model: str) -> str:
+def _front_matter(base_model: str, relation: str) -> str:
     hub = re.fullmatch(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@[\w./-]+)?", base_model)
-    meta: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "safety", "safegene"]}
+    meta: dict[str, Any] = {"library_name": "transformers", "tags": ["safety", "safegene"]}
+    if relation == "adapter":
+        meta = {"library_name": "peft", "tags": ["lora", "safety", "safegene"]}
     if hub:  # the Hub accepts only its own ids here
-        meta |= {"base_model": hub[1], "base_model_relation": "adapter"}
+        meta |= {"base_model": hub[1], "base_model_relation": relation}
     return f"---\n{yaml.safe_dump(meta, sort_keys=True)}---\n"
 
 
 def _verdict(verdict: VerdictFile | None) -> str:
     if verdict is None:
-        return "Not gated: nothing is claimed about this adapter.\n"
+        return "Not gated: nothing is claimed about this repair.\n"
     lines = [
         f"**{cell(verdict.outcome)}**\n",
         "| rate | before | after | aligned |",
