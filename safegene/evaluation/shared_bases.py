@@ -5,6 +5,7 @@ on or off. So arms that share a base (the aligned model, the fine-tune and the c
 and the candidate of a full one) share its weights, bit for bit.
 """
 
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.chat_template import ChatFiles
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.export.adapter import CHANGE, write_adapter
 from safegene.checkpoints.unsafe import read_json
 from safegene.checkpoints.wanted import ADAPTER_CONFIG
 from safegene.errors import CheckpointError
@@ -26,6 +29,7 @@ from safegene.models.device import default_device
 from safegene.models.loading import load_model
 from safegene.models.templates import load_chat_tokenizer
 from safegene.workspace.digest import digest_json
+from safegene.workspace.layout import cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -183,13 +187,13 @@ def load_adapter(model: "PreTrainedModel", onto: Any, folder: Path, name: str) -
     from peft import PeftModel
 
     device = str(model.device)
-    with warnings.catch_warnings():
+    with _spelled_for_peft(folder) as spelled, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft calls deprecated names of transformers
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
         try:
             if onto is None:
-                onto = PeftModel.from_pretrained(model, str(folder), adapter_name=name, torch_device=device)
-            result = onto.load_adapter(str(folder), name, torch_device=device)
+                onto = PeftModel.from_pretrained(model, spelled, adapter_name=name, torch_device=device)
+            result = onto.load_adapter(spelled, name, torch_device=device)
         except (ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"expected an adapter that PEFT loads, got {' '.join(str(error).split())[:300]}, in {folder}"
@@ -202,6 +206,17 @@ def load_adapter(model: "PreTrainedModel", onto: Any, folder: Path, name: str) -
             )
     onto.eval()
     return onto
+
+
+@contextmanager
+def _spelled_for_peft(folder: Path) -> Iterator[str]:
+    """The folder, or a copy in PEFT's spelling where safegene reads names that PEFT does not, as of compiled models."""
+    if (folder / CHANGE).is_file() or (adapter := open_adapter(folder)).is_plain:
+        yield str(folder)
+        return
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as copy:
+        write_adapter(adapter.patch(), base_model=adapter.base_model_name, out=Path(copy))
+        yield copy
 
 
 def _adapts_parameters(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from safegene.checkpoints.adapter import open_adapter
@@ -184,3 +185,14 @@ def test_a_repair_that_peft_does_not_carry_is_asked_as_a_merged_checkpoint(world
     assert {row.weights for row in plain if row.model == "candidate"}.isdisjoint(
         row.weights for row in merged if row.model == "candidate"
     )
+
+
+def test_an_adapter_in_another_spelling_is_loaded_as_it_was_read(tmp_path: Path) -> None:
+    """CASES A13: names of a compiled model, which PEFT would leave out."""
+    base, folder = save_llama(tmp_path / "base"), save_adapter(tmp_path / "own", tmp_path / "base")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    renamed = {name.replace("model.layers", "_orig_mod.model.layers"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    got = logits(SharedBases("float32"), EvaluatedModel(base, (folder,), ()))
+    with torch.no_grad():
+        torch.testing.assert_close(got, load_model(base, adapters=[folder])(IDS).logits, atol=1e-5, rtol=1e-5)
