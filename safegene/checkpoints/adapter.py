@@ -15,7 +15,7 @@ from pydantic import ConfigDict, StringConstraints
 from safegene.checkpoints.adapter_targets import MERGE, PREFIX, LoraTargets, canonical_specs, in_file_order
 from safegene.checkpoints.header import TensorSpec, read_header
 from safegene.checkpoints.unsafe import check_folder, read_json
-from safegene.checkpoints.values import check_values, read_tensor
+from safegene.checkpoints.values import read_tensor
 from safegene.checkpoints.wanted import ADAPTER_CONFIG as CONFIG
 from safegene.checkpoints.wanted import ADAPTER_WEIGHTS as WEIGHTS
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, TensorMissing
@@ -161,15 +161,6 @@ def open_adapter(root: Path) -> Adapter:
     adapter = Adapter(root, str(config.get("base_model_name_or_path") or ""), scales, targets, canonical, plain)
     _require_ranks(adapter)
     return adapter
-
-
-def check_finite_adapter(adapter: Adapter) -> None:
-    """Read every factor once and refuse NaN, infinity and numbers that no weight has.
-
-    Raises:
-        CheckpointError: names the first tensor that holds one.
-    """
-    check_values(adapter.root / WEIGHTS, adapter.specs.values())
 
 
 T = TypeVar("T", int, float)

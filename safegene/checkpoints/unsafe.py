@@ -8,6 +8,7 @@ from typing import Any
 from safegene.checkpoints.wanted import INDEX, checkpoint_files, refuse_pickles_alone
 from safegene.errors import CheckpointError, FormatError, UnsafeCheckpoint
 from safegene.workspace.digest import strict_json
+from safegene.workspace.layout import cache_folder
 
 MAX_FILES = 4096
 MAX_JSON = 64 << 20  # bytes; a tokenizer.json of 250,000 words has 33 MB
@@ -21,7 +22,7 @@ def check_folder(root: Path) -> tuple[str, ...]:
     Raises:
         CheckpointError: there is no such folder.
         UnsafeCheckpoint: the weights are pickles, the folder holds too many files, or a file of the checkpoint is a
-            symlink, hard-linked from outside, or a device.
+            symlink (other than a link of the cache to weights), hard-linked from outside, or a device.
         FormatError: the shard index is malformed.
     """
     if root.is_symlink() or not root.is_dir():
@@ -46,7 +47,18 @@ def check_folder(root: Path) -> tuple[str, ...]:
     return names
 
 
+def is_weights_link(path: Path) -> bool:
+    """Whether it is a link that the cache made in place of a copy of weights on this machine."""
+    return path.is_symlink() and path.name.endswith(".safetensors") and path.parent.parent in _cached()
+
+
+def _cached() -> tuple[Path, Path]:
+    return cache_folder() / "checkpoints", cache_folder() / "parts"
+
+
 def _check_file(entry: "os.DirEntry[str]", links_inside: int, root: Path) -> None:
+    if entry.is_file() and is_weights_link(root / entry.name):
+        return
     if entry.is_symlink() or not entry.is_file(follow_symlinks=False):
         raise UnsafeCheckpoint(
             f"expected ordinary files, got the link or device {entry.name!r}, in {root}",

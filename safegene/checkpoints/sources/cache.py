@@ -2,17 +2,22 @@
 
 ``checkpoints/<hex>/`` holds complete copies by the digest of their content, ``parts/<hex>/`` downloads to be resumed,
 ``sources/<hex>.json`` what a source held when it was fetched, and ``stats/<device>-<inode>.json`` digests of files that
-have not changed since.
+have not changed since. Weights of a folder on this machine are not copied: a link in their place leads to the file,
+whose digest is checked before it is used.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safegene.checkpoints.header import read_header
+from safegene.checkpoints.unsafe import is_weights_link
+from safegene.checkpoints.values import FLOATS, digest_and_check
+from safegene.errors import CheckpointError, FormatError
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_file, digest_json
 from safegene.workspace.layout import cache_folder
@@ -53,7 +58,11 @@ def is_intact(root: Path, files: Mapping[str, str]) -> bool:
     """Whether ``root`` holds exactly ``files``; a file that has not changed since it was read is not read again."""
     if not root.is_dir() or {path.name for path in root.iterdir()} != set(files):
         return False
-    return all(not (root / name).is_symlink() and known_digest(root / name) == got for name, got in files.items())
+    return all(_may_be_read(root / name) and known_digest(root / name) == got for name, got in files.items())
+
+
+def _may_be_read(path: Path) -> bool:
+    return path.is_file() and (is_weights_link(path) or not path.is_symlink())
 
 
 def store_download(part: Path, files: Mapping[str, str]) -> Path:
@@ -86,14 +95,39 @@ def find_cached(uri: str, fingerprint: str) -> CachedCheckpoint | None:
 
 def known_digest(path: Path) -> str:
     """The file's digest; the file is not read again while its inode, size and times are unchanged."""
+    try:
+        return checked_digest(path) if path.name.endswith(".safetensors") else _noted(path, digest_file, checked=False)
+    except (CheckpointError, FormatError):  # no weights: it is refused when it is opened
+        return _noted(path, digest_file, checked=False)
+
+
+def checked_digest(path: Path) -> str:
+    """The digest of a safetensors file whose numbers are plausible, found in one pass over its bytes.
+
+    Raises:
+        CheckpointError: a tensor holds NaN, infinity or numbers that no weight has, or is quantised.
+        FormatError: the header is malformed.
+    """
+
+    def read(weights: Path) -> str:
+        specs = read_header(weights).values()
+        if other := [spec for spec in specs if spec.dtype not in FLOATS]:
+            raise CheckpointError(f"expected weights of {', '.join(FLOATS)}, got {other[0].dtype}, in {weights}")
+        return digest_and_check(weights, specs)
+
+    return _noted(path, read, checked=True)
+
+
+def _noted(path: Path, read: Callable[[Path], str], *, checked: bool) -> str:
+    """The digest in the file's note, if the file has not changed since; else what ``read`` finds, and a new note."""
     before = _identity(path)
     note_path = cache_folder() / "stats" / f"{before[4]:x}-{before[3]:x}.json"  # unchanged by a rename
     note = _read(note_path)
-    if note is not None and note["identity"] == before:
+    if note is not None and note["identity"] == before and (note.get("checked") or not checked):
         return str(note["digest"])
-    digest = digest_file(path)
+    digest = read(path)
     if _identity(path) == before and time.time() - max(before[1:3]) / 1e9 > SETTLED_S:
-        write_file(note_path, canonical_json({"identity": before, "digest": digest}))
+        write_file(note_path, canonical_json({"identity": before, "digest": digest, "checked": checked}))
     return digest
 
 

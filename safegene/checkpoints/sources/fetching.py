@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from safegene.checkpoints.adapter import check_finite_adapter, open_adapter
-from safegene.checkpoints.checkpoint import check_finite, open_checkpoint
+from safegene.checkpoints.adapter import open_adapter
+from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.cache import CachedCheckpoint
-from safegene.checkpoints.sources.respelled import peft_folder
 from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
 from safegene.checkpoints.unsafe import read_json
 from safegene.checkpoints.wanted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, checkpoint_files, refuse_pickles_alone
@@ -115,8 +114,7 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
             f"expected the aligned model {record.base} under the adapter, got {base.digest}, in {artefact}",
             remedy="run `safegene run`: the target is fetched and checked against the new family",
         )
-    adapter = peft_folder(open_adapter(folder))
-    return ModelFiles(_cached_or_fetched_folder(base, limits or FetchParams()), (adapter,))
+    return ModelFiles(_cached_or_fetched_folder(base, limits or FetchParams()), (folder,))
 
 
 def _cached_or_fetched_folder(record: CheckpointRecord, limits: FetchParams) -> Path:
@@ -132,7 +130,7 @@ def _copy(
     sizes = source.sizes()
     with _discard_refused(download, uri):
         names = _checked_names(source, sizes, uri, download)
-    _require_room(sum(sizes[name] for name in names), uri, limits)
+    _require_room(sum(sizes[name] for name in names), uri, limits, in_place=getattr(source, "in_place", False))
     download.mkdir(parents=True, exist_ok=True)
     for at, name in enumerate(names, start=1):
         log.info("%s: file %d of %d, %s, %.1f MB", redact(uri), at, len(names), name, sizes[name] / 1e6)
@@ -142,7 +140,7 @@ def _copy(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with _discard_refused(download, uri):
         kind = _verify(download, limits.model_types if check_model_type else None)
-    files = cache.digests(download, names)
+        files = {name: _digest(download / name) for name in names}
     folder = cache.store_download(download, files)
     local = CachedCheckpoint(folder, kind, digest_json(files), files, current_fingerprint)
     cache.note_source(uri, local)
@@ -181,14 +179,19 @@ def _checked_names(source: Source, sizes: Mapping[str, int], uri: str, download:
     return names
 
 
-def _require_room(total: int, uri: str, limits: FetchParams) -> None:
+def _digest(path: Path) -> str:
+    """The file's digest, in one pass with the check of its numbers."""
+    return cache.checked_digest(path) if path.name.endswith(".safetensors") else cache.known_digest(path)
+
+
+def _require_room(total: int, uri: str, limits: FetchParams, *, in_place: bool) -> None:
     where, most = redact(uri), int(limits.max_gibibytes * (1 << 30))
     if total > most:
         raise SourceError(
             f"expected at most {most} bytes, got {total}, in {where}", remedy="raise fetch.max_gibibytes in params.yaml"
         )
     free = shutil.disk_usage(cache_folder()).free
-    if total > free:
+    if total > free and not in_place:
         raise SourceError(
             f"expected {total} bytes free in {cache_folder()}, got {free}, for {where}",
             remedy="free some space, or set SAFEGENE_CACHE to a folder on a larger disk",
@@ -196,9 +199,10 @@ def _require_room(total: int, uri: str, limits: FetchParams) -> None:
 
 
 def _verify(folder: Path, model_types: tuple[str, ...] | None) -> Literal["full", "lora"]:
+    """The kind of a checkpoint, whose names, configs and headers are verified; no weight is read."""
     names = {path.name for path in folder.iterdir()}
     if ADAPTER_WEIGHTS in names or (ADAPTER_CONFIG in names and "config.json" not in names):
-        check_finite_adapter(open_adapter(folder))
+        open_adapter(folder)
         return "lora"
-    check_finite(open_checkpoint(folder, model_types=model_types))
+    open_checkpoint(folder, model_types=model_types)
     return "full"

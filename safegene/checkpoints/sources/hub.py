@@ -12,10 +12,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safegene.checkpoints.sources.cache import known_digest
 from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
 from safegene.checkpoints.wanted import require_complete
 from safegene.errors import SourceError
-from safegene.workspace.digest import PREFIX, digest_file
+from safegene.workspace.digest import PREFIX
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -49,7 +50,7 @@ class HubSource:
                 hf_hub_download(
                     self.place.path, name, revision=self._info.sha, local_dir=into, endpoint=endpoint(), etag_timeout=30
                 )
-            if name in announced and (got := digest_file(into / name)) != PREFIX + announced[name]:
+            if name in announced and (got := known_digest(into / name)) != PREFIX + announced[name]:
                 (into / name).unlink()  # otherwise the library takes it for complete next time
                 raise SourceError(
                     f"expected {name} with {PREFIX}{announced[name]}, got {got}, from {redact(self.place.uri)}",

@@ -17,7 +17,13 @@ from safegene.workspace.digest import digest_json
 
 
 class FolderSource:
-    """A folder on this machine."""
+    """A folder on this machine, whose weights are used in place.
+
+    Attributes:
+        in_place: weights need no room in the cache.
+    """
+
+    in_place = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -35,9 +41,13 @@ class FolderSource:
         return {path.name: path.lstat().st_size for path in self.root.iterdir() if path.is_symlink() or path.is_file()}
 
     def copy(self, names: tuple[str, ...], into: Path) -> None:
-        """Copy the files. The copy is verified later, so it does not matter if a file changes meanwhile."""
+        """Copy the files, and link to weights. They are verified later, so a file may change meanwhile."""
         for name in names:
-            shutil.copyfile(self.root / name, into / name, follow_symlinks=False)
+            (into / name).unlink(missing_ok=True)
+            if name.endswith(".safetensors"):
+                (into / name).symlink_to((self.root / name).resolve())
+            else:
+                shutil.copyfile(self.root / name, into / name, follow_symlinks=False)
 
     def _existing(self) -> Path:
         if not self.root.is_dir():
