@@ -3,7 +3,7 @@
 Replies are cached on disk, in a `ResumeLog` in the folder ``replies`` of the cache. The cache key is the digest of the
 model's weights (with tokenizer, chat template and adapters), the decoding (with engine and stopping rule) and the
 prompts asked together; below it each reply is found by its prompt's id. A failed reply of a server is not cached. How a
-server's weights are checked: `safegene.evaluation.server.served_replies`.
+server's weights are checked, without loading them: `safegene.evaluation.server_check`.
 """
 
 import logging
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from safegene.checkpoints.dtypes import dtype_for
 from safegene.datasets.prompts import Prompt
 from safegene.evaluation.early_stop import EarlyStop, audit_sample
-from safegene.evaluation.server import FailedReply, served_replies
+from safegene.evaluation.server import FailedReply
+from safegene.evaluation.server_check import ServedModels
 from safegene.evaluation.shared_bases import EvaluatedModel, SharedBases
 from safegene.gate import Arm
 from safegene.models.device import default_device, threads_for
@@ -67,12 +68,15 @@ class Engine:
         dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
         server: the server to ask; None for the weights on disk.
         generate: makes replies from the weights on disk; a test may pass another function.
+        probes: user turns of every kind, with which a server's weights are checked.
     """
 
     dtype: str = "auto"
     server: ServerParams | None = None
     generate: Callable[..., list[Reply]] = generate
+    probes: Sequence[str] = ()
     bases: SharedBases = field(init=False)
+    _served: ServedModels | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.bases = SharedBases(self.dtype)
@@ -84,7 +88,7 @@ class Engine:
         values["device"] = device.partition(":")[0]
         values["dtype"] = str(dtype_for(self.dtype, device)).removeprefix("torch.")
         if self.server is not None:
-            values["server"] = self.server.model_dump(mode="json", include={"url", "names"})
+            values["server"] = self.server.identity()
         return values
 
     def replies(
@@ -126,9 +130,10 @@ class Engine:
         audited: Collection[str],
     ) -> Sequence[Reply | FailedReply]:
         texts, limit = [prompt.prompt for prompt in batch], decoding.max_new_tokens
+        if self.server is not None:
+            self._served = self._served or ServedModels(self.server, self.probes)
+            return self._served.replies(arm, evaluated, texts, max_new_tokens=limit)
         with self.bases.serving(evaluated) as (model, tokenizer), threads_for_model(model):
-            if self.server is not None:
-                return served_replies(self.server, arm, model, tokenizer, texts, max_new_tokens=limit)
             return self.generate(
                 model,
                 tokenizer,

@@ -67,6 +67,8 @@ class EvaluationRun:
         Their replies go to the cache, so that each base is loaded once however many blocks there are. The blocks are
         those of the run, and stopped replies are completed as in the run, so that the cache knows what it will ask.
         """
+        if self.engine.server is not None:
+            return
         for base, arms in self.engine.bases.to_ask_first(self.models, last="candidate"):
             log.info("memory does not hold every model: %s answer all prompts first", ", ".join(arms))
             for arm in arms:

@@ -53,7 +53,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     checkpoint = open_checkpoint(root)
-    with _quiet(), without_credentials():
+    with quiet(), without_credentials():
         model, info = AutoModelForCausalLM.from_pretrained(
             root,
             dtype=torch.float32,
@@ -116,7 +116,7 @@ def without_credentials() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Switch off the progress bars of transformers; stages show their own progress."""
     from transformers.utils import logging
 

@@ -16,7 +16,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, StringConstraints, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    ConfigDict,
+    FiniteFloat,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from safegene.errors import FormatError
 from safegene.workspace.digest import canonical_json
@@ -94,6 +101,40 @@ class Completion(_Reply):
         return self.choices[0].finish_reason
 
 
+class CandidateToken(_Reply):
+    """A token that could have come next. ``id`` is None where the server names tokens by their text only."""
+
+    token: str
+    logprob: FiniteFloat
+    id: Annotated[Count | None, WrapValidator(_valid_or_none)] = None
+
+
+class ScoredToken(CandidateToken):
+    """A token of a reply, and the most likely ones in its place."""
+
+    top_logprobs: tuple[CandidateToken, ...]
+
+
+class _Scores(_Reply):
+    content: tuple[ScoredToken, ...]
+
+
+class _ScoredChoice(_Reply):
+    logprobs: _Scores | None = None
+
+
+class ScoredCompletion(_Reply):
+    """The log-probabilities of an answer's tokens; its text may be empty."""
+
+    choices: tuple[_ScoredChoice]
+
+    @property
+    def tokens(self) -> tuple[ScoredToken, ...] | None:
+        """The tokens of the answer; None where the server gives no log-probabilities."""
+        scores = self.choices[0].logprobs
+        return None if scores is None else scores.content
+
+
 class _Model(_Reply):
     id: str
 
@@ -157,10 +198,19 @@ class ApiServer:
             NoAnswer: there is no usable answer.
             NotAsked: `GIVE_UP` failures in a row came before.
         """
+        return self._counted(lambda: read(self._completion(client, request)))
+
+    def score(self, client: "httpx.Client", request: Mapping[str, Any]) -> ScoredCompletion:
+        """Ask for a chat completion with log-probabilities. Arguments and errors as of `complete`."""
+        return self._counted(
+            lambda: _parsed(ScoredCompletion, self._request(client, "POST", "chat/completions", request))
+        )
+
+    def _counted(self, ask: Callable[[], T]) -> T:
         if self._failures >= GIVE_UP:
             raise NotAsked(f"{GIVE_UP} requests in a row failed")
         try:
-            value = read(self._completion(client, request))
+            value = ask()
         except NoAnswer:
             with self._lock:
                 self._failures += 1

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from safegene.errors import JudgeError, SourceError
-from safegene.evaluation.server import FailedReply, ModelServer, disagreement, generate_on_server
+from safegene.evaluation.server import FailedReply, ModelServer, generate_on_server
+from safegene.evaluation.server_check import disagreement
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.openai_api import GIVE_UP, MAX_BYTES, TRIES

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from safegene.errors import SourceError
-from safegene.evaluation.server import ModelServer, disagreement, generate_on_server
+from safegene.evaluation.server import ModelServer, generate_on_server
+from safegene.evaluation.server_check import disagreement
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import torch
+
 from safegene.evaluation.server import ModelServer
-from safegene.models.generation import generate
+from safegene.models.generation import encode_chat, end_tokens, generate
 
 Answer = tuple[int, bytes]
 
@@ -67,15 +69,36 @@ class Stand:
         return ModelServer(url, "candidate", ("127.0.0.1",), timeout_seconds=5.0, wait_seconds=0.001, **more)
 
 
-def serve(stand: Stand, models: Mapping[str, tuple[Any, Any]]) -> None:
-    """Let the stand-in answer by models: name -> (model, tokenizer)."""
+def serve(stand: Stand, models: Mapping[str, tuple[Any, Any]], *, scores: bool = True) -> None:
+    """Let the stand-in answer by models: name -> (model, tokenizer); with ``scores`` log-probabilities too."""
     lock = threading.Lock()
     stand.names = list(models)
 
     def answer(ask: dict[str, Any]) -> Answer:
+        asked, limit = ask["messages"][0]["content"], ask["max_tokens"]
         with lock:
-            asked, limit = [ask["messages"][0]["content"]], ask["max_tokens"]
-            (reply,) = generate(*models[ask["model"]], asked, max_new_tokens=limit, batch_size=1)
+            if ask.get("logprobs"):
+                return scored(*models[ask["model"]], asked, limit, ask["top_logprobs"]) if scores else (422, b"")
+            (reply,) = generate(*models[ask["model"]], [asked], max_new_tokens=limit, batch_size=1)
         return said(reply.text, "stop" if reply.finished else "length", reply.tokens)
 
     stand.answer = answer
+
+
+@torch.inference_mode()
+def scored(model: Any, tokenizer: Any, prompt: str, limit: int, top: int) -> Answer:
+    """A greedy reply, token by token as a server's text, with the most likely tokens in each place."""
+    ids, content = encode_chat(tokenizer, prompt), []
+    ends = end_tokens(model, tokenizer)
+    for _ in range(limit):
+        values = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1).topk(top)
+        tokens = [
+            {"token": tokenizer.decode([token]), "logprob": value}
+            for token, value in zip(values.indices.tolist(), values.values.tolist(), strict=True)
+        ]
+        content.append(tokens[0] | {"top_logprobs": tokens})
+        ids.append(int(values.indices[0]))
+        if ids[-1] in ends:
+            break
+    choice = {"message": {"content": ""}, "finish_reason": "stop", "logprobs": {"content": content}}
+    return 200, json.dumps({"choices": [choice]}).encode()

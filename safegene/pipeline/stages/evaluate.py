@@ -49,6 +49,7 @@ from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import EvaluateParams, FetchParams, GateParams
 from safegene.workspace.staleness import require_current
 
+PROBES_OF_A_KIND = 2  # with which a server's weights are checked
 ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
@@ -107,6 +108,7 @@ def evaluate(
     judges, models = _judges(params, build_judge), _models(aligned, target, candidate, incumbent, limits)
     decoding = _decoding(params, engine, policy_digest(gate))
     plan, planned = _plan(gate_set, task_set, models, judges, gate, decoding, incumbent)
+    engine.probes = _probes(plan, planned)
     rows = EvaluationRun(models, plan, planned, gate, decoding, engine, *judges).run()
     for model in models.values():
         if model.root.parent == _merged_folder():
@@ -144,6 +146,13 @@ def _plan(
     )
     _require_distinct(plan, gate_set.path, task_set.path)
     return plan, {prompt.id: prompt for prompt in asked}
+
+
+def _probes(plan: Plan, planned: Mapping[str, Prompt]) -> list[str]:
+    """The first prompts of every kind in the plan's order."""
+    kinds = sorted({prompt.kind for prompt in plan.prompts})
+    first = {kind: [prompt.id for prompt in plan.prompts if prompt.kind == kind][:PROBES_OF_A_KIND] for kind in kinds}
+    return [planned[name].prompt for kind in kinds for name in first[kind]]
 
 
 def _judges(params: EvaluateParams, build_judge: JudgeBuilder) -> tuple[CalibratedJudge, CalibratedJudge | None]:

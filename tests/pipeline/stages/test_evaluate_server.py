@@ -66,7 +66,7 @@ def test_a_server_of_other_weights_is_refused(world: World, served: tuple[Stand,
     swapped = params.server.model_copy(
         update={"names": {"before": "before", "candidate": "aligned", "aligned": "aligned"}}
     )
-    with pytest.raises(SourceError, match="expected 'aligned' at .* as the weights on disk do"):
+    with pytest.raises(SourceError, match="'aligned' at .* of the weights on disk within 0.2 nats, got"):
         world.evaluate(params=params.model_copy(update={"server": swapped}))
     nameless = params.server.model_copy(update={"names": {"before": "before"}})
     with pytest.raises(ParamsError, match="name of the model candidate"):
