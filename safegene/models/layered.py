@@ -2,7 +2,8 @@
 
 The model is built without weights. Embeddings, the last norm and the head are read at once. The tensors of a layer are
 read from the safetensors files when its forward pass begins and dropped when it ends. So the peak is, at 4 bytes a
-parameter, the embeddings, the head, the largest layer and the activations (tests count it). Nothing is copied on disk.
+parameter, the embeddings, the head, the largest layer (tests count it) and the activations; experts that transformers
+merges into one parameter take their space twice while it does. Nothing is copied on disk.
 
 A layer is the first module on a parameter's path that a number names, such as ``model.layers.3``. transformers maps
 stored names to parameters and merges experts, as in `from_pretrained`. All is computed in float32, and the changes of
