@@ -1,4 +1,4 @@
-"""A model whose layers are read from disk at each forward pass: same logits, and never more than one layer in memory."""
+"""A model whose layers are read from disk at each forward pass: same logits, and one layer in memory at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
