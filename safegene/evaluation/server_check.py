@@ -17,13 +17,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from safegene.checkpoints.chat_template import ChatFiles
 from safegene.errors import ParamsError, SourceError
 from safegene.evaluation.server import FailedReply, ModelServer, generate_on_server, score_on_server
+from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import Arm
 from safegene.models.forward import next_token_log_probs
 from safegene.models.generation import Reply, encode_chat, generate
@@ -40,22 +41,6 @@ KEPT = 512  # most likely tokens of a position whose log-probabilities are kept;
 MOST = 5.0  # nats that one token can differ by, so that a token of almost no probability does not decide alone
 
 
-class ModelOnDisk(Protocol):
-    """The files of a model."""
-
-    @property
-    def root(self) -> Path:
-        """A full checkpoint."""
-
-    @property
-    def adapters(self) -> tuple[Path, ...]:
-        """Adapters on it."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of the content of both."""
-
-
 @dataclass
 class ServedModels:
     """The replies of served models, each checked against the weights on disk.
@@ -70,7 +55,7 @@ class ServedModels:
     _checks: "dict[str, _Check]" = field(default_factory=dict, init=False, repr=False)
 
     def replies(
-        self, arm: Arm, model: ModelOnDisk, texts: Sequence[str], *, max_new_tokens: int
+        self, arm: Arm, model: EvaluatedModel, texts: Sequence[str], *, max_new_tokens: int
     ) -> list[Reply | FailedReply]:
         """The server's replies to ``texts``, one batch, in their order, if it serves the weights on disk.
 
@@ -108,12 +93,13 @@ class _Check(Protocol):
         """Raises SourceError where the server's answers to the probes are not those of the weights on disk."""
 
 
-def _new_check(server: ModelServer, model: ModelOnDisk, probes: Sequence[str]) -> _Check:
+def _new_check(server: ModelServer, model: EvaluatedModel, probes: Sequence[str]) -> _Check:
     from safegene.models.layered import layered_model
-    from safegene.models.loading import load_tokenizer
+    from safegene.models.templates import load_chat_tokenizer
 
     served = score_on_server(server, probes, tokens=TOKENS)
-    weights, tokenizer = layered_model(model.root, model.adapters), load_tokenizer(model.root)
+    weights = layered_model(model.root, model.adapters)
+    tokenizer = load_chat_tokenizer(model.chat or ChatFiles(model.root, model.root, model.root))
     if served is None:
         log.warning("%s gives no log-probabilities: the beginnings of replies are compared", server.name)
         return _Beginnings(probes, generate(weights, tokenizer, probes, max_new_tokens=TOKENS, batch_size=len(probes)))

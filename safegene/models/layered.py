@@ -160,7 +160,7 @@ def _changes(model: "PreTrainedModel", adapters: Sequence[Path]) -> dict[str, Lo
     """Matrix name -> the sum of its changes in all adapters."""
     parts: dict[str, list[LowRank]] = defaultdict(list)
     for folder in adapters:
-        for name, change in by_stored_name(structure_of(model), read_change(folder)).items():
+        for name, change in by_stored_name(structure_of(model).matrices, read_change(folder)).items():
             parts[name].append(change)
     return {name: concat(changes) for name, changes in parts.items()}
 
