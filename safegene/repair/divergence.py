@@ -47,17 +47,24 @@ def term_weights(params: CalibrateParams) -> dict[str, float]:
 def divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> tuple[Tensor, Tensor]:
     """KL(teacher || model) at every response token, (batch, t), in nats, and the mask (batch, t) of tokens that count.
 
-    Shorter replies are padded on the left; their padding has KL 0 and mask False.
+    Shorter replies are padded on the left; their padding has KL 0 and mask False. Where the model has added tokens,
+    the teacher's probability of them is 0.
     """
     keep = max(len(shot.teacher) for shot in shots)
     student = next_token_log_probs(model, [shot.ids for shot in shots], keep)
-    teacher = torch.zeros_like(student)
+    teacher, probability = torch.zeros_like(student), torch.zeros_like(student)
     mask = torch.zeros(student.shape[:2], dtype=torch.bool, device=student.device)
     for at, shot in enumerate(shots):
-        teacher[at, keep - len(shot.teacher) :] = shot.teacher.to(student.device)
+        known = _common(shot.teacher, student).to(student.device)
+        teacher[at, keep - len(shot.teacher) :, : known.shape[-1]] = known
+        probability[at, keep - len(shot.teacher) :, : known.shape[-1]] = known.exp()
         mask[at, keep - len(shot.teacher) :] = True
-    kl = (teacher.exp() * (teacher - student)).sum(-1)
-    return kl.masked_fill(~mask, 0.0), mask
+    return (probability * (teacher - student)).sum(-1), mask
+
+
+def _common(teacher: Tensor, student: Tensor) -> Tensor:
+    """The teacher's log-probabilities of the tokens that both have: a fine-tune may have more, or lack padding."""
+    return teacher[..., : student.shape[-1]]
 
 
 def mean_divergence(model: "PreTrainedModel", shots: Sequence[Shot]) -> Tensor:
@@ -100,8 +107,8 @@ def measure_shots(model: "PreTrainedModel", shots: Sequence[Shot], *, batch_size
         keep = max(len(shot.teacher) for shot in batch)
         student = next_token_log_probs(model, [shot.ids for shot in batch], keep).cpu()
         for shot, row in zip(batch, student, strict=True):
-            log_probs = row[keep - len(shot.teacher) :]
-            kl = (shot.teacher.exp() * (shot.teacher - log_probs)).sum(-1).mean()
+            log_probs, known = row[keep - len(shot.teacher) :], _common(shot.teacher, row)
+            kl = (known.exp() * (known - log_probs[:, : known.shape[-1]])).sum(-1).mean()
             same = bool((log_probs.argmax(-1) == shot.teacher.argmax(-1)).all())
             loss.setdefault(shot.kind, []).append(float(kl))
             changed.setdefault(shot.kind, []).append(float(not same))
