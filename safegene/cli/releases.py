@@ -86,7 +86,9 @@ def export(
     adapter = write(
         ws.candidate(target), out=out, target=target, verdict=verdict, loads_on=base, limits=ws.params.fetch
     )
-    console.print(f"{out}: {adapter.parameters:,} parameters, loads on {adapter.loads_on}", soft_wrap=True)
+    console.print(f"{out}: {adapter.extra_parameters:,} extra parameters, loads on {adapter.loads_on}", soft_wrap=True)
+    if adapter.outcome != "pass":
+        console.print(f"no release: its verdict is {adapter.outcome or 'not there yet'}", soft_wrap=True)
     console.print(adapter.serving, soft_wrap=True)
     if check:
         from safegene.pipeline.check_export import check_adapter

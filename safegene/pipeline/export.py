@@ -40,6 +40,7 @@ class ExportedAdapter:
         loads_on: the checkpoint that it loads on, as its config names it.
         served_rank: the ``max_lora_rank`` with which vLLM serves it; None where its rank is too large.
         serving: how it is served, in words.
+        outcome: of the verdict; None where the repair was not gated.
     """
 
     parameters: int
@@ -49,6 +50,7 @@ class ExportedAdapter:
     loads_on: str
     served_rank: int | None
     serving: str
+    outcome: str | None
 
 
 def merge(
@@ -153,18 +155,20 @@ def export(
             remedy="export it as a merged checkpoint: `safegene merge`",
         )
     config = read_json(candidate / ADAPTER_CONFIG) | _base_model(manifest, loads_on, limits)
+    checked = _verdict(verdict, manifest.digest) if verdict else None
     facts = {name: manifest.facts[name] for name in ("parameters", "extra_parameters", "rank", "matrices")}
     exported = ExportedAdapter(
         **facts,
         loads_on=config["base_model_name_or_path"],
         served_rank=served_rank(facts["rank"]),
         serving=serving_words(facts),
+        outcome=checked.outcome if checked else None,
     )
     card = model_card(
         target=target,
         base_model=exported.loads_on,
         adapter=facts,
-        verdict=_verdict(verdict, manifest.digest) if verdict else None,
+        verdict=checked,
         lineage={"candidate": manifest.digest, **manifest.inputs},
     )
     if out.exists():

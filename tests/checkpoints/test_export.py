@@ -234,6 +234,7 @@ def test_stages_merge_and_export_the_candidate_of_a_lora_target(
     assert told.loads_on == f"file://{base}"
     assert told.extra_parameters == sum(change.numel() for change in repair.values())
     assert told.served_rank == 8
+    assert told.outcome is None
     assert told.serving in (pipeline / "exported" / "README.md").read_text().replace("\\", "")
     assert sorted(path.name for path in (pipeline / "exported").iterdir()) == [
         "README.md",
