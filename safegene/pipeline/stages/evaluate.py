@@ -1,10 +1,11 @@
 """Stage ``evaluate``: all models answer the gate's prompts, and a judge labels the replies.
 
-The models are the target before and after repair, the aligned model and the live model. The plan (prompts, weights,
-judge, policy) is fixed before the first reply and written with the judgements, so that the gate can refuse judgements
-of anything else. Replies are cached under everything that they depend on: the content of weights, adapters, tokenizer
-and chat template, the decoding, the engine, and the prompts of the batch. So a killed run continues with the next
-batch, the aligned model answers once for all targets, and a checkpoint that changed under the same name answers anew.
+The models are the target before and after repair, the aligned model and the live model, loaded as their users load them
+(`safegene.evaluation.shared_bases`). The plan (prompts, weights, judge, policy) is fixed before the first reply and
+written with the judgements, so that the gate can refuse judgements of anything else. Replies are cached under
+everything that they depend on: the content of weights, adapters, tokenizer and chat template, the decoding, the engine,
+and the prompts of the batch. So a killed run continues with the next batch, the aligned model answers once for all
+targets, and a checkpoint that changed under the same name answers anew.
 
 Prompts are asked in blocks, in the policy's order, until the verdict on the replies is clear: a harmless candidate and
 a very harmful one need few prompts. The gate recomputes the verdict from what is written. An adjudicator, where there
