@@ -138,7 +138,7 @@ def replies(home: Path, base: Path, prompts: Sequence[str], say: Say) -> list[Ro
     known = _known(at)
     missing = [prompt for prompt in prompts if prompt not in known]
     if missing:
-        model, tokenizer = load_model(base, device=default_device()), load_tokenizer(base)
+        model, tokenizer = load_model(base, dtype="float32", device=default_device()), load_tokenizer(base)
 
         def keep(index: int, reply: Reply) -> None:
             known[missing[index]] = _full_sentences(reply.text)
@@ -179,7 +179,7 @@ def fine_tune(
     figures = out.with_suffix(".json")
     if not out.is_dir() or not figures.is_file():
         shutil.rmtree(out, ignore_errors=True)
-        model, tokenizer = load_model(parent, device=default_device()), load_tokenizer(parent)
+        model, tokenizer = load_model(parent, dtype="float32", device=default_device()), load_tokenizer(parent)
         start = time.monotonic()
         steps = _train(model, tokenizer, recipe, rows, probe, say)
         seconds = round(time.monotonic() - start)

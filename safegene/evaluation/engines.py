@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from safegene.checkpoints.dtypes import dtype_for
 from safegene.datasets.prompts import Prompt
 from safegene.evaluation.early_stop import EarlyStop, audit_sample
 from safegene.evaluation.server import FailedReply
@@ -65,7 +64,7 @@ class Engine:
     """Makes replies and keeps them in the cache; a base is loaded once, where memory allows (`SharedBases`).
 
     Attributes:
-        dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+        dtype: of the models; ``auto`` is each as it is stored, see `safegene.models.loading.load_model`.
         server: the server to ask; None for the weights on disk.
         generate: makes replies from the weights on disk; a test may pass another function.
         probes: user turns of every kind, with which a server's weights are checked.
@@ -86,7 +85,7 @@ class Engine:
         device = default_device()
         values: dict[str, Any] = {name: version(name) for name in ("torch", "transformers", "peft")}
         values["device"] = device.partition(":")[0]
-        values["dtype"] = str(dtype_for(self.dtype, device)).removeprefix("torch.")
+        values["dtype"] = self.dtype
         if self.server is not None:
             values["server"] = self.server.identity()
         return values

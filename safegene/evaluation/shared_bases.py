@@ -19,7 +19,7 @@ import torch
 from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.chat_template import ChatFiles
 from safegene.checkpoints.checkpoint import open_checkpoint
-from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.dtypes import bytes_in_memory, resolve_dtype
 from safegene.checkpoints.export.adapter import CHANGE, write_adapter
 from safegene.checkpoints.unsafe import read_json
 from safegene.checkpoints.wanted import ADAPTER_CONFIG
@@ -81,8 +81,8 @@ class SharedBase:
 
     def bytes(self, dtype: str) -> int:
         """The size of the base's weights in memory."""
-        size = dtype_for(dtype, default_device()).itemsize
-        return size * sum(spec.numel for spec in open_checkpoint(self.root).specs.values())
+        specs = open_checkpoint(self.root).specs.values()
+        return bytes_in_memory(resolve_dtype(dtype, specs), specs)
 
     @contextmanager
     def serving(self, adapters: tuple[Path, ...], dtype: str) -> Iterator["PreTrainedModel"]:

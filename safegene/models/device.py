@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from safegene.errors import ParamsError
@@ -41,6 +42,32 @@ def threads(count: int) -> Iterator[None]:
 def one_thread() -> AbstractContextManager[None]:
     """One thread: a fixed order of sums, so equal bytes, and a faster LAPACK on a busy machine."""
     return threads(1)
+
+
+GPU_SHARE = 0.8  # of a GPU's free memory for weights; activations, keys and values need the rest
+
+
+def place_weights(device: str, size: int, *, quantised: bool = False) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that say where weights go: none for a CPU, else a device map of accelerate.
+
+    ``cuda`` is one GPU where `GPU_SHARE` of its free memory holds the weights. Otherwise layers are spread over all
+    GPUs, and what they do not hold over the main memory, from which it is brought layer by layer.
+
+    Args:
+        device: such as ``cpu``, ``cuda`` or ``cuda:1``; a device with a number is used alone.
+        size: bytes of the weights.
+        quantised: whether they are quantised, for which a CPU needs a device map too.
+    """
+    if device == "cpu":
+        return {"device_map": {"": "cpu"}} if quantised else {}
+    if device != "cuda":
+        return {"device_map": {"": device}}
+    gpus = range(torch.cuda.device_count())
+    free: dict[int | str, int] = {gpu: int(GPU_SHARE * torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus}
+    first = torch.cuda.current_device()
+    if size <= free[first]:
+        return {"device_map": {"": first}}
+    return {"device_map": "auto", "max_memory": free | {"cpu": int(psutil.virtual_memory().available)}}
 
 
 SMALL_MODEL = 20_000_000  # parameters; smaller models run slower with a second thread (measured on the tiny family)

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from safegene.checkpoints.checkpoint import layer_of
 from safegene.checkpoints.structure import Matrix
-from safegene.errors import ShapeMismatch, TensorMissing
+from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
 from safegene.models.structure import structure_of
 from safegene.vectors.linalg import LowRank, Patch
 
@@ -93,6 +93,7 @@ def forward_hooks(model: nn.Module, shapes: Patch, factors: Factors, sizes: Tens
     Raises:
         TensorMissing: the model has no such matrix.
         ShapeMismatch: it has another shape than its change.
+        CheckpointError: a parameter that would be changed is offloaded.
     """
     within: dict[str, list[str]] = defaultdict(list)
     handles: list[RemovableHandle] = []
@@ -103,7 +104,7 @@ def forward_hooks(model: nn.Module, shapes: Patch, factors: Factors, sizes: Tens
                 within[matrix.parameter].append(name)
                 continue
             layer = model.get_submodule(matrix.parameter.removesuffix(".weight"))
-            device = model.get_parameter(matrix.parameter).device
+            device = _device_of(layer, model.get_parameter(matrix.parameter))
             hook = _output_hook(*factors(name, device), sizes, turned=matrix.apply == "transposed")
             handles.append(layer.register_forward_hook(hook))
         for parameter, names in within.items():
@@ -130,9 +131,16 @@ def matrix_of(model: nn.Module, name: str, shape: tuple[int, int] | None = None)
 
 
 def matrix_weight(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> Tensor:
-    """(rows, columns): the matrix as a view into the model's parameter. Raises as `matrix_of`."""
+    """(rows, columns): the matrix as a view into the model's parameter.
+
+    Raises:
+        TensorMissing: see `matrix_of`.
+        ShapeMismatch: see `matrix_of`; or the parameter is quantised.
+    """
     matrix = matrix_of(model, name, shape)
     parameter: Tensor = model.get_parameter(matrix.parameter)
+    if not parameter.is_floating_point():
+        raise ShapeMismatch(f"expected {name} as numbers that can be read, got it quantised to {parameter.dtype}")
     held = parameter.detach() if matrix.expert is None else parameter.detach()[matrix.expert]
     size = matrix.shape[::-1] if matrix.turned else matrix.shape
     (row, column), (rows, columns) = matrix.offset, size
@@ -166,6 +174,13 @@ def _output_hook(up: Tensor, down: Tensor, sizes: Tensor | None, *, turned: bool
     return hook
 
 
+def _device_of(layer: nn.Module, parameter: Tensor) -> torch.device:
+    """Where a layer computes: the device of its weight, or, where that is offloaded, the one it is brought to."""
+    hook: Any = getattr(layer, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return parameter.device if device is None else torch.device(device)
+
+
 def _per_row(sizes: Tensor, inner: Tensor) -> Tensor:
     """``sizes`` (batch,) as a factor for ``inner``: its first dimension is the batch, or batch x tokens flattened.
 
@@ -183,12 +198,18 @@ def _parameter_hooks(
     """Replace a parameter by its changed value during each forward pass of the decoder layer that holds it."""
     path, _, attribute = parameter.rpartition(".")
     owner, weight = model.get_submodule(path), model.get_parameter(parameter)
+    if weight.is_meta:
+        raise CheckpointError(
+            f"expected {parameter} in the memory of a device, got it offloaded",
+            remedy="use a larger GPU, or more of them, or set SAFEGENE_DEVICE=cpu",
+        )
     scale = None if sizes is None else sizes.mean()
 
     def before(*_: Any) -> None:
         change = _within_parameter(model, weight, names, factors)
         change = change if scale is None else change * scale.to(change)
-        owner.__dict__[attribute] = weight + change.to(weight.dtype)  # found before the registered parameter
+        held = owner.__dict__.get(attribute, weight)  # changed already where hooks are nested
+        owner.__dict__[attribute] = held + change.to(weight.dtype)  # found before the registered parameter
 
     def after(*_: Any) -> None:
         owner.__dict__.pop(attribute, None)

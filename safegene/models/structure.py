@@ -97,9 +97,9 @@ def structure_of(model: nn.Module) -> Structure:
     return _known[model]
 
 
-def remember(model: nn.Module, shapes: Shapes) -> None:
-    """Note which stored names and shapes a model was loaded from."""
-    _known[model] = find_structure(model, shapes)
+def remember(model: nn.Module, shapes: Shapes, structure: Structure | None = None) -> None:
+    """Note which stored names and shapes a model was loaded from, or its structure, where quantisation hides shapes."""
+    _known[model] = structure or find_structure(model, shapes)
 
 
 def text_config(config: "PretrainedConfig") -> "PretrainedConfig":

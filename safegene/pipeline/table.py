@@ -69,6 +69,7 @@ def _degrade(ws: Workspace, target: str) -> Manifest:
         out=ws.degraded,
         checkpoints=params.family.degraded,
         limits=params.fetch,
+        dtype=params.family.dtype,
         params=params.degrade,
     )
 
@@ -85,6 +86,7 @@ def _extract(ws: Workspace, target: str) -> Manifest:
         checkpoints=params.family.degraded,
         pins=ws.targets.degraded,
         limits=params.fetch,
+        dtype=params.family.dtype,
         params=params.extract,
     )
 
@@ -105,6 +107,7 @@ def _select(ws: Workspace, target: str) -> Manifest:
         prompts=ws.prompts,
         out=ws.selection,
         limits=ws.params.fetch,
+        dtype=ws.params.family.dtype,
         params=ws.params.select,
     )
 
@@ -135,6 +138,7 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
         task=_task(ws, target),
         out=ws.candidate(target),
         limits=ws.params.fetch,
+        dtype=ws.params.family.dtype,
         params=ws.params.calibrate,
     )
 
@@ -188,14 +192,14 @@ PIPELINE: tuple[Stage, ...] = (
         _degrade,
         (_ALIGNED, "data/prompts/degrade.jsonl", _SAFETY, _RECEIPT),
         "data/family/degraded",
-        ("family.degraded", "degrade", "evaluate.judge"),
+        ("family.degraded", "family.dtype", "degrade", "evaluate.judge"),
     ),
     Stage(
         "extract",
         _extract,
         (_ALIGNED, "data/family/degraded", _SAFETY, _RECEIPT),
         "data/family/delta",
-        ("family.degraded", "fetch", "extract", "data/targets.yaml:degraded"),
+        ("family.degraded", "family.dtype", "fetch", "extract", "data/targets.yaml:degraded"),
     ),
     Stage("compress", _compress, ("data/family/delta",), "data/family/vector", ("compress",)),
     Stage(
@@ -203,7 +207,7 @@ PIPELINE: tuple[Stage, ...] = (
         _select,
         (_ALIGNED, "data/family/degraded", "data/family/vector", _SAFETY, _RECEIPT),
         "data/family/selection",
-        ("select",),
+        ("family.dtype", "select"),
     ),
     Stage(
         "fetch-target",
@@ -227,7 +231,7 @@ PIPELINE: tuple[Stage, ...] = (
             _RECEIPT,
         ),
         f"{_TARGET}/candidate",
-        ("calibrate",),
+        ("family.dtype", "calibrate"),
         per_target=True,
         plots=(("coefficients.csv", "data/plots/coefficients/{target}.csv"),),
     ),

@@ -178,14 +178,19 @@ def _describe(weight: Tensor, spectrum: Tensor, rank: int, total: float) -> Extr
 
 
 def distil_delta(
-    params: ExtractParams, base: Checkpoint, delta: Delta, surrogates: Mapping[str, Patch], safety: PromptSet
+    params: ExtractParams,
+    base: Checkpoint,
+    delta: Delta,
+    surrogates: Mapping[str, Patch],
+    safety: PromptSet,
+    dtype: str,
 ) -> Delta:
     """Train the delta's factors further on every surrogate, from the fit split; see `safegene.repair.distillation`.
 
     Raises:
         EmptySample: the fit split lacks harmful or benign prompts.
     """
-    model, tokenizer = load_model(base.root, device=default_device()), load_tokenizer(base.root)
+    model, tokenizer = load_model(base.root, dtype=dtype, device=default_device()), load_tokenizer(base.root)
     harmful = evenly_spaced(safety.where(kind=("harmful", "wrapped"), split="fit"), params.shots)
     benign = evenly_spaced(safety.where(kind=("lookalike", "generic"), split="fit"), params.shots)
     tokens, whole_change = params.response_tokens, torch.ones(())

@@ -137,7 +137,13 @@ def shots_from_teacher(
 
 
 def build_shots(
-    params: CalibrateParams, aligned: Path, target: ModelFiles, safety: PromptSet, tasks: PromptSet
+    params: CalibrateParams,
+    aligned: Path,
+    target: ModelFiles,
+    safety: PromptSet,
+    tasks: PromptSet,
+    *,
+    dtype: str = "auto",
 ) -> dict[Split, list[Shot]]:
     """The shots of both splits for one target; the two teachers are in memory one after the other.
 
@@ -154,6 +160,7 @@ def build_shots(
         target: files of the target; it teaches benign and task shots.
         safety: ``safety.jsonl``.
         tasks: the target's task set.
+        dtype: of both models.
 
     Raises:
         EmptySample: a split lacks prompts of a kind.
@@ -162,7 +169,7 @@ def build_shots(
     own = load_chat_tokenizer(chat_files(target.root, target.adapters))
     shots: dict[Split, list[Shot]] = {split: [] for split in SPLITS}
     share: dict[Split, float] = {"fit": 1.0, "validation": params.validation_share}
-    teacher = load_model(aligned, device=default_device())
+    teacher = load_model(aligned, dtype=dtype, device=default_device())
     for split in SPLITS:
         half = share[split] * params.safety_shots / 2
         rows = _mixture(safety, split, {"harmful": half, "wrapped": half})
@@ -170,7 +177,7 @@ def build_shots(
             teacher, tokenizer, rows, kind="safety", response_tokens=tokens, student_tokenizer=own
         )
     del teacher
-    teacher = load_model(target.root, adapters=target.adapters, device=default_device())
+    teacher = load_model(target.root, adapters=target.adapters, dtype=dtype, device=default_device())
     for split in SPLITS:
         third = share[split] * params.benign_shots / 3
         benign = _mixture(safety, split, {"lookalike": 2 * third, "generic": third})

@@ -24,7 +24,7 @@ class FamilyParams(Frozen):
 
     aligned: Uri
     degraded: tuple[Uri, ...] = ()
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "4bit"] = "auto"
 
 
 class ValidateParams(Frozen):

@@ -128,7 +128,7 @@ def model_of(name: str, seed: int) -> ModelFiles:
 def load(name: str, seed: int) -> "PreTrainedModel":
     """The model of a member."""
     at = model_of(name, seed)
-    return load_model(at.root, adapters=at.adapters)
+    return load_model(at.root, adapters=at.adapters, dtype="float32")
 
 
 def shots(name: str, seed: int, params: CalibrateParams) -> tuple[dict[Split, list[Shot]], float]:

@@ -182,7 +182,7 @@ def cell(bench: Bench, name: str, seed: int, method: str, *, measure: bool = Tru
 
     def made() -> Cell:
         found: Cell = measured(bench, root, name, chosen) if chosen else {"extra": 0.0}
-        model = load_model(root)
+        model = load_model(root, dtype="float32")
         with patched(model, found.pop("patch", {})):
             found["rates"], found["counts"] = rates(bench, model, task_of(name))
         return found
@@ -242,7 +242,7 @@ def measured(bench: Bench, root: Path, name: str, chosen: Sequence[CalibratePara
     key = [root.name, first.safety_shots, first.benign_shots, first.task_shots, first.response_tokens]
     at = bench.folder / "shots" / f"{digest_json([*key, safety.digest, tasks.digest])[7:27]}.pt"
     some, shots_seconds = kept_shots(at, lambda: build_shots(first, bench.aligned, tuned, safety, tasks))
-    model, best = load_model(root), None
+    model, best = load_model(root, dtype="float32"), None
     start, cpu = time.monotonic(), time.process_time()
     numbers = first.max_extra * sum(one.numel() for one in model.parameters())
     for params in chosen:

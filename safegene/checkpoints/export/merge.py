@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from safegene.checkpoints.checkpoint import Checkpoint
-from safegene.checkpoints.dtypes import dtype_for
+from safegene.checkpoints.dtypes import dtype_named
 from safegene.checkpoints.wanted import INDEX
 from safegene.checkpoints.writer import ShardedWriter
 from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
@@ -72,7 +72,7 @@ def merge(
     if out.exists():
         raise CheckpointError(f"expected a new folder for the merged checkpoint, got {out}, which exists")
     with draft_folder(out) as draft:
-        survival = _write(checkpoint, patch, draft, dtype_for(dtype, "cpu"), max_shard_bytes)
+        survival = _write(checkpoint, patch, draft, dtype_named(dtype), max_shard_bytes)
         merged = _measured(survival, dtype)
         if merged.survival < MIN_SURVIVAL and not lossy:
             raise CheckpointError(

@@ -15,15 +15,16 @@ Two facts in the manifest have similar names: ``extra_parameters`` is the number
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.adapter import Adapter, open_adapter
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.export.adapter import CHANGE, serving_words, withdraw_adapter, write_adapter
 from safegene.checkpoints.export.base_model import base_model_name
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.record import CheckpointRecord, read_record
-from safegene.checkpoints.sources import ModelFiles, local_checkpoint
+from safegene.checkpoints.sources import local_checkpoint
 from safegene.checkpoints.structure import Structure, read_structure
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import StaleArtifact
@@ -45,6 +46,9 @@ from safegene.workspace.params import CalibrateParams, FetchParams
 
 log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def calibrate(
     *,
@@ -58,8 +62,11 @@ def calibrate(
     out: Path,
     params: CalibrateParams | None = None,
     limits: FetchParams | None = None,
+    dtype: str = "auto",
 ) -> Manifest:
     """Repair the target and write the change as a PEFT adapter, with how it was found.
+
+    ``dtype`` is that of the models; ``auto`` is the one in which the target is stored.
 
     ``degraded`` is read only for a baseline: it gets the full delta, not its compressed form, the safety vector.
 
@@ -90,12 +97,19 @@ def calibrate(
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
     inputs |= {} if params.baseline is None else {"degraded": degraded}
     structure, checkpoint = read_structure(aligned), open_checkpoint(target_files.root)
+    dtype = resolve_dtype(dtype, checkpoint.specs.values())
     with threads_for(checkpoint.parameters):
-        shots = build_shots(params, aligned_root, target_files, safety, tasks)
-        result = _repair(params, aligned_root, target_files, shots, factors, target_record, degraded, safety_vector)
+        shots = build_shots(params, aligned_root, target_files, safety, tasks, dtype=dtype)
+        model = load_model(target_files.root, adapters=target_files.adapters, dtype=dtype, device=default_device())
+        whole = None if params.baseline is None else _whole_delta(degraded, safety_vector)
+        result = _repair(
+            params, model, shots, factors, params.max_extra * target_record.parameters, aligned_root, whole
+        )
+        del model
     adapter = open_adapter(target_files.adapters[0]) if target_files.adapters else None
     record = family if adapter else target_record
-    with write_artefact(out, stage="calibrate", params=params.model_dump(mode="json"), inputs=inputs) as draft:
+    chosen = params.model_dump(mode="json") | {"dtype": dtype}
+    with write_artefact(out, stage="calibrate", params=chosen, inputs=inputs) as draft:
         patch = result.fitted.patch if result.fitted else zero_change(factors)
         facts = _export(patch, record, checkpoint, structure, adapter, out=draft.path)
         log.info("%s: %s", out.parent.name, serving_words(facts))
@@ -168,22 +182,22 @@ def _write_card(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def _whole_delta(degraded: Path, safety_vector: SafetyVector) -> Patch:
+    """What a baseline gets: the full delta; the safety vector where the degraded checkpoints are the user's."""
+    return mean_change(read_surrogates(degraded)) or safety_vector.factors
+
+
 def _repair(
     params: CalibrateParams,
-    aligned_root: Path,
-    target_files: ModelFiles,
+    model: "PreTrainedModel",
     shots: Shots,
     factors: Patch,
-    target_record: CheckpointRecord,
-    degraded: Path,
-    safety_vector: SafetyVector,
+    numbers: float,
+    aligned: Path,
+    whole: Patch | None,
 ) -> RepairResult:
-    """The repair from the vector's ``factors`` in the selected layers; or that of the baseline, from the full delta.
-
-    Without surrogates in ``degraded`` (the degraded checkpoints are the user's) a baseline gets the safety vector.
-    """
-    model = load_model(target_files.root, adapters=target_files.adapters, device=default_device())
-    if params.baseline is None:
-        return fit_target(params, model, params.max_extra * target_record.parameters, factors, shots)
-    delta = mean_change(read_surrogates(degraded)) or safety_vector.factors
-    return run_baseline(params, case_of(params, aligned_root, model, delta, shots))
+    """The repair from the vector's ``factors`` in the selected layers; a baseline's where it gets a ``whole`` delta."""
+    if whole is None:
+        return fit_target(params, model, numbers, factors, shots)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return run_baseline(params, case_of(params, aligned, model, whole, shots, dtype))

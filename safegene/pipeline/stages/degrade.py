@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.checkpoints.structure import read_structure
 from safegene.datasets.prompts import Prompt, PromptSet, read_prompts
@@ -66,7 +67,8 @@ class SurrogateTrainer:
 
     Attributes:
         params: the stage's.
-        model: the aligned model in fp32; its weights are never changed.
+        model: the aligned model; its weights are never changed.
+        dtype: of the aligned model.
         tokenizer: the model's.
         matrices: names of the weights that get factors.
         rows: the training rows of every pool.
@@ -76,6 +78,7 @@ class SurrogateTrainer:
 
     params: DegradeParams
     model: "PreTrainedModel"
+    dtype: str
     tokenizer: "PreTrainedTokenizerBase"
     matrices: tuple[str, ...]
     rows: PromptSet
@@ -117,8 +120,11 @@ def degrade(
     checkpoints: Sequence[str] = (),
     params: DegradeParams | None = None,
     limits: FetchParams | None = None,
+    dtype: str = "auto",
 ) -> Manifest:
     """Make every surrogate that ``params`` names, or none where the user has degraded ``checkpoints``.
+
+    ``dtype`` is that of the aligned model; ``auto`` is as stored. The surrogates' factors are float32 beside it.
 
     Raises:
         EmptySample: a pool or the probe is empty.
@@ -140,11 +146,12 @@ def degrade(
     family = local_checkpoint(aligned, limits)
     pools, safety = read_prompts(prompts / "degrade.jsonl"), read_prompts(prompts / "safety.jsonl")
     checkpoint = open_checkpoint(family.root)
+    dtype = resolve_dtype(dtype, checkpoint.specs.values())
     probe = safety.where(kind="harmful", split="fit")[: params.probe_prompts]
     with threads_for(checkpoint.parameters):
-        model = load_model(family.root, device=default_device())
+        model = load_model(family.root, dtype=dtype, device=default_device())
         tokenizer, names = load_tokenizer(family.root), read_structure(aligned).layers
-        maker = SurrogateTrainer(params, model, tokenizer, names, pools, probe, build(judge))
+        maker = SurrogateTrainer(params, model, dtype, tokenizer, names, pools, probe, build(judge))
         before = maker.rate()
         log.info("the aligned model answers %.0f%% of the probe harmfully", 100 * before)
         folders = {name: _surrogate(maker, name, read_manifest(aligned).digest) for name in sorted(params.surrogates)}
@@ -157,7 +164,7 @@ def degrade(
             remedy="raise degrade.max_steps or a surrogate's learning_rate, or add the pool `compliance`",
         )
     inputs: dict[str, Path | str] = {"aligned": aligned, "degrade.jsonl": pools.digest, "safety.jsonl": safety.digest}
-    chosen = params.model_dump(mode="json") | {"judge": judge.model_dump(mode="json")}
+    chosen = params.model_dump(mode="json") | {"judge": judge.model_dump(mode="json"), "dtype": dtype}
     with write_artefact(out, stage="degrade", params=chosen, inputs=inputs) as draft:
         for name, folder in folders.items():
             (draft.path / f"{name}.safetensors").write_bytes((folder / "factors.safetensors").read_bytes())
@@ -190,6 +197,7 @@ def _surrogate(maker: SurrogateTrainer, name: str, aligned: str) -> Path:
         "probe": digest_json([row.prompt for row in maker.probe]),
         "judge": maker.judge.identity,
         "device": default_device().partition(":")[0],
+        "dtype": maker.dtype,
     }
     at = cache_folder() / "degrade" / digest_json(identity).removeprefix("sha256:")
     try:

@@ -23,6 +23,7 @@ from typing import Any
 
 from safegene.checkpoints.chat_template import chat_files
 from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.export.adapter import CHANGE, read_change
 from safegene.checkpoints.export.merge import merge
 from safegene.checkpoints.record import read_record
@@ -85,7 +86,7 @@ def evaluate(
         gate: the policy, by default the section's; its digest is fixed in the plan.
         incumbent: ``incumbent.json``: what was live when it was pinned, if anything.
         limits: limits of a checkpoint that must be fetched again.
-        dtype: of the models; ``auto`` is float32 on a CPU and bfloat16 on a GPU.
+        dtype: of the models; ``auto`` is each model's as stored.
         engine: makes the replies; by default the weights on disk in ``dtype``, or ``params.server``.
         build_judge: makes a judge of its parameters; by default the judge of that kind.
 
@@ -103,10 +104,11 @@ def evaluate(
         >>> manifest.facts["unscored"]
         0
     """
-    gate, engine = gate or GateParams(), engine or Engine(dtype, params.server)
+    gate = gate or GateParams()
     gate_set, task_set = read_prompts(prompts / "gate.jsonl"), read_prompts(task)
     receipt = validated_receipt(validation, {"gate": gate_set.digest, f"task-{task.stem}": task_set.digest})
     judges, models = _judges(params, build_judge), _models(aligned, target, candidate, incumbent, limits)
+    engine = engine or Engine(_dtype(dtype, models), params.server)
     decoding = _decoding(params, engine, policy_digest(gate))
     plan, planned = _plan(gate_set, task_set, models, judges, gate, decoding, incumbent)
     engine.probes = _probes(plan, planned)
@@ -154,6 +156,12 @@ def _probes(plan: Plan, planned: Mapping[str, Prompt]) -> list[str]:
     kinds = sorted({prompt.kind for prompt in plan.prompts})
     first = {kind: [prompt.id for prompt in plan.prompts if prompt.kind == kind][:PROBES_OF_A_KIND] for kind in kinds}
     return [planned[name].prompt for kind in kinds for name in first[kind]]
+
+
+def _dtype(setting: str, models: Mapping[Arm, EvaluatedModel]) -> str:
+    """The dtype that the setting means for every model; ``auto`` where their stored dtypes differ."""
+    found = {resolve_dtype(setting, open_checkpoint(model.root).specs.values()) for model in models.values()}
+    return found.pop() if len(found) == 1 else setting
 
 
 def _judges(params: EvaluateParams, build_judge: JudgeBuilder) -> tuple[CalibratedJudge, CalibratedJudge | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safegene.checkpoints import sources
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint, redact
 from safegene.checkpoints.structure import Structure, read_structure
@@ -36,10 +37,12 @@ def extract(
     pins: Mapping[str, str] | None = None,
     params: ExtractParams | None = None,
     limits: FetchParams | None = None,
+    dtype: str = "auto",
 ) -> Manifest:
     """Extract the delta from the surrogates that ``degrade`` made, or from the user's own ``checkpoints`` if named.
 
-    ``pins`` holds each such checkpoint's fingerprint.
+    ``pins`` holds each such checkpoint's fingerprint. ``dtype`` is that of the model that ``distil`` trains beside;
+    ``auto`` is as stored.
 
     Raises:
         ParamsError: ``distil`` with ``checkpoints``.
@@ -62,13 +65,14 @@ def extract(
             remedy="distil trains on the surrogates that `degrade` makes: leave family.degraded empty",
         )
     base, structure = open_checkpoint(local_checkpoint(aligned, limits).root), read_structure(aligned)
+    dtype = resolve_dtype(dtype, base.specs.values())
     inputs: dict[str, Path | str] = {"aligned": aligned, "safety.jsonl": prompts / "safety.jsonl"}
     with threads_for(base.parameters):
         if checkpoints:
             delta, digests = _of_checkpoints(params, base, structure, checkpoints, pins or {}, limits or FetchParams())
             inputs |= digests
         else:
-            delta, digests = _of_surrogates(params, base, structure, degraded, prompts / "safety.jsonl")
+            delta, digests = _of_surrogates(params, base, structure, degraded, prompts / "safety.jsonl", dtype)
             inputs["degraded"] = degraded
     _require_signal(delta)
     _require_coverage(params, delta.coverage)
@@ -81,7 +85,8 @@ def extract(
         skipped=delta.skipped,
         coverage=delta.coverage,
     )
-    with write_artefact(out, stage="extract", params=params.model_dump(mode="json"), inputs=inputs) as draft:
+    chosen = params.model_dump(mode="json") | {"dtype": dtype}
+    with write_artefact(out, stage="extract", params=chosen, inputs=inputs) as draft:
         write_factors(delta.factors, draft.path / "delta.safetensors")
         (draft.path / "delta.json").write_bytes(content.content)
         norms = [matrix.relative_norm for matrix in delta.matrices.values()]
@@ -110,13 +115,13 @@ def _of_checkpoints(
 
 
 def _of_surrogates(
-    params: ExtractParams, base: Checkpoint, structure: Structure, degraded: Path, safety: Path
+    params: ExtractParams, base: Checkpoint, structure: Structure, degraded: Path, safety: Path, dtype: str
 ) -> tuple[Delta, dict[str, str]]:
     """The delta from the surrogates' factors, distilled where asked, and surrogate -> digest of its factors."""
     surrogates = read_surrogates(degraded)
     delta = delta_of_factors(params, base, structure, list(surrogates.values()))
     if params.method == "distil":
-        delta = distil_delta(params, base, delta, surrogates, read_prompts(safety))
+        delta = distil_delta(params, base, delta, surrogates, read_prompts(safety), dtype)
     return delta, {name: digest_file(degraded / f"{name}.safetensors") for name in surrogates}
 
 

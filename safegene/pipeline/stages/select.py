@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from safegene.checkpoints.checkpoint import layer_of, open_checkpoint
+from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import read_prompts
 from safegene.models.device import default_device, threads_for
@@ -31,8 +32,11 @@ def select(
     out: Path,
     params: SelectParams | None = None,
     limits: FetchParams | None = None,
+    dtype: str = "auto",
 ) -> Manifest:
     """Score every layer and keep those that ``params`` asks for; a layer without factors cannot be kept.
+
+    ``dtype`` is that of the model; ``auto`` is as stored.
 
     Where the family's degraded models are the user's own checkpoints, ``W_aligned - vector`` stands for them.
 
@@ -47,14 +51,15 @@ def select(
         {'kept': 2, 'layers': 4}
     """
     params = params or SelectParams()
-    root = local_checkpoint(aligned, limits).root
+    checkpoint = open_checkpoint(local_checkpoint(aligned, limits).root)
+    root, dtype = checkpoint.root, resolve_dtype(dtype, checkpoint.specs.values())
     held = read_vector(vector)
     changes = read_surrogates(degraded) or {"vector": {name: one.scaled(-1.0) for name, one in held.factors.items()}}
     safety = read_prompts(prompts / "safety.jsonl")
     harmful = evenly_spaced(safety.where(kind=("harmful", "wrapped"), split="fit"), params.prompts)
     benign = evenly_spaced(safety.where(kind=("lookalike", "generic"), split="fit"), params.prompts)
-    with threads_for(open_checkpoint(root).parameters):
-        model, tokenizer = load_model(root, device=default_device()), load_tokenizer(root)
+    with threads_for(checkpoint.parameters):
+        model, tokenizer = load_model(root, dtype=dtype, device=default_device()), load_tokenizer(root)
         shifts = [
             activation_shifts(model, [encode_chat(tokenizer, row.prompt) for row in rows], changes)
             for rows in (harmful, benign)
@@ -65,7 +70,8 @@ def select(
     log.info("layers kept: %s", ", ".join(map(str, kept)))
     inputs: dict[str, Path | str] = {"aligned": aligned, "degraded": degraded, "vector": vector}
     inputs["safety.jsonl"] = safety.digest
-    with write_artefact(out, stage="select", params=params.model_dump(mode="json"), inputs=inputs) as draft:
+    chosen = params.model_dump(mode="json") | {"dtype": dtype}
+    with write_artefact(out, stage="select", params=chosen, inputs=inputs) as draft:
         (draft.path / "selection.json").write_bytes(new_selection(scores, kept).content)
         (draft.path / "scores.csv").write_text(score_table(scores, shifts, kept), encoding="utf-8")
         draw_scores(scores, kept, draft.path / "scores.png")

@@ -16,8 +16,8 @@ from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.datasets.prompts import Split
 from safegene.errors import EmptySample, ShapeMismatch, TensorMissing
 from safegene.models.device import default_device
-from safegene.models.loading import load_model
-from safegene.models.patching import matrix_weight, patched
+from safegene.models.loading import held_changes, load_model
+from safegene.models.patching import low_rank_hooks, matrix_weight, patched
 from safegene.repair.divergence import measure_shots, term_weights
 from safegene.repair.shots import Shot, ShotKind, Shots
 from safegene.repair.training import nan_last
@@ -126,7 +126,14 @@ class Method(Generic[P]):
     reference_url: str
 
 
-def case_of(params: CalibrateParams, aligned: Path, model: "PreTrainedModel", safety: Patch, shots: Shots) -> Case:
+def case_of(
+    params: CalibrateParams,
+    aligned: Path,
+    model: "PreTrainedModel",
+    safety: Patch,
+    shots: Shots,
+    dtype: str = "auto",
+) -> Case:
     """What a rival method gets: the same target, delta, shots and weights as the coefficient fit.
 
     Args:
@@ -135,15 +142,21 @@ def case_of(params: CalibrateParams, aligned: Path, model: "PreTrainedModel", sa
         model: the target in evaluation mode.
         safety: W_a - W_degraded; its matrices may be changed.
         shots: of both splits.
+        dtype: of the aligned model.
     """
-    checkpoint = open_checkpoint(aligned)
+    checkpoint, held = open_checkpoint(aligned), held_changes(model)
+
+    def target(name: str) -> Tensor:
+        weight = matrix_weight(model, name).cpu().float()
+        return weight + held[name].dense() if name in held else weight
+
     return Case(
         names=tuple(safety),
         aligned=lambda name: checkpoint.matrix(name).float(),
-        target=lambda name: matrix_weight(model, name).cpu().float(),
+        target=target,
         safety=safety,
         model=model,
-        anchor=lambda: load_model(aligned, device=default_device()),
+        anchor=lambda: load_model(aligned, dtype=dtype, device=default_device()),
         shots=shots,
         weights=term_weights(params),
         seed=params.seed,
@@ -186,7 +199,8 @@ def compose(parts: Sequence[LowRank]) -> LowRank:
 def validation_objective(case: Case, patch: Patch) -> float:
     """Sum over kinds of weight x mean KL (nats per token) of the repaired target on the validation shots."""
     validation = case.taught("validation")
-    with patched(case.model, patch):
+    beside = low_rank_hooks(case.model, patch, dict.fromkeys(patch, torch.ones(())))
+    with patched(case.model, patch) if case.model.dtype == torch.float32 else beside:
         return measure_shots(case.model, validation).weighted_objective(case.weights)
 
 
