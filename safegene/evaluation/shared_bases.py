@@ -124,6 +124,7 @@ class SharedBases:
 
     dtype: str
     _bases: list[SharedBase] = field(default_factory=list, init=False)
+    _alone: bool = field(default=False, init=False)
     _tokenizers: dict[ChatFiles, "PreTrainedTokenizerBase"] = field(default_factory=dict, init=False)
 
     def base_of(self, model: EvaluatedModel) -> SharedBase:
@@ -148,17 +149,23 @@ class SharedBases:
         for arm, model in models.items():
             arms.setdefault(self.base_of(model), []).append(arm)
         need = sum(base.bytes(self.dtype) for base in arms)
-        if len(arms) == 1 or need * HEADROOM <= available_bytes(default_device()):
+        self._alone = len(arms) > 1 and need * HEADROOM > available_bytes(default_device())
+        if not self._alone:
             return []
         return [(base, named) for base, named in arms.items() if last not in named]
 
     @contextmanager
     def serving(self, model: EvaluatedModel) -> Iterator[tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]:
         """The model and its tokenizer, ready to answer while the context is open."""
+        base = self.base_of(model)
+        if self._alone:
+            for other in self._bases:
+                if other is not base:
+                    other.release()
         chat = model.chat or ChatFiles(model.root, model.root, model.root)
         if chat not in self._tokenizers:
             self._tokenizers[chat] = load_chat_tokenizer(chat)
-        with self.base_of(model).serving(model.adapters, self.dtype) as ready:
+        with base.serving(model.adapters, self.dtype) as ready:
             yield ready, self._tokenizers[chat]
 
 
