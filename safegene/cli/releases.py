@@ -51,7 +51,7 @@ def resolve(
 def merge(
     target: Target,
     out: Annotated[Path, typer.Argument(help="A new folder for the merged checkpoint.")],
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto (as the target is stored), float32 or bfloat16.")] = "auto",
     lossy: Annotated[bool, typer.Option("--lossy", help="Merge even if rounding erases much of the change.")] = False,
     check: Check = False,
 ) -> None:

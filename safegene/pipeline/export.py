@@ -59,7 +59,7 @@ def merge(
     target: Path,
     candidate: Path,
     out: Path,
-    dtype: str = "float32",
+    dtype: str = "auto",
     lossy: bool = False,
     verdict: Path | None = None,
     limits: FetchParams | None = None,
@@ -73,7 +73,8 @@ def merge(
         target: artefact of the fine-tune.
         candidate: artefact with its repair.
         out: a new folder.
-        dtype: of the merged tensors: ``float32`` or ``bfloat16``.
+        dtype: ``auto`` keeps every tensor's own; ``float32`` or ``bfloat16`` is that of the tensors that have the
+            dtype of most of the checkpoint.
         lossy: write the checkpoint even if rounding to ``dtype`` removes much of the repair.
         verdict: artefact of the verdict; without one, the card says that the repair was not gated.
         limits: on a checkpoint that must be fetched again.
@@ -97,7 +98,8 @@ def merge(
     manifest, record = read_manifest(candidate), read_record(target)
     checked = _verdict(verdict, manifest.digest) if verdict else None
     checkpoint = open_checkpoint(local_checkpoint(target, limits, family=aligned).root)
-    merged = write_merged(checkpoint, read_change(candidate), out=out, dtype=dtype, lossy=lossy)
+    source = record.base or record.digest
+    merged = write_merged(checkpoint, read_change(candidate), out=out, dtype=dtype, lossy=lossy, source=source)
     card = model_card(
         target=candidate.parent.name,
         base_model=base_model_name(read_record(aligned) if record.kind == "lora" else record)[0],

@@ -1,6 +1,5 @@
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,13 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import check_finite, layer_of, open_checkpoint
 from safegene.checkpoints.header import read_header
 from safegene.checkpoints.vocabulary import vocabulary_digest
-from safegene.checkpoints.writer import ShardedWriter
+from safegene.checkpoints.writer import ShardWriter, plan_shards, write_index
 from safegene.errors import CheckpointError, FormatError, ParamsError, ShapeMismatch, TensorMissing
 from safegene.models.device import bf16_autocast, default_device, one_thread
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.patching import add_patch
 from safegene.vectors.linalg import LowRank
+from safegene.workspace.digest import digest_file
 from tests.factories.llamas import IDS, copy, matrix_names, random_patch, save_adapter, save_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls a deprecated name of transformers
@@ -143,30 +143,56 @@ def test_a_weight_that_is_not_there_is_an_error_and_not_a_random_one(llama: Path
 
 def test_the_writer_streams_shards_that_the_library_reads(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.randn(40, 25) for i in range(5)}
-    plan = [(name, tensor.shape) for name, tensor in tensors.items()]
-    with ShardedWriter(tmp_path, plan, dtype=torch.bfloat16, max_shard_bytes=4500) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
+    shards = plan_shards([(name, one.shape, torch.bfloat16) for name, one in tensors.items()], max_shard_bytes=4500)
+    for shard in shards:
+        with ShardWriter(tmp_path, shard) as writer:
+            for name, _, _ in shard.entries:
+                for start in (0, 17, 34):
+                    writer.write(name, tensors[name][start : start + 17])
+        assert writer.digest == digest_file(tmp_path / shard.file)
+    write_index(tmp_path, shards)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 5 * 2000
     assert sorted(set(index["weight_map"].values())) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    for name, shard in index["weight_map"].items():
-        assert torch.equal(load_file(tmp_path / shard)[name], tensors[name].to(torch.bfloat16))
-        assert read_header(tmp_path / shard)[name].start % 8 == 0
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / file)[name], tensors[name].to(torch.bfloat16))
+        assert read_header(tmp_path / file)[name].start % 8 == 0
+
+
+def test_the_writer_keeps_every_tensors_dtype_and_shape(tmp_path: Path) -> None:
+    tensors = {
+        "a": torch.randn(3, 4, 5).bfloat16(),
+        "b": torch.randn(7).double(),
+        "c": torch.tensor(2.0),
+        "d": torch.empty(0, 3).half(),
+        "e": torch.randn(2, 2).half(),
+    }
+    (shard,) = plan_shards([(name, one.shape, one.dtype) for name, one in tensors.items()], max_shard_bytes=1 << 20)
+    with ShardWriter(tmp_path, shard) as writer:
+        for row in tensors["a"]:
+            writer.write("a", row)
+        for name in "bcde":
+            writer.write(name, tensors[name])
+    loaded = load_file(tmp_path / "model.safetensors")
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
 
 
 def test_the_writer_keeps_to_its_plan(tmp_path: Path) -> None:
-    plan = [("a", (2,)), ("b", (2,))]
-    with pytest.raises(FormatError, match="expected the tensor a next, got b"), _writer(tmp_path, plan) as writer:
+    with pytest.raises(FormatError, match="expected the tensor a, got b"), _writer(tmp_path) as writer:
         writer.write("b", torch.ones(2))
-    with pytest.raises(ShapeMismatch, match=r"\[2\] of a, got \[3\]"), _writer(tmp_path, plan) as writer:
+    with pytest.raises(ShapeMismatch, match=r"\[2\] of a, got \[3\]"), _writer(tmp_path) as writer:
         writer.write("a", torch.ones(3))
-    with pytest.raises(FormatError, match="expected 1 more tensors, the next b"), _writer(tmp_path, plan) as writer:
-        writer.write("a", torch.ones(2))
+    with pytest.raises(ShapeMismatch, match=r"\[2\] of a, got \[1, 2\]"), _writer(tmp_path) as writer:
+        writer.write("a", torch.ones(1, 2))
+    with pytest.raises(FormatError, match="expected 2 more tensors, the next a"), _writer(tmp_path) as writer:
+        writer.write("a", torch.ones(1))
 
 
-def _writer(out: Path, plan: Sequence[tuple[str, tuple[int, ...]]]) -> ShardedWriter:
-    return ShardedWriter(out, plan, dtype=torch.float32, max_shard_bytes=1 << 20)
+def _writer(out: Path) -> ShardWriter:
+    (shard,) = plan_shards([("a", (2,), torch.float32), ("b", (2, 3), torch.float32)], max_shard_bytes=1 << 20)
+    return ShardWriter(out, shard)
 
 
 def test_vocabularies_are_compared_by_words_and_not_by_settings(llama: Path, tmp_path: Path) -> None:

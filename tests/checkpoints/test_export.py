@@ -15,7 +15,7 @@ from safegene.checkpoints.export.adapter import concatenate_factors, write_adapt
 from safegene.checkpoints.export.base_model import base_model_name
 from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.export.merge import merge
-from safegene.errors import ArtifactError, CheckpointError, ShapeMismatch, StaleArtifact, TensorMissing
+from safegene.errors import ArtifactError, CheckpointError, StaleArtifact
 from safegene.gate import EndpointResult, JudgeStatement, Rate, VerdictFile
 from safegene.models.loading import load_model
 from safegene.pipeline.export import export as export_stage
@@ -24,7 +24,7 @@ from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.digest import digest_tree
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
-from tests.factories.llamas import IDS, checkpoint_record, matrix_names, random_patch, save_adapter, save_llama
+from tests.factories.llamas import IDS, checkpoint_record, random_patch, save_adapter, save_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls a deprecated name of transformers
 ALPHAS = (1.5, -0.5, 3.0, 0.25)
@@ -110,47 +110,6 @@ def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
         write_adapter({}, base_model="x", out=tmp_path)
     with pytest.raises(CheckpointError, match="lm_head"):
         write_adapter({"lm_head": LowRank(torch.ones(1, 1), torch.ones(1, 1))}, base_model="x", out=tmp_path)
-
-
-def test_a_merge_is_the_sum_rounded_once_in_shards(base: Path, repair: dict[str, LowRank], tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(base)
-    facts = merge(checkpoint, repair, out=tmp_path / "out", dtype="bfloat16", max_shard_bytes=60_000)
-    merged = open_checkpoint(tmp_path / "out", model_types=("llama",))
-    assert len(set(merged.shards.values())) > 1
-    assert merged.shapes == checkpoint.shapes
-    assert merged.config["dtype"] == "bfloat16"
-    for name in checkpoint.specs:
-        weight = checkpoint.tensor(name)
-        weight = weight + repair[name].dense() if name in repair else weight
-        assert torch.equal(merged.tensor(name), weight.to(torch.bfloat16))
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
-    assert set(facts.matrices) == set(repair)
-    assert 0.9 < facts.least_survival <= min(facts.matrices.values())
-
-
-def test_a_merge_that_rounding_would_undo_is_refused(base: Path, tmp_path: Path) -> None:
-    rounded = merge(open_checkpoint(base), {}, out=tmp_path / "rounded", dtype="bfloat16")
-    assert rounded.survival == 1.0
-    small = {name: change.scaled(3e-4) for name, change in random_patch(base).items()}
-    checkpoint = open_checkpoint(tmp_path / "rounded")
-    with pytest.raises(CheckpointError, match="of the repair to survive in bfloat16") as refused:
-        merge(checkpoint, small, out=tmp_path / "out", dtype="bfloat16")
-    assert "--lossy" in refused.value.remedy
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["rounded"]
-    assert merge(checkpoint, small, out=tmp_path / "fp32").survival > 0.99
-    assert merge(checkpoint, small, out=tmp_path / "lossy", dtype="bfloat16", lossy=True).survival < 0.5
-
-
-def test_a_merge_refuses_what_does_not_fit(base: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(base)
-    change = LowRank(torch.ones(2, 1), torch.ones(1, 2))
-    with pytest.raises(TensorMissing, match="nowhere"):
-        merge(checkpoint, {"nowhere.weight": change}, out=tmp_path / "out")
-    with pytest.raises(ShapeMismatch, match=r"\(2, 2\)"):
-        merge(checkpoint, {matrix_names(checkpoint.root)[0]: change}, out=tmp_path / "out")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match="which exists"):
-        merge(checkpoint, {}, out=tmp_path / "out")
 
 
 UNIT = EndpointResult("hrr_direct", "pass", 0.0, 0.01, 0.05, 100, "")

@@ -245,7 +245,8 @@ def _repaired(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
         digest = digest_files(candidate, (CHANGE,))
         root = _merged_folder() / digest_json([before.contents[0], digest]).removeprefix(PREFIX)
         if not root.is_dir():
-            merge(open_checkpoint(before.root), read_change(candidate), out=root, lossy=True)
+            source = before.contents[0]
+            merge(open_checkpoint(before.root), read_change(candidate), out=root, lossy=True, source=source)
         return EvaluatedModel(root, (), (before.contents[0], digest, *brought), before.chat)
     if not all((candidate / name).is_file() for name in ADAPTER):
         raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
