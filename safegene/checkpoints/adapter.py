@@ -1,7 +1,8 @@
 """A PEFT LoRA adapter, read as low-rank changes ``dW = scale * B A``, one per matrix.
 
-Rank, alpha, their patterns and rsLoRA's scale are read. An adapter with anything that is not a sum of low-rank changes
-is refused: DoRA, biases, fully saved modules, embeddings, transposed weights, and initialisations that change the base
+Rank, alpha, their patterns and rsLoRA's scale are read as PEFT reads them; `safegene.models.adapter_fit` compares the
+modules with those that the config names. An adapter with anything that is not a sum of low-rank changes of linear
+layers is refused: DoRA, biases, fully saved modules, embeddings and the head, and initialisations that change the base
 weights.
 """
 

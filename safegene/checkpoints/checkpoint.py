@@ -22,6 +22,7 @@ from safegene.workspace.digest import digest_files, digest_range
 if TYPE_CHECKING:
     import torch
 
+MAX_LABELS = 10_000
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -162,7 +163,7 @@ def read_config(root: Path, model_types: Sequence[str] | None) -> dict[str, Any]
     """``config.json`` of an allowed model type.
 
     Raises:
-        UnsafeCheckpoint: the model type is not allowed.
+        UnsafeCheckpoint: the model type is not allowed, or loading the config would exhaust memory.
         CheckpointError: there is no config, or the weights are quantised.
     """
     path = root / "config.json"
@@ -172,6 +173,14 @@ def read_config(root: Path, model_types: Sequence[str] | None) -> dict[str, Any]
             f"expected a model_type of {list(model_types)}, got {config.get('model_type')!r}, in {path}",
             remedy="if you trust that architecture in transformers, add it to fetch.model_types in params.yaml",
         )
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        labels = part.get("num_labels", 0)
+        if not isinstance(labels, int) or labels > MAX_LABELS:
+            raise UnsafeCheckpoint(
+                f"expected at most {MAX_LABELS} labels, which transformers names one by one, got num_labels = "
+                f"{str(labels)[:40]}, in {path}",
+                remedy="remove num_labels from config.json: a language model has none",
+            )
     if config.get("quantization_config"):
         raise CheckpointError(
             f"expected weights that are not quantised, got a quantization_config, in {path}",

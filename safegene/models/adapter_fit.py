@@ -48,7 +48,9 @@ def _shapes(adapter: Adapter, structure: Structure, where: str) -> dict[str, tup
         stored = names.get(name, name)
         matrix = structure.matrices.get(stored)
         if matrix is None or matrix.apply == "parameter":
-            raise TensorMissing(f"expected adapted layers that the family has, got {name}, in {where}", remedy=MERGE)
+            raise TensorMissing(
+                f"expected adapted layers of the family's language model, got {name}, in {where}", remedy=MERGE
+            )
         expected = matrix.shape[::-1] if matrix.apply == "transposed" else matrix.shape
         if expected != (out, inner):
             got = [out, inner]

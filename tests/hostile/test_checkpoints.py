@@ -247,6 +247,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], type[SafegeneError], str]] = {
     "experts kernel": ({"_experts_implementation": "evil/kernel"}, UnsafeCheckpoint, "evil/kernel"),
     "unknown type": ({"model_type": "evil"}, UnsafeCheckpoint, "model_type of .* got 'evil'"),
     "no type": ({"model_type": None}, UnsafeCheckpoint, "got None"),
+    "a billion labels": ({"num_labels": 10**9}, UnsafeCheckpoint, "at most 10000 labels.*num_labels = 1000000000"),
+    "nested labels": ({"text_config": {"num_labels": 10**9}}, UnsafeCheckpoint, "num_labels = 1000000000"),
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, CheckpointError, "not quantised"),
 }
 

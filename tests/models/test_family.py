@@ -176,6 +176,14 @@ def test_the_length_counts_where_the_rotary_embedding_reads_it(tmp_path: Path) -
     assert "max_position_embeddings" not in kept
 
 
+def test_an_old_spelling_of_rope_scaling_is_no_difference() -> None:
+    old = resolved("llama", rope_theta=500000.0, rope_scaling=dict(LLAMA3), max_position_embeddings=64)
+    new = resolved("llama", rope_parameters=LLAMA3 | {"rope_theta": 500000.0}, max_position_embeddings=64)
+    assert forward_values(old) == forward_values(new)
+    other = resolved("llama", rope_parameters=LLAMA3 | {"rope_theta": 5e5, "factor": 4.0}, max_position_embeddings=64)
+    assert forward_values(other) != forward_values(new)
+
+
 def test_nested_configs_are_compared_too(tmp_path: Path) -> None:
     def values(**text: Any) -> dict[str, Any]:
         return forward_values(AutoConfig.for_model("gemma3", text_config={**SMALL, **text}, vision_config={}))
