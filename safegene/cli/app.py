@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safegene.cli import audit, gate, judge, keys, releases, stages, suite, targets, tiny, workspace
+from safegene.cli import audit, gate, judge, keys, releases, serve, stages, suite, targets, tiny, workspace
 from safegene.cli.console import console
 from safegene.errors import SafegeneError
 from safegene.pipeline.process import end_with_flow, report_error, show_progress
@@ -30,6 +30,7 @@ AFTER_STAGES: tuple[Callable[..., None], ...] = (
     releases.resolve,
     releases.merge,
     releases.export,
+    serve.serve_plan,
     workspace.report,
     workspace.diagnose,
     workspace.watch,

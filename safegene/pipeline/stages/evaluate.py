@@ -107,7 +107,7 @@ def evaluate(
     gate = gate or GateParams()
     gate_set, task_set = read_prompts(prompts / "gate.jsonl"), read_prompts(task)
     receipt = validated_receipt(validation, {"gate": gate_set.digest, f"task-{task.stem}": task_set.digest})
-    judges, models = _judges(params, build_judge), _models(aligned, target, candidate, incumbent, limits)
+    judges, models = _judges(params, build_judge), evaluated_models(aligned, target, candidate, incumbent, limits)
     engine = engine or Engine(_dtype(dtype, models), params.server)
     decoding = _decoding(params, engine, policy_digest(gate))
     plan, planned = _plan(gate_set, task_set, models, judges, gate, decoding, incumbent)
@@ -210,7 +210,7 @@ def _stopping(plan: Plan, rows: Sequence[JudgementRow]) -> dict[str, dict[str, A
     return {arm: audit_stopping(row for row in rows if row.model == arm).to_json() for arm in sorted(plan.models)}
 
 
-def _models(
+def evaluated_models(
     aligned: Path, target: Path, candidate: Path, incumbent: Path | None, limits: FetchParams | None
 ) -> dict[Arm, EvaluatedModel]:
     """Arm -> model. The candidate's adapter loads on the full checkpoint under the target."""
