@@ -75,7 +75,7 @@ def test_an_adapter_is_added_to_the_layers(tmp_path: Path) -> None:
     layered = layered_model(root, (tmp_path / "adapter",))
     with torch.no_grad():
         expected = load_model(root, adapters=(tmp_path / "adapter",))(input_ids=IDS).logits
-        base = load_model(root)(input_ids=IDS).logits
+        base = load_model(root, dtype="float32")(input_ids=IDS).logits
         got = layered(input_ids=IDS).logits
     assert (expected - base).abs().max() > 0.1
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
@@ -89,9 +89,9 @@ def test_the_change_of_an_expert_is_added_to_the_merged_parameter(tmp_path: Path
     (tmp_path / "change").mkdir()
     write_factors(patch, tmp_path / "change" / "change.safetensors")
     with torch.no_grad():
-        expected = next_token_log_probs(load_model(root, patch=patch), ROWS, 3)
+        expected = next_token_log_probs(load_model(root, patch=patch, dtype="float32"), ROWS, 3)
         got = next_token_log_probs(layered_model(root, (tmp_path / "change",)), ROWS, 3)
-        base = next_token_log_probs(load_model(root), ROWS, 3)
+        base = next_token_log_probs(load_model(root, dtype="float32"), ROWS, 3)
     assert (expected - base).abs().max() > 0.01
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
