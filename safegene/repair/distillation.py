@@ -5,7 +5,7 @@ does, and on benign prompts what W_d itself does: ``KL(aligned || W_d + V) + w K
 tokens (SafeGene, arXiv 2606.06519). The surrogates take turns, so V is what they have in common.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from safegene.models.patching import low_rank_hooks
-from safegene.repair.divergence import mean_divergence
+from safegene.repair.divergence import mean_divergence, parts_of
 from safegene.repair.lora import lora
 from safegene.repair.shots import Shot
-from safegene.repair.training import optimise, schedule
+from safegene.repair.training import checkpointing, optimise, schedule
 from safegene.vectors.linalg import LowRank, Patch
 from safegene.workspace.params import ExtractParams
 
@@ -61,25 +61,35 @@ def distil(
     turns = [students[name] for name in sorted(students)]
     whole_change = torch.ones(())
 
-    def step_loss(step: int) -> Tensor:
+    def step_losses(step: int) -> Iterator[Tensor]:
         student = turns[(step - 1) % len(turns)]
+        terms = [(1.0, draw(safety, params.batch_size // 2, random))]
+        if params.benign_weight:
+            terms.append((params.benign_weight, draw(student.benign, params.batch_size // 2, random)))
         with low_rank_hooks(model, student.change, dict.fromkeys(student.change, whole_change)):
-            loss = mean_divergence(model, draw(safety, params.batch_size // 2, random))
-            if params.benign_weight:
-                benign = draw(student.benign, params.batch_size // 2, random)
-                loss = loss + params.benign_weight * mean_divergence(model, benign)
-        return loss
+            for weight, shots in terms:
+                yield from _weighted_parts(model, shots, weight)
 
     rank = max(factors.rank for factors in start.values())
     with lora(model, list(start), rank=rank, seed=params.seed, start=start) as factors:
         optimise(
             torch.optim.Adam(factors.parameters, lr=params.learning_rate),
-            step_loss,
+            step_losses,
             steps=params.steps,
             learning_rate=lambda step: params.learning_rate * schedule(step, params.steps),
             after_step=on_step,
         )
         return factors.patch()
+
+
+def _weighted_parts(model: "PreTrainedModel", shots: Sequence[Shot], weight: float) -> Iterator[Tensor]:
+    """() ``weight x mean KL per token`` of the shots, as the sum of the losses of their microbatches."""
+    parts, checkpointed = parts_of(model, shots)
+    tokens = sum(len(shot.teacher) for shot in shots)
+    with checkpointing(model, on=checkpointed):
+        for part in parts:
+            share = sum(len(shot.teacher) for shot in shots[part]) / tokens
+            yield weight * share * mean_divergence(model, shots[part])
 
 
 def draw(shots: Sequence[Shot], count: int, random: torch.Generator) -> list[Shot]:

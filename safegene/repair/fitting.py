@@ -11,7 +11,8 @@ as far as safety allows (`smallest_safe_scale`).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from safegene.errors import EmptySample
 from safegene.repair.coefficients import Coefficients
-from safegene.repair.divergence import ShotLosses, batch_objective, measure_shots, term_weights
+from safegene.repair.divergence import ShotLosses, batch_objective, measure_shots, parts_of, term_weights
 from safegene.repair.shots import SHOT_KINDS, Shot, ShotKind
-from safegene.repair.training import Trajectory, optimise
+from safegene.repair.training import Trajectory, checkpointing, optimise
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.params import CalibrateParams
 
@@ -97,10 +98,14 @@ def fit_coefficients(
         if on_measure is not None:
             on_measure(step, losses)
 
-    def step_loss(_: int) -> Tensor:
+    def step_losses(_: int) -> Iterator[Tensor]:
         batch = draw_batch(kinds, params.batch_size, random)
-        with coefficients.hooked(model, jitter_scales(batch, params.jitter, random)):
-            return batch_objective(model, batch, weights, params.safety_slack)
+        scales, counts = jitter_scales(batch, params.jitter, random), Counter[str](shot.kind for shot in batch)
+        parts, checkpointed = parts_of(model, batch)
+        with checkpointing(model, on=checkpointed):
+            for part in parts:
+                with coefficients.hooked(model, None if scales is None else scales[part]):
+                    yield batch_objective(model, batch[part], weights, params.safety_slack, counts)
 
     def after_step(step: int, _: Tensor) -> bool:
         if step % params.measure_every and step != params.steps:
@@ -111,7 +116,7 @@ def fit_coefficients(
     measure(0)
     optimise(
         torch.optim.Adam(coefficients.parameters, lr=params.learning_rate, betas=ADAM_BETAS),
-        step_loss,
+        step_losses,
         steps=params.steps,
         learning_rate=lambda step: params.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / params.steps)),
         after_step=after_step,

@@ -4,16 +4,21 @@ Law: the same model, rows, settings and seed give the same weights on the same m
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from safegene.errors import EmptySample
 from safegene.models.device import bf16_autocast
+from safegene.models.forward import decoder_layers
+from safegene.models.memory import microbatches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +30,7 @@ IGNORED = -100  # label of a token without loss
 
 def optimise(
     optimiser: torch.optim.Optimizer,
-    step_loss: Callable[[int], Tensor],
+    step_losses: Callable[[int], Iterable[Tensor]],
     *,
     steps: int,
     learning_rate: Callable[[int], float],
@@ -36,7 +41,8 @@ def optimise(
 
     Args:
         optimiser: of the tensors that are trained.
-        step_loss: step (from 1) -> () loss with a gradient; batches are drawn here.
+        step_losses: step (from 1) -> () losses with a gradient, whose sum is the loss; batches are drawn here. Each is
+            differentiated before the next is asked for, so one microbatch's activations are in memory at a time.
         steps: the most steps.
         learning_rate: step -> learning rate.
         max_norm: gradients are clipped to this norm, all tensors together; None clips nothing.
@@ -46,13 +52,15 @@ def optimise(
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step)
-        loss = step_loss(step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = list[Tensor]()
+        for part in step_losses(step):
+            part.backward()  # type: ignore[no-untyped-call]
+            losses.append(part.detach())
         if max_norm is not None:
             nn.utils.clip_grad_norm_(tensors, max_norm)
         optimiser.step()
-        if after_step is not None and after_step(step, loss.detach()):
+        if after_step is not None and after_step(step, torch.stack(losses).sum()):
             return step
     return steps
 
@@ -183,14 +191,20 @@ def supervised(
         parameter.requires_grad_(True)
     batches = _batches(len(examples), batch_size, seed)
 
-    def step_loss(_: int) -> Tensor:
-        with bf16_autocast(model):
-            return response_loss(model, collate([examples[at] for at in next(batches)], pad))
+    def step_losses(_: int) -> Iterator[Tensor]:
+        batch = [examples[at] for at in next(batches)]
+        tokens = sum(len(example.ids) - example.prompt for example in batch)
+        parts, checkpointed = _parts(model, batch)
+        with checkpointing(model, on=checkpointed):
+            for part in parts:
+                share = sum(len(example.ids) - example.prompt for example in part) / tokens
+                with bf16_autocast(model):
+                    yield response_loss(model, collate(part, pad)) * share
 
     model.train()
     done = optimise(
         torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay),
-        step_loss,
+        step_losses,
         steps=steps,
         learning_rate=lambda step: learning_rate * schedule(step, steps),
         max_norm=1.0,
@@ -200,6 +214,39 @@ def supervised(
     for parameter in frozen:
         parameter.requires_grad_(False)
     return done
+
+
+def _parts(model: "PreTrainedModel", batch: Sequence[Example]) -> tuple[list[Sequence[Example]], bool]:
+    """The microbatches of a batch, one where it fits, and whether activations are checkpointed."""
+    longest = max(len(example.ids) for example in batch)
+    plan = microbatches(model, len(batch), longest, longest)
+    return [batch[at : at + plan.rows] for at in range(0, len(batch), plan.rows)], plan.checkpointed
+
+
+@contextmanager
+def checkpointing(model: "PreTrainedModel", *, on: bool = True) -> Iterator[None]:
+    """Keep only the inputs of decoder layers for the backward pass inside the block; each layer is computed again.
+
+    Gradients are those without it, and reach factors beside the weights although the weights are frozen. The backward
+    pass must run inside the block. A layer is computed again as it was called, with every hook on it: transformers
+    checkpoints ``forward`` alone, in training mode only, and would compute experts again without their changes.
+
+    Args:
+        model: a causal language model; its cache must not be used inside the block.
+        on: False changes nothing.
+    """
+    layers = list(decoder_layers(model)) if on else []
+    for layer in layers:
+        vars(layer)["_call_impl"] = partial(_checkpointed, layer)  # what Module.__call__ calls
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["_call_impl"]
+
+
+def _checkpointed(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(partial(type(layer)._call_impl, layer, **kwargs), *args, use_reentrant=False)
 
 
 def _batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -128,7 +128,7 @@ def train(
             measure(0)
         optimise(
             torch.optim.AdamW(factors.parameters, lr=params.learning_rate, weight_decay=0.0),
-            lambda _: loss(case.model, draw_batch(kinds, batch_size, random), weights),
+            lambda _: [loss(case.model, draw_batch(kinds, batch_size, random), weights)],
             steps=last,
             learning_rate=lambda step: params.learning_rate * schedule(step, params.steps),
             max_norm=1.0,
@@ -143,7 +143,7 @@ def cross_entropy(model: "PreTrainedModel", batch: Sequence[Shot], weights: Mapp
     student = next_token_log_probs(model, [shot.ids for shot in batch], keep)
     terms = dict[str, list[Tensor]]()
     for log_probs, shot in zip(student, batch, strict=True):
-        greedy = shot.teacher.argmax(-1, keepdim=True).to(log_probs.device)
+        greedy = shot.greedy[:, None].to(log_probs.device)
         terms.setdefault(shot.kind, []).append(-log_probs[keep - len(shot.teacher) :].gather(1, greedy).mean())
     return torch.stack([weights[kind] * torch.stack(losses).mean() for kind, losses in sorted(terms.items())]).sum()
 
