@@ -12,7 +12,7 @@ from safegene.version import __version__
 from safegene.workspace.digest import digest_json
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
-from safegene.workspace.params import load_yaml
+from safegene.workspace.plain_yaml import load_yaml
 
 Run = Mapping[str, str]
 """What is known of a run: ``run_id``, ``trigger``, ``start``, ``git_commit`` (the commit that it started from)."""

@@ -4,8 +4,6 @@ Every model is frozen and refuses unknown keys. A section is named after the sta
 shares of a whole are numbers in 0..1, never percent.
 """
 
-import math
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +14,7 @@ from safegene.errors import ParamsError
 from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import Baseline
 from safegene.workspace.fields import Digest, Frozen, Name, Positive, PositiveFloat, Share, Uri
+from safegene.workspace.plain_yaml import load_yaml
 from safegene.workspace.plugins import JUDGES
 
 
@@ -323,47 +322,6 @@ class Targets(Frozen):
     aligned: str | None = None
     degraded: dict[Uri, str] = Field(default_factory=dict)
     targets: dict[Name, Target] = Field(default_factory=dict)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without anchors, which alias bombs need, and without duplicate keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise yaml.YAMLError(f"anchors and aliases are not allowed{event.start_mark}")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len({str(key) for key in keys}) != len(keys):
-            raise yaml.YAMLError(f"a key occurs twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(path: Path) -> Any:
-    """Read plain YAML: no tags, aliases, duplicate keys, NaN or infinity.
-
-    Raises:
-        ParamsError: the file is missing, or is not plain YAML.
-    """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-        _require_finite(data)
-    except FileNotFoundError:
-        raise ParamsError(
-            f"expected {path}, got no such file", remedy="run inside a workspace, or create one: `safegene init DIR`"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ParamsError(f"expected plain YAML in {path}, got {' '.join(str(error).split())}") from error
-    return data
-
-
-def _require_finite(value: Any) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"the number {value}")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _require_finite(item)
 
 
 def load_params(path: Path) -> Params:

@@ -7,7 +7,8 @@ from safegene.errors import ParamsError
 from safegene.pipeline.runner import run_stage
 from safegene.pipeline.table import PIPELINE, Stage, stage_named
 from safegene.workspace.layout import Workspace
-from safegene.workspace.params import Params, load_params, load_targets, load_yaml
+from safegene.workspace.params import Params, load_params, load_targets
+from safegene.workspace.plain_yaml import load_yaml
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = Workspace(ROOT)

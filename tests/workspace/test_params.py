@@ -9,9 +9,9 @@ from safegene.workspace.params import (
     Targets,
     load_params,
     load_targets,
-    load_yaml,
     save_targets,
 )
+from safegene.workspace.plain_yaml import load_yaml
 from safegene.workspace.plugins import BASELINES
 
 TEMPLATE = (Path(__file__).parents[2] / "params.yaml").read_text()
