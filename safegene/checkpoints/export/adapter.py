@@ -83,7 +83,7 @@ def write_adapter(
     else:
         (out / CONFIG).write_text(config_text(config), encoding="utf-8")
         (out / WEIGHTS).write_bytes(_saved(tensors))
-    if targets.transposed or not plain:
+    if not plain:
         write_factors(changes, out / CHANGE)
     return {
         "extra_parameters": sum(change.numel() for change in patch.values()),
@@ -145,10 +145,14 @@ def concatenate_factors(
 
 
 def _is_plain(changes: Patch, matrices: Mapping[str, Matrix], model: "PreTrainedModel | None") -> bool:
-    """Whether all are layers of attention and MLPs whose names nothing converts, so that PEFT need not be asked."""
-    kinds = {matrices[name].kind for name in changes if name in matrices}
-    layers = all(matrices[name].apply != "parameter" for name in changes if name in matrices)
-    return layers and kinds <= {"attention", "mlp"} and (model is None or not converts_names(model))
+    """Whether all are linear layers of attention and MLPs, stored as the model names them: PEFT need not be asked."""
+    if model is not None and converts_names(model):
+        return False
+    return all(
+        matrix.apply == "linear" and matrix.kind in ("attention", "mlp") and matrix.parameter == name
+        for name, matrix in matrices.items()
+        if name in changes
+    )
 
 
 def _config(targets: Targets, base_model: str, revision: str | None) -> dict[str, Any]:
