@@ -13,18 +13,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.results import Figure, markdown, measured_at, new_figure, publish, write
-
-if TYPE_CHECKING:
-    from safegene.datasets.prompts import Prompt
 
 COMMAND = "make bench-engine"
 HERE = Path(__file__).parent
 GOAL_GIB = 12.0
 TOLERANCE = 0.10
-STEPS, PROMPTS, NEW_TOKENS, SHOTS = 2, 4, 16, 6
+STEPS, PROMPTS, NEW_TOKENS, SHOTS, RESPONSE_TOKENS = 2, 4, 16, 6, 8
 TOP_LAYERS = 4
 WORDS = ("how", "do", "i", "make", "a", "table", "with", "two", "short", "legs", "please")
 B3: Mapping[str, Any] = {
@@ -53,26 +50,37 @@ TEMPLATE = "{% for m in messages %}<user> {{ m['content'] }} <reply> {% endfor %
 def build(folder: Path, shape: Mapping[str, Any]) -> None:
     """A Llama of that shape with random bf16 weights, and a tokenizer of a few words with a chat template."""
     import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=0, eos_token_id=1, pad_token_id=1))
     model = model.to(torch.bfloat16).to_empty(device="cpu")
     model.tie_weights()
-    random = torch.Generator().manual_seed(0)
+    block = 0.02 * torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.fill_(1.0) if name.endswith("norm.weight") else weight.normal_(0.0, 0.02, generator=random)
+            flat = weight.view(-1)
+            for at in range(0, flat.numel(), block.numel()):  # the same numbers again: fast, and memory does not care
+                flat[at : at + block.numel()] = block[: flat.numel() - at]
+            if name.endswith("norm.weight"):
+                flat.fill_(1.0)
     model.save_pretrained(folder, max_shard_size="1GB")
+    tokenizer().save_pretrained(folder)
+
+
+def tokenizer() -> Any:
+    """A tokenizer of a few words with a chat template."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {word: at for at, word in enumerate(("<s>", "</s>", "<user>", "<reply>", "<unk>", *WORDS))}
     inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
+    made.chat_template = TEMPLATE
+    return made
 
 
 def prompts(count: int) -> list[str]:
@@ -106,35 +114,29 @@ def run_select(root: Path) -> None:
     from safegene.models.loading import load_model, load_tokenizer
     from safegene.repair.selection import activation_shifts
 
-    tokenizer, change = load_tokenizer(root), vector(root)
-    activation_shifts(load_model(root), [encode_chat(tokenizer, one) for one in prompts(SHOTS)], {"vector": change})
+    words, change = load_tokenizer(root), vector(root)
+    activation_shifts(load_model(root), [encode_chat(words, one) for one in prompts(SHOTS)], {"vector": change})
 
 
 def run_calibrate(root: Path) -> None:
     """What stage ``calibrate`` holds: both teachers in turn, the shots, and the fit of coefficients."""
+    from safegene.models.generation import encode_chat
     from safegene.models.loading import load_model, load_tokenizer
     from safegene.repair.coefficients import new_coefficients
     from safegene.repair.fitting import fit_coefficients
-    from safegene.repair.shots import shots_from_teacher
+    from safegene.repair.shots import make_shots
     from safegene.workspace.params import CalibrateParams
 
-    tokenizer, change = load_tokenizer(root), vector(root)
-    rows = [_prompt(at, text) for at, text in enumerate(prompts(SHOTS))]
+    words, change = load_tokenizer(root), vector(root)
+    reply = list(range(5, 5 + RESPONSE_TOKENS))
+    encoded = [(f"p{at}", encode_chat(words, text), reply) for at, text in enumerate(prompts(SHOTS))]
     teacher = load_model(root, patch=change)
-    shots = shots_from_teacher(teacher, tokenizer, rows, kind="safety", response_tokens=8)
+    shots = make_shots(teacher, encoded, kind="safety", response_tokens=RESPONSE_TOKENS)
     del teacher
     model = load_model(root)
-    shots += shots_from_teacher(model, tokenizer, rows, kind="benign", response_tokens=8)
+    shots += make_shots(model, encoded, kind="benign", response_tokens=RESPONSE_TOKENS)
     params = CalibrateParams(steps=STEPS, measure_every=STEPS, task_weight=0.0, safety_slack=0.0)
     fit_coefficients(params, model, new_coefficients(params, change, 1e7), shots, shots)
-
-
-def _prompt(at: int, text: str) -> "Prompt":
-    from safegene.datasets.prompts import Prompt
-
-    return Prompt(
-        id=f"p{at}", prompt=text, response="", kind="harmful", split="fit", category="", behaviour="", pool=""
-    )
 
 
 def run_evaluate(root: Path) -> None:
@@ -142,8 +144,8 @@ def run_evaluate(root: Path) -> None:
     from safegene.models.generation import generate
     from safegene.models.loading import load_model, load_tokenizer
 
-    model, tokenizer = load_model(root), load_tokenizer(root)
-    generate(model, tokenizer, prompts(PROMPTS), max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
+    model, words = load_model(root), load_tokenizer(root)
+    generate(model, words, prompts(PROMPTS), max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
 
 
 STAGES: Mapping[str, Callable[[Path], None]] = {
@@ -162,7 +164,7 @@ def predicted(root: Path) -> dict[str, int]:
     return stage_peak_bytes(
         size_of_checkpoint(open_checkpoint(root)),
         tokens=12,
-        keep=8,
+        keep=RESPONSE_TOKENS,
         rows=2 * SHOTS,
         batch_size=PROMPTS,
         new_tokens=NEW_TOKENS,
