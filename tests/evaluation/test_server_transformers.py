@@ -12,12 +12,14 @@ import httpx
 import pytest
 
 from safegene.errors import SourceError
-from safegene.evaluation.server import ModelServer, generate_on_server
-from safegene.evaluation.server_check import disagreement
+from safegene.evaluation.server import ModelServer, generate_on_server, score_on_server
+from safegene.evaluation.server_check import ServedModels, disagreement
+from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build
 from safegene.tiny.data import gate_set
+from safegene.workspace.params import ServerParams
 
 READY_SECONDS, LIMIT = 180, 24
 
@@ -62,6 +64,19 @@ def test_its_replies_are_those_of_the_weights_on_disk(server: ModelServer) -> No
     assert [(one.tokens, one.finished) for one in served if isinstance(one, Reply)] == [
         (one.tokens, one.finished) for one in local
     ]
+
+
+def test_its_weights_are_checked_by_the_beginnings_of_replies(server: ModelServer) -> None:
+    """It refuses requests for log-probabilities."""
+    folder = build("aligned", 0)
+    prompts = [one.prompt for one in gate_set() if one.split == "test"][::80]
+    assert score_on_server(server, prompts, tokens=2) is None
+    params = ServerParams(url=server.url, names={"aligned": str(folder)}, allow_hosts=server.allow_hosts, at_once=2)
+    replies = ServedModels(params).replies("aligned", EvaluatedModel(folder, (), ("it",)), prompts, max_new_tokens=4)
+    assert all(isinstance(reply, Reply) for reply in replies)
+    other = EvaluatedModel(build("group", 0), (), ("other",))
+    with pytest.raises(SourceError, match="begin its replies as the weights on disk do"):
+        ServedModels(params).replies("aligned", other, prompts, max_new_tokens=4)
 
 
 def test_a_reply_that_it_cuts_off_says_so(server: ModelServer) -> None:
