@@ -1,11 +1,12 @@
 """Every text architecture of transformers through the engine, on tiny random models.
 
-``python -m benchmarks.engine.architectures [MODEL_TYPE ...]`` writes ``architectures_table.json``, figures, and a section
-of RESULTS.md. For each architecture there are an aligned model, a degraded one that differs from it in every floating
-tensor, and a target that is the degraded model with a further change. They are fetched; the delta is extracted and
-compressed; the target is calibrated for two steps on all layers; the repair is exported and merged. Another process,
-with transformers and PEFT alone, loads what was written. A row states what the vector reaches, how far the loaded
-models are from what was calibrated, and whether replies in a batch are those of single prompts; or why it is refused.
+``python -m benchmarks.engine.architectures [MODEL_TYPE ...]`` writes ``architectures_table.json``, figures, and a
+section of RESULTS.md. For each architecture there are an aligned model, a degraded one that differs from it in every
+floating tensor, and a target that is the degraded model with a further change. They are fetched; the delta is extracted
+and compressed; the target is calibrated for two steps on all layers; the repair is exported and merged. Another
+process, with transformers and PEFT alone, loads what was written. A row states what the vector reaches, how far the
+loaded models are from what was calibrated, and whether replies in a batch are those of single prompts; or why it is
+refused.
 """
 
 import json
@@ -153,7 +154,7 @@ def measure(names: Sequence[str], folder: Path) -> list[Row]:
 
 
 def _run(row: Row, folder: Path) -> tuple[Tensor, Tensor]:
-    """One architecture through every stage; returns the target's logits, and those with the repair beside its weights."""
+    """One architecture through every stage: the target's logits, and those with the repair beside its weights."""
     limits, prompts = FetchParams(model_types=(row.name,)), DATA / "prompts"
     save_architecture(folder / "model", row.name)
     save_changed(folder / "model", folder / "degraded-model", seed=1)
@@ -190,8 +191,14 @@ def _run(row: Row, folder: Path) -> tuple[Tensor, Tensor]:
         limits=limits,
     ).facts
     row.repaired, row.not_carried = facts["repaired"], facts["not_carried"]
-    places = {"aligned": aligned, "target": folder / "target", "candidate": folder / "candidate"}
-    merge(**places, out=folder / "merged", limits=limits, lossy=True)
+    merge(
+        aligned=aligned,
+        target=folder / "target",
+        candidate=folder / "candidate",
+        out=folder / "merged",
+        limits=limits,
+        lossy=True,
+    )
     if facts["adapter_loads"]:
         export(folder / "candidate", out=folder / "adapter", target=row.name)
     return _ask(row, target, folder / "candidate")
@@ -200,7 +207,7 @@ def _run(row: Row, folder: Path) -> tuple[Tensor, Tensor]:
 def save_changed(folder: Path, to: Path, *, seed: int, size: float = CHANGED) -> Path:
     """A copy of a checkpoint in which every floating tensor differs: matrices by a change of rank 2, others by noise.
 
-    Embeddings and heads, where fine-tuning changes little, are changed by `ELSEWHERE` of their size, all else by ``size``.
+    Embeddings and heads, where fine-tuning changes little, are changed by `ELSEWHERE` of their size, others by ``size``.
     """
     random = torch.Generator().manual_seed(seed)
     to.mkdir(parents=True)
@@ -222,7 +229,8 @@ def _changed(name: str, tensor: Tensor, random: torch.Generator, size: float) ->
     else:
         change = torch.randn(tensor.shape, generator=random)
     share = ELSEWHERE if any(word in name for word in ("embed", "wte", "wpe", "head", "word")) else size
-    return tensor + change * (share * tensor.norm() / change.norm().clamp_min(1e-12))
+    size_of_change = share * float(tensor.norm()) / max(float(change.norm()), 1e-12)
+    return tensor.add(change, alpha=size_of_change)
 
 
 def _target(folder: Path) -> Any:
@@ -269,7 +277,7 @@ def table(rows: Sequence[Row]) -> str:
         return otherwise if value is None else f"{value:.0e}"
 
     lines = [
-        "| architecture | kind | matrices | reached, % of the energy | out of reach, % | PEFT | merged | batch = single |",
+        "| architecture | kind | matrices | reached, % of energy | out of reach, % | PEFT | merged | batch = single |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -310,9 +318,9 @@ def main(names: Sequence[str]) -> None:
     figures = [new_figure(name, n, "", command=COMMAND, goal=goal, holds=holds) for name, n, goal, holds in goals]
     write(HERE / "architectures.json", figures)
     lead = (
-        f"{through} of {len(rows)} text architectures of transformers, each a tiny random model. PEFT and merged: largest "
-        f"error of a logit, as a share of the largest change of one, as another process loads what was written (at most "
-        f"{TOLERANCE:g}). Rows that miss a goal: {', '.join(gaps) or 'none'}."
+        f"{through} of {len(rows)} text architectures of transformers, each a tiny random model. PEFT and merged: "
+        f"largest error of a logit, as a share of the largest change of one, as another process loads what was written "
+        f"(at most {TOLERANCE:g}). Rows that miss a goal: {', '.join(gaps) or 'none'}."
     )
     publish("engine-architectures", "Architectures", measured_at(COMMAND), f"{lead}\n\n{table(rows)}")
 
