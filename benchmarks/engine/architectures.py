@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.results import measured_at, new_figure, publish, write
 from safegene.checkpoints.chat_template import chat_files
 from safegene.checkpoints.export.adapter import read_change
 from safegene.checkpoints.sources import local_checkpoint
+from safegene.checkpoints.structure import read_structure
 from safegene.errors import SafegeneError
 from safegene.models.forward import decoder_layers
 from safegene.models.generation import generate
@@ -157,11 +158,12 @@ def _run(row: Row, folder: Path) -> tuple[Tensor, Tensor]:
     """One architecture through every stage: the target's logits, and those with the repair beside its weights."""
     limits, prompts = FetchParams(model_types=(row.name,)), DATA / "prompts"
     save_architecture(folder / "model", row.name)
-    save_changed(folder / "model", folder / "degraded-model", seed=1)
-    save_changed(folder / "degraded-model", folder / "target-model", seed=2, size=FURTHER)
     aligned, degraded, delta, vector = (folder / part for part in ("aligned", "degraded", "delta", "vector"))
     own = [f"file://{folder / 'degraded-model'}"]
     fetch(f"file://{folder / 'model'}", out=aligned, params=limits)
+    matrices = {matrix.tensor for matrix in read_structure(aligned).matrices.values()}
+    save_changed(folder / "model", folder / "degraded-model", matrices, seed=1)
+    save_changed(folder / "degraded-model", folder / "target-model", matrices, seed=2, size=FURTHER)
     fetch(f"file://{folder / 'target-model'}", out=folder / "target", family=aligned, params=limits)
     judge = JudgeParams(kind="grammar")
     degrade(aligned=aligned, prompts=prompts, judge=judge, out=degraded, checkpoints=own, limits=limits)
@@ -204,10 +206,11 @@ def _run(row: Row, folder: Path) -> tuple[Tensor, Tensor]:
     return _ask(row, target, folder / "candidate")
 
 
-def save_changed(folder: Path, to: Path, *, seed: int, size: float = CHANGED) -> Path:
-    """A copy of a checkpoint in which every floating tensor differs: matrices by a change of rank 2, others by noise.
+def save_changed(folder: Path, to: Path, matrices: Collection[str], *, seed: int, size: float = CHANGED) -> Path:
+    """A copy of a checkpoint in which every floating tensor differs.
 
-    Embeddings and heads, where fine-tuning changes little, are changed by `ELSEWHERE` of their size, others by ``size``.
+    The stored tensors that hold ``matrices`` change by ``size`` of their norm, in rank 2, all others by noise of
+    `ELSEWHERE` of theirs: fine-tuning changes embeddings, norms and states little.
     """
     random = torch.Generator().manual_seed(seed)
     to.mkdir(parents=True)
@@ -215,22 +218,24 @@ def save_changed(folder: Path, to: Path, *, seed: int, size: float = CHANGED) ->
         if path.suffix != ".safetensors":
             (to / path.name).write_bytes(path.read_bytes())
             continue
-        tensors = {name: _changed(name, one, random, size) for name, one in sorted(load_file(path).items())}
+        tensors = {
+            name: _changed(tensor, random, size if name in matrices else None)
+            for name, tensor in sorted(load_file(path).items())
+        }
         save_file(tensors, to / path.name, metadata={"format": "pt"})
     return to
 
 
-def _changed(name: str, tensor: Tensor, random: torch.Generator, size: float) -> Tensor:
+def _changed(tensor: Tensor, random: torch.Generator, size: float | None) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    if tensor.ndim in (2, 3) and min(tensor.shape[-2:]) > 2:
+    if size is not None:
         *lead, rows, columns = tensor.shape
         change = torch.randn(*lead, rows, 2, generator=random) @ torch.randn(*lead, 2, columns, generator=random)
     else:
         change = torch.randn(tensor.shape, generator=random)
-    share = ELSEWHERE if any(word in name for word in ("embed", "wte", "wpe", "head", "word")) else size
-    size_of_change = share * float(tensor.norm()) / max(float(change.norm()), 1e-12)
-    return tensor.add(change, alpha=size_of_change)
+    norm = max(float(tensor.norm()), 1e-3)  # a tensor of zeros differs too
+    return tensor.add(change, alpha=(ELSEWHERE if size is None else size) * norm / float(change.norm()))
 
 
 def _target(folder: Path) -> Any:
