@@ -306,16 +306,21 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(names: Sequence[str]) -> None:
-    """Measure all architectures, or those named, which then are only printed."""
+    """Measure all architectures, or those named; then the rows of the others stay as they were."""
     logging.basicConfig(level=logging.ERROR)
     log.setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(names or sorted(ARCHITECTURES), Path(folder))
-    print(table(rows))
-    if names:
-        return
+        measured = measure(names or sorted(ARCHITECTURES), Path(folder))
+    path = HERE / "architectures_table.json"
+    known = [Row(**values) for values in json.loads(path.read_text())] if names and path.is_file() else []
+    rows = sorted({row.name: row for row in (*known, *measured)}.values(), key=lambda row: row.name)
+    write_file(path, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    _publish(rows)
+
+
+def _publish(rows: Sequence[Row]) -> None:
+    """Write the figures, and the section of RESULTS.md."""
     through, gaps = sum(not row.refused for row in rows), [row.name for row in rows if not row.holds]
-    write_file(HERE / "architectures_table.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     goals = (
         ("architectures through every stage", through, "at least 40", through >= 40),
         ("architectures with an error, or a difference that is not stated", len(gaps), "0", not gaps),
