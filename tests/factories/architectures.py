@@ -100,7 +100,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma3_text": Architecture(values=_SLIDING),
     "olmo3": Architecture(values=_SLIDING),
     "opt": Architecture(values={"ffn_dim": 48, "word_embed_proj_dim": 32}),
-    "xglm": Architecture(values={"ffn_dim": 48, "d_model": 32, "num_layers": 2, "attention_heads": 4}),
     "gpt_neo": Architecture(values={"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8}),
     "gptj": Architecture(values={"rotary_dim": 4}),
     "codegen": Architecture(values={"rotary_dim": 4}),
