@@ -28,6 +28,7 @@ from safegene.models.loading import load_model
 from safegene.models.patching import add_patch, low_rank_hooks, matrix_weight, patched
 from safegene.models.structure import analyse, remember, structure_of
 from safegene.vectors.linalg import LowRank
+from tests.factories.architectures import new_architecture, save_architecture
 
 SIZE: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -172,3 +173,15 @@ def test_an_adapter_is_read_as_peft_reads_it(tmp_path: Path, kind: str, modules:
     expected = logits(peft.eval())
     assert (logits(plain) - expected).norm() > 0.01
     assert (logits(ours) - expected).norm() < 1e-4 * (logits(plain) - expected).norm()
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "phimoe"])
+def test_a_router_that_returns_more_than_its_product_gets_its_change_in_the_parameter(model_type: str) -> None:
+    routers = [one for one in structure_of(new_architecture(model_type)).matrices.values() if one.kind == "router"]
+    assert routers
+    assert {one.apply for one in routers} == {"parameter"}
+
+
+@pytest.mark.parametrize("model_type", ["kimi_linear", "olmo_hybrid"])
+def test_a_parameter_of_several_stored_tensors_is_compared_with_none_of_them(tmp_path: Path, model_type: str) -> None:
+    assert analyse(open_checkpoint(save_architecture(tmp_path / "m", model_type))).matrices
