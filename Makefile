@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-real test test-slow lint docs lock bench bench-recovery bench-gate clean
+.PHONY: demo demo-real test test-slow lint docs lock bench bench-recovery bench-gate bench-engine clean
 
 $(STAMP): requirements.lock pyproject.toml
 	test -d $(VENV) || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
@@ -49,6 +49,9 @@ lock:  ## needs uv; torch stays out of the lock, since its CPU and CUDA builds d
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.pipeline.run
+
+bench-engine: $(STAMP)  ## extraction, merge and memory beside mergekit and PEFT
+	$(BIN)/python -m benchmarks.engine.run
 
 bench-gate: $(STAMP)  ## the gate: simulated errors and costs, A/A, injected faults
 	$(BIN)/python -m studies.gate.run

@@ -12,7 +12,7 @@ per row and column does not have: see `safegene.vectors.linalg.rounding_edge`.
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -24,6 +24,7 @@ from safegene.checkpoints.read_ahead import Part, blocks_of, read_ahead
 from safegene.checkpoints.structure import Structure
 from safegene.models.device import default_device
 from safegene.repair.delta import Coverage, Delta, ExtractedMatrix
+from safegene.repair.finished_matrices import FinishedMatrices, MatrixDelta
 from safegene.vectors.linalg import (
     LowRank,
     energy,
@@ -57,24 +58,12 @@ class Sums:
     floor: float = 0.0
 
 
-@dataclass
-class Extraction:
-    """The state of one extraction: what is found of each matrix, and the energies by kind of tensor."""
-
-    factors: dict[str, LowRank] = field(default_factory=dict)
-    matrices: dict[str, ExtractedMatrix] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    carried: dict[str, float] = field(default_factory=dict)
-    missed: dict[str, float] = field(default_factory=dict)
-
-    def delta(self) -> Delta:
-        """What was found."""
-        coverage = Coverage(carried=self.carried, missed=self.missed)
-        return Delta(self.factors, self.matrices, self.skipped, coverage)
-
-
 def delta_of_checkpoints(
-    params: ExtractParams, base: Checkpoint, structure: Structure, others: Sequence[Checkpoint]
+    params: ExtractParams,
+    base: Checkpoint,
+    structure: Structure,
+    others: Sequence[Checkpoint],
+    finished: FinishedMatrices | None = None,
 ) -> Delta:
     """The delta of every matrix of ``structure``, and the energy of the difference in all other tensors.
 
@@ -83,36 +72,53 @@ def delta_of_checkpoints(
         base: the aligned model.
         structure: of the family.
         others: the degraded models; of an embedding that grew, the rows that the family has are compared.
+        finished: where finished matrices are kept, and those of a killed run are found.
 
     Raises:
         TensorMissing: a degraded model lacks a tensor of the family.
     """
-    found, device = Extraction(), torch.device(default_device())
+    device = torch.device(default_device())
     names, rest = structure.names, _rest(base, structure)
-    plan = {name: list(_groups([_part(one, name) for one in (base, *others)])) for name in (*names, *rest)}
-    largest = max((torch.Size(structure.matrices[name].shape).numel() for name in names), default=0)
+    found = finished.read() if finished else {}
+    todo = [name for name in names if name not in found]
+    if found:
+        log.info("delta: %d of %d matrices are those of a run that was stopped", len(found), len(names))
+    plan = {name: list(_groups([_part(one, name) for one in (base, *others)])) for name in (*todo, *rest)}
+    largest = max((torch.Size(base.matrix_shape(name)).numel() for name in todo), default=0)
     buffer = torch.empty(largest, dtype=torch.float32, device=device)
+    elsewhere = dict[str, float]()
     with read_ahead([group for groups in plan.values() for group in groups], max_bytes=READ_AHEAD) as read:
-        for at, name in enumerate(names, start=1):
+        for at, name in enumerate(todo, start=len(names) - len(todo) + 1):
             shape = base.matrix_shape(name)
             mean = buffer[: torch.Size(shape).numel()].view(shape)
             sums = _difference(islice(read, len(plan[name])), mean)
-            _extract(params, found, name, mean, sums, others)
-            _add(found, structure.matrices[name].kind, sums.total, carried=name in found.factors)
+            found[name] = _extract(params, name, mean, sums, others)
+            if finished:
+                finished.keep(name, found[name])
             log.info("delta: %d of %d matrices, %s", at, len(names), name)
         for name, kind in rest.items():
-            _add(found, kind, _difference(islice(read, len(plan[name]))).total, carried=False)
-    return found.delta()
+            total = _difference(islice(read, len(plan[name]))).total
+            elsewhere[kind] = elsewhere.get(kind, 0.0) + total
+    return _delta(structure, found, elsewhere)
+
+
+def _delta(structure: Structure, found: Mapping[str, MatrixDelta], elsewhere: dict[str, float]) -> Delta:
+    """All matrices in the order of the structure."""
+    carried, missed = dict[str, float](), elsewhere
+    for name in structure.names:
+        energies, kind = carried if found[name].factors else missed, structure.matrices[name].kind
+        energies[kind] = energies.get(kind, 0.0) + found[name].total
+    return Delta(
+        factors={name: factors for name in structure.names if (factors := found[name].factors)},
+        matrices={name: matrix for name in structure.names if (matrix := found[name].matrix)},
+        skipped={name: found[name].skipped for name in structure.names if not found[name].factors},
+        coverage=Coverage(carried=carried, missed=missed),
+    )
 
 
 def _rest(base: Checkpoint, structure: Structure) -> Mapping[str, str]:
     """Other tensor of the model -> its kind, without those that are recomputed or are a tied copy."""
     return {name: kind for name, kind in structure.others.items() if kind != "buffer" and name in base.shapes}
-
-
-def _add(found: Extraction, kind: str, total: float, *, carried: bool) -> None:
-    energies = found.carried if carried else found.missed
-    energies[kind] = energies.get(kind, 0.0) + total
 
 
 def _part(checkpoint: Checkpoint, name: str) -> Part:
@@ -159,28 +165,21 @@ def _difference(blocks: Iterable[list[Tensor]], into: Tensor | None = None) -> S
     return sums
 
 
-def _extract(
-    params: ExtractParams, found: Extraction, name: str, mean: Tensor, sums: Sums, others: Sequence[Checkpoint]
-) -> None:
-    """Factors of one mean difference, or why there are none."""
+def _extract(params: ExtractParams, name: str, mean: Tensor, sums: Sums, others: Sequence[Checkpoint]) -> MatrixDelta:
+    """Factors of one mean difference (out, in), or why there are none."""
     if sums.total == 0.0:
-        found.skipped[name] = UNCHANGED
-        return
-    svd = randomised_svd(
-        mean, params.max_rank, power_iterations=params.power_iterations, seed=params.seed, total=sums.total
-    )
+        return MatrixDelta(0.0, UNCHANGED)
+    iterations = params.power_iterations
+    svd = randomised_svd(mean, params.max_rank, power_iterations=iterations, seed=params.seed, total=sums.total)
     signal = signal_share(sums.total, sums.floor) if sums.floor else 1.0
     if signal < MIN_SIGNAL:
         edge = rounding_edge([other.matrix(name).to(mean.device) for other in others], mean)
         if not (outstanding := float(svd.energies[svd.energies > edge].sum())):
-            found.skipped[name] = (
-                f"{signal:.0%} of the difference is signal, the rest rounding to {_dtypes(others, name)}"
-            )
-            log.warning("%s: %s", name, found.skipped[name])
-            return
+            reason = f"the difference cannot be told from rounding to {_dtypes(others, name)}"
+            log.warning("%s: %s", name, reason)
+            return MatrixDelta(sums.total, reason)
         signal = max(signal, outstanding / sums.total)
-    found.factors[name] = LowRank(svd.factors.up.cpu(), svd.factors.down.cpu())
-    found.matrices[name] = ExtractedMatrix(
+    matrix = ExtractedMatrix(
         energies=tuple(float(value) for value in svd.energies),
         total=sums.total,
         error=svd.relative_error,
@@ -188,6 +187,7 @@ def _extract(
         floor=sums.floor,
         signal=min(1.0, signal),
     )
+    return MatrixDelta(sums.total, "", matrix, LowRank(svd.factors.up.cpu(), svd.factors.down.cpu()))
 
 
 def _dtypes(others: Sequence[Checkpoint], name: str) -> str:

@@ -18,12 +18,13 @@ from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
-from safegene.models.device import threads_for
+from safegene.models.device import default_device, threads_for
 from safegene.repair.checkpoint_delta import delta_of_checkpoints
 from safegene.repair.delta import Coverage, Delta, DeltaFile, delta_of_factors, distil_delta
+from safegene.repair.finished_matrices import FinishedMatrices
 from safegene.vectors.vector import read_surrogates, write_factors
-from safegene.workspace.digest import digest_file
-from safegene.workspace.manifest import Manifest, write_artefact
+from safegene.workspace.digest import digest_bytes, digest_file
+from safegene.workspace.manifest import Draft, Manifest, write_artefact
 from safegene.workspace.params import ExtractParams, FetchParams
 
 
@@ -67,51 +68,65 @@ def extract(
     base, structure = open_checkpoint(local_checkpoint(aligned, limits).root), read_structure(aligned)
     dtype = resolve_dtype(dtype, base.specs.values())
     inputs: dict[str, Path | str] = {"aligned": aligned, "safety.jsonl": prompts / "safety.jsonl"}
+    finished: FinishedMatrices | None = None
     with threads_for(base.parameters):
         if checkpoints:
-            delta, digests = _of_checkpoints(params, base, structure, checkpoints, pins or {}, limits or FetchParams())
+            fetched = [_fetch_user_checkpoint(uri, (pins or {}).get(uri), base, limits) for uri in checkpoints]
+            digests = {uri: local.digest for uri, local in zip(checkpoints, fetched, strict=True)}
             inputs |= digests
+            finished = _finished(read_record(aligned).digest, structure, list(digests.values()), params)
+            others = [open_checkpoint(local.root) for local in fetched]
+            delta = delta_of_checkpoints(params, base, structure, others, finished)
         else:
             delta, digests = _of_surrogates(params, base, structure, degraded, prompts / "safety.jsonl", dtype)
             inputs["degraded"] = degraded
     _require_signal(delta)
     _require_coverage(params, delta.coverage)
-    content = DeltaFile(
-        method=params.method,
-        aligned=read_record(aligned).digest,
-        architecture=read_record(aligned).architecture,
-        degraded=digests,
-        matrices=delta.matrices,
-        skipped=delta.skipped,
-        coverage=delta.coverage,
-    )
     chosen = params.model_dump(mode="json") | {"dtype": dtype}
     with write_artefact(out, stage="extract", params=chosen, inputs=inputs) as draft:
-        write_factors(delta.factors, draft.path / "delta.safetensors")
-        (draft.path / "delta.json").write_bytes(content.content)
-        norms = [matrix.relative_norm for matrix in delta.matrices.values()]
-        draft.facts.update(
-            matrices=len(norms),
-            skipped=len(delta.skipped),
-            relative_norm=sum(norms) / len(norms),
-            coverage=delta.coverage.share,
-            missed=delta.coverage.missed,
+        _write(
+            draft,
+            delta,
+            DeltaFile(
+                method=params.method,
+                aligned=read_record(aligned).digest,
+                architecture=read_record(aligned).architecture,
+                degraded=digests,
+                matrices=delta.matrices,
+                skipped=delta.skipped,
+                coverage=delta.coverage,
+            ),
         )
+    if finished:
+        finished.remove()
     return draft.done
 
 
-def _of_checkpoints(
-    params: ExtractParams,
-    base: Checkpoint,
-    structure: Structure,
-    uris: Sequence[str],
-    pins: Mapping[str, str],
-    limits: FetchParams,
-) -> tuple[Delta, dict[str, str]]:
-    """The delta from the user's checkpoints, and source -> digest."""
-    fetched = {uri: _fetch_user_checkpoint(uri, pins.get(uri), base, limits) for uri in uris}
-    delta = delta_of_checkpoints(params, base, structure, [open_checkpoint(local.root) for local in fetched.values()])
-    return delta, {uri: local.digest for uri, local in fetched.items()}
+def _write(draft: Draft, delta: Delta, content: DeltaFile) -> None:
+    """The files of the artefact, and its facts."""
+    write_factors(delta.factors, draft.path / "delta.safetensors")
+    (draft.path / "delta.json").write_bytes(content.content)
+    norms = [matrix.relative_norm for matrix in delta.matrices.values()]
+    draft.facts.update(
+        matrices=len(norms),
+        skipped=len(delta.skipped),
+        relative_norm=sum(norms) / len(norms),
+        coverage=delta.coverage.share,
+        missed=delta.coverage.missed,
+    )
+
+
+def _finished(aligned: str, structure: Structure, degraded: Sequence[str], params: ExtractParams) -> FinishedMatrices:
+    """The matrices that a killed run of the same extraction finished."""
+    return FinishedMatrices(
+        {
+            "aligned": aligned,
+            "structure": digest_bytes(structure.content),
+            "degraded": list(degraded),
+            "params": params.model_dump(mode="json", include={"max_rank", "power_iterations", "seed"}),
+            "device": default_device().partition(":")[0],
+        }
+    )
 
 
 def _of_surrogates(
@@ -147,9 +162,9 @@ def _require_coverage(params: ExtractParams, coverage: Coverage) -> None:
         )
 
 
-def _fetch_user_checkpoint(uri: str, pin: str | None, base: Checkpoint, limits: FetchParams) -> CachedCheckpoint:
+def _fetch_user_checkpoint(uri: str, pin: str | None, base: Checkpoint, limits: FetchParams | None) -> CachedCheckpoint:
     """A degraded checkpoint that the user named: it must hold what was pinned, and be of the family."""
-    local = sources.fetch(uri, limits=limits)
+    local = sources.fetch(uri, limits=limits or FetchParams())
     where = redact(uri)
     if pin is not None and local.fingerprint != pin:
         raise StaleArtifact(

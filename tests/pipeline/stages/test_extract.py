@@ -1,5 +1,8 @@
 """The delta: exact from factors, streamed from checkpoints, honest about rounding; and the distilled one."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from safegene.checkpoints import sources
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.sources import fingerprint
 from safegene.errors import ArtifactError, CheckpointError, ParamsError, ShapeMismatch, StaleArtifact
@@ -16,12 +20,13 @@ from safegene.models.structure import analyse
 from safegene.pipeline.stages.extract import extract
 from safegene.pipeline.stages.fetch import fetch
 from safegene.repair.checkpoint_delta import UNCHANGED, delta_of_checkpoints
-from safegene.repair.delta import Delta, DeltaFile, delta_of_factors, read_delta
-from safegene.vectors.linalg import Patch, concat, energy, truncate
+from safegene.repair.delta import Delta, DeltaFile, ExtractedMatrix, delta_of_factors, read_delta
+from safegene.repair.finished_matrices import FinishedMatrices, MatrixDelta
+from safegene.vectors.linalg import LowRank, Patch, concat, energy, truncate
 from safegene.vectors.vector import read_factors, read_surrogates
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import Manifest
-from safegene.workspace.params import ExtractParams
+from safegene.workspace.params import ExtractParams, FetchParams
 from safegene.workspace.parsing import parse_json
 from tests.factories.artefacts import DATA, files, made, payload
 from tests.factories.llamas import CHAT_TEMPLATE, random_patch, save_llama
@@ -288,3 +293,90 @@ def test_the_users_degraded_checkpoints_are_what_was_pinned_and_of_the_family(ro
             ExtractParams(max_rank=16), tmp_path / "x", aligned=tmp_path / "aligned", checkpoints=(f"file://{foreign}",)
         )
     assert not (tmp_path / "x").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from safegene.pipeline.stages.extract import extract
+from safegene.repair import checkpoint_delta
+from safegene.repair.finished_matrices import FinishedMatrices
+from safegene.workspace import manifest
+
+aligned, prompts, degraded, uri, out, point, number = sys.argv[1:]
+left, computed = int(number), 0
+real_svd = checkpoint_delta.randomised_svd
+
+def svd(*args, **options):
+    global computed
+    computed += 1
+    return real_svd(*args, **options)
+
+def kill_at(owner, name):
+    real = getattr(owner, name)
+    def call(*args, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+    setattr(owner, name, call)
+
+checkpoint_delta.randomised_svd = svd
+{"svd": lambda: kill_at(checkpoint_delta, "randomised_svd"), "keep": lambda: kill_at(FinishedMatrices, "keep"),
+ "rename": lambda: kill_at(Path, "rename"), "none": lambda: None}[point]()
+extract(aligned=Path(aligned), degraded=Path(degraded), prompts=Path(prompts), out=Path(out), checkpoints=(uri,))
+print(computed)
+"""
+
+
+@pytest.mark.parametrize(("point", "number", "again"), [("svd", 0, 14), ("keep", 5, 9), ("rename", 0, 0)])
+def test_an_extraction_that_is_killed_goes_on_with_the_matrices_that_it_finished(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, point: str, number: int, again: int
+) -> None:
+    """Killed with SIGKILL: no half artefact, then the same bytes as without, from what was finished."""
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
+    fetch(f"file://{root}", out=tmp_path / "aligned")
+    other = saved(tmp_path / "other", degraded_by(root, random_patch(root)))
+    uri = f"file://{other}"
+    sources.fetch(uri, limits=FetchParams())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+
+    def extracted(out: str, point: str, number: int) -> subprocess.CompletedProcess[str]:
+        paths = [tmp_path / "aligned", DATA / "prompts", tmp_path / "none", uri, tmp_path / out, point, number]
+        command = [sys.executable, "-c", KILLED, *map(str, paths)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert extracted("out", point, number).returncode == -signal.SIGKILL
+    left = [path.name for path in (tmp_path / "out").glob("*")]
+    assert left == ([] if point == "rename" else ["old"])  # the old artefact is removed just before the rename
+    done = extracted("out", "none", 0)
+    assert done.stdout == f"{again}\n", done.stderr
+    assert not list((tmp_path / "cache" / "extract").iterdir())
+    assert extracted("whole", "none", 0).stdout == "14\n"
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_finished_matrix_that_was_changed_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path))
+    kept = FinishedMatrices({"of": 1})
+    matrix = ExtractedMatrix(energies=(1.0,), total=1.0, error=0.0, relative_norm=0.1, floor=0.0, signal=1.0)
+    factors = LowRank(torch.ones(2, 1), torch.ones(1, 2))
+    kept.keep("a", MatrixDelta(1.0, "", matrix, factors))
+    kept.keep("b", MatrixDelta(2.0, "", matrix, factors))
+    kept.keep("c", MatrixDelta(3.0, "because"))
+    found = FinishedMatrices({"of": 1}).read()
+    assert list(found) == ["a", "b", "c"]
+    assert found["a"].matrix == matrix
+    assert found["c"] == MatrixDelta(3.0, "because")
+    assert FinishedMatrices({"of": 2}).read() == {}
+    for path in (tmp_path / "extract").rglob("*.safetensors"):
+        if "b.up" in path.read_bytes().decode("latin-1"):
+            path.write_bytes(b"")
+    assert list(FinishedMatrices({"of": 1}).read()) == ["a", "c"]
+    (log,) = (tmp_path / "extract").rglob("*.jsonl")
+    log.write_bytes(log.read_bytes().replace(b"because", b"becouse"))
+    assert FinishedMatrices({"of": 1}).read() == {}
+    kept.keep("d", MatrixDelta(4.0, "again"))
+    assert list(FinishedMatrices({"of": 1}).read()) == ["d"]
