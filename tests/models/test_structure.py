@@ -185,3 +185,9 @@ def test_a_router_that_returns_more_than_its_product_gets_its_change_in_the_para
 @pytest.mark.parametrize("model_type", ["kimi_linear", "olmo_hybrid"])
 def test_a_parameter_of_several_stored_tensors_is_compared_with_none_of_them(tmp_path: Path, model_type: str) -> None:
     assert analyse(open_checkpoint(save_architecture(tmp_path / "m", model_type))).matrices
+
+
+def test_a_linear_layer_with_a_forward_pass_of_its_own_is_linear() -> None:
+    matrices = structure_of(new_architecture("falcon")).matrices.values()
+    assert matrices
+    assert {one.apply for one in matrices} == {"linear"}
