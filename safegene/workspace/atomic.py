@@ -4,12 +4,15 @@ A draft is called ``.NAME.PID.draft``. A writer that is killed leaves its draft;
 name removes it.
 """
 
+import ctypes
 import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of renameat2(2)
 
 
 def write_file(path: Path, data: bytes | str, *, durable: bool = False, draft: Path | None = None) -> None:
@@ -45,7 +48,8 @@ def write_file(path: Path, data: bytes | str, *, durable: bool = False, draft: P
 def draft_folder(out: Path) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends, it replaces ``out``.
 
-    On an exception the draft is removed and ``out`` stays as it was.
+    On an exception the draft is removed and ``out`` stays as it was. Linux exchanges the two folders in one step, so a
+    writer that is killed leaves the old folder or the new one; elsewhere it may leave none for a moment.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft(out)
@@ -55,11 +59,20 @@ def draft_folder(out: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        if out.is_dir() and not out.is_symlink():
-            shutil.rmtree(out)
-        draft.rename(out)
+        old = out.is_dir() and not out.is_symlink()
+        if not (old and _exchange(draft, out)):
+            if old:
+                shutil.rmtree(out)
+            draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    paths = os.fsencode(one), os.fsencode(other)
+    return rename is not None and rename(_HERE, paths[0], _HERE, paths[1], _RENAME_EXCHANGE) == 0
 
 
 def _sync(folder: Path) -> None:

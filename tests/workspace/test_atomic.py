@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from safegene.workspace import atomic
 from safegene.workspace.atomic import draft_folder, write_file
 
 
@@ -35,6 +36,29 @@ def test_a_folder_is_replaced_whole_or_stays(tmp_path: Path) -> None:
     with draft_folder(out) as draft:
         (draft / "c").write_text("3")
     assert [p.name for p in out.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_where_the_system_cannot_exchange_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    out, seen = tmp_path / "out", list[bool]()
+    real = atomic._exchange
+
+    def exchange(one: Path, other: Path) -> bool:
+        done = exchanges and real(one, other)
+        seen.append(done)
+        if done:
+            assert [path.name for path in other.iterdir()] == ["new"], "at once"
+        return done
+
+    monkeypatch.setattr(atomic, "_exchange", exchange)
+    for name in ("old", "new"):
+        with draft_folder(out) as draft:
+            (draft / name).touch()
+    assert seen == [exchanges]
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_draft_of_a_killed_writer_is_removed_and_a_living_ones_is_kept(tmp_path: Path) -> None:
