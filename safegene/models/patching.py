@@ -96,6 +96,7 @@ def forward_hooks(model: nn.Module, shapes: Patch, factors: Factors, sizes: Tens
         CheckpointError: a parameter that would be changed is offloaded.
     """
     within: dict[str, list[str]] = defaultdict(list)
+    layers = _layers_by_weight(model)
     handles: list[RemovableHandle] = []
     try:
         for name, change in shapes.items():
@@ -103,16 +104,25 @@ def forward_hooks(model: nn.Module, shapes: Patch, factors: Factors, sizes: Tens
             if matrix.apply == "parameter":
                 within[matrix.parameter].append(name)
                 continue
-            layer = model.get_submodule(matrix.parameter.removesuffix(".weight"))
-            device = _device_of(layer, model.get_parameter(matrix.parameter))
+            weight = model.get_parameter(matrix.parameter)
+            device = _device_of(model.get_submodule(matrix.parameter.removesuffix(".weight")), weight)
             hook = _output_hook(*factors(name, device), sizes, turned=matrix.apply == "transposed")
-            handles.append(layer.register_forward_hook(hook))
+            handles += [layer.register_forward_hook(hook) for layer in layers[id(weight)]]
         for parameter, names in within.items():
             handles += _parameter_hooks(model, parameter, names, factors, sizes)
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _layers_by_weight(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Identity of a weight -> the layers that have it: more than one where blocks share their weights."""
+    layers: dict[int, list[nn.Module]] = defaultdict(list)
+    for layer in model.modules():
+        if isinstance(weight := getattr(layer, "weight", None), Tensor):
+            layers[id(weight)].append(layer)
+    return layers
 
 
 def matrix_of(model: nn.Module, name: str, shape: tuple[int, int] | None = None) -> Matrix:

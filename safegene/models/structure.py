@@ -331,10 +331,14 @@ class _Anatomy:
         return len(shape) == 3 and min(shape[1:]) > 1
 
     def _read_uncalled(self, parameter: str) -> bool:
-        """Whether the code around a layer reads its weight and never calls the layer, so no adapter can change it."""
+        """Whether the code around a layer uses its weight without a call of the layer, so no adapter can change it.
+
+        Either the weight is multiplied there, or it is read and the layer is never called.
+        """
         outer, _, leaf = parameter.rpartition(".")[0].rpartition(".")
-        source = _source(cast(Any, type(self._owners.get(outer))))
-        return f"self.{leaf}.weight" in source and f"self.{leaf}(" not in source
+        source, weight = _source(cast(Any, type(self._owners.get(outer)))), rf"self\.{re.escape(leaf)}\.weight"
+        multiplied = re.search(rf"{weight}\s*@|@\s*{weight}|linear\([^()]*{weight}", source)
+        return bool(multiplied) or (re.search(weight, source) is not None and f"self.{leaf}(" not in source)
 
     def _owner(self, parameter: str) -> nn.Module | None:
         return self._owners.get(parameter.rpartition(".")[0])
