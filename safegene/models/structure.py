@@ -294,9 +294,9 @@ class _Anatomy:
 
     def _apply(self, place: _Place, whole: bool) -> Apply:
         owner = self._owner(place.parameter)
-        more = type(owner).forward is not nn.Linear.forward and _matrix_kind(place.parameter) == "router"
-        if whole and isinstance(owner, nn.Linear) and not more:
-            return "linear"  # but not a router that returns more than its product
+        if whole and isinstance(owner, nn.Linear):
+            more = type(owner).forward is not nn.Linear.forward and _matrix_kind(place.parameter) == "router"
+            return "parameter" if more else "linear"  # a router may return more than its product
         return "transposed" if whole and _is_conv1d(owner) else "parameter"
 
     def kind_without_place(self, name: str) -> Kind:

@@ -197,7 +197,8 @@ def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
 def energy(matrix: Tensor) -> float:
     """``|M|_F^2`` for a tensor M of any shape and floating dtype: rows in float32, their sum in float64.
 
-    The rows of a float64 tensor stay so. The relative error is about 1e-9 (measured on normal numbers), at a fifth of the cost of squares in float64.
+    The rows of a float64 tensor stay so. The relative error is about 1e-9 (measured on normal numbers), at a fifth of
+    the cost of squares in float64.
     """
     total = torch.zeros((), dtype=torch.float64, device=matrix.device)
     for rows in row_blocks(matrix.shape) if matrix.ndim else [...]:

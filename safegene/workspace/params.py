@@ -14,6 +14,7 @@ from safegene.errors import ParamsError
 from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import Baseline
 from safegene.workspace.fields import Digest, Frozen, Name, Positive, PositiveFloat, Share, Uri
+from safegene.workspace.model_types import MODEL_TYPES
 from safegene.workspace.plain_yaml import load_yaml
 from safegene.workspace.plugins import JUDGES
 
@@ -37,10 +38,10 @@ class ValidateParams(Frozen):
 
 
 class FetchParams(Frozen):
-    """Limits on the checkpoints that are fetched."""
+    """Limits on the checkpoints that are fetched: their size, and their ``model_type``."""
 
     max_gibibytes: PositiveFloat = 200.0
-    model_types: tuple[str, ...] = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "glm4", "phi3", "olmo2")
+    model_types: tuple[str, ...] = MODEL_TYPES
 
 
 class Surrogate(Frozen):

@@ -1,11 +1,13 @@
 """One architecture of each kind through every stage: what public tools load is what was calibrated, none left out."""
 
+import json
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from benchmarks.engine.architectures import ACCOUNTED, TOLERANCE, Row, measure, save_changed, table
+from benchmarks.engine.architectures import ACCOUNTED, HERE, TOLERANCE, Row, measure, save_changed, table
+from safegene.workspace.model_types import MODEL_TYPES
 from tests.factories.architectures import save_architecture
 
 EIGHT = ("llama", "gpt2", "gemma3", "qwen3_moe", "deepseek_v3", "qwen3_next", "falcon_h1", "mamba")
@@ -66,3 +68,9 @@ def test_a_row_that_misses_a_goal_is_said() -> None:
     assert Row("c", "dense", refused="a reason").holds
     assert "refused: a reason" in table([Row("c", "dense", refused="a reason")])
     assert "merged only: why" in table([Row("d", "moe", 1, not_carried="why", merged=1e-9, batched=True)])
+
+
+def test_the_default_model_types_are_those_that_the_table_shows() -> None:
+    shown = [Row(**row) for row in json.loads((HERE / "architectures_table.json").read_text())]
+    assert set(MODEL_TYPES) == {row.name for row in shown if row.holds and not row.refused}
+    assert len(MODEL_TYPES) >= 40
