@@ -61,7 +61,7 @@ def test_law_the_right_model_passes_in_every_dtype(stand: Stand, dtype: str) -> 
 
 
 @pytest.mark.parametrize("probe", range(len(PROBES)))
-@pytest.mark.parametrize("other", ["aligned", "group", "base"])
+@pytest.mark.parametrize("other", ["aligned", "group"])
 def test_law_another_model_of_the_family_is_refused_on_every_kind_of_prompt(
     stand: Stand, other: str, probe: int
 ) -> None:

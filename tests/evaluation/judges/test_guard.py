@@ -207,8 +207,10 @@ def test_code_pickles_and_missing_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match="expected no code to load"):
         judge(folder, "llama_guard")
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(JudgeError, match="safetensors weights only"):
+    (folder / "pytorch_model.bin").write_bytes(b"not opened")
+    judge(folder, "llama_guard")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(JudgeError, match="expected safetensors weights"):
         judge(folder, "llama_guard")
 
 
