@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean as mean
+from typing import Any
 
 from markupsafe import Markup
 from pydantic import ValidationError
@@ -157,12 +158,23 @@ def family_section(state: WorkspaceState) -> FamilySection:
     counts = {"matrices": "Matrices", "numbers": "Numbers stored", "bytes": "Bytes"}
     shown = [(title, f"{facts[name]:,}") for name, title in counts.items() if name in facts]
     energy = [("Energy kept", percent(facts["energy"]))] if "energy" in facts else []
+    delta = state.family["delta"].manifest
     return FamilySection(
         problems=tuple(artefact.problem for artefact in state.family.values() if artefact.problem),
         layers=_layers(state.selection),
-        facts=[*shown, *energy],
+        facts=[*shown, *energy, *_reach(dict(delta.facts) if delta else {})],
         lineage=lineage(state.family, {}),
     )
+
+
+def _reach(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How much of the difference between the models lies where the vector has factors, and where the rest lies."""
+    if "coverage" not in facts:
+        return []
+    missed = facts.get("missed", {})
+    left = {kind: (1.0 - facts["coverage"]) * value / (sum(missed.values()) or 1.0) for kind, value in missed.items()}
+    rest = ", ".join(f"{kind} {percent(share)}" for kind, share in left.items() if share)
+    return [("Difference in reach", percent(facts["coverage"])), *([("Out of reach", rest)] if rest else [])]
 
 
 def _note(target: TargetState) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from safegene.gate.decision import policy_digest
 from safegene.report import write_markdown, write_report
+from safegene.report.sections import _reach
 from safegene.report.state import read_state
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import GateParams
@@ -324,3 +325,10 @@ def test_what_was_live_before_has_its_column(odd: str, page: str) -> None:
 
 def test_recovery_and_cost_stand_beside_the_name(page: str) -> None:
     assert "sentiment recovery 100.0%, 3.12% more parameters" in plain(page)
+
+
+def test_what_is_out_of_the_vector_s_reach_is_stated_by_kind() -> None:
+    assert _reach({}) == []
+    assert _reach({"coverage": 1.0, "missed": {"norm": 0.0}}) == [("Difference in reach", "100.0%")]
+    shown = dict(_reach({"coverage": 0.75, "missed": {"embedding": 3.0, "norm": 1.0}}))
+    assert shown == {"Difference in reach": "75.0%", "Out of reach": "embedding 18.8%, norm 6.2%"}
