@@ -152,14 +152,15 @@ def _difference(blocks: Iterable[list[Tensor]], into: Tensor | None = None) -> S
         for rows in row_blocks(weight.shape):
             own, *degraded = (one[rows].to(device) for one in (weight, *stored))
             mean = torch.empty(own.shape, device=device) if into is None else into[start : start + len(own)]
-            torch.sub(own.float(), degraded[0].float(), out=mean)
+            exact = own.float()
+            torch.sub(exact, degraded[0].float(), out=mean)
             for one in degraded[1:]:
-                mean += own.float() - one.float()
+                mean += exact - one.float()
             if len(degraded) > 1:
                 mean /= len(degraded)
             sums.total += energy(mean)
             if into is not None:
-                sums.weight += energy(own)
+                sums.weight += energy(exact)
                 sums.floor += sum(rounding_floor(one, one.dtype) for one in degraded) / len(degraded) ** 2
             start += len(own)
     return sums

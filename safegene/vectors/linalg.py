@@ -23,6 +23,7 @@ OVERSAMPLING = 8  # columns beyond the rank; Halko et al., section 4.2, recommen
 BLOCK = 1 << 20  # numbers of a dense matrix that are converted at once: 8 MiB in float64
 POWER_ITERATIONS = 3
 NEGLIGIBLE = 1e-7
+VANISHING = 1e-30  # a step of this size has no energy beside any weight's
 INDEPENDENT = 0.1  # of a unit column must lie outside the known space; less is a direction that D does not have
 
 
@@ -218,12 +219,14 @@ def rounding_floor(weight: Tensor, dtype: torch.dtype) -> float:
     """The expected energy of the rounding error of ``weight`` (any shape) in ``dtype``.
 
     An element w with 2^e <= |w| < 2^(e+1) is rounded to a grid of step ``2^e eps``. The error is uniform over one step,
-    so its expected square is step^2 / 12. Elements are counted by their exponent bits.
+    so its expected square is step^2 / 12. An element without its sign and mantissa is 2^e; below the smallest normal
+    number of ``dtype`` the grid is that of this number.
     """
-    counts = torch.zeros(256, dtype=torch.int64, device=weight.device)
+    info, total = torch.finfo(dtype), 0.0
     for rows in row_blocks(weight.shape) if weight.ndim else [...]:
-        counts += torch.bincount(_exponent_bits(weight[rows]), minlength=256)
-    return float((counts.double() * _step(dtype).to(weight.device).square()).sum() / 12.0)
+        powers = _powers(weight[rows])
+        total += energy(powers if info.tiny < VANISHING else powers.clamp_min(info.tiny))
+    return info.eps**2 * total / 12.0
 
 
 def rounding_edge(weights: Sequence[Tensor], difference: Tensor) -> float:
@@ -250,6 +253,13 @@ def rounding_edge(weights: Sequence[Tensor], difference: Tensor) -> float:
             sums[1] += block.sum(dim=0)
     largest = [torch.minimum(one, other).max().sqrt() for one, other in zip(noise, found, strict=True)]
     return float((largest[0] + largest[1]).square())
+
+
+def _powers(weight: Tensor) -> Tensor:
+    """The power of two below each element's size, 0 where the exponent bits are 0; bf16 stays, others in float32."""
+    if weight.dtype == torch.bfloat16:
+        return weight.contiguous().view(torch.int16).bitwise_and(0x7F80).view(torch.bfloat16)
+    return weight.float().contiguous().view(torch.int32).bitwise_and(0x7F800000).view(torch.float32)
 
 
 def _exponent_bits(weight: Tensor) -> Tensor:

@@ -159,8 +159,8 @@ def test_the_floor_is_that_of_every_elements_own_exponent(stored: torch.dtype, d
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(weight.double().abs().clamp_min(info.tiny))
     step = torch.exp2(exponent.double() - 1.0) * info.eps
-    assert rounding_floor(weight, dtype) == pytest.approx(float(step.square().sum()) / 12.0, rel=1e-14)
-    assert rounding_floor(weight[7], dtype) == pytest.approx(float(step[7].square().sum()) / 12.0, rel=1e-14)
+    assert rounding_floor(weight, dtype) == pytest.approx(float(step.square().sum()) / 12.0, rel=1e-6)
+    assert rounding_floor(weight[7], dtype) == pytest.approx(float(step[7].square().sum()) / 12.0, rel=1e-6)
 
 
 def test_a_difference_at_the_floor_has_no_signal_and_one_far_above_has() -> None:
