@@ -45,10 +45,11 @@ class Stand:
                     outer.at_once += 1
                     outer.most = max(outer.most, outer.at_once)
                 try:
-                    self.give(*outer.answer(ask))
+                    answer = outer.answer(ask)
                 finally:
-                    with lock:
+                    with lock:  # before the client can read the answer and ask the next question
                         outer.at_once -= 1
+                self.give(*answer)
 
             def give(self, status: int, content: bytes) -> None:
                 self.send_response(status)
