@@ -220,3 +220,15 @@ def test_a_merge_refuses_what_does_not_fit(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="which exists"):
         merge(checkpoint, {}, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_a_sum_that_the_dtype_cannot_hold_is_refused(base: Path, tmp_path: Path, lossy: bool) -> None:
+    checkpoint, name = open_checkpoint(base), matrix_names(base)[0]
+    rows, columns = checkpoint.matrix_shape(name)
+    change = {
+        name: LowRank(torch.full((rows, 1), 1e3), torch.full((1, columns), 1e3))
+    }  # 1e6, and float16 ends at 65504
+    with pytest.raises(CheckpointError, match="finite weights in float16"):
+        merge(checkpoint, change, out=tmp_path / "out", dtype="float16", lossy=lossy)
+    assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ keeps less than `MIN_SURVIVAL` is refused unless it is asked for.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ def merge(
             terms |= found if done is None else {name: (kept, whole) for name, (kept, whole) in done.items()}
         write_index(draft.path, shards)
         merged = _measured(terms, str(wanted).removeprefix("torch."))
+        if not math.isfinite(merged.survival):
+            raise CheckpointError(
+                f"expected finite weights in {merged.dtype}, got a sum that it cannot hold, for {out}",
+                remedy="merge with --dtype float32",
+            )
         if merged.survival < MIN_SURVIVAL and not lossy:
             raise CheckpointError(
                 f"expected {MIN_SURVIVAL:.0%} of the repair to survive in {merged.dtype}, got {merged.survival:.0%} "

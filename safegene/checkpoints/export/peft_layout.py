@@ -80,7 +80,7 @@ def find_targets(changes: Patch, matrices: Mapping[str, Matrix], model: "PreTrai
         (change, matrix), *more = members
         if not more and (matrix is None or matrix.apply != "parameter"):
             turned = matrix is not None and matrix.apply == "transposed"
-            modules[parameter.removesuffix(".weight")] = turn(change) if turned else change
+            modules[parameter.removesuffix(".weight")] = change.transposed() if turned else change
             transposed |= turned
         else:
             parameters[parameter] = _slices(parameter, members, model)
@@ -96,11 +96,6 @@ def _require_linear(name: str, change: LowRank, model: "PreTrainedModel | None")
     fits = isinstance(found, nn.Linear) and tuple(found.weight.shape) == change.shape
     if leaf != "weight" or (model is not None and not fits):
         raise CheckpointError(f"expected changes of the model's matrices, got one of {name} {list(change.shape)}")
-
-
-def turn(change: LowRank) -> LowRank:
-    """The transposed change, (columns, rows)."""
-    return LowRank(change.down.T, change.up.T)
 
 
 def converts_names(model: "PreTrainedModel") -> bool:
@@ -203,7 +198,7 @@ def _expert_factors(slices: Slices, layer: Any, rank: int) -> tuple[Tensor, Tens
     empty = LowRank(first.up.new_zeros(first.shape[0], 1), first.down.new_zeros(1, first.shape[1]))
     changes = [padded(slices.get(expert, empty), rank) for expert in range(experts)]
     if not layer._did_swap_in_out_features:
-        changes = [turn(change) for change in changes]
+        changes = [change.transposed() for change in changes]
     down = torch.cat([change.down for change in changes])
     up = torch.stack([change.up for change in changes], dim=2).flatten(1)
     return down, up
@@ -225,7 +220,7 @@ def _slices(
     parts: dict[int | None, list[LowRank]] = defaultdict(list)
     for change, matrix in members:
         assert matrix is not None
-        parts[matrix.expert].append(_placed(turn(change) if matrix.turned else change, matrix.offset, shape))
+        parts[matrix.expert].append(_placed(change.transposed() if matrix.turned else change, matrix.offset, shape))
     return {expert: concat(changes) for expert, changes in parts.items()}
 
 
