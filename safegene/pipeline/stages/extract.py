@@ -150,7 +150,7 @@ def _require_signal(delta: Delta) -> None:
 
 
 def _require_coverage(params: ExtractParams, coverage: Coverage) -> None:
-    if coverage.share < params.min_coverage:
+    if not coverage.share >= params.min_coverage:  # also where it is not a number
         whole = sum(coverage.carried.values()) + sum(coverage.missed.values())
         missed = sorted(coverage.missed.items(), key=lambda item: -item[1])
         raise CheckpointError(
