@@ -1,7 +1,9 @@
-"""``safegene audit ...``: verify the ledger, trace what is live, list attempts and uses of a vector, revoke."""
+"""``safegene audit ...``: verify the ledger, show and compare records, list what a digest touched, revoke."""
 
-from dataclasses import astuple, fields
-from typing import Annotated
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, fields
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,6 +13,11 @@ from safegene.cli.console import AsJson, Target, console, manual_run, write_json
 from safegene.errors import ParamsError
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
+
+if TYPE_CHECKING:
+    from safegene.ledger.chain import Ledger
+
+NAMED = "A target that is live, or a record: its number, or at least 8 digits of its digest."
 
 app = typer.Typer(no_args_is_help=True, help="Verify the ledger, and trace what is live.")
 
@@ -32,22 +39,83 @@ def audit_verify() -> None:
 
 @app.command("show")
 def audit_show(
-    target: Target, channel: Annotated[str | None, typer.Option(help="Default: promote.channel.")] = None
+    name: Annotated[str, typer.Argument(metavar="RECORD|TARGET", help=NAMED, show_default=False)],
+    channel: Annotated[str | None, typer.Option(help="Of a target; default: promote.channel.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the lineage of what is live: verdict, vector, checkpoints, data, parameters, judge and commit."""
-    from safegene.ledger.trace import trace_workspace
+    """Show the lineage of what is live (verdict, vector, checkpoints, data, judge, commit), or all of one record."""
+    from safegene.ledger.trace import content_tree, trace_workspace
 
-    console.print(trace_workspace(Workspace.find(), target, channel))
+    content = trace_workspace(Workspace.find(), name, channel)
+    if as_json:
+        write_json(content)
+    else:
+        console.print(content_tree(content))
+
+
+@app.command("diff")
+def audit_diff(
+    first: Annotated[str, typer.Argument(metavar="A", help=NAMED, show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help=NAMED, show_default=False)],
+    channel: Annotated[str | None, typer.Option(help="Of a target; default: promote.channel.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every value in which two records differ, field by field."""
+    from safegene.ledger.trace import diff_records, named_record
+
+    ws = Workspace.find()
+    ledger = _open(ws)
+    a, b = (named_record(ledger, name, channel or ws.params.promote.channel) for name in (first, second))
+    differences = diff_records(a, b)
+    if as_json:
+        write_json({"a": a.digest, "b": b.digest, "differences": [asdict(item) for item in differences]})
+        return
+    console.print(
+        f"record {a.sequence} ({a.target}) and record {b.sequence} ({b.target}): {len(differences)} values differ"
+    )
+    for item in differences:
+        console.print(f"[bold]{_plain(item.place)}[/]")
+        for record, value in ((a, item.first), (b, item.second)):
+            console.print(f"  {record.sequence}: {_plain(value)}", soft_wrap=True)
+
+
+@app.command("blast")
+def audit_blast(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="VECTOR|DATASET|JUDGE|KEY",
+            help="A digest or a key id, at least 8 digits of it, or a data set such as prompts/gate.jsonl.",
+            show_default=False,
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """List every record, and every live target, that a vector, data set, judge, checkpoint or key touched."""
+    from safegene.ledger.blast import blast_radius
+
+    radius = blast_radius(_open(Workspace.find()), name)
+    if as_json:
+        write_json(radius.to_json())
+        return
+    table = Table("sequence", "outcome", "target", "channel", "live", "named in", box=None)
+    for row in radius.to_json()["records"]:
+        shown = (row["sequence"], row["outcome"], row["target"], row["channel"], "yes" if row["live"] else "no")
+        table.add_row(*(_plain(value) for value in (*shown, ", ".join(row["places"]))))
+    console.print(table)
+    _print_unread(radius.unread)
+    if radius.revoked:
+        console.print(f"[yellow]revoked[/] {escape(radius.revoked)}", soft_wrap=True)
+    names = ", ".join(f"{one.record.target} on {one.record.channel}" for one in radius.live) or "nothing"
+    console.print(f"{len(radius.touched)} records touched; live: {escape(names)}", soft_wrap=True)
 
 
 @app.command("history")
 def audit_history(target: Target) -> None:
     """List every attempt on a target, with refused ones, newest first."""
-    from safegene.ledger.chain import open_ledger
     from safegene.ledger.trace import history
 
-    ws = Workspace.find()
-    rows = history(open_ledger(ws.params.promote, ws.root), target)
+    rows = history(_open(Workspace.find()), target)
     if not rows:
         console.print(f"{target} has no record yet")
         return
@@ -77,17 +145,27 @@ def audit_reuse(as_json: AsJson = False) -> None:
 def audit_revoke(
     digest: Annotated[str, typer.Argument(help="Of a vector, checkpoint, dataset, judge, candidate or release.")],
     reason: Annotated[str, typer.Option(help="Why; it goes into the record.")],
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Roll each affected target back to its newest release that is sound.")
+    ] = False,
 ) -> None:
     """Record that a digest must not be relied on, and name every live release that rests on it."""
-    from safegene.pipeline.stages.promote import revoke
+    from safegene.pipeline.stages.promote import revoke, roll_back_revoked
 
     if not reason.strip() or not reason.isprintable():
         raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
     ws = Workspace.find()
     revocation = revoke(ws, digest, reason, run=manual_run(ws))
     console.print(f"revoked {digest}, record {revocation.record.digest}", soft_wrap=True)
-    for error in revocation.unread:
-        console.print(f"[yellow]not checked[/] {escape(error)}", soft_wrap=True)
+    _print_unread(revocation.unread)
+    if rollback:
+        done = roll_back_revoked(ws, revocation, run=manual_run(ws))
+        for one in done:
+            tone = "red" if one.failed else "green" if one.restored else "yellow"
+            console.print(f"[{tone}]affected[/] {escape(one.message)}", soft_wrap=True)
+        if revocation.unread or any(one.failed for one in done):
+            raise typer.Exit(1)
+        return
     for live in revocation.affected:
         record = live.record
         option = "" if record.channel == ws.params.promote.channel else f" --channel {record.channel}"
@@ -96,3 +174,21 @@ def audit_revoke(
             f"[bold]safegene rollback {record.target}{option}[/]",
             soft_wrap=True,
         )
+
+
+def _open(ws: Workspace) -> "Ledger":
+    """The workspace's ledger, read from its store without a cache."""
+    from safegene.ledger.chain import open_ledger
+
+    return open_ledger(ws.params.promote, ws.root)
+
+
+def _print_unread(errors: Sequence[str]) -> None:
+    for error in errors:
+        console.print(f"[yellow]not checked[/] {escape(error)}", soft_wrap=True)
+
+
+def _plain(value: object) -> str:
+    """A value for a cell of a table: plain JSON, hidden characters by name."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return escape(visible(text))

@@ -1,15 +1,17 @@
 """Revocation: record that a digest must not be relied on any more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 
-from safegene.errors import FormatError, LedgerError
+from safegene.errors import FormatError, SafegeneError
+from safegene.ledger.blast import live_records
 from safegene.ledger.chain import Ledger
-from safegene.ledger.live import LiveRecord, digests_of_record, live_record
+from safegene.ledger.live import LiveRecord, digests_of_record, revocations, why_revoked
 from safegene.ledger.record import EVERY, Record, RecordDraft
+from safegene.ledger.rollback import record_rollback
 from safegene.workspace.digest import is_digest
 
 
@@ -52,13 +54,65 @@ def record_revocation(
 
 
 def _affected(ledger: Ledger, digest: str) -> tuple[tuple[LiveRecord, ...], tuple[str, ...]]:
-    affected, unread = list[LiveRecord](), list[str]()
-    for channel, target in ledger.channels():
+    live, unread = live_records(ledger, tuple(ledger.walk()), revocations(ledger))
+    return tuple(one for one in live if digest in digests_of_record(one.record)), unread
+
+
+@dataclass(frozen=True)
+class AffectedRollback:
+    """What became of one live release that a revocation affected.
+
+    Attributes:
+        live: what was live.
+        restored: the record that put an earlier release live again; None where nothing could be restored. Then the
+            revoked release keeps its pointer, and `safegene.ledger.promotion.resolve_release` refuses it.
+        message: one sentence.
+        failed: whether an earlier release was there and could not be restored.
+    """
+
+    live: LiveRecord
+    restored: str | None
+    message: str
+    failed: bool
+
+
+def roll_back_affected(
+    ledger: Ledger, signer: CryptoSigner, affected: Sequence[LiveRecord], *, fields: Mapping[str, Any]
+) -> tuple[AffectedRollback, ...]:
+    """Roll each affected target back to its newest earlier release that nothing revokes.
+
+    A target without one is left with nothing to serve. An error with one target does not keep the others from being
+    rolled back.
+
+    Args:
+        ledger: the ledger.
+        signer: who signs the records.
+        affected: from `record_revocation`.
+        fields: fields of the new records that differ from those of the restored records, such as ``run``.
+    """
+    revoked = revocations(ledger)
+    return tuple(_roll_back(ledger, signer, live, revoked, fields) for live in affected)
+
+
+def _roll_back(
+    ledger: Ledger, signer: CryptoSigner, live: LiveRecord, revoked: Sequence[Record], fields: Mapping[str, Any]
+) -> AffectedRollback:
+    target, channel = live.record.target, live.record.channel
+    sound = [
+        record
+        for record in live.was_live[1:]
+        if record.release != live.release and not why_revoked(revoked, digests_of_record(record))
+    ]
+    if not sound:
+        message = f"{target}: no earlier release on {channel} that is not revoked; nothing is served from now on"
+        return AffectedRollback(live, None, message, failed=False)
+    problems = list[str]()
+    for record in sound:
         try:
-            live = live_record(ledger, target, channel)
-        except LedgerError as error:
-            unread.append(error.message)
+            done = record_rollback(ledger, signer, target, channel, fields=fields, to=record.digest)
+        except SafegeneError as error:
+            problems.append(f"record {record.sequence}: {error.message}")
             continue
-        if live and digest in digests_of_record(live.record):
-            affected.append(live)
-    return tuple(affected), tuple(unread)
+        return AffectedRollback(live, done.record, done.message, failed=False)
+    message = f"{target}: not rolled back on {channel}, and nothing is served from now on: {'; '.join(problems)}"
+    return AffectedRollback(live, None, message, failed=True)

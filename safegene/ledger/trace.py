@@ -1,4 +1,4 @@
-"""Questions to a ledger for people: the lineage of what is live, and every attempt on a target."""
+"""Questions to a ledger for people: what is live and why, what one record says, how two differ, every attempt."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.errors import LedgerError
 from safegene.ledger.chain import Ledger, open_ledger
-from safegene.ledger.live import LiveRecord, live_record
-from safegene.ledger.record import EVERY, RecordOutcome
+from safegene.ledger.live import LiveRecord, find_record, live_record
+from safegene.ledger.record import EVERY, Record, RecordOutcome
 from safegene.ledger.release import release_uri
 from safegene.workspace.layout import Workspace
 
@@ -59,11 +59,75 @@ def trace_live(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
     }
 
 
-def trace_workspace(workspace: Workspace, target: str, channel: str | None = None) -> "Tree":
-    """`trace_live` as a tree for the terminal; the channel is that of ``params.yaml`` where none is given."""
+def trace_workspace(workspace: Workspace, name: str, channel: str | None = None) -> dict[str, Any]:
+    """`trace_live` of a target, or `record_content` of a record; the channel is by default that of ``params.yaml``."""
     params = workspace.params.promote
-    content = trace_live(open_ledger(params, workspace.root), target, channel or params.channel)
-    return _tree(f"{content.pop('target')} on {content.pop('channel')}", content)
+    ledger = open_ledger(params, workspace.root)
+    if channel is None and not _is_target(ledger, name) and (record := find_record(name, tuple(ledger.walk()))):
+        return record_content(record)
+    return trace_live(ledger, name, channel or params.channel)
+
+
+def record_content(record: Record) -> dict[str, Any]:
+    """Everything that a record says, as plain JSON values, with its digest."""
+    return {"record": record.digest, **record.predicate.model_dump(mode="json", exclude={"nonce"})}
+
+
+def named_record(ledger: Ledger, name: str, channel: str) -> Record:
+    """The record that puts a target live now, or the record with that number or digest (see `find_record`).
+
+    Raises:
+        LedgerError: nothing is live for the target, and no record has that name; or the chain is broken.
+    """
+    live = live_record(ledger, name, channel) if _is_target(ledger, name) else None
+    if record := live.record if live else find_record(name, tuple(ledger.walk())):
+        return record
+    raise LedgerError(
+        f"expected a target that is live on {channel}, or the number or at least 8 digits of the digest of a record, "
+        f"got {name!r}, in {ledger.store.uri}",
+        remedy="see the records of a target: `safegene audit history TARGET`",
+    )
+
+
+@dataclass(frozen=True)
+class FieldDifference:
+    """A value in which two records differ.
+
+    Attributes:
+        place: where in the record, such as ``policy.params.margin_hrr``.
+        first: the value in the first record, as plain JSON; `MISSING` where it has none.
+        second: the same of the second record.
+    """
+
+    place: str
+    first: Any
+    second: Any
+
+
+MISSING = "(not there)"
+
+
+def diff_records(first: Record, second: Record) -> tuple[FieldDifference, ...]:
+    """Every value in which two records differ, by place; the random ``nonce`` is left out."""
+    one, other = dict(_leaves(record_content(first))), dict(_leaves(record_content(second)))
+    places = (
+        place for place in sorted(one.keys() | other.keys()) if one.get(place, MISSING) != other.get(place, MISSING)
+    )
+    return tuple(FieldDifference(place, one.get(place, MISSING), other.get(place, MISSING)) for place in places)
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """(place, value) of every value that is no mapping; a list is one value."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, value
+
+
+def _is_target(ledger: Ledger, name: str) -> bool:
+    """Whether a target of that name has a pointer on some channel; it comes before a record of that number."""
+    return any(target == name for _, target in ledger.channels())
 
 
 @dataclass(frozen=True)
@@ -113,12 +177,21 @@ def _live_records(ledger: Ledger, target: str) -> Iterator[LiveRecord]:
             yield live
 
 
+def content_tree(content: Mapping[str, Any]) -> "Tree":
+    """What `trace_workspace` returned, as a tree for the terminal; long lists of tensors are counted."""
+    named = ("target", "channel") if "live" in content else ("record",)
+    rest = {name: value for name, value in content.items() if name not in named}
+    return _tree(" on ".join(str(content[name]) for name in named), rest)
+
+
 def _tree(title: str, content: Mapping[str, Any]) -> "Tree":
     from rich.markup import escape
     from rich.tree import Tree
 
     def add(branch: Tree, name: str, value: Any) -> None:
-        if isinstance(value, Mapping):
+        if name == "tensors" and isinstance(value, Mapping):
+            branch.add(f"tensors: {len(value)} (all of them with --json)")
+        elif isinstance(value, Mapping):
             below = branch.add(f"[bold]{escape(name)}[/]")
             for key, item in value.items():
                 add(below, str(key), item)

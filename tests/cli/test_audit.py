@@ -1,5 +1,6 @@
 """What ``safegene audit ...`` prints."""
 
+import json
 from pathlib import Path
 
 from safegene.workspace.manifest import read_manifest
@@ -33,3 +34,24 @@ def test_a_problem_is_printed_and_gives_exit_code_1(tmp_path: Path) -> None:
     attempt(ws)
     (ws.root / "ledger" / "tip").unlink()
     assert "\nproblem expected the record " in run(ws.root, "audit", "verify", code=1).stdout
+
+
+def test_blast_diff_and_show_print_records_and_revoke_rolls_back(tmp_path: Path) -> None:
+    ws = make_workspace(tmp_path / "ws")
+    assert (attempt(ws, alpha=1.0), attempt(ws, alpha=2.0)) == ("pass", "pass")
+    digest = read_manifest(ws.candidate(TARGET)).digest
+    blast = run(ws.root, "audit", "blast", digest).stdout.splitlines()
+    assert blast[1].split()[:5] == ["1", "pass", TARGET, "production", "yes"]
+    assert blast[-1] == f"1 records touched; live: {TARGET} on production"
+    assert json.loads(run(ws.root, "audit", "blast", digest, "--json").stdout)["live"] == [
+        {"target": TARGET, "channel": "production"}
+    ]
+    shown = json.loads(run(ws.root, "audit", "show", "0", "--json").stdout)
+    assert (shown["chain"]["sequence"], shown["target"]) == (0, TARGET)
+    assert f"release: {shown['release']}" in run(ws.root, "audit", "show", shown["record"][:20]).stdout
+    diff = run(ws.root, "audit", "diff", TARGET, "0").stdout
+    assert f"artefacts.candidate\n  1: {digest}\n  0: {shown['artefacts']['candidate']}\n" in diff
+    revoked = run(ws.root, "audit", "revoke", digest, "--reason", "wrong", "--rollback").stdout.splitlines()
+    assert revoked[1].startswith(f"affected {TARGET}: rolled back on production to the release of record 0")
+    assert json.loads(run(ws.root, "resolve", TARGET).stdout)["release"] == shown["release"]
+    assert "expected a target that is live" in run(ws.root, "audit", "diff", TARGET, "99", code=1).stderr

@@ -7,7 +7,7 @@ from rich.console import Console
 from safegene.errors import LedgerError
 from safegene.ledger import RecordDraft, live_record, load_signer, record_key
 from safegene.ledger.audit import audit_workspace, verify_ledger
-from safegene.ledger.trace import history, trace_live, trace_workspace
+from safegene.ledger.trace import content_tree, history, trace_live, trace_workspace
 from safegene.pipeline.stages.promote import pin_incumbent, promote_attempt, revoke, rollback
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest, write_artefact
@@ -161,7 +161,7 @@ def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
     make_verdict(ws)
     assert promote_attempt(ws, TARGET) == "pass"
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(trace_workspace(ws, TARGET))
+    console.print(content_tree(trace_workspace(ws, TARGET)))
     text = console.export_text()
     assert "file://?[31m[bold]evil?" in text
     assert "\x1b" not in text

@@ -24,7 +24,7 @@ from safegene.ledger.promotion import (
 )
 from safegene.ledger.record_fields import Run, code_field, evidence_fields, now, run_field
 from safegene.ledger.release import release_files
-from safegene.ledger.revocation import Revocation, record_revocation
+from safegene.ledger.revocation import AffectedRollback, Revocation, record_revocation, roll_back_affected
 from safegene.ledger.rollback import record_rollback
 from safegene.workspace.layout import Workspace, cache_folder
 
@@ -125,6 +125,16 @@ def revoke(workspace: Workspace, digest: str, reason: str, *, run: Run | None = 
     ledger = _open(workspace)
     with _keeping_seen(ledger, workspace):
         return record_revocation(ledger, load_signer(ledger.keys), digest, reason, fields={"run": run_field(run)})
+
+
+def roll_back_revoked(
+    workspace: Workspace, revocation: Revocation, *, run: Run | None = None
+) -> tuple[AffectedRollback, ...]:
+    """Roll back every release that a revocation affected; see `safegene.ledger.revocation.roll_back_affected`."""
+    ledger = _open(workspace)
+    with _keeping_seen(ledger, workspace):
+        signer, fields = load_signer(ledger.keys), {"run": run_field(run)}
+        return roll_back_affected(ledger, signer, revocation.affected, fields=fields)
 
 
 def resolve(workspace: Workspace, target: str, *, channel: str | None = None) -> ResolvedRelease:
