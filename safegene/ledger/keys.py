@@ -9,7 +9,6 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-import platformdirs
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -18,12 +17,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from safegene.errors import FormatError, LedgerError
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, strict_json
-
-
-def keys_folder() -> Path:
-    """The folder of private keys: ``SAFEGENE_KEYS``, otherwise a folder in the user's configuration folder."""
-    named = os.environ.get("SAFEGENE_KEYS")
-    return Path(named) if named else Path(platformdirs.user_config_dir("safegene")) / "keys"
+from safegene.workspace.layout import keys_folder
 
 
 def create_key(folder: Path | None = None) -> str:

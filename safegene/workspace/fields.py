@@ -1,8 +1,9 @@
 """Field types of models (a name, a digest, a share in 0..1), and the base class of parameter sections."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Uri = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
@@ -11,9 +12,19 @@ Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+FilePath = Annotated[Path, Field(strict=False)]  # text or a path; every other type is strict, see `Frozen`
 
 
 class Frozen(BaseModel):
-    """A parameter section: immutable, no unknown keys, finite numbers only."""
+    """A parameter section: immutable, no unknown keys, finite numbers only, no conversion between types.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    So ``"0.05"`` is no number, ``true`` is no integer, and 1 is no boolean. An integer may stand for a float, and a list
+    for a tuple.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _list_as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value

@@ -11,7 +11,8 @@ from pathlib import Path
 import platformdirs
 
 from safegene.errors import ParamsError
-from safegene.workspace.params import Params, Targets, load_params, load_targets
+from safegene.workspace.params import Params, PromoteParams, Targets, load_params, load_targets
+from safegene.workspace.places import local_path, written_by_others
 
 MARKER = "params.yaml"
 
@@ -40,8 +41,31 @@ class Workspace:
 
     @property
     def params(self) -> Params:
-        """The parameters in ``params.yaml``, validated."""
-        return load_params(self.root / MARKER)
+        """The parameters in ``params.yaml``, validated; no path among them leads to what something else writes.
+
+        Raises:
+            ParamsError: a parameter or a path is wrong.
+        """
+        params = load_params(self.root / MARKER)
+        self._check_places(params.promote)
+        return params
+
+    def _check_places(self, params: PromoteParams) -> None:
+        key, others = self.root / params.public_key, (cache_folder(), keys_folder())
+        places = {"public_key": key}
+        if not params.ledger.startswith("s3://"):
+            places["ledger"] = self.root / local_path(params.ledger)
+        for name, place in places.items():
+            if why := written_by_others(place, self.root, others):
+                raise ParamsError(
+                    f"expected promote.{name} to be a place that nothing else writes, got one where {why}",
+                    remedy=f"name another place in {self.root / MARKER}",
+                )
+        if "ledger" in places and key.resolve().is_relative_to(places["ledger"].resolve()):
+            raise ParamsError(
+                f"expected promote.public_key outside of the ledger, which it verifies, got {key}",
+                remedy=f"name another place in {self.root / MARKER}",
+            )
 
     @property
     def targets(self) -> Targets:
@@ -167,3 +191,9 @@ def cache_folder() -> Path:
             f"expected a folder for the cache, got {error}", remedy="set SAFEGENE_CACHE to a folder you can write"
         ) from None
     return folder
+
+
+def keys_folder() -> Path:
+    """The folder of private keys: ``SAFEGENE_KEYS``, otherwise a folder in the user's configuration folder."""
+    named = os.environ.get("SAFEGENE_KEYS")
+    return Path(named) if named else Path(platformdirs.user_config_dir("safegene")) / "keys"

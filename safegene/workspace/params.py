@@ -7,15 +7,15 @@ shares of a whole are numbers in 0..1, never percent.
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from safegene.errors import ParamsError
 from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import Baseline
-from safegene.workspace.fields import Digest, Frozen, Name, Positive, PositiveFloat, Share, Uri
+from safegene.workspace.fields import Digest, FilePath, Frozen, Name, Positive, PositiveFloat, Share, Uri
 from safegene.workspace.model_types import MODEL_TYPES
-from safegene.workspace.plain_yaml import load_yaml
+from safegene.workspace.places import check_path, check_store
+from safegene.workspace.plain_yaml import dump_yaml, load_yaml
 from safegene.workspace.plugins import JUDGES
 
 
@@ -178,7 +178,7 @@ class JudgeParams(Frozen):
     harmful_threshold: Share = 0.5
     batch_size: Positive = 16
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    calibration: Path | None = None
+    calibration: FilePath | None = None
 
     @field_validator("kind")
     @classmethod
@@ -255,11 +255,14 @@ class GateParams(Frozen):
 
 
 class PromoteParams(Frozen):
-    """Where promotions are recorded, and the channel that they are made live in."""
+    """Where promotions are recorded, and the channel that they are made live in.
+
+    ``ledger`` is ``s3://BUCKET/PREFIX`` or a folder, ``public_key`` a file, see `safegene.workspace.places`.
+    """
 
     channel: Name = "production"
-    ledger: str = "ledger"
-    public_key: Path = Path("ledger.pub")
+    ledger: Annotated[str, AfterValidator(check_store)] = "ledger"
+    public_key: Annotated[FilePath, AfterValidator(check_path)] = Path("ledger.pub")
 
 
 class WatchParams(Frozen):
@@ -346,7 +349,7 @@ def load_targets(path: Path) -> Targets:
 def save_targets(path: Path, targets: Targets) -> None:
     """Write ``data/targets.yaml`` atomically, keys sorted."""
     text = "# Written by `safegene target` and `safegene watch`; people write params.yaml.\n"
-    text += yaml.safe_dump(targets.model_dump(mode="json"), sort_keys=True)
+    text += dump_yaml(targets.model_dump(mode="json"))
     write_file(path, text)
 
 

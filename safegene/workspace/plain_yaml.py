@@ -1,6 +1,11 @@
-"""Plain YAML: no tags, aliases, duplicate keys, NaN or infinity."""
+"""Plain YAML 1.2, as DVC reads it: no tags, aliases, duplicate keys, NaN or infinity; every key is text.
+
+Plain scalars are those of the core schema: ``3e-4`` is a number, ``010`` is ten, and ``yes``, ``1:30`` and
+``2026-01-01`` are text (in YAML 1.1 they are a boolean, ninety and a date).
+"""
 
 import math
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -9,25 +14,62 @@ import yaml
 
 from safegene.errors import ParamsError
 
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", "~nN"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without anchors, which alias bombs need, and without duplicate keys."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # those below, not those of YAML 1.1
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.YAMLError(f"anchors and aliases are not allowed{event.start_mark}")
+        if tag := getattr(event, "tag", None):
+            raise yaml.YAMLError(f"the tag {tag}{event.start_mark}")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len({str(key) for key in keys}) != len(keys):
+        if other := [key for key in keys if not isinstance(key, str)]:
+            raise yaml.YAMLError(f"the key {other[0]!r}, which is no text{node.start_mark}")
+        if len(set(keys)) != len(keys):
             raise yaml.YAMLError(f"a key occurs twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
+    def construct_core_int(self, node: yaml.ScalarNode) -> int:
+        """An integer of the core schema: decimal, ``0o`` or ``0x``."""
+        text = str(node.value)
+        return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML whose text is quoted where YAML 1.1 or 1.2 would read another type."""
+
+
+for _name, (_form, _first) in _SCALARS.items():
+    for _class in (_StrictLoader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_form})\\Z"), [*_first, ""])
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_core_int)
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain data as YAML, keys sorted."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=True)
+    return text
+
 
 def load_yaml(path: Path) -> Any:
-    """Read plain YAML: no tags, aliases, duplicate keys, NaN or infinity.
+    """Read plain YAML (see the module).
 
     Raises:
         ParamsError: the file is missing, or is not plain YAML.

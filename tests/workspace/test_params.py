@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from safegene.errors import ParamsError
+from safegene.workspace.layout import Workspace
 from safegene.workspace.params import (
     CalibrateParams,
     Target,
@@ -11,7 +12,7 @@ from safegene.workspace.params import (
     load_targets,
     save_targets,
 )
-from safegene.workspace.plain_yaml import load_yaml
+from safegene.workspace.plain_yaml import dump_yaml, load_yaml
 from safegene.workspace.plugins import BASELINES
 
 TEMPLATE = (Path(__file__).parents[2] / "params.yaml").read_text()
@@ -58,6 +59,97 @@ def test_wrong_values_are_named(tmp_path: Path, line: str, key: str) -> None:
     assert "params.yaml" in error.value.message
 
 
+NUMBERS = {
+    "gate.margin_hrr": "0.05",
+    "gate.block_prompts": "15",
+    "gate.min_prompts": "60",
+    "evaluate.batch_size": "128",
+    "evaluate.early_stop": "true",
+    "calibrate.max_extra": "0.01",
+    "fetch.max_gibibytes": "200.0",
+    "select.threshold": "0.05",
+    "validate.min_rows": "32",
+    "degrade.stop_hrr": "0.6",
+    "flow.commit": "true",
+}
+
+
+@pytest.mark.parametrize("other", ['"{}"', "true", "1.5e+400", ".nan", ".inf", "yes", "[{}]", "null", "0x1p3"])
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_and_booleans_are_of_their_type(tmp_path: Path, key: str, other: str) -> None:
+    """Neither text nor a boolean is a number, no number is a boolean, and NaN and infinity are none."""
+    name, value = key.split(".")[1], NUMBERS[key]
+    if (value, other) == ("true", "true"):
+        other = "1"
+    assert f"  {name}: {value}" in TEMPLATE
+    text = TEMPLATE.replace(f"  {name}: {value}", f"  {name}: {other.format(value)}", 1)
+    with pytest.raises(ParamsError, match=name if not other.startswith((".", "1.5e")) else "plain YAML"):
+        load_params(written(tmp_path, text))
+
+
+def test_a_number_of_a_baseline_is_strict_too(tmp_path: Path) -> None:
+    text = TEMPLATE.replace("max_extra: 0.01", 'max_extra: 0.01\n  baseline: {method: resta, gamma: "0.5"}', 1)
+    with pytest.raises(ParamsError, match="gamma"):
+        load_params(written(tmp_path, text))
+
+
+PLACES = [
+    '""',
+    ".",
+    "./",
+    ".git",
+    ".git/x",
+    ".dvc",
+    "data",
+    "data/x",
+    "DATA",
+    "reports",
+    "~/",
+    "~",
+    "../x",
+    "a/../../x",
+]
+PLACES += ["params.yaml", "dvc.lock", '"a\\tb"', '" "', "http://x/y", "file://data/x", "ledger.seen", "a/.git"]
+
+
+@pytest.mark.parametrize("place", [*PLACES, "s3://", "s3://u:p@b/x", "s3:/b", "s3://b/../x"])
+def test_a_ledger_where_something_else_is_written_is_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(ParamsError, match="promote.ledger"):
+        load_params(written(tmp_path, TEMPLATE.replace("ledger: ledger", f"ledger: {place}", 1)))
+
+
+@pytest.mark.parametrize("place", [p for p in PLACES if "://" not in p])
+def test_a_public_key_where_something_else_is_written_is_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(ParamsError, match="promote.public_key"):
+        load_params(written(tmp_path, TEMPLATE.replace("public_key: ledger.pub", f"public_key: {place}", 1)))
+
+
+def test_places_that_only_the_file_system_shows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An absolute path or a link into what others write, a folder around the workspace, the cache, and the keys."""
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "keys"))
+    ws = Workspace(tmp_path / "ws")
+    ws.data.mkdir(parents=True)
+    (ws.root / "link").symlink_to(ws.data)
+    below = [ws.data / "x", ws.root / ".git", ws.root, tmp_path, tmp_path / "cache" / "x", tmp_path / "keys"]
+    for place in [*map(str, below), "link/x", f"file://{ws.data}"]:
+        written(ws.root, TEMPLATE.replace("ledger: ledger", f"ledger: {place}", 1))
+        with pytest.raises(ParamsError, match=r"promote\.ledger to be a place that nothing else writes"):
+            _ = ws.params
+    written(ws.root, TEMPLATE.replace("public_key: ledger.pub", "public_key: ledger/ledger.pub", 1))
+    with pytest.raises(ParamsError, match="outside of the ledger, which it verifies"):
+        _ = ws.params
+
+
+@pytest.mark.parametrize(
+    "place", ["ledger", "book/keeping", "/srv/ledger", "file:///srv/ledger", "s3://b", "s3://b/x.y/z"]
+)
+def test_a_ledger_of_its_own_is_accepted(tmp_path: Path, place: str) -> None:
+    ws = Workspace(tmp_path)
+    written(tmp_path, TEMPLATE.replace("ledger: ledger", f"ledger: {place}", 1))
+    assert ws.params.promote.ledger == place
+
+
 @pytest.mark.parametrize("method", sorted(BASELINES))
 def test_every_baseline_is_chosen_by_its_name(tmp_path: Path, method: str) -> None:
     """With its own defaults, beside keys of ours that it does not use."""
@@ -83,12 +175,28 @@ def test_the_template_repairs_by_ours_and_adds_a_hundredth(tmp_path: Path) -> No
         "a: &x [1]\nb: *x",
         "a: !!python/object/apply:os.system ['true']",
         "a: [1",
+        "1: a",
+        "true: a",
+        'a: !!float "0.05"',
         "a: \x00",
     ],
 )
 def test_yaml_beyond_plain_data_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ParamsError, match="plain YAML"):
         load_yaml(written(tmp_path, text))
+
+
+def test_plain_scalars_are_those_of_yaml_1_2_which_dvc_reads(tmp_path: Path) -> None:
+    text = "{a: 3e-4, b: 010, c: yes, d: 1:30, e: 2026-01-01, f: , g: ~, h: 0o17, i: 0x1f, j: 1_000, k: -.5, l: True}"
+    values = [3e-4, 10, "yes", "1:30", "2026-01-01", None, None, 15, 31, "1_000", -0.5, True]
+    assert list(load_yaml(written(tmp_path, text)).values()) == values
+
+
+@pytest.mark.parametrize(
+    "text", ["1e9", "010", "yes", "12e4567", "0o17", "null", "", "~", ".nan", "2026-01-01", "1:30"]
+)
+def test_text_is_written_so_that_it_is_read_as_text(tmp_path: Path, text: str) -> None:
+    assert load_yaml(written(tmp_path, dump_yaml({text: text}))) == {text: text}
 
 
 def test_missing_file_names_the_remedy(tmp_path: Path) -> None:
