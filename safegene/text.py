@@ -5,6 +5,7 @@ replaces each by a name. It does not escape HTML or Markdown: `marked` and Jinja
 escapes Markdown.
 """
 
+import re
 import unicodedata
 
 from markupsafe import Markup, escape
@@ -12,6 +13,15 @@ from markupsafe import Markup, escape
 # Letters and marks without a glyph: Hangul fillers, Braille blank, variation selectors.
 _BLANK = frozenset([0x034F, 0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
+
+# user:password@ in any URL, also where the password holds '/' or '@', and a token as the user of a web address
+_USERINFO = re.compile(r"://[^/\s]*:[^/\s]*@|(?<=http)(s?)://(?:[^\s'\"]*:(?!\d+(?:/|$))[^\s'\"]*|[^/\s'\"]*)@")
+_SECRET = "token|signature|sig|credential|key|password|passwd|secret|auth"
+_QUERY = re.compile(rf"([?&;#][^=\s&]*(?:{_SECRET})[^=\s&]*=)[^&\s'\"]+", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|sk-[A-Za-z0-9_-]{16,}|gh[a-z]_[A-Za-z0-9]{20,}"
+    r"|github_pat_\w{20,}|glpat-[\w-]{16,}|Bearer\s+\S+|Basic\s+[A-Za-z0-9+/=]{8,})"
+)
 
 
 def is_hidden(character: str) -> bool:
@@ -65,3 +75,14 @@ def _cut(text: str, characters: int | None, lines: int | None) -> tuple[str, int
 
 def _more(left: int) -> str:
     return f" … {left:,} more characters" if left else ""
+
+
+def redact(uri: str) -> str:
+    """The URI without password, tokens and secret query values, on one line of at most 300 characters."""
+    return redact_text(uri).split("\n")[0][:300]
+
+
+def redact_text(text: str) -> str:
+    """The text with passwords, tokens and signatures replaced by ``***``."""
+    text = _USERINFO.sub(r"\1://***@", text)
+    return _TOKEN.sub("***", _QUERY.sub(r"\1***", text))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from safegene.checkpoints.sources.files import PlainFile, read_file
-from safegene.checkpoints.sources.uri import redact, redact_text
 from safegene.datasets.prompts import Prompt, prompt_lines
 from safegene.datasets.suite_library import suite_folder
 from safegene.datasets.suites import Card, LoadOptions, Suite, collect_rows, format_named, write_suite
@@ -14,6 +13,7 @@ from safegene.datasets.suites.loading import Item
 from safegene.datasets.suites.tables import decompress
 from safegene.datasets.suites.wrappers import read_templates, translate, wrap
 from safegene.errors import DigestMismatch, ParamsError
+from safegene.text import redact, redact_text
 from safegene.workspace.digest import digest_bytes
 from safegene.workspace.layout import Workspace
 

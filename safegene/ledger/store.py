@@ -17,20 +17,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from safegene.errors import ParamsError, PreconditionFailed, StoreError
+from safegene.workspace import s3_client
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import digest_bytes
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
 WRITERS = 16
 CONFLICTS = 5
 DRAFT = ".draft"
+T = TypeVar("T")
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -156,6 +159,7 @@ class S3Store:
 
     An object is written by one request (at most 5 GiB). boto3 returns an ETag with quotes; Ceph RGW expects none in
     ``If-Match``, so a write that failed with 412 is repeated without them.
+    `safegene.workspace.s3_client` bounds every call.
     """
 
     bucket: str
@@ -169,32 +173,27 @@ class S3Store:
 
     @cached_property
     def _client(self) -> "S3Client":
-        import boto3
-        from botocore.config import Config
-
-        config = Config(
-            retries={"max_attempts": 4, "mode": "standard"},
+        return s3_client.new_client(
+            endpoint=self.endpoint,
             max_pool_connections=2 * WRITERS,
-            connect_timeout=10,
-            read_timeout=60,
             # The ledger has a sha256 of every object, and older gateways refuse the checksum trailer of boto3.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        return boto3.Session().client("s3", endpoint_url=self.endpoint, config=config)
 
     def get(self, key: str) -> tuple[bytes, str]:
         """See `Store`."""
-        from botocore.exceptions import BotoCoreError, ClientError
+
+        def open_object() -> tuple["StreamingBody", int, str]:
+            reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
+            return reply["Body"], reply["ContentLength"], reply["ETag"]
 
         try:
-            reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
-            return reply["Body"].read(), reply["ETag"]
-        except ClientError as error:
-            if _status(error) == 404 and error.response["Error"].get("Code") != "NoSuchBucket":
+            body, size, etag = self._ask(open_object)
+            return self._ask(body.read, size=size), etag
+        except s3_client.errors() as error:
+            if s3_client.status(error) == 404 and s3_client.code(error) != "NoSuchBucket":
                 raise ObjectMissing(f"expected the object {key}, got none, in {self.uri}") from None
-            raise self._failed("read", key, error) from error
-        except BotoCoreError as error:
             raise self._failed("read", key, error) from error
 
     def put_if_absent(self, key: str, data: bytes) -> str:
@@ -216,22 +215,20 @@ class S3Store:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Store`."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         base = f"{self.prefix}/" if self.prefix else ""
         try:
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + prefix)
-            keys = [item["Key"][len(base) :] for page in pages for item in page.get("Contents", ())]
-        except (ClientError, BotoCoreError) as error:
+            pages = s3_client.pages(self._client, Bucket=self.bucket, Prefix=base + prefix)
+            return iter(sorted(item["Key"][len(base) :] for page in pages for item in page.get("Contents", ())))
+        except s3_client.errors() as error:
             raise self._failed("list", prefix, error) from error
-        return iter(sorted(keys))
 
     def discard(self, key: str) -> None:
         """See `Store`."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        with suppress(*s3_client.errors()):  # this error must not hide the result of the self-test
+            self._ask(lambda: self._client.delete_object(Bucket=self.bucket, Key=self._full(key)))
 
-        with suppress(ClientError, BotoCoreError):  # this error must not hide the result of the self-test
-            self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
+    def _ask(self, call: Callable[[], T], *, size: int = 0) -> T:
+        return s3_client.ask(self._client, call, size=size)
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
@@ -239,12 +236,15 @@ class S3Store:
     def _put(self, key: str, data: bytes, **condition: str) -> str:
         from botocore.exceptions import ClientError
 
+        def put() -> str:
+            reply = self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)  # type: ignore[arg-type]
+            return reply["ETag"]
+
         for attempt in range(CONFLICTS + 1):
             try:
-                reply = self._client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)  # type: ignore[arg-type]
-                return reply["ETag"]
+                return self._ask(put, size=len(data))
             except ClientError as error:
-                status = _status(error)
+                status = s3_client.status(error)
                 if status == 409 and attempt < CONFLICTS:  # two conditional writes at once: S3 asks for a retry
                     time.sleep(0.05 * 2**attempt)
                 elif status in (409, 412) or (status == 404 and "IfMatch" in condition):
@@ -255,11 +255,9 @@ class S3Store:
 
     def _settle(self, key: str, data: bytes, put: Callable[[], str]) -> str:
         """Run ``put``; where it fails although the object has this writer's bytes, only the reply was lost."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
             return put()
-        except (PreconditionFailed, ClientError, BotoCoreError) as error:
+        except s3_client.errors(PreconditionFailed) as error:
             with suppress(StoreError):
                 content, etag = self.get(key)
                 if content == data:
@@ -269,16 +267,10 @@ class S3Store:
             raise self._failed("write", key, error) from error
 
     def _failed(self, verb: str, key: str, error: Exception) -> StoreError:
-        reason = " ".join(str(error).split())
         return StoreError(
-            f"expected to {verb} {key} in {self.uri}, got {reason}",
+            f"expected to {verb} {key} in {self.uri}, got {s3_client.reason(error)}",
             remedy="check AWS_ENDPOINT_URL, the bucket's name and the credentials of the standard AWS chain",
         )
-
-
-def _status(error: Exception) -> int:
-    response = getattr(error, "response", {})
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def open_store(uri: str, *, base: Path | None = None) -> Store:

@@ -10,7 +10,9 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from safegene.errors import JudgeError
+from safegene.workspace.deadline import DeadlinePassed, within
 
+LOOKUP_SECONDS = 20.0  # longest wait for a name server
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address in its last four bytes
 
 
@@ -40,8 +42,9 @@ def check_url(url: str, allow_hosts: Collection[str], *, whose: str = "judge") -
     if host in allow_hosts:
         return
     try:
-        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError) as error:
+        found = within(LOOKUP_SECONDS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        addresses = {str(entry[4][0]) for entry in found}
+    except (OSError, UnicodeError, DeadlinePassed) as error:
         raise JudgeError(f"expected the {whose}'s host {host} to have an address, got {error}") from error
     for address in sorted(addresses):
         if not _public(address):

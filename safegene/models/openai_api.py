@@ -1,9 +1,11 @@
 """A client of OpenAI-compatible servers (vLLM, llama.cpp, a provider): the only one that safegene has.
 
-Each request has a deadline and a limit on bytes, follows no redirect and uses no proxy of the environment. A broken
-connection, 429 and 5xx are tried again, after the wait that ``Retry-After`` asks for (seconds or a date, up to
-`LONGEST_WAIT`), else after an exponential backoff. Every other failure raises `NoAnswer` at once. After `GIVE_UP`
-failures in a row nothing more is sent. The key comes from an environment variable; no message, repr or log holds it.
+Each request has a deadline, from the connection to the last byte of the answer, and a limit on bytes, follows no
+redirect and uses no proxy of the environment. A broken connection, a deadline that has passed, 429 and 5xx are tried
+again, after the wait that ``Retry-After`` asks for (seconds or a date, up to `LONGEST_WAIT`), else after an exponential
+backoff. Every other failure raises `NoAnswer` at once. So a request takes at most `TRIES` deadlines and the waits
+between them. After `GIVE_UP` failures in a row nothing more is sent. The key comes from an environment variable; no
+message, repr or log holds it.
 """
 
 import os
@@ -26,6 +28,7 @@ from pydantic import (
 )
 
 from safegene.errors import FormatError
+from safegene.workspace.deadline import DeadlinePassed, within
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.fields import Count
 from safegene.workspace.parsing import Strict, parse_json
@@ -37,6 +40,7 @@ TRIES = 4
 GIVE_UP = 16  # failures in a row, over all threads
 MAX_BYTES = 1 << 20
 LONGEST_WAIT = 60.0  # seconds
+_JSON = {"Content-Type": "application/json"}
 T = TypeVar("T")
 
 
@@ -247,25 +251,35 @@ class ApiServer:
     def _try(self, client: "httpx.Client", method: str, path: str, json: Any) -> bytes:
         import httpx
 
+        def exchange() -> bytes:
+            with client.stream(method, f"{self.url.rstrip('/')}/{path}", content=body, headers=_JSON) as response:
+                _check_status(response)
+                return _body(response, until)
+
+        try:
+            body = None if json is None else canonical_json(json)
+        except UnicodeEncodeError:
+            raise NoAnswer("a lone surrogate in the request, which is not sent") from None
         until = time.monotonic() + self.timeout_seconds
         try:
-            with client.stream(method, f"{self.url.rstrip('/')}/{path}", json=json) as response:
-                _check_status(response)
-                return self._body(response, until)
+            return within(self.timeout_seconds, exchange)
         except httpx.HTTPError as error:
             raise _TryAgain(type(error).__name__) from None
+        except DeadlinePassed as error:
+            raise _TryAgain(str(error)) from None
 
-    def _body(self, response: "httpx.Response", until: float) -> bytes:
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise NoAnswer("a compressed answer, which was not asked for")
-        body = b""
-        for part in response.iter_raw():
-            body += part
-            if len(body) > MAX_BYTES:
-                raise NoAnswer(f"more than {MAX_BYTES} bytes")
-            if time.monotonic() > until:
-                raise _TryAgain(f"slower than {self.timeout_seconds:g} s")
-        return body
+
+def _body(response: "httpx.Response", until: float) -> bytes:
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise NoAnswer("a compressed answer, which was not asked for")
+    body = b""
+    for part in response.iter_raw():
+        body += part
+        if len(body) > MAX_BYTES:
+            raise NoAnswer(f"more than {MAX_BYTES} bytes")
+        if time.monotonic() > until:
+            raise DeadlinePassed("a late answer")  # ends a call that was abandoned
+    return body
 
 
 def _check_status(response: "httpx.Response") -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +99,11 @@ class BreakingBody:
     def __init__(self, data: bytes) -> None:
         self.data = data
 
-    def iter_chunks(self, _: int) -> Iterator[bytes]:
-        yield self.data
-        raise ConnectionResetError("broken")
+    def read(self, _: int) -> bytes:
+        data, self.data = self.data, b""
+        if not data:
+            raise ConnectionResetError("broken")
+        return data
 
 
 def test_a_broken_download_from_s3_goes_on_where_it_stopped(

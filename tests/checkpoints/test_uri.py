@@ -2,11 +2,11 @@
 
 import pytest
 
-from safegene.checkpoints.sources import redact, redact_text
 from safegene.checkpoints.sources.uri import parse
 from safegene.errors import (
     SourceError,
 )
+from safegene.text import redact, redact_text
 
 
 @pytest.mark.parametrize(

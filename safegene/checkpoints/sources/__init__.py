@@ -9,7 +9,6 @@ A URI that holds a secret is refused.
 from safegene.checkpoints.sources.cache import CachedCheckpoint
 from safegene.checkpoints.sources.discovery import DiscoveredCheckpoint, discover
 from safegene.checkpoints.sources.fetching import ModelFiles, fetch, fingerprint, local_checkpoint
-from safegene.checkpoints.sources.uri import redact, redact_text
 
 __all__ = [
     "DiscoveredCheckpoint",
@@ -18,7 +17,5 @@ __all__ = [
     "fetch",
     "fingerprint",
     "local_checkpoint",
-    "redact",
-    "redact_text",
     "discover",
 ]

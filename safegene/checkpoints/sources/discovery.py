@@ -9,8 +9,9 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from safegene.checkpoints.sources.fetching import fingerprint
-from safegene.checkpoints.sources.uri import parse, redact, scheme_named
+from safegene.checkpoints.sources.uri import parse, scheme_named
 from safegene.errors import SafegeneError, SourceError
+from safegene.text import redact
 from safegene.workspace.digest import PREFIX, digest_bytes
 
 

@@ -15,7 +15,7 @@ from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import cache
 from safegene.checkpoints.sources.cache import CachedCheckpoint
-from safegene.checkpoints.sources.uri import Source, open_source, parse, redact
+from safegene.checkpoints.sources.uri import Source, open_source, parse
 from safegene.checkpoints.unsafe import read_json
 from safegene.checkpoints.wanted import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, checkpoint_files, refuse_pickles_alone
 from safegene.errors import (
@@ -25,7 +25,7 @@ from safegene.errors import (
     SourceError,
     StaleArtifact,
 )
-from safegene.text import visible
+from safegene.text import redact, visible
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import FetchParams

@@ -7,11 +7,14 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from safegene.checkpoints.sources import hub, s3
-from safegene.checkpoints.sources.uri import parse, redact, redact_text
+from safegene.checkpoints.sources.uri import parse
 from safegene.errors import SourceError
+from safegene.text import redact, redact_text
+from safegene.workspace.deadline import within
 from safegene.workspace.digest import PREFIX, digest_bytes
 
 LIMIT = 256 << 20
@@ -84,12 +87,14 @@ def _hub_file(uri: str) -> PlainFile:
 
     repo, revision, name = match[1], match[2] or None, match[3]
     with hub.translate_hub_errors(uri), tempfile.TemporaryDirectory() as folder:
-        info = hub.api().dataset_info(repo, revision=revision, files_metadata=True)
+        ask = partial(hub.api().dataset_info, repo, revision=revision, files_metadata=True)
+        info = within(hub.ANSWER_SECONDS, ask)
         known = {file.rfilename: file for file in info.siblings or []}
         if name not in known:
             raise SourceError(f"expected {name} in {redact(uri)}, got {', '.join(sorted(known)[:8]) or 'no files'}")
         _check_size(known[name].size or 0, redact(uri))
-        path = hf_hub_download(
+        download = partial(
+            hf_hub_download,
             repo,
             name,
             repo_type="dataset",
@@ -98,6 +103,7 @@ def _hub_file(uri: str) -> PlainFile:
             endpoint=hub.endpoint(),
             etag_timeout=30,
         )
+        path = within(hub.ANSWER_SECONDS + (known[name].size or 0) / hub.SLOWEST, download)
         data = Path(path).read_bytes()
     if (lfs := known[name].lfs) and (got := digest_bytes(data)) != PREFIX + lfs["sha256"]:
         raise SourceError(
@@ -111,11 +117,7 @@ def _s3_file(uri: str) -> PlainFile:
     place = parse(uri)
     if not place.path:
         raise SourceError(f"expected s3://BUCKET/KEY, got {redact(uri)!r}")
-    with s3.translate_s3_errors(uri):
-        reply = s3.new_client().get_object(Bucket=place.bucket, Key=place.path)
-        _check_size(reply["ContentLength"], redact(uri))
-        data = reply["Body"].read(LIMIT + 1)
-    _check_size(len(data), redact(uri))
+    data = s3.read_object(uri, place.bucket, place.path, LIMIT)
     return PlainFile(place.path.rpartition("/")[2], data, uri)
 
 

@@ -1,7 +1,7 @@
 """Models of the Hugging Face Hub, or of another server with its API (``HF_ENDPOINT``): ``hf://ORG/MODEL[@REVISION]``.
 
 A revision is resolved to a commit, and the commit is fetched. The Hub's library finds a token where one is needed
-(``HF_TOKEN``, or ``hf auth login``).
+(``HF_TOKEN``, or ``hf auth login``). An answer may take `ANSWER_SECONDS`, and a file a second more per `SLOWEST` bytes.
 """
 
 import os
@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.sources.cache import known_digest
-from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
+from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.checkpoints.wanted import require_complete
 from safegene.errors import SourceError
+from safegene.text import redact, redact_text
+from safegene.workspace.deadline import DeadlinePassed, within
 from safegene.workspace.digest import PREFIX
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+ANSWER_SECONDS = 60.0
+SLOWEST = 1 << 14  # bytes a second
 
 
 class HubSource:
@@ -46,10 +51,17 @@ class HubSource:
 
         announced = {file.rfilename: file.lfs["sha256"] for file in self._info.siblings if file.lfs}
         for name in names:
+            download = partial(
+                hf_hub_download,
+                self.place.path,
+                name,
+                revision=self._info.sha,
+                local_dir=into,
+                endpoint=endpoint(),
+                etag_timeout=30,
+            )
             with translate_hub_errors(self.place.uri):
-                hf_hub_download(
-                    self.place.path, name, revision=self._info.sha, local_dir=into, endpoint=endpoint(), etag_timeout=30
-                )
+                within(ANSWER_SECONDS + self.sizes().get(name, 0) / SLOWEST, download)
             if name in announced and (got := known_digest(into / name)) != PREFIX + announced[name]:
                 (into / name).unlink()  # otherwise the library takes it for complete next time
                 raise SourceError(
@@ -60,13 +72,14 @@ class HubSource:
     @cached_property
     def _info(self) -> Any:
         with translate_hub_errors(self.place.uri):
-            return api().model_info(self.place.path, revision=self.place.revision or None, files_metadata=True)
+            ask = partial(api().model_info, self.place.path, files_metadata=True)
+            return within(ANSWER_SECONDS, partial(ask, revision=self.place.revision or None))
 
 
 def models_of(organisation: str) -> Iterable[tuple[str, list[str]]]:
     """The models of an organisation: id and file names."""
     with translate_hub_errors(f"hf://{organisation}"):
-        listed = list(api().list_models(author=organisation, full=True))
+        listed = within(ANSWER_SECONDS, lambda: list(api().list_models(author=organisation, full=True)))
     return [(model.id, [file.rfilename for file in model.siblings or []]) for model in listed]
 
 
@@ -96,7 +109,7 @@ def translate_hub_errors(uri: str) -> Iterator[None]:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         remedy = "check organisation, model and revision; for a private model set HF_TOKEN"
         raise SourceError(f"expected {redact(uri)} on {endpoint()}, got 'not found'", remedy=remedy) from None
-    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, OSError, ValueError, DeadlinePassed) as error:
         text = redact_text(str(error)).split("\n")[0][:200]
         raise SourceError(
             f"expected an answer for {redact(uri)} from {redact(endpoint())}, got {text!r}",

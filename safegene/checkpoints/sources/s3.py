@@ -1,6 +1,7 @@
 """Checkpoints in S3 buckets: ``s3://BUCKET/PREFIX``. A download that breaks off is resumed.
 
-Credentials and endpoint come from boto3's standard chain (``AWS_*``, ``~/.aws``, ``AWS_ENDPOINT_URL``).
+Credentials, endpoint and the bound on every call: `safegene.workspace.s3_client`. A download has no bound as a whole,
+but each block of it has, so a server must send at least `BLOCK` bytes in that time.
 """
 
 import logging
@@ -11,17 +12,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safegene.checkpoints.sources.uri import Scheme, SourceURI, redact, redact_text
+from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.checkpoints.unsafe import MAX_JSON
 from safegene.checkpoints.wanted import INDEX, checkpoint_files, is_checkpoint_file, require_complete, weight_map
 from safegene.errors import SourceError
+from safegene.text import redact
+from safegene.workspace import s3_client
 from safegene.workspace.digest import digest_json, strict_json
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-BLOCK = 1 << 20  # bytes
-PROGRESS_EVERY = 256 * BLOCK  # bytes between two log lines
+BLOCK = 1 << 18  # bytes
+PROGRESS_EVERY = 1024 * BLOCK  # bytes between two log lines
 ATTEMPTS = 5  # in a row without a new byte
 log = logging.getLogger(__name__)
 
@@ -67,26 +70,29 @@ class BucketSource:
         part.rename(path)
 
     def _append(self, client: "S3Client", name: str, etag: str, have: int, part: Path) -> None:
-        reply = client.get_object(Bucket=self.place.bucket, Key=self.prefix + name, Range=f"bytes={have}-")
-        if reply["ETag"].strip('"') != etag:
+        reply = s3_client.ask(
+            client,
+            lambda: client.get_object(Bucket=self.place.bucket, Key=self.prefix + name, Range=f"bytes={have}-"),
+        )
+        if reply.get("ETag", "").strip('"') != etag:
             raise SourceError(
-                f"expected {name} with etag {etag}, got {reply['ETag']}, from {redact(self.place.uri)}",
+                f"expected {name} with etag {etag}, got {reply.get('ETag')}, from {redact(self.place.uri)}",
                 remedy="it changed during the download: run again when the upload is complete",
             )
         with part.open("ab") as file:
-            for block in reply["Body"].iter_chunks(BLOCK):
+            while block := s3_client.ask(client, lambda: reply["Body"].read(BLOCK)):
                 file.write(block)
                 if file.tell() % PROGRESS_EVERY < BLOCK:
                     log.info("  %s: %.0f MB", name, file.tell() / 1e6)
 
     @cached_property
     def _objects(self) -> dict[str, tuple[str, int]]:
-        objects: dict[str, tuple[str, int]] = {}
         with translate_s3_errors(self.place.uri):
-            pages = new_client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.place.bucket, Prefix=self.prefix, Delimiter="/"):
-                for item in page.get("Contents", []):
-                    objects[item["Key"].removeprefix(self.prefix)] = (item["ETag"].strip('"'), item["Size"])
+            objects = {
+                item["Key"].removeprefix(self.prefix): (item["ETag"].strip('"'), item["Size"])
+                for page in s3_client.pages(new_client(), Bucket=self.place.bucket, Prefix=self.prefix, Delimiter="/")
+                for item in page.get("Contents", [])
+            }
         if not any(map(is_checkpoint_file, objects)):
             raise SourceError(f"expected a checkpoint, got {sorted(objects)[:5]}, in {redact(self.place.uri)}")
         return objects
@@ -96,42 +102,50 @@ def folders_of(place: SourceURI) -> list[str]:
     """The names of the folders directly below a prefix, sorted."""
     prefix = f"{place.path}/" if place.path else ""
     with translate_s3_errors(place.uri):
-        pages = new_client().get_paginator("list_objects_v2")
-        listed = pages.paginate(Bucket=place.bucket, Prefix=prefix, Delimiter="/")
-        prefixes = [item["Prefix"] for page in listed for item in page.get("CommonPrefixes", [])]
+        pages = s3_client.pages(new_client(), Bucket=place.bucket, Prefix=prefix, Delimiter="/")
+        prefixes = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
     return sorted(name.removeprefix(prefix).strip("/") for name in prefixes)
 
 
 def read_small(place: SourceURI, name: str, most: int) -> bytes:
     """The first ``most`` bytes of an object below a prefix."""
     key = f"{place.path}/{name}" if place.path else name
-    with translate_s3_errors(place.uri):
-        reply = new_client().get_object(Bucket=place.bucket, Key=key, Range=f"bytes=0-{most - 1}")
-        return reply["Body"].read()
+    return read_object(place.uri, place.bucket, key, most, Range=f"bytes=0-{most - 1}")[:most]
+
+
+def read_object(uri: str, bucket: str, key: str, most: int, **request: str) -> bytes:
+    """An object's content, at most ``most`` bytes and one.
+
+    Raises:
+        SourceError: the server does not answer, or announces more.
+    """
+    client = new_client()
+    with translate_s3_errors(uri):
+        reply = s3_client.ask(client, lambda: client.get_object(Bucket=bucket, Key=key, **request))  # type: ignore[arg-type]
+        size = reply.get("ContentLength", most)
+        if size > most:
+            raise SourceError(f"expected at most {most} bytes, got {size}, from {redact(uri)}")
+        return s3_client.ask(client, lambda: reply["Body"].read(most + 1), size=size)
 
 
 def new_client() -> "S3Client":
-    """An S3 client from the standard chain, with path-style addresses, which every S3 server supports."""
-    import boto3
-    from botocore.config import Config
-
-    retries = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 4, "mode": "standard"})
-    return boto3.client("s3", config=retries)
+    """A client with path-style addresses, which every S3 server supports."""
+    return s3_client.new_client(s3={"addressing_style": "path"})
 
 
 @contextmanager
 def translate_s3_errors(uri: str) -> Iterator[None]:
     """Raise `SourceError` without secrets in place of boto's exceptions."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import NoCredentialsError
 
     try:
         yield
     except NoCredentialsError:
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or a role"
         raise SourceError(f"expected credentials for {redact(uri)}, got none", remedy=remedy) from None
-    except (BotoCoreError, ClientError, OSError) as error:
+    except s3_client.errors() as error:
         raise SourceError(
-            f"expected an answer for {redact(uri)}, got {redact_text(str(error))[:200]!r}",
+            f"expected an answer for {redact(uri)}, got {s3_client.reason(error)}",
             remedy="check bucket, prefix, credentials and AWS_ENDPOINT_URL, then run again: the download resumes",
         ) from None
 

@@ -5,19 +5,14 @@ Each scheme is a module with a `Scheme`: ``local`` (``file://``), ``hub`` (``hf:
 ``[project.entry-points."safegene.sources"]`` in pyproject.toml.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from safegene.errors import SourceError
+from safegene.text import redact, redact_text
 from safegene.workspace.plugins import SOURCES
-
-_USERINFO = re.compile(r"://[^/\s@]*:[^/\s@]*@")
-_SECRET = "token|signature|sig|credential|key|password|passwd|secret|auth"
-_QUERY = re.compile(rf"([?&;][^=\s&]*(?:{_SECRET})[^=\s&]*=)[^&\s'\"]+", re.IGNORECASE)
-_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|Bearer\s+\S+|Basic\s+[A-Za-z0-9+/=]{8,})")
 
 
 @dataclass(frozen=True)
@@ -99,14 +94,3 @@ def parse(uri: str) -> SourceURI:
 def open_source(place: SourceURI) -> Source:
     """The reader of a checkpoint."""
     return scheme_named(place.scheme).open(place)
-
-
-def redact(uri: str) -> str:
-    """The URI without password, tokens and secret query values, on one line of at most 300 characters."""
-    return redact_text(uri).split("\n")[0][:300]
-
-
-def redact_text(text: str) -> str:
-    """The text with passwords, tokens and signatures replaced by ``***``."""
-    text = _USERINFO.sub("://***@", text)
-    return _TOKEN.sub("***", _QUERY.sub(r"\1***", text))

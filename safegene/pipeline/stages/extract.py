@@ -13,7 +13,7 @@ from safegene.checkpoints import sources
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.record import read_record
-from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint, redact
+from safegene.checkpoints.sources import CachedCheckpoint, local_checkpoint
 from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import vocabulary_digest
 from safegene.datasets.prompts import read_prompts
@@ -22,6 +22,7 @@ from safegene.models.device import default_device, threads_for
 from safegene.repair.checkpoint_delta import delta_of_checkpoints
 from safegene.repair.delta import Coverage, Delta, DeltaFile, delta_of_factors, distil_delta
 from safegene.repair.finished_matrices import FinishedMatrices
+from safegene.text import redact
 from safegene.vectors.vector import read_surrogates, write_factors
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.manifest import Draft, Manifest, write_artefact

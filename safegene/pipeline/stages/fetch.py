@@ -13,12 +13,12 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.chat_template import template_digest
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
-from safegene.checkpoints.sources import CachedCheckpoint, redact
+from safegene.checkpoints.sources import CachedCheckpoint
 from safegene.checkpoints.structure import NAME as STRUCTURE
 from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
 from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact
-from safegene.text import visible
+from safegene.text import redact, visible
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import FetchParams
 
