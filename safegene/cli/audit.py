@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from safegene.cli.audit_evidence import NAMED, audit_replay
 from safegene.cli.console import AsJson, Target, console, manual_run, write_json
 from safegene.errors import ParamsError
 from safegene.text import visible
@@ -17,9 +18,8 @@ from safegene.workspace.layout import Workspace
 if TYPE_CHECKING:
     from safegene.ledger.chain import Ledger
 
-NAMED = "A target that is live, or a record: its number, or at least 8 digits of its digest."
-
 app = typer.Typer(no_args_is_help=True, help="Verify the ledger, and trace what is live.")
+app.command("replay")(audit_replay)
 
 
 @app.command("verify")

@@ -150,6 +150,22 @@ def require_release_of(store: Store, digest: str, artefacts: Mapping[str, str]) 
     return release
 
 
+def release_manifests(store: Store, digest: str) -> dict[str, Manifest]:
+    """Artefact name -> its manifest, of every artefact of which the release holds one, verified.
+
+    Raises:
+        DigestMismatch: a file is missing or changed.
+        FormatError: a manifest is malformed.
+    """
+    manifests = {}
+    for path, expected in read_release(store, digest).files.items():
+        name, _, file = path.partition("/")
+        if file == MANIFEST:
+            data = _get(store, digest, path, expected=expected)
+            manifests[name] = parse_json(Manifest, data, where=f"{store.uri}/{_key(digest, path)}")
+    return manifests
+
+
 def open_release(store: Store, digest: str, *, cache: Path, artefacts: Mapping[str, str] | None = None) -> Path:
     """A folder that holds a verified release: its place in a local store, otherwise a copy below ``cache``.
 

@@ -109,18 +109,18 @@ MISSING = "(not there)"
 
 def diff_records(first: Record, second: Record) -> tuple[FieldDifference, ...]:
     """Every value in which two records differ, by place; the random ``nonce`` is left out."""
-    one, other = dict(_leaves(record_content(first))), dict(_leaves(record_content(second)))
+    one, other = dict(leaves(record_content(first))), dict(leaves(record_content(second)))
     places = (
         place for place in sorted(one.keys() | other.keys()) if one.get(place, MISSING) != other.get(place, MISSING)
     )
     return tuple(FieldDifference(place, one.get(place, MISSING), other.get(place, MISSING)) for place in places)
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """(place, value) of every value that is no mapping; a list is one value."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{place}.{key}" if place else str(key))
+            yield from leaves(item, f"{place}.{key}" if place else str(key))
     else:
         yield place, value
 

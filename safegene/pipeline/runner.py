@@ -69,7 +69,7 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     address, error_file = stage.address(target), ws.root / ".safegene" / "error.json"
     error_file.parent.mkdir(exist_ok=True)
     error_file.unlink(missing_ok=True)
-    with chdir(ws.root), _child_environment(error_file), Repo(str(ws.root)) as repo:
+    with chdir(ws.root), child_environment(error_file), Repo(str(ws.root)) as repo:
         try:
             return bool(repo.reproduce(targets=[address], single_item=True))
         except DvcException as error:
@@ -77,7 +77,7 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
 
 
 @contextmanager
-def _child_environment(error_file: Path) -> Iterator[None]:
+def child_environment(error_file: Path) -> Iterator[None]:
     """Environment of a stage's child process: this installation's commands first on PATH, its parent, its error file.
 
     DVC runs a stage with ``$SHELL``, and ``dvc.yaml`` is written for a POSIX shell.

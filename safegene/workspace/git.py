@@ -1,6 +1,8 @@
 """Every call of the ``git`` program."""
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safegene.errors import SafegeneError
@@ -38,3 +40,52 @@ def config_value(folder: Path | str, key: str) -> str:
         return git(folder, "config", "--get", key)
     except SafegeneError:
         return ""
+
+
+def has_commit(folder: Path | str, commit: str) -> bool:
+    """Whether the repository of ``folder`` holds that commit."""
+    try:
+        git(folder, "cat-file", "-e", f"{commit}^{{commit}}")
+    except SafegeneError:
+        return False
+    return True
+
+
+@contextmanager
+def worktree(folder: Path, commit: str, place: Path) -> Iterator[Path]:
+    """A checkout of a commit in a folder of its own, removed when the block ends.
+
+    No hook runs, and the branch and the files of ``folder`` stay as they are.
+
+    Args:
+        folder: a folder of the repository.
+        commit: what is checked out.
+        place: a new folder for the checkout.
+
+    Yields:
+        The folder in the checkout that corresponds to ``folder``.
+
+    Raises:
+        SafegeneError: Git failed.
+    """
+    below = git(folder, "rev-parse", "--show-prefix")
+    git(folder, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--quiet", "--detach", str(place), commit)
+    try:
+        yield place / below
+    finally:
+        git(folder, "worktree", "remove", "--force", str(place))
+
+
+def versions_of(folder: Path, path: str) -> Iterator[tuple[str, bytes]]:
+    """(commit, content) of a file, for every commit of every branch that changed it, the newest first.
+
+    Args:
+        folder: the folder that ``path`` is relative to.
+        path: the file.
+    """
+    for commit in git(folder, "log", "--all", "--format=%H", "--", path).split():
+        done = subprocess.run(
+            ["git", "-C", str(folder), "cat-file", "blob", f"{commit}:./{path}"], capture_output=True, check=False
+        )
+        if not done.returncode:
+            yield commit, done.stdout

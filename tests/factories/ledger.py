@@ -57,7 +57,8 @@ def make_receipt(ws: Workspace) -> None:
 
 def make_family(ws: Workspace, *, rank: int = 4) -> None:
     with write_artefact(ws.aligned, stage="fetch", params={}, inputs={}) as draft:
-        _json(draft.path / "checkpoint.json", {"source": "tiny://aligned?seed=0", "digest": digest_json("aligned")})
+        aligned = {"source": "tiny://aligned?seed=0", "digest": digest_json("aligned"), "fingerprint": "sha256:0"}
+        _json(draft.path / "checkpoint.json", aligned)
     with write_artefact(ws.vector, stage="compress", params={"rank": rank}, inputs={"delta": digest_json(1)}) as draft:
         (draft.path / "vector.safetensors").write_bytes(bytes(range(64)) * rank)
         _json(draft.path / "vector.json", {"rank": rank})
@@ -71,7 +72,8 @@ def make_target(ws: Workspace, target: str = TARGET, *, outcome: str = "pass", a
     entry = Target(source=f"tiny://{target}?seed=0", task="sentiment", fingerprint=digest_json(target))
     save_targets(ws.targets_file, Targets(targets={**ws.targets.targets, target: entry}))
     with write_artefact(ws.checkpoint(target), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
-        _json(draft.path / "checkpoint.json", {"source": f"tiny://{target}?seed=0", "digest": digest_json(target)})
+        fetched = {"source": entry.source, "digest": digest_json(target), "fingerprint": entry.fingerprint}
+        _json(draft.path / "checkpoint.json", fetched)
     make_candidate(ws, target, alpha=alpha)
     make_verdict(ws, target, outcome=outcome)
 
@@ -108,7 +110,13 @@ def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") 
         inputs["incumbent"] = ws.incumbent(target)
         arms = (*ARMS, "incumbent") if json.loads(ws.incumbent(target).read_bytes())["live"] else ARMS
     policy, params = ws.params.gate, ws.params.evaluate.model_dump(mode="json")
-    plan = {**PLAN, "models": {arm: digest_json(arm) for arm in arms}, "policy": policy_digest(policy)}
+    suites = {"gate": digest_json("gate"), "task": digest_file(ws.tasks / "sentiment.jsonl")}
+    plan = {
+        **PLAN,
+        "suites": suites,
+        "models": {arm: digest_json(arm) for arm in arms},
+        "policy": policy_digest(policy),
+    }
     with write_artefact(ws.judgements(target), stage="evaluate", params=params, inputs=inputs) as draft:
         _json(draft.path / "plan.json", plan)
         rows = (canonical_json(_judgement(prompt, arm, outcome)) + b"\n" for prompt in PROMPTS for arm in arms)
@@ -126,7 +134,6 @@ PLAN = {
     ],
     "judge": "grammar",
     "calibration": {"judge": "grammar", "exact": True, "harmful": None, "refusal": None, "labels": ""},
-    "suites": {"gate": digest_json("gate")},
     "decoding": {},
 }
 

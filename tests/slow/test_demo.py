@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from safegene.workspace.manifest import read_manifest
 from tests.factories.commands import git, run, status
+from tests.factories.outsider import verify_as_outsider
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BENIGN = ("sentiment", "topic", "group")
@@ -74,3 +76,38 @@ def test_a_second_run_changes_nothing(shown: tuple[Path, subprocess.CompletedPro
     assert git(folder, "status", "--porcelain") == ""
     changed = git(folder, "diff", "--name-only", before, "HEAD").split()
     assert all(name.startswith(("ledger/", "ledger.seen")) for name in changed), changed
+
+
+def test_a_promoted_record_is_replayed_with_the_same_digests(
+    shown: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """With another number of threads, no signing key, and nothing of what the demo computed but its checkpoints."""
+    folder, _ = shown
+    before = git(folder, "status", "--porcelain"), git(folder, "rev-parse", "HEAD")
+    private = own(folder.parent) | {"SAFEGENE_KEYS": str(folder.parent / "none"), "OMP_NUM_THREADS": "2"}
+    replayed = json.loads(run(folder, "audit", "replay", "group", "--json", **private).stdout)
+    digests = {one["name"]: (one["recorded"], one["rebuilt"]) for one in replayed["artefacts"]}
+    assert len(digests) == 10
+    assert replayed["same"]
+    assert all(recorded == rebuilt for recorded, rebuilt in digests.values()), digests
+    assert (git(folder, "status", "--porcelain"), git(folder, "rev-parse", "HEAD")) == before
+    assert git(folder, "worktree", "list").count("\n") == 0
+
+
+def test_the_blast_radius_of_the_vector_names_every_live_target(
+    shown: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = shown
+    vector = read_manifest(folder / "data/family/vector").digest
+    radius = json.loads(run(folder, "audit", "blast", vector, "--json").stdout)
+    live = {name for name, target in status(folder).items() if target["live"]}
+    assert len(live) >= 2
+    assert {one["target"] for one in radius["live"]} == live
+    assert {one["target"] for one in radius["records"]} == {*BENIGN, "adversarial"}
+
+
+def test_an_outsider_verifies_every_record(shown: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = shown
+    done = verify_as_outsider(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verified 4 records, 4 of them on the chain" in done.stdout

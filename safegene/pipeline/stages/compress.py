@@ -20,6 +20,7 @@ from safegene.workspace.manifest import Manifest, write_artefact
 from safegene.workspace.params import CompressParams
 
 BYTES_PER_NUMBER = {"float32": 4, "bfloat16": 2}
+DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,13 @@ def _wanted(params: CompressParams, spectrum: Tensor, total: float) -> int:
 
 
 def _share(spectrum: Tensor, rank: int, total: float) -> float:
-    return 1.0 if total == 0.0 else min(1.0, float(spectrum[:rank].sum()) / total)
+    """The share of the energy in the first columns; more digits than `DIGITS` depend on the number of threads."""
+    return 1.0 if total == 0.0 else min(1.0, round(float(spectrum[:rank].sum()) / total, DIGITS))
 
 
 def _overall(kept: Mapping[str, KeptMatrix], totals: Mapping[str, float]) -> float:
     whole = sum(totals.values())
-    return 1.0 if whole == 0.0 else sum(kept[name].energy * totals[name] for name in kept) / whole
+    return 1.0 if whole == 0.0 else round(sum(kept[name].energy * totals[name] for name in kept) / whole, DIGITS)
 
 
 def spectrum_table(kept: Mapping[str, KeptMatrix]) -> str:

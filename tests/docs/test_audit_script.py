@@ -1,0 +1,112 @@
+"""The script of the audit page verifies a ledger with securesystemslib alone, and names what is wrong with it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safegene.ledger.keys import create_key, write_public_key
+from safegene.workspace.layout import Workspace
+from tests.factories.ledger import attempt, flip_byte, make_workspace, records
+from tests.factories.outsider import verify_as_outsider
+
+ARCHIVE = Path(__file__).parents[1] / "goldens" / "demo-e86ff8d" / "workspace.tar.xz"
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """Two records of one target, the second of them live."""
+    ws = make_workspace(tmp_path / "ws")
+    assert [attempt(ws, alpha=1.0), attempt(ws, alpha=2.0)] == ["pass", "pass"]
+    return ws
+
+
+def test_a_sound_ledger_verifies(ws: Workspace) -> None:
+    done = verify_as_outsider(ws.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "live: sentiment on production, by record 1: all 6 endpoints pass" in done.stdout
+    assert "verified 2 records, 2 of them on the chain" in done.stdout
+
+
+def test_the_ledger_of_an_earlier_demo_verifies(tmp_path: Path) -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    done = verify_as_outsider(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verified 4 records, 4 of them on the chain" in done.stdout
+
+
+def _edit_record(ws: Workspace) -> None:
+    flip_byte(_path(ws, 0), 40)
+
+
+def _delete_record(ws: Workspace) -> None:
+    _path(ws, 0).unlink()
+
+
+def _other_number(ws: Workspace) -> None:
+    tip = ws.root / "ledger" / "tip"
+    tip.write_text(json.dumps({**json.loads(tip.read_text()), "sequence": 7}))
+
+
+def _other_key(ws: Workspace) -> None:
+    (ws.root / "ledger.pub").unlink()
+    write_public_key(create_key(), ws.root / "ledger.pub")
+
+
+def _pointer_of_another_target(ws: Workspace) -> None:
+    channel = ws.root / "ledger" / "channels" / "production"
+    shutil.copy(channel / "sentiment", channel / "topic")
+
+
+def _release_byte(ws: Workspace) -> None:
+    flip_byte(_release(ws) / "candidate" / "adapter_model.safetensors")
+
+
+def _planted_file(ws: Workspace) -> None:
+    (_release(ws) / ".github").mkdir()
+    (_release(ws) / ".github" / "x").write_text("x")
+
+
+def _path(ws: Workspace, sequence: int) -> Path:
+    digest = next(record.digest for record in records(ws) if record.sequence == sequence)
+    return ws.root / "ledger" / "records" / f"{digest.removeprefix('sha256:')}.json"
+
+
+def _release(ws: Workspace) -> Path:
+    return ws.root / "ledger" / "releases" / str(records(ws)[0].release).removeprefix("sha256:")
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (_edit_record, "was edited"),
+        (_delete_record, "record 0, sha256:"),
+        (_other_number, "out of order: expected number 7"),
+        (_other_key, "not signed by a trusted key"),
+        (_pointer_of_another_target, "topic names a record of something else"),
+        (_release_byte, "adapter_model.safetensors was changed"),
+        (_planted_file, "files that nobody signed"),
+    ],
+)
+def test_what_is_wrong_is_named(ws: Workspace, damage: Any, word: str) -> None:
+    damage(ws)
+    done = verify_as_outsider(ws.root)
+    assert done.returncode == 1
+    assert word in done.stderr
+
+
+def test_nothing_of_this_project_is_needed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['safegene'] = None; import safegene.ledger"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "ModuleNotFoundError" in done.stderr  # what `verify_as_outsider` relies on
