@@ -1,42 +1,62 @@
-"""ed25519 keys: the private key outside every repository, the public key pinned beside ``params.yaml``.
+"""Signing keys: the private key outside every repository, the public keys pinned beside ``params.yaml``.
 
-``ledger.pub`` is JSON: ``{"keys": [{"keyid", "keytype", "scheme", "keyval": {"public": hex}}]}``. A record is trusted
-if one of these keys signed it. To rotate keys, pin the new key beside the old one.
+A private key is a file of `keys_folder`, or the PEM in ``SAFEGENE_SIGNING_KEY``, or stays in a hardware module or a key
+service that ``SAFEGENE_SIGNING_URI`` names (``hsm:2?label=TOKEN``, ``awskms:...``, ``gcpkms:...``, ``azurekms://...``:
+the URIs of securesystemslib). Keys are ed25519; ECDSA on P-256 and P-384 is accepted, since many hardware modules know
+nothing else. Which public keys are trusted: see `safegene.ledger.trust`.
 """
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
 
-from safegene.errors import FormatError, LedgerError
-from safegene.workspace.atomic import write_file
-from safegene.workspace.digest import canonical_json, strict_json
+from safegene.errors import LedgerError
+from safegene.ledger.pins import SCHEMES, PinnedKeys, parse_key, read_pinned_keys, retired_from, write_pinned_keys
+from safegene.workspace.digest import strict_json
 from safegene.workspace.layout import keys_folder
 
+PEM_VARIABLE = "SAFEGENE_SIGNING_KEY"
+URI_VARIABLE = "SAFEGENE_SIGNING_URI"
+PIN_VARIABLE = "SAFEGENE_SIGNING_PIN"
+MAKE: dict[str, Callable[[], CryptoSigner]] = {
+    "ed25519": CryptoSigner.generate_ed25519,
+    "ecdsa-sha2-nistp256": CryptoSigner.generate_ecdsa,
+}
+"""Scheme -> what makes a key of it."""
 
-def create_key(folder: Path | None = None) -> str:
+
+def create_key(folder: Path | None = None, *, scheme: str = "ed25519") -> str:
     """Make a key pair and write its private key to ``folder`` (default `keys_folder`) with mode 600.
 
     Returns:
         The key id.
 
     Raises:
-        LedgerError: ``folder`` is inside a Git repository, where somebody could commit the private key.
+        LedgerError: ``folder`` is inside a Git repository, where somebody could commit the private key; or it cannot be
+            written; or the scheme is unknown.
     """
     folder = _resolved(folder)
     _require_outside_git(folder)
-    signer = CryptoSigner.generate_ed25519()
+    if scheme not in MAKE:
+        raise LedgerError(f"expected one of the schemes {sorted(MAKE)}, got {scheme!r}")
+    signer = MAKE[scheme]()
     keyid = str(signer.public_key.keyid)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(_private_file(folder, keyid), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(signer.private_bytes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(_private_file(folder, keyid), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(signer.private_bytes)
+    except OSError as error:
+        raise LedgerError(
+            f"expected to write a private key, got {error.strerror}, in {folder}",
+            remedy="set SAFEGENE_KEYS to a folder that can be written",
+        ) from None
     return keyid
 
 
@@ -52,64 +72,113 @@ def ensure_key(folder: Path | None = None) -> str:
     return known[-1] if known else create_key(folder)
 
 
+def public_key(name: str, folder: Path | None = None) -> SSlibKey:
+    """The public key of a private key in ``folder``, or of a file.
+
+    Args:
+        name: a key id or its first 8 characters or more; or a file with a PEM public key, or with one key as `safegene
+            keys show` prints it.
+        folder: of private keys; default `keys_folder`.
+
+    Raises:
+        LedgerError: there is no such key, or the file is malformed.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _read_public(path)
+    folder = _resolved(folder)
+    found = [known for known in key_ids(folder) if len(name) >= 8 and known.startswith(name)]
+    if len(found) != 1:
+        raise LedgerError(
+            f"expected the id of a key in {folder}, or a file with a public key, got {name!r}",
+            remedy="`safegene keys list` shows the keys of this machine",
+        )
+    return CryptoSigner(_load(_private_file(folder, found[0]))).public_key
+
+
 def write_public_key(keyid: str, path: Path, folder: Path | None = None) -> None:
     """Add the public key to those that are pinned in ``path``, as the last one.
 
     Raises:
         LedgerError: the private key is not in ``folder``.
     """
-    key = _load(_private_file(_resolved(folder), keyid)).public_key
-    pinned = read_public_keys(path) if path.exists() else ()
-    keys = [*(old for old in pinned if old.keyid != key.keyid), key]
-    content = {"keys": [{"keyid": key.keyid, **key.to_dict()} for key in keys]}
-    write_file(path, canonical_json(content) + b"\n")
+    key = CryptoSigner(_load(_private_file(_resolved(folder), keyid))).public_key
+    pinned = read_pinned_keys(path) if path.exists() else PinnedKeys(())
+    keys = (*(old for old in pinned.keys if old.keyid != key.keyid), key)
+    write_pinned_keys(path, PinnedKeys(keys, pinned.signatures))
 
 
 def read_public_keys(path: Path) -> tuple[SSlibKey, ...]:
-    """The pinned public keys.
-
-    Raises:
-        LedgerError: there is no such file, or it is malformed.
-    """
-    if not path.is_file():
-        raise LedgerError(
-            f"expected the pinned public key in {path}, got no such file",
-            remedy="make a key with `safegene keys create`, or copy the public key of the ledger to this place",
-        )
-    try:
-        raw = strict_json(path.read_bytes(), where=str(path))
-        keys = tuple(SSlibKey.from_dict(item.pop("keyid"), item) for item in raw["keys"])
-        for key in keys:
-            if (key.keytype, key.scheme) != ("ed25519", "ed25519") or len(bytes.fromhex(key.keyval["public"])) != 32:
-                raise ValueError(f"a key of type {key.keytype!r}")
-    except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LedgerError(f"expected ed25519 public keys in {path}, got {error}") from None
-    if not keys:
-        raise LedgerError(f"expected at least one public key, got none, in {path}")
-    return keys
+    """The pinned public keys; see `safegene.ledger.pins.read_pinned_keys`."""
+    return read_pinned_keys(path).keys
 
 
-def load_signer(keys: Sequence[SSlibKey], folder: Path | None = None) -> CryptoSigner:
-    """The private key, in ``folder``, of the last pinned public key that has one there.
+def load_signer(keys: Sequence[SSlibKey], folder: Path | None = None) -> Signer:
+    """Who signs with one of the pinned keys that were not retired, the last pinned one first.
+
+    The key is that of ``SAFEGENE_SIGNING_KEY`` or ``SAFEGENE_SIGNING_URI`` where one of them is set and no ``folder``
+    is given, otherwise a file of ``folder`` (default `keys_folder`).
 
     Raises:
         LedgerError: no pinned key has a private key there, or others than its owner may read it.
     """
+    active = [key for key in reversed(keys) if retired_from(key) is None]
+    if folder is None and (pem := os.environ.get(PEM_VARIABLE)):
+        return _pinned(_private_key(pem.encode(), where=PEM_VARIABLE), active, where=PEM_VARIABLE)
+    if folder is None and (uri := os.environ.get(URI_VARIABLE)):
+        return _signer_at(uri, active)
     folder = _resolved(folder)
-    for key in reversed(keys):
+    for key in active:
         path = _private_file(folder, key.keyid)
         if path.is_file():
-            signer = _load(path)
-            if signer.public_key.keyval != key.keyval:
-                raise LedgerError(f"expected the private key of {key.keyid}, got that of another key, in {path}")
-            return signer
+            return _pinned(_load(path), [key], where=str(path))
     raise LedgerError(
-        f"expected the private key of one of {[key.keyid[:12] for key in keys]} in {folder}, got none",
-        remedy="set SAFEGENE_KEYS to the folder that holds it, or make a key with `safegene keys create`",
+        f"expected the private key of one of {_short(active)} in {folder}, got none",
+        remedy=f"bring that key: set SAFEGENE_KEYS to its folder, or {PEM_VARIABLE} to its PEM; or make one with "
+        "`safegene keys create`, and let somebody whose key is pinned pin it with `safegene keys pin`",
     )
 
 
-def _load(path: Path) -> CryptoSigner:
+def _pinned(private: Any, active: Sequence[SSlibKey], *, where: str) -> Signer:
+    """The signer of the pinned key that belongs to a private key."""
+    own = CryptoSigner(private).public_key
+    for key in active:
+        if key.keyval == own.keyval:
+            return CryptoSigner(private, key)
+    raise LedgerError(
+        f"expected the private key of one of {_short(active)}, got that of another key, {own.keyid[:12]}.., in {where}",
+        remedy="let somebody whose key is pinned pin it with `safegene keys pin`",
+    )
+
+
+def _signer_at(uri: str, active: Sequence[SSlibKey]) -> Signer:
+    """The signer of a hardware module or a key service, after it signed a probe that a pinned key verifies."""
+    reasons = set[str]()
+    for key in active:
+        try:
+            signer = Signer.from_priv_key_uri(uri, key, _secret)
+            key.verify_signature(signer.sign(b"safegene: a probe"), b"safegene: a probe")
+        except LedgerError:
+            raise
+        except Exception as error:  # each library behind the URI raises errors of its own
+            reasons.add(type(error).__name__)
+            continue
+        return signer
+    raise LedgerError(
+        f"expected a key that signs for one of {_short(active)}, got {', '.join(sorted(reasons)) or 'none'}, in the "
+        f"{uri.partition(':')[0]}: URI of {URI_VARIABLE}",
+        remedy="pin its public key with `safegene keys pin`; PKCS#11 needs the extra safegene[hsm] and PYKCS11LIB",
+    )
+
+
+def _secret(name: str) -> str:
+    """The PIN of a hardware module."""
+    if pin := os.environ.get(PIN_VARIABLE):
+        return pin
+    raise LedgerError(f"expected the {name} of the key in {PIN_VARIABLE}, got none")
+
+
+def _load(path: Path) -> Any:
     if not path.is_file():
         raise LedgerError(
             f"expected the private key {path}, got no such file", remedy="`safegene keys list` shows yours"
@@ -119,14 +188,33 @@ def _load(path: Path) -> CryptoSigner:
             f"expected a private key that only its owner can read, got extra permissions {mode:03o}, in {path}",
             remedy=f"chmod 600 {path}",
         )
+    return _private_key(path.read_bytes(), where=str(path))
+
+
+def _private_key(pem: bytes, *, where: str) -> Any:
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
-        if not isinstance(key, Ed25519PrivateKey):
-            raise TypeError(type(key).__name__)
+        private = load_pem_private_key(pem, None)
+        if (scheme := CryptoSigner(private).public_key.scheme) not in SCHEMES:
+            raise TypeError(scheme)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        got = type(error).__name__  # not the error's text, which could quote the file
-        raise LedgerError(f"expected an ed25519 private key, got {got}, in {path}") from None
-    return CryptoSigner(key)
+        got = type(error).__name__  # not the error's text, which could quote the key
+        raise LedgerError(f"expected a PEM private key, ed25519 or ECDSA, got {got}, in {where}") from None
+    return private
+
+
+def _read_public(path: Path) -> SSlibKey:
+    data = path.read_bytes()
+    if data.lstrip().startswith(b"{"):
+        return parse_key(strict_json(data, where=str(path)), where=str(path))
+    try:
+        key: Any = SSlibKey.from_crypto(load_pem_public_key(data))
+        return parse_key({"keyid": key.keyid, **key.to_dict()}, where=str(path))
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise LedgerError(f"expected a PEM public key, got {type(error).__name__}, in {path}") from None
+
+
+def _short(keys: Sequence[SSlibKey]) -> list[str]:
+    return [f"{key.keyid[:12]}.." for key in keys]
 
 
 def _private_file(folder: Path, keyid: str) -> Path:
@@ -134,7 +222,12 @@ def _private_file(folder: Path, keyid: str) -> Path:
 
 
 def _resolved(folder: Path | None) -> Path:
-    return (folder or keys_folder()).expanduser().resolve()
+    folder = (folder or keys_folder()).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise LedgerError(
+            f"expected a folder of private keys, got a file, in {folder}", remedy="set SAFEGENE_KEYS to a folder"
+        )
+    return folder
 
 
 def _require_outside_git(folder: Path) -> None:

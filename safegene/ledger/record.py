@@ -6,6 +6,7 @@ The nonce is random, so two attempts never give the same record, and a writer re
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 from uuid import uuid4
@@ -13,7 +14,7 @@ from uuid import uuid4
 from pydantic import Field, JsonValue, NonNegativeInt, model_validator
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import Signer, SSlibKey
 
 from safegene.errors import FormatError, LedgerError
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_json, strict_json
@@ -24,11 +25,13 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://safegene.dev/record/v1"
 PAYLOAD = "application/vnd.in-toto+json"
 
-RecordOutcome = Literal["pass", "fail", "inconclusive", "error", "rollback", "revocation", "superseded"]
-PUBLISHING: tuple[RecordOutcome, ...] = ("pass", "rollback")
-"""Outcomes of records that put a release live."""
+RecordOutcome = Literal[
+    "pass", "override", "fail", "inconclusive", "error", "pending", "rollback", "revocation", "superseded", "keys"
+]
+PUBLISHING: tuple[RecordOutcome, ...] = ("pass", "override", "rollback")
+"""Outcomes of records that put a release live. An ``override`` does so although the verdict was no pass."""
 EVERY = "*"
-"""Target and channel of a revocation, which concerns all targets and channels."""
+"""Target and channel of a revocation and of a change of keys, which concern all targets and channels."""
 
 
 class ChainField(Strict):
@@ -59,13 +62,15 @@ class ChannelField(Strict):
         replaces: digest of the record that was live before; of outcome ``superseded``: of the record that did not go
             live.
         restores: digest of the record whose release a rollback puts live again.
-        revokes: the digest that a revocation names.
+        revokes: the digest that a revocation names; for a key, ``sha256:`` and its key id.
+        since: of a key's revocation: number of the first record that the key no longer signs for.
     """
 
     name: str
     replaces: str | None
     restores: str | None
     revokes: str | None
+    since: NonNegativeInt | None = None
 
 
 class Predicate(Strict):
@@ -160,6 +165,7 @@ class RecordDraft:
         replaces: see `ChannelField`.
         restores: see `ChannelField`.
         revokes: see `ChannelField`.
+        since: see `ChannelField`.
         files: further subjects of the statement: name of a file -> digest, such as that of the adapter that goes live,
             so that in-toto tools find the record by the file alone.
     """
@@ -174,15 +180,17 @@ class RecordDraft:
     replaces: str | None = None
     restores: str | None = None
     revokes: str | None = None
+    since: int | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Record:
-    """A verified record: its address and its content."""
+    """A verified record: its address, its content, and the ids of the pinned keys that signed it."""
 
     digest: str
     predicate: Predicate
+    signers: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> RecordOutcome:
@@ -240,7 +248,7 @@ class Record:
         return self.predicate.channel.revokes
 
 
-def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: CryptoSigner) -> tuple[bytes, Record]:
+def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: Signer) -> tuple[bytes, Record]:
     """Sign a draft at its place in the chain.
 
     Returns:
@@ -265,6 +273,7 @@ def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: Cry
             "replaces": draft.replaces,
             "restores": draft.restores,
             "revokes": draft.revokes,
+            **({} if draft.since is None else {"since": draft.since}),
         },
     }
     payload = canonical_json(
@@ -282,7 +291,7 @@ def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: Cry
     envelope = Envelope(payload, PAYLOAD, {})
     envelope.sign(signer)
     data = canonical_json(envelope.to_dict())
-    return data, Record(digest_bytes(data), statement.predicate)
+    return data, Record(digest_bytes(data), statement.predicate, tuple(envelope.signatures))
 
 
 def unseal(data: bytes, keys: Sequence[SSlibKey], *, where: str) -> Record:
@@ -297,7 +306,7 @@ def unseal(data: bytes, keys: Sequence[SSlibKey], *, where: str) -> Record:
             raise LedgerError(f"expected canonical JSON, got the same values in other bytes, in {where}")
         envelope = Envelope.from_dict(raw)
         signers = [f"{keyid[:12]}.." for keyid in envelope.signatures]
-        envelope.verify(list(keys), 1)
+        signed = verified_keys(envelope, keys)
     except VerificationError:
         pinned = [f"{key.keyid[:12]}.." for key in keys]
         got = f"signatures by {signers}, or signatures of other bytes"
@@ -306,7 +315,29 @@ def unseal(data: bytes, keys: Sequence[SSlibKey], *, where: str) -> Record:
         raise LedgerError(f"expected a signed record, got {error}, in {where}") from None
     if envelope.payload_type != PAYLOAD:
         raise LedgerError(f"expected the payload type {PAYLOAD}, got {envelope.payload_type!r}, in {where}")
-    return Record(digest_bytes(data), _parse_statement(envelope.payload, where=where).predicate)
+    record = Record(digest_bytes(data), _parse_statement(envelope.payload, where=where).predicate, signed)
+    if record.predicate.chain.key not in signed:
+        raise LedgerError(
+            f"expected a signature by the key that the record names, {record.predicate.chain.key[:12]}.., got those of "
+            f"{signers}, in {where}"
+        )
+    return record
+
+
+def verified_keys(envelope: Envelope, keys: Sequence[SSlibKey]) -> tuple[str, ...]:
+    """Ids of the keys among ``keys`` that signed an envelope, in the order of ``keys``.
+
+    Raises:
+        VerificationError: none of them did.
+    """
+    known = [key for key in keys if key.keyid in envelope.signatures]
+    if len(known) < 2:  # the usual record: one signature
+        return tuple(envelope.verify(known or list(keys), 1))
+    found = []
+    for key in known:
+        with suppress(VerificationError):
+            found += envelope.verify([key], 1)
+    return tuple(found or envelope.verify(known, 1))
 
 
 def _parse_statement(payload: bytes, *, where: str) -> Statement:
