@@ -18,8 +18,8 @@ FilePath = Annotated[Path, Field(strict=False)]  # text or a path; every other t
 class Frozen(BaseModel):
     """A parameter section: immutable, no unknown keys, finite numbers only, no conversion between types.
 
-    So ``"0.05"`` is no number, ``true`` is no integer, and 1 is no boolean. An integer may stand for a float, a list for
-    a tuple.
+    So ``"0.05"`` is no number, ``true`` is no integer, and 1 is no boolean. An integer may stand for a float, and a
+    list may stand for a tuple.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
