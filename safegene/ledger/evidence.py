@@ -10,11 +10,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from safegene.checkpoints.record import RECORD
+from safegene.checkpoints.sources import redact
 from safegene.datasets.receipt import validated_receipt
-from safegene.errors import ArtifactError, StaleArtifact
+from safegene.errors import ArtifactError, ParamsError, StaleArtifact
 from safegene.gate import VerdictFile, evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.ledger.incumbent import read_incumbent
+from safegene.text import visible
 from safegene.workspace.digest import digest_file, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
@@ -22,11 +25,12 @@ from safegene.workspace.params import GateParams, Params
 from safegene.workspace.staleness import data_digests, require_current
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "candidate": ("aligned", "target", "vector", "selection"),
-    "judgements": ("aligned", "target", "candidate", "incumbent", "validation"),
+    "candidate": ("aligned", "target", "vector", "selection", "task"),
+    "judgements": ("aligned", "target", "candidate", "incumbent", "validation", "prompts", "task"),
     "verdict": ("candidate", "judgements"),
 }
 """Artefact -> the inputs that it must have been made from; ``incumbent`` only where there is an incumbent.json."""
+SHOWN = 120  # characters of a value that an error names
 OPTIONAL = ("degraded", "delta")
 """Artefacts that a workspace may lack: a family can bring its own degraded copies, and need not keep them."""
 
@@ -64,8 +68,9 @@ def gather_evidence(workspace: Workspace, target: str) -> Evidence:
 
     Raises:
         ArtifactError: an artefact is missing or changed.
-        StaleArtifact: one was made from something that has changed since.
+        StaleArtifact: one was made from something that has changed since, or for another target.
     """
+    require_entry(workspace, target)
     folders = workspace.artefacts(target)
     needed = {name: at for name, at in folders.items() if name not in OPTIONAL or (at / NAME).is_file()}
     manifests = {name: read_manifest(at) for name, at in needed.items()}
@@ -75,6 +80,50 @@ def gather_evidence(workspace: Workspace, target: str) -> Evidence:
         required = [used for used in REQUIRED.get(name, ()) if used in current or used != "incumbent"]
         require_current(name, folders[name], manifest, current, data=data.values(), required=required)
     return Evidence(folders, manifests, data, read_incumbent(workspace.incumbent(target)).live)
+
+
+def require_entry(workspace: Workspace, target: str) -> None:
+    """Check that the target's artefacts are those of its entry in ``data/targets.yaml``.
+
+    The checkpoint must be of the entry's source and fingerprint, and was fetched under its name and for its task;
+    every later artefact names the digest of the checkpoint that it was made from, or is compared with its task set
+    (`REQUIRED`). So evidence that was copied from another target, whose name differs at least, is refused.
+
+    Raises:
+        ParamsError: there is no such target.
+        ArtifactError: there is no checkpoint.
+        StaleArtifact: an artefact is of another entry; names both.
+    """
+    entries, folder = workspace.targets.targets, workspace.checkpoint(target)
+    if target not in entries:
+        raise ParamsError(f"expected one of the targets {sorted(entries)}, got {target!r}, in {workspace.targets_file}")
+    entry, fetched = entries[target], _fetched_entry(folder)
+    expected = {"name": target, "source": entry.source, "fingerprint": entry.fingerprint, "task": entry.task}
+    for name, value in fetched.items():
+        if value != expected[name]:
+            of_source = (other for other, known in entries.items() if known.source == fetched["source"])
+            other = fetched.get("name") or next(of_source, "(unknown)")
+            raise StaleArtifact(
+                f"expected artefacts of target {target}, made for the {name} {_shown(expected[name])}, got those of "
+                f"target {_shown(other)}, made for the {name} {_shown(value)}, in {folder}",
+                remedy=f"`safegene run {target}` fetches what its entry names, and makes what depends on it again",
+            )
+
+
+def _shown(value: str) -> str:
+    return visible(redact(value), characters=SHOWN) or "(none)"
+
+
+def _fetched_entry(folder: Path) -> dict[str, str]:
+    """What a checkpoint's artefact was fetched for; earlier versions noted neither name nor task."""
+    manifest, path = read_manifest(folder), folder / RECORD
+    record = strict_json(path.read_bytes(), where=str(path)) if path.is_file() else None
+    sources = {
+        name: str(record.get(name, "")) if isinstance(record, dict) else "" for name in ("source", "fingerprint")
+    }
+    entry = manifest.params.get("entry")
+    named = {name: str(entry.get(name, "")) for name in ("name", "task")} if isinstance(entry, dict) else {}
+    return {**named, **sources}
 
 
 def present_artefacts(workspace: Workspace, target: str) -> dict[str, str]:
@@ -89,7 +138,9 @@ def present_artefacts(workspace: Workspace, target: str) -> dict[str, str]:
 def _current_files(workspace: Workspace, target: str) -> dict[str, str]:
     """Input name -> present digest, of the files that judgements depend on."""
     evaluate, incumbent = workspace.params.evaluate, workspace.incumbent(target)
+    task = workspace.tasks / f"{workspace.targets.targets[target].task}.jsonl"
     digests = {"validation": validated_receipt(workspace.validation)}
+    digests |= {"prompts": _digest_of(workspace.prompts / "gate.jsonl"), "task": _digest_of(task)}
     if incumbent.is_file():
         digests["incumbent"] = digest_file(incumbent)
     labels = {
@@ -98,9 +149,12 @@ def _current_files(workspace: Workspace, target: str) -> dict[str, str]:
     }
     for name, file in labels.items():
         if file:
-            path = workspace.root / file
-            digests[name] = digest_file(path) if path.is_file() else f"(none in {path})"
+            digests[name] = _digest_of(workspace.root / file)
     return digests
+
+
+def _digest_of(path: Path) -> str:
+    return digest_file(path) if path.is_file() else f"(none in {path})"
 
 
 def confirm_verdict(evidence: Evidence, params: Params) -> VerdictFile:

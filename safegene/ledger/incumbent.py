@@ -3,9 +3,9 @@
 ``evaluate`` depends on this file, which Git tracks, so DVC evaluates again when what is live has changed.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
+from safegene.ledger.attempts import Attempt, earlier_candidates
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import live_record
 from safegene.ledger.release import open_release
@@ -16,8 +16,6 @@ from safegene.workspace.fields import Digest
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.parsing import Strict, parse_json
 
-DECIDED = ("pass", "fail", "inconclusive")
-
 
 class Incumbent(Strict):
     """The content of ``incumbent.json``.
@@ -26,7 +24,7 @@ class Incumbent(Strict):
         live: digest of the release that was live; None for none.
         release: where that release is; relative to the workspace where the ledger is.
         candidate: digest of the candidate in that release.
-        earlier: digests of the other candidates of the same fine-tune that have a verdict on record, oldest first.
+        earlier: the earlier attempts on the same fine-tune, see `safegene.ledger.attempts.earlier_candidates`.
     """
 
     live: Digest | None
@@ -36,8 +34,8 @@ class Incumbent(Strict):
 
     @property
     def attempt(self) -> int:
-        """The number of the present candidate among the candidates of its fine-tune, from 1."""
-        return 1 + len(set(self.earlier))
+        """The number of the present attempt on its fine-tune, from 1."""
+        return 1 + len(self.earlier)
 
 
 def read_incumbent(path: Path | None) -> Incumbent:
@@ -68,7 +66,7 @@ def open_incumbent(incumbent: Incumbent, root: Path) -> Path | None:
 
 
 def write_incumbent(
-    path: Path, ledger: Ledger, place: str, *, target: str, channel: str, artefacts: Mapping[str, str]
+    path: Path, ledger: Ledger, place: str, *, target: str, channel: str, attempt: Attempt
 ) -> str | None:
     """Write what is live to ``incumbent.json``.
 
@@ -82,7 +80,7 @@ def write_incumbent(
         place: the ledger's place as ``params.yaml`` has it.
         target: the target's name.
         channel: the channel's name.
-        artefacts: artefact name -> digest, of the present artefacts; ``target`` and ``candidate`` are read.
+        attempt: the present candidate and its fine-tune.
 
     Returns:
         Digest of the release that is live and not revoked; None for none.
@@ -94,28 +92,15 @@ def write_incumbent(
     if live and live.revoked:
         live = None
     candidate = live.record.artefacts.get("candidate") if live else None
-    if live and path.is_file() and candidate == artefacts.get("candidate"):
+    if live and path.is_file() and candidate == attempt.candidate:
         return live.release
     incumbent = Incumbent(
         live=live.release if live else None,
         release=f"{place.rstrip('/')}/releases/{live.release.removeprefix(PREFIX)}" if live else None,
         candidate=candidate,
-        earlier=_earlier_candidates(ledger, target, artefacts),
+        earlier=earlier_candidates(ledger, attempt),
     )
     content = canonical_json(incumbent.model_dump()) + b"\n"
     if not path.is_file() or path.read_bytes() != content:
         write_file(path, content)
     return incumbent.live
-
-
-def _earlier_candidates(ledger: Ledger, target: str, artefacts: Mapping[str, str]) -> tuple[str, ...]:
-    """The candidates of this fine-tune with a verdict older than the present candidate's first, oldest first."""
-    earlier: list[str] = []
-    for record in sorted(ledger.walk(), key=lambda record: record.sequence):
-        same_fine_tune = record.target == target and record.artefacts.get("target") == artefacts.get("target")
-        candidate = record.artefacts.get("candidate") if same_fine_tune and record.outcome in DECIDED else None
-        if candidate and candidate == artefacts.get("candidate"):
-            break
-        if candidate and candidate not in earlier:
-            earlier.append(candidate)
-    return tuple(earlier)

@@ -8,7 +8,8 @@ rules, in this order:
 3. neither the release nor anything that it rests on may be revoked;
 4. a candidate that was rolled back since the last promotion is not promoted, unless a rollback put it live again;
 5. the verdict must have been measured against what is live now, or against nothing where that is revoked; where the
-   live candidate is this one, any reference will do.
+   live candidate is this one, any reference will do;
+6. the verdict must count every earlier attempt on this fine-tune that is on record, see `safegene.ledger.attempts`.
 
 Then the release is published, the record is linked, and the channel pointer is replaced, in this order. If another
 promotion replaces the pointer first, the attempt raises PromotionRefused, and a record of outcome ``superseded`` says
@@ -23,6 +24,7 @@ from typing import Any, Literal
 from securesystemslib.signer import CryptoSigner
 
 from safegene.errors import LedgerError, PreconditionFailed, PromotionRefused, StaleArtifact
+from safegene.ledger.attempts import Attempt, earlier_candidates
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import LiveRecord, digests_named, live_record, revocations, why_revoked
 from safegene.ledger.record import Record, RecordDraft, RecordOutcome
@@ -49,6 +51,8 @@ class PromotionClaim:
         fields: content of the record's fields.
         files: name -> file and digest, of the release that a pass publishes.
         measured_against: digest of the release that was live when the verdict was measured; None for none.
+        attempt: the candidate and its fine-tune, by content; None where nothing is promoted.
+        attempt_number: which attempt on its fine-tune the verdict counts it as.
     """
 
     target: str
@@ -58,6 +62,8 @@ class PromotionClaim:
     fields: Mapping[str, Any]
     files: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
     measured_against: str | None = None
+    attempt: Attempt | None = None
+    attempt_number: int = 1
 
 
 @dataclass(frozen=True)
@@ -284,6 +290,14 @@ def _apply_rules(
             f"when the verdict was measured, {claim.measured_against or 'nothing'} was live; now {now_live} is live "
             f"on {channel}",
             f"run `safegene run` with promote.channel {channel}, to measure against what is live there",
+        )
+    on_record = 1 + len(earlier_candidates(ledger, claim.attempt)) if claim.attempt else 1
+    if claim.attempt_number < on_record and not same_candidate:
+        return Ruling(
+            "error",
+            f"the verdict counts this as attempt {claim.attempt_number} on its fine-tune; with those on record, under "
+            f"every target name, it is attempt {on_record}",
+            "run `safegene run`, which evaluates it as that attempt",
         )
     return Ruling("pass", claim.reason)
 

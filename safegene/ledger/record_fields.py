@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from safegene.gate import VerdictFile
+from safegene.ledger.attempts import candidate_weights
 from safegene.ledger.evidence import OPTIONAL, Evidence
 from safegene.version import __version__
 from safegene.workspace.digest import digest_json
@@ -60,6 +61,7 @@ def _vector_field(evidence: Evidence) -> dict[str, Any]:
         "recipe": {name: dict(manifest.params) for name, manifest in manifests.items() if name in recipe},
         "layers": evidence.payload("selection", "selection.json").get("kept", []),
         "coefficients": candidate.files.get("coefficients.json", ""),
+        "candidate_weights": candidate_weights(candidate),
         "made_from": {name: dict(manifest.inputs) for name, manifest in manifests.items() if name in made_from},
         "calibration": {"params": dict(candidate.params), "facts": dict(candidate.facts)},
     }

@@ -122,12 +122,15 @@ def _fetch_target(ws: Workspace, target: str) -> Manifest:
         family=ws.aligned,
         fingerprint=entry.fingerprint,
         params=ws.params.fetch,
+        entry={"name": target, "task": entry.task},
     )
 
 
 def _calibrate(ws: Workspace, target: str) -> Manifest:
+    from safegene.ledger.evidence import require_entry
     from safegene.pipeline.stages.calibrate import calibrate
 
+    require_entry(ws, target)
     return calibrate(
         vector=ws.vector,
         selection=ws.selection,
@@ -144,8 +147,10 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
 
 
 def _evaluate(ws: Workspace, target: str) -> Manifest:
+    from safegene.ledger.evidence import require_entry
     from safegene.pipeline.stages.evaluate import evaluate
 
+    require_entry(ws, target)
     params = ws.params
     return evaluate(
         prompts=ws.prompts,
@@ -164,8 +169,10 @@ def _evaluate(ws: Workspace, target: str) -> Manifest:
 
 
 def _gate(ws: Workspace, target: str) -> Manifest:
+    from safegene.ledger.evidence import require_entry
     from safegene.pipeline.stages.gate import decide
 
+    require_entry(ws, target)
     return decide(ws.candidate(target), ws.judgements(target), out=ws.verdict(target), params=ws.params.gate)
 
 

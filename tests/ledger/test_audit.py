@@ -10,7 +10,8 @@ from safegene.ledger.audit import audit_workspace, verify_ledger
 from safegene.ledger.trace import content_tree, history, trace_live, trace_workspace
 from safegene.pipeline.stages.promote import pin_incumbent, promote_attempt, revoke, rollback
 from safegene.workspace.layout import Workspace
-from safegene.workspace.manifest import read_manifest, write_artefact
+from safegene.workspace.manifest import read_manifest
+from safegene.workspace.params import Targets, save_targets
 from tests.factories.ledger import (
     TARGET,
     attempt,
@@ -18,6 +19,7 @@ from tests.factories.ledger import (
     ledger_of,
     live_digest,
     make_candidate,
+    make_checkpoint,
     make_family,
     make_target,
     make_verdict,
@@ -144,7 +146,7 @@ def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
     assert shown["checkpoints"]["target"]["source"] == f"tiny://{TARGET}?seed=0"
     assert shown["checkpoints"]["aligned"]["source"] == "tiny://aligned?seed=0"
     assert shown["datasets"]["prompts/gate.jsonl"].startswith("sha256:")
-    assert shown["policy"]["params"]["cap_hrr"] == 0.5
+    assert shown["policy"]["params"]["cap_hrr"] == 0.2
     assert "git_commit" in shown["code"]
     json.dumps(shown)
     with pytest.raises(LedgerError, match="got nothing"):
@@ -152,10 +154,9 @@ def test_show_goes_from_what_is_live_down_to_the_commit(ws: Workspace) -> None:
 
 
 def test_show_prints_a_tree_without_control_characters(ws: Workspace) -> None:
-    checkpoint = ws.checkpoint(TARGET) / "checkpoint.json"
-    content = json.loads(checkpoint.read_bytes()) | {"source": "file://\x1b[31m[bold]evil\u202e"}
-    with write_artefact(ws.checkpoint(TARGET), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
-        (draft.path / "checkpoint.json").write_text(json.dumps(content))
+    entry = ws.targets.targets[TARGET].model_copy(update={"source": "file://\x1b[31m[bold]evil\u202e"})
+    save_targets(ws.targets_file, Targets(targets={TARGET: entry}))
+    make_checkpoint(ws)
     make_candidate(ws, alpha=2.0)
     pin_incumbent(ws, TARGET)
     make_verdict(ws)

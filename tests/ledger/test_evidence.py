@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from safegene.errors import ArtifactError, DigestMismatch, StaleArtifact
+from safegene.pipeline.runner import run_stage
 from safegene.pipeline.stages.promote import pin_incumbent, promote
-from safegene.workspace.digest import canonical_json, strict_json
+from safegene.pipeline.table import stage_named
+from safegene.workspace.digest import canonical_json, digest_json, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import write_artefact
+from safegene.workspace.params import Targets, save_targets
 from tests.factories.ledger import (
     TARGET,
     attempt,
@@ -62,7 +65,7 @@ def another_candidate(ws: Workspace) -> None:
 
 def another_policy(ws: Workspace) -> None:
     path = ws.root / "params.yaml"
-    path.write_text(path.read_text().replace("cap_hrr: 0.5", "cap_hrr: 0.4"))
+    path.write_text(path.read_text().replace("cap_hrr: 0.2", "cap_hrr: 0.15"))
 
 
 def another_gate_suite(ws: Workspace) -> None:
@@ -143,4 +146,91 @@ def test_a_verdict_with_invented_rates_is_refused(ws: Workspace) -> None:
     with write_artefact(ws.verdict(TARGET), stage="gate", params={}, inputs=inputs) as draft:
         (draft.path / "verdict.json").write_bytes(canonical_json(content))
     with pytest.raises(StaleArtifact, match="expected rates = "):
+        promote(ws, TARGET)
+
+
+FOLDERS = ("checkpoint", "candidate", "judgements", "verdict")
+
+
+def two_targets(ws: Workspace, *, task: str = "sentiment") -> None:
+    """Beside the passing target another one, which fails."""
+    make_target(ws, "other", outcome="fail")
+    entry = ws.targets.targets["other"].model_copy(update={"task": task})
+    save_targets(ws.targets_file, Targets(targets={**ws.targets.targets, "other": entry}))
+
+
+def copy_evidence(ws: Workspace, *folders: str) -> None:
+    for name in folders:
+        shutil.rmtree(ws.target("other") / name)
+        shutil.copytree(ws.target(TARGET) / name, ws.target("other") / name)
+
+
+def test_evidence_of_another_target_is_refused_by_both_names(ws: Workspace) -> None:
+    two_targets(ws)
+    copy_evidence(ws, *FOLDERS)
+    with pytest.raises(StaleArtifact, match=f"artefacts of target other, .* got those of target {TARGET},") as caught:
+        promote(ws, "other")
+    assert "safegene run other" in caught.value.remedy
+    assert [record.outcome for record in records(ws)] == ["error"]
+    for stage in ("calibrate", "evaluate", "gate"):
+        with pytest.raises(StaleArtifact, match=f"artefacts of target other, .* got those of target {TARGET},"):
+            run_stage(stage_named(stage), ws, "other")
+
+
+@pytest.mark.parametrize("folders", [FOLDERS[1:], FOLDERS[2:], FOLDERS[:1], FOLDERS[:3]], ids="+".join)
+def test_a_part_of_the_evidence_of_another_target_is_refused(ws: Workspace, folders: tuple[str, ...]) -> None:
+    two_targets(ws)
+    copy_evidence(ws, *folders)
+    with pytest.raises(StaleArtifact):
+        promote(ws, "other")
+    assert [record.outcome for record in records(ws)] == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"source": "tiny://another?seed=0"}, "the source tiny://another"),
+        ({"fingerprint": digest_json("another")}, "the fingerprint sha256:"),
+        ({"task": "another"}, "the task another"),
+    ],
+)
+def test_evidence_of_another_entry_of_the_same_name_is_refused(
+    ws: Workspace, change: dict[str, str], named: str
+) -> None:
+    entry = ws.targets.targets[TARGET].model_copy(update=change)
+    save_targets(ws.targets_file, Targets(targets={TARGET: entry}))
+    with pytest.raises(StaleArtifact, match=named):
+        promote(ws, TARGET)
+
+
+def test_the_same_checkpoint_under_two_names_is_evidence_for_one(ws: Workspace) -> None:
+    """Source, fingerprint and task are equal: the name alone differs."""
+    two_targets(ws)
+    same = ws.targets.targets[TARGET]
+    save_targets(ws.targets_file, Targets(targets={TARGET: same, "other": same}))
+    copy_evidence(ws, *FOLDERS)
+    with pytest.raises(StaleArtifact, match=f"the name other, got those of target {TARGET}, made for the name"):
+        promote(ws, "other")
+
+
+def test_an_earlier_checkpoint_without_its_entry_is_bound_by_source_and_fingerprint(ws: Workspace) -> None:
+    path = ws.checkpoint(TARGET) / "checkpoint.json"
+    content = path.read_bytes()
+    with write_artefact(ws.checkpoint(TARGET), stage="fetch", params={}, inputs={"aligned": ws.aligned}) as draft:
+        (draft.path / "checkpoint.json").write_bytes(content)
+    make_candidate(ws)
+    make_verdict(ws)
+    assert promote(ws, TARGET).outcome == "pass"
+    entry = ws.targets.targets[TARGET].model_copy(update={"fingerprint": "another"})
+    save_targets(ws.targets_file, Targets(targets={TARGET: entry}))
+    with pytest.raises(StaleArtifact, match=r"target \(unknown\)|target sentiment"):
+        promote(ws, TARGET)
+
+
+def test_evidence_on_another_task_set_is_refused(ws: Workspace) -> None:
+    """A set of the workspace, but not that of the target's task."""
+    (ws.tasks / "sentiment.jsonl").rename(ws.tasks / "topic.jsonl")
+    (ws.tasks / "sentiment.jsonl").write_bytes(b'{"id": "other"}\n')
+    make_receipt(ws)
+    with pytest.raises(StaleArtifact, match="present task|present .*validation"):
         promote(ws, TARGET)

@@ -99,7 +99,7 @@ def test_what_is_live_is_promoted_again_without_a_record(ws: Workspace) -> None:
 def test_new_evidence_for_what_is_live_goes_on_record(ws: Workspace) -> None:
     attempt(ws)
     path = ws.root / "params.yaml"
-    path.write_text(path.read_text().replace("cap_hrr: 0.5", "cap_hrr: 0.4"))
+    path.write_text(path.read_text().replace("cap_hrr: 0.2", "cap_hrr: 0.15"))
     make_verdict(ws)
     assert promote_attempt(ws, TARGET) == "pass"
     assert [record.outcome for record in records(ws)] == ["pass", "pass"]

@@ -33,6 +33,7 @@ def fetch(
     family: Path | None = None,
     fingerprint: str | None = None,
     params: FetchParams | None = None,
+    entry: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Copy a checkpoint into the cache, verify it, and say which it is in ``checkpoint.json``.
 
@@ -42,6 +43,8 @@ def fetch(
         family: for a target, the artefact of the family's aligned model; None for the aligned model itself.
         fingerprint: what the source must still hold; None takes what it holds now.
         params: limits; by default the section's.
+        entry: of a target, ``name`` and ``task`` of its entry in ``data/targets.yaml``, which the artefact is then
+            bound to (`safegene.ledger.evidence.require_entry`).
 
     Raises:
         StaleArtifact: the source holds something else than was pinned.
@@ -80,7 +83,8 @@ def fetch(
         **described,
     )
     inputs: dict[str, Path | str] = {"source": local.digest} | ({"aligned": family} if family else {})
-    with write_artefact(out, stage="fetch", params=params.model_dump(mode="json"), inputs=inputs) as draft:
+    read = params.model_dump(mode="json") | ({"entry": dict(entry)} if entry else {})
+    with write_artefact(out, stage="fetch", params=read, inputs=inputs) as draft:
         (draft.path / RECORD).write_bytes(record.content)
         if structure is not None:
             (draft.path / STRUCTURE).write_bytes(structure.content)

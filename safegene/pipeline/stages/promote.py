@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 from safegene.errors import LedgerError, ParamsError, PromotionRefused, SafegeneError, StoreError
+from safegene.ledger.attempts import present_attempt
 from safegene.ledger.chain import Ledger, keep_seen, open_ledger
 from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts
 from safegene.ledger.incumbent import write_incumbent
@@ -151,7 +152,7 @@ def pin_incumbent(workspace: Workspace, target: str) -> str | None:
         params.ledger,
         target=target,
         channel=params.channel,
-        artefacts=present_artefacts(workspace, target),
+        attempt=present_attempt(workspace, target),
     )
 
 
@@ -191,4 +192,6 @@ def _claim(workspace: Workspace, target: str, run: Run) -> PromotionClaim:
             {name: (evidence.folders[name], evidence.manifests[name]) for name in MANIFEST_ONLY},
         ),
         measured_against=evidence.incumbent,
+        attempt=present_attempt(workspace, target),
+        attempt_number=verdict.attempt.number if verdict.attempt else 1,
     )
