@@ -96,8 +96,8 @@ def earlier_candidates(ledger: Ledger, attempt: Attempt) -> tuple[str, ...]:
     """The attempts on this fine-tune that are older than the present candidate's first, oldest first.
 
     Returns:
-        Of each attempt the digest of its candidate's artefact; the present candidate's for each other policy under
-        which it did not pass.
+        Of each attempt the digest of its candidate's artefact; of one with the present candidate, which did not pass
+        under another policy, the digest of both.
 
     Raises:
         LedgerError: the chain is broken.
@@ -113,7 +113,7 @@ def earlier_candidates(ledger: Ledger, attempt: Attempt) -> tuple[str, ...]:
         elif record.outcome == "pass" or policy == attempt.policy:
             break
         else:
-            earlier.setdefault((candidate, policy), candidate)
+            earlier.setdefault((candidate, policy), digest_json([candidate, policy]))
     return tuple(earlier.values())
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints.record import RECORD
-from safegene.checkpoints.sources import redact
 from safegene.datasets.receipt import validated_receipt
 from safegene.errors import ArtifactError, ParamsError, StaleArtifact
 from safegene.gate import VerdictFile, evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.ledger.incumbent import read_incumbent
-from safegene.text import visible
+from safegene.text import redact, visible
 from safegene.workspace.digest import digest_file, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest

@@ -67,13 +67,13 @@ def test_data_that_were_not_committed_yet_are_taken_from_a_later_commit(ws: Work
 def test_parameters_are_those_of_the_record(ws: Workspace, tmp_path: Path) -> None:
     path = ws.root / "params.yaml"
     committed = path.read_text()
-    path.write_text(committed.replace("margin_asr: 0.2", "margin_asr: 0.19"))
+    path.write_text(committed.replace("margin_asr: 0.1", "margin_asr: 0.09"))
     assert attempt(ws, alpha=3.0) == "pass"
     path.write_text(committed)
     commit(ws)
     copy, notes = restore(ws, "2", tmp_path / "copy")
-    assert copy.params.gate.margin_asr == 0.19
-    assert "params.yaml at the commit has gate.margin_asr = 0.2; the record has 0.19" in notes
+    assert copy.params.gate.margin_asr == 0.09
+    assert "params.yaml at the commit has gate.margin_asr = 0.1; the record has 0.09" in notes
     assert copy.params.compress.rank == 4  # of the recorded recipe
 
 
