@@ -1,14 +1,21 @@
 """``safegene audit replay|pack|export``: what an auditor makes from a record."""
 
+import json
+import sys
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from safegene.cli.console import AsJson, console, write_json
+from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
+
+if TYPE_CHECKING:
+    from safegene.ledger.chain import Ledger
 
 NAMED = "A target that is live, or a record: its number, or at least 8 digits of its digest."
 Record = Annotated[str, typer.Argument(metavar="RECORD|TARGET", help=NAMED, show_default=False)]
@@ -39,3 +46,81 @@ def audit_replay(name: Record, as_json: AsJson = False) -> None:
         console.print(f"record {number}, made again at commit {commit}: {found} for {', '.join(COMPARED)}")
     if not result.same:
         raise typer.Exit(1)
+
+
+export_app = typer.Typer(no_args_is_help=True, help="Write records in the formats of other tools; asks no network.")
+Out = Annotated[Path | None, typer.Option(help="A file to write; default: standard output.")]
+
+
+@export_app.command("openlineage")
+def export_openlineage(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RECORD|TARGET]", help=f"{NAMED} Default: every record.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Write records as OpenLineage events, one JSON object a line."""
+    from safegene.ledger.exports.openlineage import openlineage_events
+    from safegene.ledger.trace import named_record
+
+    ws, ledger = _open()
+    place = ws.params.promote.ledger
+    records = [named_record(ledger, name, ws.params.promote.channel)] if name else [*ledger.walk()][::-1]
+    _write(openlineage_events(records, store=place), out)
+
+
+@export_app.command("cyclonedx")
+def export_cyclonedx(name: Record, out: Out = None) -> None:
+    """Write a record as a CycloneDX 1.6 bill of materials with a model card (ML-BOM)."""
+    from safegene.ledger.exports.cyclonedx import cyclonedx_bom
+    from safegene.ledger.trace import named_record
+
+    ws, ledger = _open()
+    bom = cyclonedx_bom(named_record(ledger, name, ws.params.promote.channel))
+    _write(json.dumps(bom, indent=2, allow_nan=False) + "\n", out)
+
+
+@export_app.command("model-card")
+def export_model_card(name: Record, out: Out = None) -> None:
+    """Write the release of a record as a Hugging Face model card."""
+    from safegene.ledger.exports.model_card import model_card
+    from safegene.ledger.trace import named_record
+
+    ws, ledger = _open()
+    _write(model_card(named_record(ledger, name, ws.params.promote.channel), ledger.store) + "\n", out)
+
+
+@export_app.command("gto")
+def export_gto(
+    target: Annotated[str | None, typer.Argument(help="Default: every target.")] = None,
+    create: Annotated[
+        bool, typer.Option("--create", help="Create the tags that the repository does not have.")
+    ] = False,
+) -> None:
+    """Print releases and channels as GTO's Git tags: tag and commit, oldest first."""
+    from safegene.ledger.exports.gto import adding_commits, create_tags, gto_tags
+
+    ws, ledger = _open()
+    chain = tuple(ledger.walk())
+    tags = gto_tags(chain, target=target, commits=adding_commits(ws.root, ws.params.promote.ledger, chain))
+    for tag in tags:
+        sys.stdout.write(f"{tag.name} {tag.commit}\n")
+    if create:
+        created = create_tags(ws.root, tags)
+        console.print(f"created {len(created)} tags; push them with `git push --tags`")
+
+
+def _open() -> "tuple[Workspace, Ledger]":
+    """The workspace and its ledger, read from its store without a cache."""
+    from safegene.ledger.chain import open_ledger
+
+    ws = Workspace.find()
+    return ws, open_ledger(ws.params.promote, ws.root)
+
+
+def _write(text: str, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.write(text)
+        return
+    write_file(out, text)
+    console.print(f"{out}", soft_wrap=True)

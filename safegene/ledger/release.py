@@ -150,6 +150,20 @@ def require_release_of(store: Store, digest: str, artefacts: Mapping[str, str]) 
     return release
 
 
+def release_file(store: Store, digest: str, name: str) -> bytes:
+    """One file of a release, verified.
+
+    Raises:
+        DigestMismatch: it is missing or changed, or the release has no such file.
+    """
+    files = read_release(store, digest).files
+    if name not in files:
+        raise DigestMismatch(
+            f"expected the file {name}, got a release without it, in {store.uri}/{_key(digest, INDEX)}"
+        )
+    return _get(store, digest, name, expected=files[name])
+
+
 def release_manifests(store: Store, digest: str) -> dict[str, Manifest]:
     """Artefact name -> its manifest, of every artefact of which the release holds one, verified.
 
