@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from safegene.cli.audit_evidence import NAMED, audit_replay, export_app
+from safegene.cli.audit_evidence import NAMED, audit_pack, audit_replay, export_app
 from safegene.cli.console import AsJson, Target, console, manual_run, write_json
 from safegene.errors import ParamsError
 from safegene.text import visible
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Verify the ledger, and trace what is live.")
 app.command("replay")(audit_replay)
+app.command("pack")(audit_pack)
 app.add_typer(export_app, name="export")
 
 

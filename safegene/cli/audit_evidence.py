@@ -48,6 +48,18 @@ def audit_replay(name: Record, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+def audit_pack(
+    name: Record,
+    out: Annotated[Path, typer.Option(help="A new or empty folder.", show_default=False)],
+    channel: Annotated[str | None, typer.Option(help="Of a target; default: promote.channel.")] = None,
+) -> None:
+    """Write the evidence of a record, mapped to clauses of laws and standards, with what is missing (HTML and JSON)."""
+    from safegene.report.pack import write_pack
+
+    page = write_pack(Workspace.find(), name, out, channel=channel)
+    console.print(f"{page}", soft_wrap=True)
+
+
 export_app = typer.Typer(no_args_is_help=True, help="Write records in the formats of other tools; asks no network.")
 Out = Annotated[Path | None, typer.Option(help="A file to write; default: standard output.")]
 

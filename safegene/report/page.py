@@ -29,11 +29,9 @@ DECISIONS = ("Promoted", "Passed", "Refused", "Inconclusive", "Unknown", "Not ru
 
 def render(state: WorkspaceState) -> str:
     """The page of a workspace."""
-    style = files("safegene.report").joinpath("page.css").read_text(encoding="utf-8")
     targets = [target_section(target, state) for target in state.targets]
-    return _environment().get_template("page.html.j2").render(
-        style=Markup(style),
-        style_hash=f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}",
+    return render_template(
+        "page.html.j2",
         title=_headline([target.decision.word for target in targets]),
         lede=_lede(state),
         targets=targets,
@@ -42,7 +40,14 @@ def render(state: WorkspaceState) -> str:
         reading=RATES_EXPLAINED,
         family=family_section(state),
         commit=head_commit(state.root),
-    )  # fmt: skip
+    )
+
+
+def render_template(name: str, **values: object) -> str:
+    """A template of this package with the one style sheet, which the page's content security policy admits by hash."""
+    style = files("safegene.report").joinpath("page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return _environment().get_template(name).render(style=Markup(style), style_hash=f"sha256-{digest}", **values)
 
 
 @cache

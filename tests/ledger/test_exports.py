@@ -188,10 +188,11 @@ def test_what_a_record_does_not_say_is_left_out(every_outcome: Workspace) -> Non
 def test_a_model_card_has_base_model_relation_and_results(ledger: Ledger) -> None:
     record = of(ledger, "group")
     card = ModelCard(model_card(record, ledger.store))
-    assert card.data.base_model == "tiny://group?seed=0"
-    assert card.data.base_model_relation == "adapter"
-    assert card.data.library_name == "peft"
-    results = {one.metric_type: one for one in card.data.eval_results or []}
+    data: Any = card.data
+    assert data.base_model == "tiny://group?seed=0"
+    assert data.base_model_relation == "adapter"
+    assert data.library_name == "peft"
+    results = {one.metric_type: one for one in data.eval_results or []}
     rates: Any = record.predicate.rates
     assert {name: one.metric_value for name, one in results.items()} == {
         name: arms["after"]["rate"] for name, arms in rates.items()

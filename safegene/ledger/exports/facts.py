@@ -62,7 +62,8 @@ def measured_rates(record: Record) -> tuple[MeasuredRate, ...]:
             one = mapping(value)
             interval = one.get("interval")
             if isinstance(one.get("rate"), int | float) and isinstance(interval, list | tuple) and len(interval) == 2:
-                found.append(MeasuredRate(name, arm, float(one["rate"]), *map(float, interval), int(one.get("n", 0))))
+                low, high = map(float, interval)
+                found.append(MeasuredRate(name, arm, float(one["rate"]), low, high, int(one.get("n", 0))))
     return tuple(found)
 
 

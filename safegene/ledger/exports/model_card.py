@@ -1,6 +1,6 @@
 """A release as a Hugging Face model card: the card of an exported adapter, with the measured rates as EvalResults."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.export.base_model import base_model_name
 from safegene.checkpoints.export.card import model_card as adapter_card
@@ -45,10 +45,9 @@ def model_card(record: Record, store: Store) -> str:
         lineage={"record": record.digest, "release": record.release, "candidate": candidate.digest, **candidate.inputs},
     )
     card = ModelCard(text, ignore_metadata_errors=True)
-    card.data.base_model = base
-    card.data.base_model_relation = "adapter"
-    card.data.model_name = record.target
-    card.data.eval_results = _results(record)
+    data: Any = card.data
+    data.base_model, data.base_model_relation = base, "adapter"
+    data.model_name, data.eval_results = record.target, _results(record)
     return str(card)
 
 
