@@ -26,6 +26,7 @@ GROUPS = {
 BEFORE_STAGES: tuple[Callable[..., None], ...] = (workspace.init, workspace.demo, workspace.run, workspace.status)
 AFTER_STAGES: tuple[Callable[..., None], ...] = (
     releases.promote,
+    releases.approve,
     releases.rollback,
     releases.resolve,
     releases.merge,

@@ -5,9 +5,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from safegene.cli.console import Target, console, manual_run, write_json
+from safegene.errors import ParamsError
+from safegene.text import visible
 from safegene.workspace.layout import Workspace
+
+EXIT_WAITING = 4
+"""Exit code of a promotion that waits for the signatures of others."""
 
 Check = Annotated[
     bool,
@@ -16,14 +22,50 @@ Check = Annotated[
 
 
 def promote(
-    target: Target, dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False
+    target: Target,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False,
+    override: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Promote although the verdict is no pass; needs an approver.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(metavar="DATE", help="Last day of the override, YYYY-MM-DD.")] = None,
+    responsible: Annotated[str | None, typer.Option(help="The responsible person; default: Git's user.")] = None,
+    change: Annotated[str | None, typer.Option(help="What changed since the last release, for the record.")] = None,
+    incident: Annotated[str | None, typer.Option(help="Link to an incident, for the record.")] = None,
 ) -> None:
-    """Put the candidate live if its verdict allows it, and record the attempt. Exit 3 refused, 4 inconclusive."""
+    """Put the candidate live if its verdict allows it, and record the attempt.
+
+    Exit 3 refused, 4 inconclusive, or waiting for the signatures of others.
+    """
+    from safegene.ledger.record_fields import Stated
     from safegene.pipeline.stages.promote import promote as put_live
 
-    ws = Workspace.find()
-    promotion = put_live(ws, target, run=manual_run(ws), dry_run=dry_run)
+    if (override is None) != (expires is None):
+        raise ParamsError("expected --override REASON and --expires DATE together, got one of them")
+    ws, stated = Workspace.find(), Stated(responsible, change, incident)
+    given = (override, expires) if override is not None and expires is not None else None
+    promotion = put_live(ws, target, run=manual_run(ws), dry_run=dry_run, override=given, stated=stated)
     console.print(promotion.message, soft_wrap=True)
+    if promotion.outcome == "pending":
+        raise typer.Exit(EXIT_WAITING)
+
+
+def approve(
+    record: Annotated[str, typer.Argument(help="The record that waits: its number or digest.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be approved.")] = False,
+) -> None:
+    """Sign what somebody else promoted; the last signature needed puts it live. Exit 4: more are needed."""
+    from safegene.pipeline.stages.promote import approve as sign
+    from safegene.pipeline.stages.promote import pending
+
+    ws = Workspace.find()
+    for line in pending(ws, record).lines:
+        console.print(escape(visible(line)), soft_wrap=True)
+    if dry_run:
+        return
+    promotion = sign(ws, record)
+    console.print(promotion.message, soft_wrap=True)
+    if promotion.outcome == "pending":
+        raise typer.Exit(EXIT_WAITING)
 
 
 def rollback(

@@ -10,7 +10,12 @@ from safegene.cli.console import AsJson, Target, console, write_json
 from safegene.errors import ParamsError
 from safegene.workspace.layout import Workspace
 
-OUTCOME_EXIT = {"error": 1, "fail": 3, "inconclusive": 4}  # of several outcomes the first in this order decides
+OUTCOME_EXIT = {
+    "error": 1,
+    "fail": 3,
+    "inconclusive": 4,
+    "pending": 4,
+}  # of several outcomes the first in this order decides
 
 
 def init(

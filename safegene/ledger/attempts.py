@@ -19,7 +19,7 @@ from safegene.workspace.digest import digest_json, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import Manifest, read_manifest
 
-DECIDED = ("pass", "fail", "inconclusive")
+DECIDED = ("pass", "override", "pending", "fail", "inconclusive")
 SERVED = ("adapter_model.safetensors", "change.safetensors")
 """Files of a candidate that hold the weights which it adds."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safegene.errors import LedgerError, SafegeneError
 from safegene.ledger.chain import Ledger, channel_key, open_ledger, record_key
+from safegene.ledger.key_changes import verify_keys
 from safegene.ledger.live import follow_pointer, superseded_records
 from safegene.ledger.record import PUBLISHING, Record
 from safegene.ledger.release import require_release_of
@@ -17,7 +18,7 @@ from safegene.workspace.digest import digest_file
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, read_manifest
 
-ATTEMPTS = ("pass", "fail", "inconclusive", "error", "superseded")
+ATTEMPTS = ("pass", "override", "pending", "fail", "inconclusive", "error", "superseded")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
     chain = _verify_chain(ledger, problems)
     orphans = _verify_orphans(ledger, chain, problems, notes)
     live = _verify_pointers(ledger, chain, (*chain, *orphans), problems, notes)
+    wrong, more = verify_keys(ledger, chain)
+    problems += wrong
+    notes += more
     releases = {(record.release, tuple(record.artefacts.items())) for record in chain if record.release}
     for release, names in sorted(releases):
         _verify_release(ledger, release, dict(names), problems)

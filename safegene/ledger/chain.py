@@ -25,7 +25,7 @@ from pydantic import NonNegativeInt
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from safegene.errors import FormatError, LedgerError, PreconditionFailed
-from safegene.ledger.keys import read_public_keys
+from safegene.ledger.pins import read_pinned_keys
 from safegene.ledger.record import PUBLISHING, Record, RecordDraft, seal, unseal
 from safegene.ledger.store import ObjectMissing, Store, open_store
 from safegene.workspace.atomic import write_file
@@ -73,12 +73,14 @@ class Ledger:
         cache: folder for copies of records, so that a long chain in a remote store is downloaded once; None reads every
             record from the store, as an audit must.
         seen: digest of a record that the chain must hold; None for none.
+        signatures: see `safegene.ledger.pins.PinnedKeys`.
     """
 
     store: Store
     keys: tuple[SSlibKey, ...]
     cache: Path | None = None
     seen: str | None = None
+    signatures: tuple[tuple[int, int], ...] = ()
 
     def where(self, key: str) -> str:
         """The place of a key, for messages."""
@@ -237,10 +239,10 @@ def open_ledger(params: PromoteParams, root: Path, *, cache: Path | None = None)
     Raises:
         LedgerError: there is no usable public key, or ``ledger.seen`` is malformed.
     """
-    keys = read_public_keys(root / params.public_key)
+    pinned = read_pinned_keys(root / params.public_key)
     seen = root / SEEN
     last = _parse(Tip, seen.read_bytes(), where=str(seen)).record if seen.is_file() else None
-    return Ledger(open_store(params.ledger, base=root), keys, cache, last)
+    return Ledger(open_store(params.ledger, base=root), pinned.keys, cache, last, pinned.signatures)
 
 
 def keep_seen(ledger: Ledger, root: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from safegene.errors import LedgerError
 from safegene.ledger.chain import Ledger, Pointer, Stored, channel_key, require_published
 from safegene.ledger.record import Record
+from safegene.ledger.trust import signed_in_time, why_untrusted
 from safegene.workspace.digest import canonical_json, is_digest
 
 
@@ -130,7 +131,8 @@ def follow_pointer(
             f"expected a pointer to a record that went live, got record {record.sequence}, which a later record says "
             f"was superseded, in {where}"
         )
-    return LiveRecord(pointer, record, chain, why_revoked(revoked, digests_of_record(record)))
+    why = why_revoked(revoked, digests_of_record(record)) or why_untrusted(ledger, record, revoked)
+    return LiveRecord(pointer, record, chain, why)
 
 
 def superseded_records(chain: Sequence[Record]) -> frozenset[str]:
@@ -150,7 +152,7 @@ def revocations(ledger: Ledger) -> tuple[Record, ...]:
             record = ledger.read(digest)
         except LedgerError:
             continue
-        if record.outcome == "revocation":
+        if record.outcome == "revocation" and signed_in_time(record, ledger.keys):
             revoked.append(record)
     return tuple(sorted(revoked, key=lambda record: -record.sequence))
 

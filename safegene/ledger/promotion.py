@@ -1,69 +1,31 @@
-"""What is live on a channel, and the rules by which that changes. No statistics here.
+"""Put a claim live on a channel if `safegene.ledger.rules` allow it, and find what is live.
 
-Every attempt is recorded, refused ones too. Two write no record: a dry run, and promoting what is already live. The
-rules, in this order:
+Every attempt is recorded, refused ones too. Two write no record: a dry run, and promoting what is already live and not
+revoked.
 
-1. the evidence must have passed (see `safegene.pipeline.stages.promote` for how it is checked);
-2. a release that is live already, and not revoked, stays live, and no record is written;
-3. neither the release nor anything that it rests on may be revoked;
-4. a candidate that was rolled back since the last promotion is not promoted, unless a rollback put it live again;
-5. the verdict must have been measured against what is live now, or against nothing where that is revoked; where the
-   live candidate is this one, any reference will do;
-6. the verdict must count every earlier attempt on this fine-tune that is on record, see `safegene.ledger.attempts`.
-
-Then the release is published, the record is linked, and the channel pointer is replaced, in this order. If another
-promotion replaces the pointer first, the attempt raises PromotionRefused, and a record of outcome ``superseded`` says
-which record did not go live.
+The release is published, the record is linked, and the channel pointer is replaced, in this order. If another promotion
+replaces the pointer first, the attempt raises PromotionRefused, and a record of outcome ``superseded`` says which
+record did not go live. Where more than one signature is needed, the record is of outcome ``pending`` and replaces no
+pointer; `safegene.ledger.approval` puts it live.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import Signer
 
-from safegene.errors import LedgerError, PreconditionFailed, PromotionRefused, StaleArtifact
-from safegene.ledger.attempts import Attempt, earlier_candidates
+from safegene.errors import LedgerError, PreconditionFailed, PromotionRefused
 from safegene.ledger.chain import Ledger
-from safegene.ledger.live import LiveRecord, digests_named, live_record, revocations, why_revoked
+from safegene.ledger.live import LiveRecord, live_record
+from safegene.ledger.pins import owner_of
 from safegene.ledger.record import Record, RecordDraft, RecordOutcome
-from safegene.ledger.release import Release, open_release, plan_release, publish_release, release_uri
+from safegene.ledger.release import open_release, plan_release, publish_release, release_uri
+from safegene.ledger.rules import EXIT, PromotionClaim, Ruling, raise_if_revoked, refusal_error, ruling_on
 from safegene.ledger.store import require_conditions
+from safegene.ledger.trust import ApprovalRequest, request_of
 from safegene.workspace.layout import cache_folder
 
-EXIT = {"fail": 3, "inconclusive": 4, "error": 1}
 SERVED_FILES = ("candidate/adapter_model.safetensors", "candidate/change.safetensors")
 """Files of a release that a server loads: subjects of the record beside the release."""
-
-ClaimOutcome = Literal["pass", "fail", "inconclusive", "error"]
-
-
-@dataclass(frozen=True)
-class PromotionClaim:
-    """An attempt to promote a candidate.
-
-    Attributes:
-        target: the target's name.
-        outcome: what the evidence allows.
-        reason: one sentence.
-        artefacts: artefact name -> digest; ``candidate`` among them.
-        fields: content of the record's fields.
-        files: name -> file and digest, of the release that a pass publishes.
-        measured_against: digest of the release that was live when the verdict was measured; None for none.
-        attempt: the candidate and its fine-tune, by content; None where nothing is promoted.
-        attempt_number: which attempt on its fine-tune the verdict counts it as.
-    """
-
-    target: str
-    outcome: ClaimOutcome
-    reason: str
-    artefacts: Mapping[str, str]
-    fields: Mapping[str, Any]
-    files: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
-    measured_against: str | None = None
-    attempt: Attempt | None = None
-    attempt_number: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +94,7 @@ def resolve_release(ledger: Ledger, target: str, channel: str) -> ResolvedReleas
 
 
 def record_promotion(
-    ledger: Ledger, signer: CryptoSigner, claim: PromotionClaim, channel: str, *, dry_run: bool = False
+    ledger: Ledger, signer: Signer, claim: PromotionClaim, channel: str, *, dry_run: bool = False
 ) -> AttemptResult:
     """Put the release of a claim live on a channel if the rules allow it, and record the attempt in any case.
 
@@ -149,16 +111,20 @@ def record_promotion(
     if claim.outcome == "pass" and live and live.release == release.digest and not live.revoked:
         message = f"{claim.target}: live on {channel} already, by record {live.record.sequence}; nothing changed"
         return AttemptResult("pass", message, None, release.digest)
-    ruling = _apply_rules(claim, channel, live, ledger, release)
-    replaces = live.record.digest if live else None
+    ruling = ruling_on(claim, channel, live, ledger, release.digest)
+    needed = signatures_of(ledger, claim)
     if dry_run:
-        return AttemptResult(ruling.outcome, _dry_run_message(claim, channel, ruling, live), None, release.digest)
+        outcome: RecordOutcome = ruling.outcome if ruling.outcome != "pass" or needed == 1 else "pending"
+        return AttemptResult(outcome, _dry_run_message(claim, channel, ruling, live, needed), None, release.digest)
+    replaces = live.record.digest if live else None
     if ruling.outcome != "pass":
         record = record_refusal(
             ledger, signer, claim, channel, outcome=ruling.outcome, reason=ruling.reason, replaces=replaces
         )
-        raise _refusal(claim, channel, ruling, record)
+        raise refusal_error(claim, channel, ruling, record)
     publish_release(ledger.store, release, claim.files)
+    if needed > 1:
+        return _wait_for_approval(ledger, signer, claim, channel, reason=ruling.reason, release=release.digest)
     draft = RecordDraft(
         "pass",
         claim.target,
@@ -175,9 +141,45 @@ def record_promotion(
     return AttemptResult("pass", message, record.digest, release.digest)
 
 
+def signatures_of(ledger: Ledger, claim: PromotionClaim) -> int:
+    """How many signatures of different persons the claim needs: the most that anybody asks for."""
+    pinned = ledger.signatures[-1][1] if ledger.signatures else 1
+    return max(claim.signatures, pinned, 2 if claim.override else 1)
+
+
+def newest_record(ledger: Ledger, target: str, channel: str) -> Record | None:
+    """The newest record of a target on a channel; None for none."""
+    return next((each for each in ledger.walk() if (each.target, each.channel) == (target, channel)), None)
+
+
+def _wait_for_approval(
+    ledger: Ledger, signer: Signer, claim: PromotionClaim, channel: str, *, reason: str, release: str
+) -> AttemptResult:
+    """Record that a claim waits for the signatures of others; once for the same claim."""
+    needed = signatures_of(ledger, claim)
+    if not owner_of(signer.public_key):
+        raise LedgerError(
+            f"expected a key with an owner, since {needed} persons must sign, got {signer.public_key.keyid[:12]}.. "
+            "without one",
+            remedy=f"`safegene keys pin {signer.public_key.keyid[:12]} --owner NAME`",
+        )
+    request = ApprovalRequest(
+        required=needed, release=release, measured_against=claim.measured_against, override=claim.override
+    )
+    record = newest_record(ledger, claim.target, channel)
+    if record is None or record.outcome != "pending" or request_of(record) != request:
+        fields = {**claim.fields, "approval": request.model_dump()}
+        record = ledger.append(RecordDraft("pending", claim.target, channel, reason, claim.artefacts, fields), signer)
+    message = (
+        f"{claim.target}: not live yet; record {record.sequence} waits for {needed - 1} more "
+        f"{'signature' if needed == 2 else 'signatures'}: `safegene approve {record.sequence}` by an approver"
+    )
+    return AttemptResult("pending", message, record.digest, release)
+
+
 def record_refusal(
     ledger: Ledger,
-    signer: CryptoSigner,
+    signer: Signer,
     claim: PromotionClaim,
     channel: str,
     *,
@@ -200,7 +202,7 @@ def record_refusal(
     )
 
 
-def put_live(ledger: Ledger, signer: CryptoSigner, draft: RecordDraft, live: LiveRecord | None) -> Record:
+def put_live(ledger: Ledger, signer: Signer, draft: RecordDraft, live: LiveRecord | None) -> Record:
     """Link a publishing record and set its channel pointer to it.
 
     Args:
@@ -234,92 +236,11 @@ def put_live(ledger: Ledger, signer: CryptoSigner, draft: RecordDraft, live: Liv
     raise error
 
 
-def raise_if_revoked(why: str) -> None:
-    """Raise if something is revoked; ``why`` is the answer of `why_revoked`, empty for nothing.
-
-    Raises:
-        PromotionRefused: something is.
-    """
-    if why:
-        raise PromotionRefused(
-            f"expected nothing revoked, got: {why}",
-            remedy="roll back to a release that is not revoked: `safegene rollback TARGET --to RECORD`",
-        )
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """What the rules say of a claim.
-
-    Attributes:
-        outcome: ``pass``, or how the attempt ends.
-        reason: one sentence.
-        remedy: what leads out of a refusal.
-    """
-
-    outcome: ClaimOutcome
-    reason: str
-    remedy: str = ""
-
-
-def _apply_rules(
-    claim: PromotionClaim, channel: str, live: LiveRecord | None, ledger: Ledger, release: Release
-) -> Ruling:
-    """The first rule that forbids the promotion, or a pass."""
-    target = claim.target
-    if claim.outcome != "pass":
-        remedy = f"see `safegene gate show {target}`, or the report (`safegene report`)"
-        return Ruling(claim.outcome, claim.reason, remedy)
-    used = digests_named({"artefacts": claim.artefacts, "fields": claim.fields}) | {release.digest}
-    if reason := why_revoked(revocations(ledger), used):
-        return Ruling("fail", reason, "replace what was revoked, then `safegene run` to make another candidate")
-    candidate = claim.artefacts.get("candidate")
-    if live and candidate in live.rolled_back and candidate != live.record.artefacts.get("candidate"):
-        return Ruling(
-            "fail",
-            f"this candidate was rolled back; the newest rollback is record {live.record.sequence}",
-            f"change the repair and `safegene run`, for another candidate; or put this one live again by `safegene "
-            f"rollback {target} --channel {channel} --to RECORD`, with its record in `safegene audit history {target}`",
-        )
-    reference = live.release if live and not live.revoked else None
-    same_candidate = live is not None and live.record.artefacts.get("candidate") == candidate
-    if claim.measured_against != reference and not same_candidate:
-        now_live = reference or ("a revoked release" if live else "nothing")
-        return Ruling(
-            "error",
-            f"when the verdict was measured, {claim.measured_against or 'nothing'} was live; now {now_live} is live "
-            f"on {channel}",
-            f"run `safegene run` with promote.channel {channel}, to measure against what is live there",
-        )
-    on_record = 1 + len(earlier_candidates(ledger, claim.attempt)) if claim.attempt else 1
-    if claim.attempt_number < on_record and not same_candidate:
-        return Ruling(
-            "error",
-            f"the verdict counts this as attempt {claim.attempt_number} on its fine-tune; with those on record, under "
-            f"every target name, it is attempt {on_record}",
-            "run `safegene run`, which evaluates it as that attempt",
-        )
-    return Ruling("pass", claim.reason)
-
-
-def _refusal(claim: PromotionClaim, channel: str, ruling: Ruling, record: Record) -> PromotionRefused | StaleArtifact:
-    expected = f"expected a passing verdict for {claim.target}, got {ruling.outcome}"
-    if claim.outcome == "pass":
-        expected = f"expected to promote {claim.target} to {channel}, got a refusal ({ruling.outcome})"
-    message = f"{expected}: {ruling.reason}; see record {record.sequence}"
-    error: PromotionRefused | StaleArtifact
-    if ruling.outcome == "error":
-        error = StaleArtifact(message, remedy=ruling.remedy)
-    else:
-        error = PromotionRefused(message, remedy=ruling.remedy)
-        error.exit_code = EXIT[ruling.outcome]
-    error.record = record.digest
-    return error
-
-
-def _dry_run_message(claim: PromotionClaim, channel: str, ruling: Ruling, live: LiveRecord | None) -> str:
+def _dry_run_message(claim: PromotionClaim, channel: str, ruling: Ruling, live: LiveRecord | None, needed: int) -> str:
     reason = ruling.reason
     if ruling.outcome != "pass":
         return f"{claim.target}: would be refused ({ruling.outcome}): {reason}; dry run, nothing written"
     replaced = f"record {live.record.sequence}" if live else "nothing"
-    return f"{claim.target}: would be promoted to {channel}, replacing {replaced}: {reason}; dry run, nothing written"
+    signed = f" after {needed} signatures" if needed > 1 else ""
+    would = f"would be promoted to {channel}{signed}, replacing {replaced}"
+    return f"{claim.target}: {would}: {reason}; dry run, nothing written"

@@ -3,26 +3,46 @@
 import getpass
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from safegene.gate import VerdictFile
 from safegene.ledger.attempts import candidate_weights
+from safegene.ledger.compute import compute_field
 from safegene.ledger.evidence import OPTIONAL, Evidence
 from safegene.version import __version__
 from safegene.workspace.digest import digest_json
-from safegene.workspace.git import head_commit
+from safegene.workspace.git import config_value, head_commit
 from safegene.workspace.layout import Workspace
 from safegene.workspace.plain_yaml import load_yaml
 
 Run = Mapping[str, str]
 """What is known of a run: ``run_id``, ``trigger``, ``start``, ``git_commit`` (the commit that it started from)."""
 
-NOT_ASKED = "the present form of the pipeline does not ask for it"
+
+@dataclass(frozen=True)
+class Stated:
+    """What a person states for the record of an attempt; it is signed with the record, and nothing checks it.
+
+    Attributes:
+        responsible: the responsible person; None for the user of Git.
+        change: what changed since the last release.
+        incident: link to the incident that the attempt answers.
+    """
+
+    responsible: str | None = None
+    change: str | None = None
+    incident: str | None = None
 
 
 def evidence_fields(
-    evidence: Evidence, verdict: VerdictFile, workspace: Workspace, target: str, run: Run
+    evidence: Evidence,
+    verdict: VerdictFile,
+    workspace: Workspace,
+    target: str,
+    run: Run,
+    stated: Stated = Stated(),  # noqa: B008  (it is frozen)
 ) -> dict[str, Any]:
     """All fields of the record of an attempt with complete evidence, except ``chain`` and ``channel``."""
     plan, digests = evidence.payload("judgements", "plan.json"), evidence.digests
@@ -43,13 +63,42 @@ def evidence_fields(
         "policy": {"digest": verdict.policy, "params": workspace.params.gate.model_dump(mode="json")},
         "replies": {"digest": digests["judgements"], "place": "the release's folder judgements/"},
         "verdict": {"digest": digests["verdict"], "outcome": verdict.outcome, "not_passed": not_passed},
-        "responsible": {"not_recorded": "the pipeline's key signs; " + NOT_ASKED},
-        "approval": {"not_recorded": "promotion needs one signature; " + NOT_ASKED},
+        "approval": {"not_recorded": "the promotion needs one signature"},
         "code": code_field(workspace, target, run),
         "run": {**run_field(run), "end": now()},
         "security": {"verified": sorted(digests), "chain": "each made from the present others"},
-        "incident": {"not_recorded": "none linked"},
-        **{name: {"not_recorded": NOT_ASKED} for name in ("use", "change", "compute", "risks", "retention")},
+        "compute": compute_field(evidence, workspace.params),
+        **stated_fields(workspace, stated),
+    }
+
+
+def stated_fields(workspace: Workspace, stated: Stated) -> dict[str, Any]:
+    """Fields that people state: ``responsible``, ``use``, ``change``, ``risks``, ``incident`` and ``retention``."""
+    said = workspace.params.record
+    name, address = (config_value(workspace.root, f"user.{key}") for key in ("name", "email"))
+    git_user = f"{name} <{address}>" if name and address else ""
+    person = stated.responsible or git_user
+    use = {"intended_use": said.use, "limits": list(said.limits), "licence": said.licence}
+    return {
+        "responsible": {
+            "person": person,
+            "date": now()[:10],
+            "stated_by": "--responsible" if stated.responsible else "Git's user.name and user.email",
+        }
+        if person
+        else {"not_recorded": "neither --responsible nor Git's user.name and user.email name a person"},
+        "use": {name: value for name, value in use.items() if value}
+        or {"not_recorded": "params.yaml states no record.use, record.limits or record.licence"},
+        "change": {"class": "candidate", "summary": stated.change}
+        if stated.change
+        else {"class": "candidate", "summary": {"not_recorded": "no --change given"}},
+        "risks": {"mitigated": list(said.risks)}
+        if said.risks
+        else {"not_recorded": "params.yaml states no record.risks"},
+        "incident": {"link": stated.incident} if stated.incident else {"not_recorded": "none linked (--incident)"},
+        "retention": {"class": said.retention}
+        if said.retention
+        else {"not_recorded": "params.yaml states no record.retention"},
     }
 
 

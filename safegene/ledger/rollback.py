@@ -8,10 +8,12 @@ from securesystemslib.signer import CryptoSigner
 from safegene.errors import PromotionRefused
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import digests_of_record, find_record, live_record, revocations, why_revoked
-from safegene.ledger.promotion import AttemptResult, put_live, raise_if_revoked
+from safegene.ledger.promotion import AttemptResult, put_live
 from safegene.ledger.record import RecordDraft
 from safegene.ledger.release import require_release_of
+from safegene.ledger.rules import raise_if_revoked
 from safegene.ledger.store import require_conditions
+from safegene.ledger.trust import why_untrusted
 
 
 def record_rollback(
@@ -50,7 +52,8 @@ def record_rollback(
         )
     if restored.release == live.release:
         return AttemptResult("rollback", f"{target}: that release is live already; nothing changed", None, live.release)
-    raise_if_revoked(why_revoked(revocations(ledger), digests_of_record(restored)))
+    revoked = revocations(ledger)
+    raise_if_revoked(why_revoked(revoked, digests_of_record(restored)) or why_untrusted(ledger, restored, revoked))
     require_release_of(ledger.store, str(restored.release), restored.artefacts)
     draft = RecordDraft(
         "rollback",

@@ -17,6 +17,7 @@ from safegene.workspace.model_types import MODEL_TYPES
 from safegene.workspace.places import check_path, check_store
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
 from safegene.workspace.plugins import JUDGES
+from safegene.workspace.record_params import RecordParams
 
 
 class FamilyParams(Frozen):
@@ -258,11 +259,14 @@ class PromoteParams(Frozen):
     """Where promotions are recorded, and the channel that they are made live in.
 
     ``ledger`` is ``s3://BUCKET/PREFIX`` or a folder, ``public_key`` a file, see `safegene.workspace.places`.
+    ``signatures``: of different persons, that a promotion needs; with more than one it waits for `safegene approve`.
+    ``safegene keys require`` pins a least number in ``public_key``.
     """
 
     channel: Name = "production"
     ledger: Annotated[str, AfterValidator(check_store)] = "ledger"
     public_key: Annotated[FilePath, AfterValidator(check_path)] = Path("ledger.pub")
+    signatures: Annotated[int, Field(ge=1, le=9)] = 1
 
 
 class WatchParams(Frozen):
@@ -296,6 +300,7 @@ class Params(Frozen):
     evaluate: EvaluateParams
     gate: GateParams = GateParams()
     promote: PromoteParams = PromoteParams()
+    record: RecordParams = RecordParams()
     watch: WatchParams = WatchParams()
     flow: FlowParams = FlowParams()
 

@@ -20,7 +20,8 @@ from safegene.ledger import promotion
 from safegene.ledger.chain import Ledger
 from safegene.ledger.keys import load_signer
 from safegene.ledger.live import LiveRecord, live_record
-from safegene.ledger.promotion import PromotionClaim, record_promotion
+from safegene.ledger.promotion import record_promotion
+from safegene.ledger.rules import PromotionClaim
 from safegene.ledger.store import LocalStore
 from safegene.pipeline.stages.promote import promote, promote_attempt, record_error, resolve
 from safegene.workspace.digest import digest_file, digest_json, strict_json

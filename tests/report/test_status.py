@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from safegene.ledger import create_key, load_signer, open_ledger, write_public_key
-from safegene.ledger.promotion import PromotionClaim, record_promotion
+from safegene.ledger.promotion import record_promotion
 from safegene.ledger.revocation import record_revocation
+from safegene.ledger.rules import PromotionClaim
 from safegene.report import write_report
 from safegene.report.state import read_state
 from safegene.report.status import summary, table

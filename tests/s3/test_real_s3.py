@@ -126,7 +126,8 @@ from pathlib import Path
 from safegene.workspace.digest import digest_file, digest_json
 from safegene.errors import PromotionRefused, StaleArtifact
 from safegene.ledger import load_signer, open_ledger
-from safegene.ledger.promotion import PromotionClaim, record_promotion
+from safegene.ledger.promotion import record_promotion
+from safegene.ledger.rules import PromotionClaim
 from safegene.ledger.store import S3Store
 from safegene.workspace.layout import Workspace
 

@@ -8,8 +8,11 @@ experiment must not promote.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 
 from safegene.errors import LedgerError, ParamsError, PromotionRefused, SafegeneError, StoreError
+from safegene.ledger.approval import PendingPromotion, find_pending
+from safegene.ledger.approval import approve as approve_pending
 from safegene.ledger.attempts import present_attempt
 from safegene.ledger.chain import Ledger, keep_seen, open_ledger
 from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts
@@ -17,16 +20,17 @@ from safegene.ledger.incumbent import write_incumbent
 from safegene.ledger.keys import load_signer
 from safegene.ledger.promotion import (
     AttemptResult,
-    PromotionClaim,
     ResolvedRelease,
     record_promotion,
     record_refusal,
     resolve_release,
 )
-from safegene.ledger.record_fields import Run, code_field, evidence_fields, now, run_field
+from safegene.ledger.record_fields import Run, Stated, code_field, evidence_fields, now, run_field
 from safegene.ledger.release import release_files
 from safegene.ledger.revocation import AffectedRollback, Revocation, record_revocation, roll_back_affected
 from safegene.ledger.rollback import record_rollback
+from safegene.ledger.rules import PromotionClaim
+from safegene.ledger.trust import parse_override
 from safegene.workspace.layout import Workspace, cache_folder
 
 COPIED = ("target", "candidate", "judgements", "verdict", "aligned")
@@ -42,6 +46,8 @@ def promote(
     channel: str | None = None,
     run: Run | None = None,
     dry_run: bool = False,
+    override: tuple[str, str] | None = None,
+    stated: Stated | None = None,
 ) -> AttemptResult:
     """Put the target's candidate live on a channel if its verdict allows it, and record the attempt in any case.
 
@@ -51,6 +57,11 @@ def promote(
         channel: another channel than that of the section.
         run: what is known of the run.
         dry_run: say what would happen, and write nothing.
+        override: reason and last day (YYYY-MM-DD) of a promotion although the verdict is no pass; others must approve.
+        stated: what the caller states for the record.
+
+    Returns:
+        The result; of outcome ``pending`` where others must sign first (see `approve`).
 
     Raises:
         PromotionRefused: the verdict is not a pass (exit code 3; 4 if inconclusive), or another promotion was first.
@@ -67,11 +78,13 @@ def promote(
     ledger, channel = _open(workspace), channel or workspace.params.promote.channel
     signer = load_signer(ledger.keys)
     try:
-        claim = _claim(workspace, target, {"start": now(), **(run or {})})
+        claim = _claim(workspace, target, {"start": now(), **(run or {})}, stated or Stated())
     except SafegeneError as error:
         if not dry_run:
             record_error(workspace, target, error, channel=channel, run=run)
         raise
+    if override:
+        claim = replace(claim, override=parse_override(*override, verdict=claim.outcome))
     with nullcontext() if dry_run else _keeping_seen(ledger, workspace):
         return record_promotion(ledger, signer, claim, channel, dry_run=dry_run)
 
@@ -104,6 +117,21 @@ def record_error(
         keep_seen(ledger, workspace.root)
     except (LedgerError, StoreError) as reason:
         error.remedy = f"{error.remedy}; the attempt is not on record either: {reason.message}".removeprefix("; ")
+
+
+def pending(workspace: Workspace, name: str) -> PendingPromotion:
+    """A promotion that waits for signatures; see `safegene.ledger.approval.find_pending`."""
+    return find_pending(_open(workspace), name)
+
+
+def approve(workspace: Workspace, name: str) -> AttemptResult:
+    """Sign a promotion of somebody else, and put it live if that was the last signature needed.
+
+    See `safegene.ledger.approval.approve`; ``name`` is the number or the digest of the ``pending`` record.
+    """
+    ledger = _open(workspace)
+    with _keeping_seen(ledger, workspace):
+        return approve_pending(ledger, load_signer(ledger.keys), find_pending(ledger, name))
 
 
 def rollback(
@@ -178,7 +206,7 @@ def _require_target(workspace: Workspace, target: str) -> None:
         raise ParamsError(f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}")
 
 
-def _claim(workspace: Workspace, target: str, run: Run) -> PromotionClaim:
+def _claim(workspace: Workspace, target: str, run: Run, stated: Stated) -> PromotionClaim:
     evidence = gather_evidence(workspace, target)
     verdict = confirm_verdict(evidence, workspace.params)
     return PromotionClaim(
@@ -186,7 +214,7 @@ def _claim(workspace: Workspace, target: str, run: Run) -> PromotionClaim:
         outcome=verdict.outcome,
         reason=verdict.reason,
         artefacts=evidence.digests,
-        fields=evidence_fields(evidence, verdict, workspace, target, run),
+        fields=evidence_fields(evidence, verdict, workspace, target, run, stated),
         files=release_files(
             {name: (evidence.folders[name], evidence.manifests[name]) for name in COPIED},
             {name: (evidence.folders[name], evidence.manifests[name]) for name in MANIFEST_ONLY},
@@ -194,4 +222,5 @@ def _claim(workspace: Workspace, target: str, run: Run) -> PromotionClaim:
         measured_against=evidence.incumbent,
         attempt=present_attempt(workspace, target),
         attempt_number=verdict.attempt.number if verdict.attempt else 1,
+        signatures=workspace.params.promote.signatures,
     )

@@ -1,0 +1,480 @@
+"""Promotions that need more than one person: who may approve, what is approved, and what is no approval."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.dsse import Envelope
+
+from safegene.errors import LedgerError, ParamsError, PromotionRefused, SafegeneError
+from safegene.ledger import approval as approval_module
+from safegene.ledger.audit import audit_workspace
+from safegene.ledger.keys import create_key, load_signer, public_key
+from safegene.ledger.live import live_record, revocations
+from safegene.ledger.pins import APPROVE, PinnedKeys, read_pinned_keys, with_extras, write_pinned_keys
+from safegene.ledger.record import PAYLOAD, Record, RecordDraft
+from safegene.ledger.trust import approval_of, approval_statement, request_of, why_expired, why_untrusted
+from safegene.pipeline.stages.promote import approve, pending, promote, resolve, revoke, rollback
+from safegene.workspace.layout import Workspace
+from safegene.workspace.manifest import read_manifest
+from tests.factories.ledger import (
+    TARGET,
+    attempt,
+    ledger_of,
+    live_digest,
+    make_target,
+    make_verdict,
+    make_workspace,
+    problems_of,
+    records,
+)
+
+TODAY = datetime.now(UTC).date()
+WEEK = (TODAY + timedelta(days=7)).isoformat()
+As = Callable[[str], None]
+
+
+@pytest.fixture
+def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As:
+    """Sign as somebody: each person has a folder of keys."""
+
+    def become(name: str) -> None:
+        monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / name))
+
+    return become
+
+
+@pytest.fixture
+def ws(tmp_path: Path, people: As) -> Workspace:
+    """A workspace of Ada, who signs, and Grace, Edsger and Barbara, who approve; promotions need two signatures."""
+    people("ada")
+    ws = make_workspace(tmp_path / "ws")
+    file = ws.root / "ledger.pub"
+    (ada,) = read_pinned_keys(file).keys
+    keys = [with_extras(ada, owner="Ada")]
+    for name in ("Grace", "Edsger", "Barbara"):
+        folder = tmp_path / name.lower()
+        keys.append(with_extras(public_key(create_key(folder), folder), owner=name, roles=[APPROVE]))
+    write_pinned_keys(file, PinnedKeys(tuple(keys)))
+    set_signatures(ws, 2)
+    return ws
+
+
+def set_signatures(ws: Workspace, count: int) -> None:
+    path = ws.root / "params.yaml"
+    text = path.read_text().split("promote: {")[0] + "promote: {" + path.read_text().split("promote: {")[1]
+    lines = [
+        f'promote: {{ledger: "ledger", signatures: {count}}}' if line.startswith("promote:") else line
+        for line in text.splitlines()
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def waiting(ws: Workspace, people: As, **options: Any) -> str:
+    """Ada promotes; the number of the record that waits."""
+    people("ada")
+    done = promote(ws, TARGET, **options)
+    assert done.outcome == "pending"
+    (record,) = [record for record in records(ws) if record.digest == done.record]
+    assert record.outcome == "pending"
+    assert record.release is None
+    return str(record.sequence)
+
+
+def test_a_promotion_goes_live_when_another_person_has_signed(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    assert live_digest(ws) is None
+    with pytest.raises(LedgerError, match="got nothing"):
+        resolve(ws, TARGET)
+    people("grace")
+    done = approve(ws, name)
+    assert (done.outcome, done.release) == ("pass", live_digest(ws))
+    assert resolve(ws, TARGET).release == done.release
+    assert [record.outcome for record in records(ws)] == ["pass", "pending"]
+    assert problems_of(ws) == []
+    approval = approval_of(records(ws)[0])
+    assert approval
+    assert (approval.author, approval.approvers) == ("Ada", ("Grace",))
+    assert records(ws)[0].artefacts == records(ws)[1].artefacts
+
+
+def test_an_outsider_verifies_the_approvals_with_securesystemslib_alone(ws: Workspace, people: As) -> None:
+    set_signatures(ws, 3)
+    name = waiting(ws, people)
+    for person in ("grace", "edsger"):
+        people(person)
+        approve(ws, name)
+    newest, asked = records(ws)
+    content: Any = newest.predicate.approval
+    envelope = Envelope.from_dict(content["envelope"])
+    keys = [key for key in ledger_of(ws).keys if key.keyid in envelope.signatures]
+    assert len(envelope.verify(keys, 2)) == 2
+    assert asked.digest.removeprefix("sha256:").encode() in envelope.payload
+
+
+def test_each_approver_adds_one_signature_and_the_last_one_publishes(ws: Workspace, people: As) -> None:
+    set_signatures(ws, 3)
+    name = waiting(ws, people)
+    people("grace")
+    for _ in range(2):  # twice is once
+        done = approve(ws, name)
+        assert done.outcome == "pending"
+        assert "approved by Grace, and 1 more needed" in done.message
+    assert live_digest(ws) is None
+    assert pending(ws, name).approvers == ("Grace",)
+    people("barbara")
+    assert approve(ws, name).outcome == "pass"
+    assert live_digest(ws)
+
+
+def test_the_author_does_not_approve(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    with pytest.raises(PromotionRefused, match="an approver who is not the author"):
+        approve(ws, name)
+    assert live_digest(ws) is None
+
+
+@pytest.mark.parametrize("owner", ["Ada", " ADA "])
+def test_a_second_key_of_the_author_does_not_approve(ws: Workspace, people: As, tmp_path: Path, owner: str) -> None:
+    folder = tmp_path / "ada2"
+    second = with_extras(public_key(create_key(folder), folder), owner=owner, roles=[APPROVE])
+    pin(ws, second)
+    name = waiting(ws, people)
+    people("ada2")
+    with pytest.raises(PromotionRefused, match="of the same person"):
+        approve(ws, name)
+    assert live_digest(ws) is None
+
+
+def pin(ws: Workspace, *keys: Any) -> None:
+    """Pin keys in place of those with the same id."""
+    file = ws.root / "ledger.pub"
+    ids = {key.keyid for key in keys}
+    pinned = read_pinned_keys(file)
+    write_pinned_keys(file, PinnedKeys((*(k for k in pinned.keys if k.keyid not in ids), *keys), pinned.signatures))
+
+
+def test_a_signer_who_is_no_approver_does_not_approve(ws: Workspace, people: As, tmp_path: Path) -> None:
+    folder = tmp_path / "mallory"
+    pin(ws, with_extras(public_key(create_key(folder), folder), owner="Mallory"))
+    name = waiting(ws, people)
+    people("mallory")
+    with pytest.raises(PromotionRefused, match="the key of an approver, got .* of Mallory"):
+        approve(ws, name)
+
+
+def test_a_revoked_approver_does_not_approve(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    (grace,) = [key for key in ledger_of(ws).keys if key.unrecognized_fields["owner"] == "Grace"]
+    people("grace")
+    signer = load_signer(ledger_of(ws).keys)
+    pin(ws, with_extras(grace, until=0))
+    ledger = ledger_of(ws)
+    with pytest.raises(PromotionRefused, match="which was revoked"):
+        approval_module.approve(ledger, signer, approval_module.find_pending(ledger, name))
+
+
+def test_a_key_without_an_owner_asks_nobody(ws: Workspace, people: As) -> None:
+    (ada,) = [key for key in ledger_of(ws).keys if key.unrecognized_fields["owner"] == "Ada"]
+    pin(ws, with_extras(ada, owner=None))
+    people("ada")
+    with pytest.raises(LedgerError, match="expected a key with an owner") as caught:
+        promote(ws, TARGET)
+    assert "safegene keys pin" in caught.value.remedy
+
+
+def test_the_same_claim_waits_once(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    assert waiting(ws, people) == name
+    assert len(records(ws)) == 1
+
+
+def test_an_older_attempt_is_not_approved(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    make_verdict(ws, outcome="fail")
+    with pytest.raises(PromotionRefused):
+        promote(ws, TARGET)
+    people("grace")
+    with pytest.raises(PromotionRefused, match="the newest attempt for sentiment"):
+        approve(ws, name)
+    for wrong in ("1", "77", "nothing"):
+        with pytest.raises(PromotionRefused, match="that waits for approval"):
+            approve(ws, wrong)
+
+
+def test_what_was_revoked_or_replaced_meanwhile_is_not_approved(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    revoke(ws, read_manifest(ws.vector).digest, "poisoned")
+    people("grace")
+    with pytest.raises(PromotionRefused, match="poisoned"):
+        approve(ws, name)
+    assert live_digest(ws) is None
+    assert records(ws)[0].outcome == "fail"
+
+
+def test_a_claim_is_not_approved_after_something_else_went_live(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    set_signatures(ws, 1)
+    attempt(ws, alpha=2.0)
+    live = live_digest(ws)
+    people("grace")
+    with pytest.raises(PromotionRefused, match="after which record 1 ended in pass"):
+        approve(ws, name)
+    assert live_digest(ws) == live
+
+
+def test_changed_bytes_of_the_release_are_not_approved(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    release = request_of(records(ws)[0]).release.removeprefix("sha256:")
+    (ws.root / "ledger" / "releases" / release / "candidate" / "adapter_model.safetensors").write_bytes(b"EVIL")
+    people("grace")
+    with pytest.raises(SafegeneError, match="adapter_model"):
+        approve(ws, name)
+    assert live_digest(ws) is None
+
+
+def sealed(ws: Workspace, people: As, person: str, **changes: Any) -> Record:
+    """What a person who writes records by hand puts live: the newest pending record as a promotion, with changes."""
+    people(person)
+    ledger = ledger_of(ws)
+    (asked,) = [record for record in records(ws) if record.outcome == "pending"]
+    content: dict[str, Any] = {
+        "outcome": "pass",
+        "target": asked.target,
+        "channel": asked.channel,
+        "reason": "trust me",
+        "artefacts": asked.artefacts,
+        "fields": asked.predicate.fields(),
+        "release": request_of(asked).release,
+        **changes,
+    }
+    record = ledger.append(RecordDraft(**content), load_signer(ledger.keys))
+    ledger.publish(record, ledger.pointer(record.channel, record.target))
+    return record
+
+
+def envelope_of(ws: Workspace, people: As, *persons: str, statement: bytes | None = None) -> dict[str, Any]:
+    (asked,) = [record for record in records(ws) if record.outcome == "pending"]
+    envelope = Envelope(statement or approval_statement(asked), PAYLOAD, {})
+    for person in persons:
+        people(person)
+        envelope.sign(load_signer(ledger_of(ws).keys))
+    return {
+        "pending": asked.digest,
+        "request": request_of(asked).model_dump(),
+        "author": "Ada",
+        "approvers": ["Grace"],
+        "envelope": envelope.to_dict(),
+    }
+
+
+FORGERIES: dict[str, Callable[[Workspace, As], dict[str, Any]]] = {
+    "no approval, signatures pinned": lambda ws, people: {"approval": None},
+    "nobody signed": lambda ws, people: {"approval": envelope_of(ws, people)},
+    "the author signed": lambda ws, people: {"approval": envelope_of(ws, people, "ada")},
+    "another statement": lambda ws, people: {"approval": envelope_of(ws, people, "grace", statement=b"{}")},
+    "fewer required": lambda ws, people: {
+        "approval": (content := envelope_of(ws, people, "ada"))
+        and {**content, "request": {**content["request"], "required": 1}}
+    },
+    "another request": lambda ws, people: {
+        "approval": (content := envelope_of(ws, people, "grace"))
+        and {**content, "request": {**content["request"], "measured_against": "sha256:" + "0" * 64}}
+    },
+    "other rates": lambda ws, people: {"approval": envelope_of(ws, people, "grace"), "rates": {"hrr": 0}},
+}
+
+
+@pytest.mark.parametrize("how", FORGERIES)
+def test_a_promotion_without_the_signatures_that_it_needs_is_not_served(ws: Workspace, people: As, how: str) -> None:
+    pinned = read_pinned_keys(ws.root / "ledger.pub")
+    write_pinned_keys(ws.root / "ledger.pub", PinnedKeys(pinned.keys, ((0, 2),)))
+    waiting(ws, people)
+    (asked,) = records(ws)
+    changes = FORGERIES[how](ws, people)
+    sealed(ws, people, "ada", fields={**asked.predicate.fields(), **changes})
+    with pytest.raises(PromotionRefused, match="expected nothing revoked, got: record 1"):
+        resolve(ws, TARGET)
+    assert "expected a promotion that others approved, got none: record 1" in "\n".join(problems_of(ws))
+
+
+def test_other_artefacts_or_another_release_than_what_was_approved_are_not_served(ws: Workspace, people: As) -> None:
+    waiting(ws, people)
+    (asked,) = records(ws)
+    fields = {**asked.predicate.fields(), "approval": envelope_of(ws, people, "grace")}
+    for changes in (
+        {"release": "sha256:" + "0" * 64},
+        {"artefacts": {**asked.artefacts, "candidate": "sha256:" + "0" * 64}},
+        {"target": "other"},
+        {"channel": "staging"},
+    ):
+        record = sealed(ws, people, "ada", fields=fields, **changes)
+        assert "something else" in why_untrusted(ledger_of(ws), record, ())
+    record = sealed(ws, people, "ada", fields=fields)
+    assert why_untrusted(ledger_of(ws), record, ()) == ""
+
+
+def test_a_rollback_restores_only_what_was_put_live(ws: Workspace, people: As) -> None:
+    """One signature rolls back; it must not put something live that nobody approved."""
+    name = waiting(ws, people)
+    people("grace")
+    done = approve(ws, name)
+    for changes in ({"release": "sha256:" + "0" * 64}, {"target": "other"}, {"channel": "staging"}):
+        record = sealed(ws, people, "ada", outcome="rollback", restores=done.record, **changes)
+        assert "did not put live" in why_untrusted(ledger_of(ws), record, ())
+    record = sealed(ws, people, "ada", outcome="rollback", restores=done.record)
+    assert why_untrusted(ledger_of(ws), record, ()) == ""
+
+
+def test_records_of_one_signature_stay_valid_when_more_are_needed_later(tmp_path: Path, people: As) -> None:
+    people("ada")
+    ws = make_workspace(tmp_path / "ws")
+    promote(ws, TARGET)
+    pinned = read_pinned_keys(ws.root / "ledger.pub")
+    write_pinned_keys(ws.root / "ledger.pub", PinnedKeys(pinned.keys, ((1, 2),)))
+    assert resolve(ws, TARGET).sequence == 0
+    assert problems_of(ws) == []
+    write_pinned_keys(ws.root / "ledger.pub", PinnedKeys(pinned.keys, ((0, 2),)))
+    with pytest.raises(PromotionRefused, match="has one signature, where 2 of different persons are needed"):
+        resolve(ws, TARGET)
+
+
+def test_params_ask_for_no_fewer_signatures_than_are_pinned(ws: Workspace, people: As) -> None:
+    pinned = read_pinned_keys(ws.root / "ledger.pub")
+    write_pinned_keys(ws.root / "ledger.pub", PinnedKeys(pinned.keys, ((0, 3),)))
+    set_signatures(ws, 1)
+    people("ada")
+    assert "waits for 2 more signatures" in promote(ws, TARGET).message
+
+
+def test_garbage_in_the_place_of_an_approval_stops_nobody(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    (asked,) = records(ws)
+    folder = ws.root / "ledger" / "approvals" / asked.digest.removeprefix("sha256:")
+    folder.mkdir(parents=True)
+    people("grace")
+    keyid = load_signer(ledger_of(ws).keys).public_key.keyid
+    for file in (f"{keyid}.json", "x.json"):
+        (folder / file).write_bytes(b'{"payload": "", "payloadType": "x", "signatures": [{"keyid": "a", "sig": ""}]}')
+    assert pending(ws, name).approvers == ()
+    assert approve(ws, name).outcome == "pass"
+
+
+def override(ws: Workspace, people: As, *, outcome: str = "fail", expires: str = WEEK) -> str:
+    make_verdict(ws, outcome=outcome)
+    set_signatures(ws, 1)
+    return waiting(ws, people, override=("a fix for an outage", expires))
+
+
+@pytest.mark.parametrize("outcome", ["fail", "inconclusive"])
+def test_an_override_needs_an_approver_and_is_never_a_pass(ws: Workspace, people: As, outcome: str) -> None:
+    name = override(ws, people, outcome=outcome)
+    assert live_digest(ws) is None
+    with pytest.raises(PromotionRefused, match="not the author"):
+        approve(ws, name)
+    people("grace")
+    assert any("OVERRIDE" in line and "a fix for an outage" in line for line in pending(ws, name).lines)
+    done = approve(ws, name)
+    assert done.outcome == "override"
+    record = records(ws)[0]
+    assert record.outcome == "override"
+    assert record.predicate.verdict["outcome"] == outcome  # type: ignore[index,call-overload]
+    assert resolve(ws, TARGET).release == done.release
+    assert problems_of(ws) == []
+    assert f"until {WEEK}" in "\n".join(audit_workspace(ws).notes)
+
+
+def test_an_expired_override_is_not_served_and_not_rolled_back_to(
+    ws: Workspace, people: As, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = override(ws, people, expires=TODAY.isoformat())
+    people("grace")
+    approve(ws, name)
+    record = records(ws)[0]
+    assert why_expired(record, TODAY) == ""
+    assert "expired on" in why_expired(record, TODAY + timedelta(days=1))
+    assert resolve(ws, TARGET)
+    from safegene.ledger import trust
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Tomorrow":
+            return cls.fromtimestamp(datetime.now(UTC).timestamp() + 86400, tz)
+
+    monkeypatch.setattr(trust, "datetime", Tomorrow)
+    with pytest.raises(PromotionRefused, match="an override that expired"):
+        resolve(ws, TARGET)
+    live = live_record(ledger_of(ws), TARGET, "production")
+    assert live
+    assert "expired" in live.revoked
+    people("ada")
+    attempt(ws, alpha=2.0)  # measured against nothing, since what is live must not be relied on
+    assert resolve(ws, TARGET).release != record.release
+    with pytest.raises(PromotionRefused, match="expired"):
+        rollback(ws, TARGET, to=str(record.sequence))
+
+
+@pytest.mark.parametrize(
+    ("reason", "expires"),
+    [
+        ("", WEEK),
+        ("  ", WEEK),
+        ("bad\x1b[2J", WEEK),
+        ("r", ""),
+        ("r", "tomorrow"),
+        ("r", "20270101"),
+        ("r", (TODAY - timedelta(days=1)).isoformat()),
+        ("r", (TODAY + timedelta(days=91)).isoformat()),
+        ("r", f"{TODAY.isoformat()}T00:00:00"),
+    ],
+)
+def test_an_override_without_reason_or_end_is_refused(ws: Workspace, people: As, reason: str, expires: str) -> None:
+    make_verdict(ws, outcome="fail")
+    with pytest.raises(ParamsError, match="expected the override's"):
+        promote(ws, TARGET, override=(reason, expires))
+    assert not (ws.root / "ledger").exists()
+
+
+def test_a_pass_is_not_overridden(ws: Workspace, people: As) -> None:
+    with pytest.raises(ParamsError, match="a verdict to override, fail or inconclusive, got pass"):
+        promote(ws, TARGET, override=("r", WEEK))
+
+
+def test_no_override_passes_over_broken_evidence_or_a_revocation(ws: Workspace, people: As) -> None:
+    make_verdict(ws, outcome="fail")
+    people("ada")
+    revoke(ws, read_manifest(ws.vector).digest, "poisoned")
+    with pytest.raises(PromotionRefused, match="poisoned"):
+        promote(ws, TARGET, override=("r", WEEK))
+    (ws.vector / "vector.safetensors").write_bytes(b"EVIL")
+    with pytest.raises(SafegeneError, match=r"vector\.safetensors"):
+        promote(ws, TARGET, override=("r", WEEK))
+    assert live_digest(ws) is None
+
+
+def test_no_override_brings_back_what_was_rolled_back(ws: Workspace, people: As) -> None:
+    set_signatures(ws, 1)
+    people("ada")
+    attempt(ws)
+    attempt(ws, alpha=2.0)
+    rollback(ws, TARGET)
+    make_target(ws, alpha=2.0)
+    make_verdict(ws, outcome="fail")
+    with pytest.raises(PromotionRefused, match="was rolled back"):
+        promote(ws, TARGET, override=("r", WEEK))
+
+
+def test_a_dry_run_says_that_others_must_sign(ws: Workspace, people: As) -> None:
+    people("ada")
+    done = promote(ws, TARGET, dry_run=True)
+    assert done.outcome == "pending"
+    assert "after 2 signatures" in done.message
+    assert not (ws.root / "ledger").exists()
+
+
+def test_an_override_by_hand_with_one_signature_is_not_served(ws: Workspace, people: As) -> None:
+    waiting(ws, people)
+    record = sealed(ws, people, "ada", outcome="override", fields={})
+    assert "where 2 of different persons are needed" in why_untrusted(ledger_of(ws), record, revocations(ledger_of(ws)))
