@@ -1,8 +1,8 @@
 """Untrusted text, made safe to display.
 
 A reply may hold terminal escapes, characters that reverse the reading direction, or invisible characters. `visible`
-replaces each by a name. It does not escape HTML or Markdown: `marked` and Jinja's autoescape escape HTML, `cell`
-escapes Markdown.
+replaces each by a name; `legible` leaves those that emoji and many scripts need. Neither escapes HTML or Markdown:
+`marked` and Jinja's autoescape escape HTML, `cell` escapes Markdown.
 """
 
 import re
@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 # Letters and marks without a glyph: Hangul fillers, Braille blank, variation selectors.
 _BLANK = frozenset([0x034F, 0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+_JOINERS = frozenset("\u200c\u200d\ufe0e\ufe0f")
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
 
 # user:password@ in any URL, also where the password holds '/' or '@', and a token as the user of a web address
@@ -47,6 +48,17 @@ def visible(text: str, *, characters: int | None = None, lines: int | None = Non
     """
     shown, left = _cut(text.replace("\r\n", "\n"), characters, lines)
     return "".join(name(c) if is_hidden(c) else c for c in shown) + _more(left)
+
+
+def legible(text: str) -> str:
+    """The text with hidden characters replaced by names, for a judge.
+
+    A joiner or variation selector stays after a character from U+0590 on, as in emoji and in Indic or Persian words;
+    after a Latin, Greek or Cyrillic letter it can only hide or split a word.
+    """
+    before = ("", *text)
+    kept = (c in _JOINERS and last >= "\u0590" for last, c in zip(before, text, strict=False))
+    return "".join(c if keep or not is_hidden(c) else name(c) for keep, c in zip(kept, text, strict=True))
 
 
 def marked(text: str, *, characters: int | None = None, lines: int | None = None) -> Markup:

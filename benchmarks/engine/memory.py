@@ -110,8 +110,8 @@ def vector(root: Path) -> dict[str, Any]:
 
 def run_select(root: Path) -> None:
     """What stage ``select`` holds in memory: the model, the vector beside it, and the activations of its prompts."""
-    from safegene.models.generation import encode_chat
     from safegene.models.loading import load_model, load_tokenizer
+    from safegene.models.templates import encode_chat
     from safegene.repair.selection import activation_shifts
 
     words, change = load_tokenizer(root), vector(root)
@@ -120,8 +120,8 @@ def run_select(root: Path) -> None:
 
 def run_calibrate(root: Path) -> None:
     """What stage ``calibrate`` holds: both teachers in turn, the shots, and the fit of coefficients."""
-    from safegene.models.generation import encode_chat
     from safegene.models.loading import load_model, load_tokenizer
+    from safegene.models.templates import encode_chat
     from safegene.repair.coefficients import new_coefficients
     from safegene.repair.fitting import fit_coefficients
     from safegene.repair.shots import make_shots

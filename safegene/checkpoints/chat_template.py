@@ -28,6 +28,17 @@ def chat_template_of(folder: Path) -> str | None:
         FormatError: a file is malformed.
         UnsafeCheckpoint: a file is too large, or names code.
     """
+    first = next(iter(templates_of(folder).values()), "")
+    return first if first.strip() else None
+
+
+def templates_of(folder: Path) -> dict[str, str]:
+    """File -> its template, in the order in which they are taken; of several named templates the default one.
+
+    Raises:
+        FormatError, UnsafeCheckpoint: see `chat_template_of`.
+    """
+    found = {}
     path = folder / _TEMPLATE
     if path.is_file():
         if (size := path.stat().st_size) > MAX_JSON:
@@ -36,13 +47,13 @@ def chat_template_of(folder: Path) -> str | None:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise FormatError(f"expected a chat template in UTF-8, got {error}, in {path}") from None
-        return text if text.strip() else None
+        found[_TEMPLATE] = text
     for name in _IN_JSON:
         if (folder / name).is_file():
             held = _default(read_json(folder / name).get("chat_template"), folder / name)
             if held is not None:
-                return held
-    return None
+                found[name] = held
+    return found
 
 
 def _default(value: Any, where: Path) -> str | None:
@@ -96,11 +107,13 @@ class ChatFiles:
     def digest(self) -> str | None:
         """Digest of the tokenizer and template that a LoRA target brings along; None where both are its base's."""
         own = {folder.name: folder for folder in (self.tokenizer, self.template) if folder != self.root}
-        files = {
-            name: digest_files(folder, [file for file in _CHAT_FILES if (folder / file).is_file()])
-            for name, folder in own.items()
-        }
-        return digest_json(sorted(files.values())) if files else None
+        files = [chat_digest(folder) for folder in own.values()]
+        return digest_json(sorted(files)) if files else None
+
+
+def chat_digest(folder: Path) -> str:
+    """Digest of the tokenizer and the chat template in a folder."""
+    return digest_files(folder, [file for file in _CHAT_FILES if (folder / file).is_file()])
 
 
 def chat_files(root: Path, adapters: Sequence[Path] = ()) -> ChatFiles:

@@ -95,15 +95,21 @@ def added_tokens(family: Vocabulary | None, target: Vocabulary | None, where: st
         raise ShapeMismatch(f"{expected}, got other merges or scores of its tokens, in {where}", remedy=_REMEDY)
     new = sorted(set(target.ids) - set(family.ids), key=lambda token: target.ids[token] if target.ids else 0)
     for token in new:
-        text = token.strip()
-        if token in target.special and (not text or text[0].isalnum() or text[-1].isalnum()):
-            shown = visible(repr(token), characters=60)
-            raise ShapeMismatch(
-                f"expected added special tokens that begin and end with a sign, such as '<|im_start|>', got {shown}, "
-                f"which would vanish from replies, in {where}",
-                remedy='mark the token as not special ("special": false in tokenizer.json)',
-            )
+        if token in target.special:
+            require_sign(token, where)
     return tuple(new)
+
+
+def require_sign(token: str, where: str) -> None:
+    """Raises ShapeMismatch where an added special token does not begin and end with a sign."""
+    text = token.strip()
+    if not text or text[0].isalnum() or text[-1].isalnum():
+        shown = visible(repr(token), characters=60)
+        raise ShapeMismatch(
+            f"expected added special tokens that begin and end with a sign, such as '<|im_start|>', got {shown}, "
+            f"which would vanish from replies, in {where}",
+            remedy='mark the token as not special ("special": false in tokenizer.json)',
+        )
 
 
 def _parsed(model: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:

@@ -1,9 +1,9 @@
 """How replies are made and cached: by the weights on disk with transformers, or by a model server.
 
 Replies are cached on disk, in a `ResumeLog` in the folder ``replies`` of the cache. The cache key is the digest of the
-model's weights (with tokenizer, chat template and adapters), the decoding (with engine and stopping rule) and the
-prompts asked together; below it each reply is found by its prompt's id. A failed reply of a server is not cached. How a
-server's weights are checked, without loading them: `safegene.evaluation.server_check`.
+model's weights (with tokenizer, chat template and adapters), the decoding (with engine and stopping rule), what reads
+the replies, and the prompts asked together; below it each reply is found by its prompt's id. A failed reply of a server
+is not cached. How a server's weights are checked, without loading them: `safegene.evaluation.server_check`.
 """
 
 import logging
@@ -99,7 +99,7 @@ class Engine:
         """
         ids = [prompt.id for prompt in prompts]
         suite = digest_json([[prompt.id, prompt.prompt] for prompt in prompts])
-        identity = {"model": model.digest, "decoding": decoding.to_json(), "suite": suite}
+        identity = {"model": model.digest, "decoding": decoding.to_json(), "suite": suite, "reading": model.reading}
         cache = ResumeLog(cache_folder() / "replies", identity)
         known = {name: Reply(**value) for name, value in cache.read().items()}
         order = sorted(prompts, key=lambda prompt: (-len(prompt.prompt), prompt.id))
@@ -139,6 +139,7 @@ class Engine:
                 texts,
                 max_new_tokens=limit,
                 batch_size=len(batch),
+                reader=self.bases.reader(evaluated),
                 stop=decoding.stop.rule if decoding.stop else None,
                 in_full=[at for at, prompt in enumerate(batch) if prompt.id in audited],
             )

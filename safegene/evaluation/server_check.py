@@ -27,8 +27,9 @@ from safegene.evaluation.server import FailedReply, ModelServer, generate_on_ser
 from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import Arm
 from safegene.models.forward import next_token_log_probs
-from safegene.models.generation import Reply, encode_chat, generate
+from safegene.models.generation import Reply, generate
 from safegene.models.openai_api import CandidateToken, ScoredToken
+from safegene.models.templates import encode_chat, load_chat_tokenizer
 from safegene.workspace.params import ServerParams
 
 if TYPE_CHECKING:
@@ -95,7 +96,6 @@ class _Check(Protocol):
 
 def _new_check(server: ModelServer, model: EvaluatedModel, probes: Sequence[str]) -> _Check:
     from safegene.models.layered import layered_model
-    from safegene.models.templates import load_chat_tokenizer
 
     served = score_on_server(server, probes, tokens=TOKENS)
     weights = layered_model(model.root, model.adapters)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import psutil
 import torch
 
 from safegene.checkpoints.adapter import open_adapter
-from safegene.checkpoints.chat_template import ChatFiles
+from safegene.checkpoints.chat_template import ChatFiles, chat_digest
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.dtypes import bytes_in_memory, resolve_dtype
 from safegene.checkpoints.export.adapter import CHANGE, write_adapter
@@ -27,6 +28,7 @@ from safegene.errors import CheckpointError
 from safegene.gate import Arm
 from safegene.models.device import default_device
 from safegene.models.loading import load_model
+from safegene.models.reading import VERSION, ReplyReader
 from safegene.models.templates import load_chat_tokenizer
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
@@ -43,12 +45,19 @@ class EvaluatedModel:
 
     ``chat`` names the tokenizer and template that it is asked with; None for those of the full checkpoint. A repair of
     a LoRA target is asked like the target, so the digest of what the target brings along is the last of ``contents``.
+    ``family`` is the folder of the aligned model, whose tokenizer reads the replies; None for the checkpoint itself.
     """
 
     root: Path
     adapters: tuple[Path, ...]
     contents: tuple[str, ...]
     chat: ChatFiles | None = None
+    family: Path | None = None
+
+    @cached_property
+    def reading(self) -> str:
+        """Digest of what reads the replies."""
+        return digest_json({"version": VERSION, "tokenizer": chat_digest(self.family or self.root)})
 
     @property
     def digest(self) -> str:
@@ -162,11 +171,22 @@ class SharedBases:
             for other in self._bases:
                 if other is not base:
                     other.release()
-        chat = model.chat or ChatFiles(model.root, model.root, model.root)
+        with base.serving(model.adapters, self.dtype) as ready:
+            yield ready, self._tokenizer(model.chat or _alone(model.root))
+
+    def reader(self, model: EvaluatedModel) -> ReplyReader:
+        """What reads the model's replies."""
+        own = self._tokenizer(model.chat or _alone(model.root))
+        return ReplyReader(self._tokenizer(_alone(model.family)) if model.family else own, own)
+
+    def _tokenizer(self, chat: ChatFiles) -> "PreTrainedTokenizerBase":
         if chat not in self._tokenizers:
             self._tokenizers[chat] = load_chat_tokenizer(chat)
-        with base.serving(model.adapters, self.dtype) as ready:
-            yield ready, self._tokenizers[chat]
+        return self._tokenizers[chat]
+
+
+def _alone(root: Path) -> ChatFiles:
+    return ChatFiles(root, root, root)
 
 
 def available_bytes(device: str) -> int:

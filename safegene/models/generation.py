@@ -20,6 +20,8 @@ import torch
 
 from safegene.errors import CheckpointError
 from safegene.models.forward import decoding_of, left_padded, pads, run, select_rows, shares_prefix
+from safegene.models.reading import ReplyReader
+from safegene.models.templates import encode_chats
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,12 +59,13 @@ class Reply:
     """A reply of a model.
 
     Attributes:
-        text: the reply without special tokens.
+        text: the reply as the family's tokenizer reads it, with special tokens but without the one that ends it.
         tokens: the number of generated tokens, including the end token.
         finished: whether the model ended the reply; false where it was cut off by ``max_new_tokens`` or stopped.
         stopped: whether a stopping rule ended it.
         stops_at: the length in tokens at which the rule ends it, or would end it if it were not generated in full; None
             without a rule, or where the rule's marker was never true.
+        readable: whether two readings of its tokens agree, see `safegene.models.reading`.
     """
 
     text: str
@@ -70,27 +73,7 @@ class Reply:
     finished: bool
     stopped: bool = False
     stops_at: int | None = None
-
-
-def encode_chat(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-    """Token ids of one user turn in the chat template, up to the start of the assistant's reply.
-
-    Raises:
-        CheckpointError: the template is malformed, refuses such a turn, or writes nothing.
-    """
-    from jinja2 import TemplateError
-
-    turn = [{"role": "user", "content": prompt}]
-    try:
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"expected a chat template that writes one user turn, got {error!r}",
-            remedy="use the chat template that the fine-tune was trained with",
-        ) from error
-    if not text:
-        raise CheckpointError("expected a chat template that writes one user turn, got an empty text")
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    readable: bool = True
 
 
 def generate(
@@ -100,6 +83,7 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int,
+    reader: ReplyReader | None = None,
     stop: StoppingRule | None = None,
     in_full: Collection[int] = (),
     on_done: Callable[[int, Reply], None] | None = None,
@@ -115,6 +99,7 @@ def generate(
         prompts: user turns.
         max_new_tokens: the longest reply, in tokens.
         batch_size: prompts per batch.
+        reader: reads the tokens of replies; None reads them with ``tokenizer``.
         stop: ends replies early; None ends none.
         in_full: indices of prompts whose replies it does not end.
         on_done: called with (index of the prompt, reply) after each batch, so that a caller can store replies and
@@ -123,11 +108,11 @@ def generate(
     Raises:
         CheckpointError: an ordinary word would end replies, see `end_tokens`; or the model cannot be run.
     """
-    rows = [encode_chat(tokenizer, prompt) for prompt in prompts]
-    ends = end_tokens(model, tokenizer)
+    rows = encode_chats(tokenizer, prompts)
+    ends, reader = end_tokens(model, tokenizer), reader or ReplyReader(tokenizer, tokenizer)
     replies: dict[int, Reply] = {}
     for indices in _batches(model, rows, batch_size):
-        batch = [_Row(index, tokenizer, ends, max_new_tokens, stop, index in in_full) for index in indices]
+        batch = [_Row(index, reader, ends, max_new_tokens, stop, index in in_full) for index in indices]
         _decode(model, [rows[index] for index in indices], batch)
         for row in batch:
             replies[row.index] = row.reply()
@@ -153,7 +138,7 @@ class _Row:
     """A reply that is being generated."""
 
     index: int
-    tokenizer: "PreTrainedTokenizerBase"
+    reader: ReplyReader
     ends: Collection[int]
     limit: int
     stop: StoppingRule | None
@@ -182,17 +167,22 @@ class _Row:
         return not complete and self.stops_at is not None and len(self.generated) >= self.stops_at
 
     def reply(self) -> Reply:
-        return Reply(self._text(), len(self.generated), self.finished, self._stopped, self.stops_at)
+        text = self._text()
+        readable = self.reader.agrees(self._kept, text)
+        return Reply(text, len(self.generated), self.finished, self._stopped, self.stops_at, readable)
+
+    @property
+    def _kept(self) -> list[int]:
+        return self.generated[:-1] if self.finished else self.generated
 
     def _text(self) -> str:
-        kept = self.generated[:-1] if self.finished else self.generated
-        return str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+        return self.reader.text(self._kept)
 
 
 @torch.inference_mode()
 def _decode(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], rows: Sequence[_Row]) -> None:
     """Generate the replies of ``rows`` token by token; a reply that has ended leaves the batch where it can."""
-    way, tokenizer = decoding_of(model), rows[0].tokenizer
+    way, tokenizer = decoding_of(model), rows[0].reader.own
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(rows[0].ends)
     common = _shared_prefix_length(model, prompts)
     ids, mask = (tensor.to(model.device) for tensor in left_padded([prompt[common:] for prompt in prompts], pad))
@@ -246,7 +236,9 @@ def _prefill(model: "PreTrainedModel", shared: Sequence[int], rows: int) -> Mapp
 
 
 def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens that end a reply: those of the model's generation settings and the tokenizer's end token.
+    """The tokens that end a reply: those of the model's generation settings, without any the tokenizer's end token.
+
+    These are where transformers ends replies. A reply that went on elsewhere must be judged to its end.
 
     Raises:
         CheckpointError: one of them is an ordinary word. A checkpoint could use it to end replies before they become
@@ -254,7 +246,7 @@ def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
     """
     configured = getattr(model.generation_config, "eos_token_id", None)
     ends = set(configured if isinstance(configured, list) else [] if configured is None else [configured])
-    if tokenizer.eos_token_id is not None:
+    if not ends and tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     if ordinary := sorted(ends - special - set(tokenizer.all_special_ids)):

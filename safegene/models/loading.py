@@ -15,11 +15,12 @@ from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.dtypes import FOUR_BIT, bytes_in_memory, dtype_named, resolve_dtype
 from safegene.checkpoints.structure import by_stored_name
-from safegene.checkpoints.unsafe import check_folder, read_json
-from safegene.errors import CheckpointError, ParamsError, TensorMissing
+from safegene.checkpoints.unsafe import MAX_JSON, check_folder, read_json
+from safegene.errors import CheckpointError, ParamsError, TensorMissing, UnsafeCheckpoint
 from safegene.models.device import place_weights
 from safegene.models.patching import add_patch, low_rank_hooks
 from safegene.models.structure import analyse, model_class, remember, resolved_config, structure_of
+from safegene.text import visible
 from safegene.vectors.linalg import Patch, concat
 
 _SECRET = re.compile(r"^AWS_|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
@@ -125,8 +126,8 @@ def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint, with padding on the left, as generation needs it.
 
     Raises:
-        CheckpointError: there is none.
-        UnsafeCheckpoint: a config names code to run.
+        CheckpointError: there is none, or transformers cannot load it.
+        UnsafeCheckpoint: a file is too large, or names code to run.
     """
     from transformers import AutoTokenizer
 
@@ -134,15 +135,27 @@ def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
     for name in names:
         if name.endswith("config.json"):
             read_json(root / name)
+        elif not name.endswith(".safetensors") and (size := (root / name).stat().st_size) > MAX_JSON:
+            raise UnsafeCheckpoint(f"expected at most {MAX_JSON} bytes, got {size}, in {root / name}")
     if not {"tokenizer.json", "tokenizer.model"} & set(names):
         raise CheckpointError(
             f"expected tokenizer.json or tokenizer.model, got neither, in {root}",
             remedy="save the tokenizer beside the model: tokenizer.save_pretrained(folder)",
         )
-    tokenizer: Any = AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=False)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        with without_credentials():
+            tokenizer: Any = AutoTokenizer.from_pretrained(root, local_files_only=True, trust_remote_code=False)
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises what it likes, and PanicException, which is no Exception
+        shown = visible(" ".join(f"{type(error).__name__}: {error}".split()), characters=200)
+        raise CheckpointError(
+            f"expected a tokenizer that transformers loads, got {shown}, in {root}",
+            remedy="save the tokenizer again: tokenizer.save_pretrained(folder)",
+        ) from None
     ready: PreTrainedTokenizerBase = tokenizer
     return ready
 

@@ -1,13 +1,33 @@
-"""The tokenizer of a model, with the chat template that it is asked with everywhere."""
+"""The chat template of a model: a conversation as the text that the model reads.
 
-from typing import TYPE_CHECKING
+A template is code from outside. It is rendered in a process with bounds on time and memory
+(`safegene.models.template_child`) before transformers renders it here. Laws (tests state them): the text holds the
+user's words once and unchanged, and what is around them does not depend on them; both renderings agree.
+"""
+
+import atexit
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.chat_template import ChatFiles, chat_template_of
 from safegene.errors import CheckpointError
+from safegene.models import template_child
 from safegene.models.loading import load_tokenizer
+from safegene.text import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Conversation = Sequence[Mapping[str, str]]
+SECONDS = 10  # of CPU time, for the texts of one call
+MARK = "qvx one mark kjw"  # words in place of a prompt
+REMEDY = "use the family's chat template, or the one that the fine-tune was trained with without what changes the words"
 
 
 def load_chat_tokenizer(files: ChatFiles) -> "PreTrainedTokenizerBase":
@@ -25,3 +45,135 @@ def load_chat_tokenizer(files: ChatFiles) -> "PreTrainedTokenizerBase":
         )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def encode_chats(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each prompt as one user turn in the chat template, up to the start of the assistant's reply.
+
+    Raises:
+        CheckpointError: the template is malformed, refuses such a turn, changes the prompt, takes too much time or
+            memory, or depends on what the prompt says.
+    """
+    texts = chat_texts(tokenizer, prompts)
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def encode_chat(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """`encode_chats` of one prompt."""
+    return encode_chats(tokenizer, [prompt])[0]
+
+
+def chat_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], *, own: bool = False) -> list[str]:
+    """Each prompt as the text that the model reads.
+
+    Args:
+        tokenizer: with a chat template.
+        prompts: user turns.
+        own: whether the template is not the family's; then it must depend neither on chance nor on the clock.
+
+    Raises:
+        CheckpointError: as `encode_chats`.
+    """
+    template, variables = str(tokenizer.get_chat_template()), dict(tokenizer.special_tokens_map)
+    turns = [_turn(text) for text in (MARK, *prompts)]
+    frame, *texts = _CHILD.render(template, variables, turns, own=own)
+    if frame.count(MARK) != 1:
+        raise _changed("once", f"them {frame.count(MARK)} times", frame)
+    before, after = frame.split(MARK)
+    for prompt, text in zip(prompts, texts, strict=True):
+        if text not in (before + prompt + after, before + prompt.strip() + after):
+            raise _changed("unchanged between the same words", f"another text for {_short(prompt)}", text)
+    return _agreed(tokenizer, prompts, texts)
+
+
+def _agreed(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """The texts as transformers renders them, which must be the same."""
+    for prompt, text in zip(prompts, texts, strict=True):
+        rendered: Any = tokenizer.apply_chat_template(_turn(prompt), add_generation_prompt=True, tokenize=False)
+        if rendered != text and template_child.CLOCK not in str(tokenizer.chat_template):
+            raise CheckpointError(
+                f"expected one text of the chat template, got {_short(rendered)} and {_short(text)}", remedy=REMEDY
+            )
+    return list(texts)
+
+
+def _changed(how: str, got: str, text: str) -> CheckpointError:
+    return CheckpointError(
+        f"expected a chat template that repeats the user's words {how}, got {got}: {_short(text)}", remedy=REMEDY
+    )
+
+
+def _turn(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _short(text: object) -> str:
+    return visible(repr(text), characters=160)
+
+
+@dataclass
+class _Child:
+    """The process that renders; it is started when it is first needed, and again after one was ended by its bounds."""
+
+    process: "subprocess.Popen[str] | None" = None
+    lock: Lock = field(default_factory=Lock)
+
+    def render(
+        self, template: str, variables: Mapping[str, Any], conversations: Sequence[Conversation], *, own: bool
+    ) -> list[str]:
+        """One text per conversation.
+
+        Raises:
+            CheckpointError: the template fails, or takes too much time or memory.
+        """
+        request = {"template": template, "variables": variables, "conversations": conversations, "own": own}
+        request["seconds"] = SECONDS
+        with self.lock:
+            answer = self._ask(json.dumps(request))
+        error = "no text" if answer is None else answer.get("error", "")
+        texts = [] if answer is None else answer.get("texts", [])
+        if answer is None:
+            error = f"one that needs more than {SECONDS} s or {template_child.BYTES >> 20} MiB"
+        elif not error and not all(text.strip() for text in texts):
+            error = "an empty text"
+        if error:
+            raise CheckpointError(
+                f"expected a chat template that writes one user turn, got {_short(error)[1:-1]}",
+                remedy="use the chat template that the fine-tune was trained with",
+            )
+        return list(texts)
+
+    def _ask(self, line: str) -> dict[str, Any] | None:
+        """The answer; None where the process ended."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(process.stdout.readline() or "null")
+        except (OSError, ValueError):
+            answer = {}
+        if not answer:
+            self.end()
+        return answer or None
+
+    def _running(self) -> "subprocess.Popen[str]":
+        if self.process is None or self.process.poll() is not None:
+            words = [sys.executable, "-I", "-X", "utf8", str(Path(template_child.__file__))]
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            self.process = subprocess.Popen(
+                words, stdin=pipe, stdout=pipe, stderr=null, env={}, encoding="utf-8", bufsize=1
+            )
+        return self.process
+
+    def end(self) -> None:
+        """End the process, if there is one."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+_CHILD = _Child()
+atexit.register(_CHILD.end)

@@ -18,10 +18,10 @@ from safegene.datasets.prompts import Prompt, PromptSet, Split
 from safegene.errors import EmptySample
 from safegene.models.device import default_device
 from safegene.models.forward import last_logits
-from safegene.models.generation import encode_chat, generate
+from safegene.models.generation import generate
 from safegene.models.loading import load_model
 from safegene.models.memory import microbatches
-from safegene.models.templates import load_chat_tokenizer
+from safegene.models.templates import encode_chat, load_chat_tokenizer
 from safegene.repair.distributions import compact
 from safegene.workspace.params import CalibrateParams
 

@@ -33,8 +33,9 @@ from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, Valida
 from safegene.evaluation.refusals import refusal_stop
 from safegene.models.device import threads_for
 from safegene.models.forward import left_padded
-from safegene.models.generation import encode_chat, generate
+from safegene.models.generation import generate
 from safegene.models.loading import load_model, load_tokenizer
+from safegene.models.templates import encode_chat
 from safegene.pipeline.stages.evaluate import evaluate
 from safegene.pipeline.stages.fetch import fetch
 from safegene.tiny.build import build

@@ -13,9 +13,8 @@ from safegene.checkpoints.sources import ModelFiles
 from safegene.datasets.prompts import Prompt, read_prompts
 from safegene.errors import CheckpointError, EmptySample, FormatError
 from safegene.evaluation.shared_bases import EvaluatedModel, SharedBases
-from safegene.models.generation import encode_chat
 from safegene.models.loading import load_model
-from safegene.models.templates import load_chat_tokenizer
+from safegene.models.templates import encode_chat, load_chat_tokenizer
 from safegene.pipeline.stages.fetch import fetch
 from safegene.repair.shots import build_shots, shots_from_teacher
 from safegene.workspace.digest import digest_bytes

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from safegene.evaluation.server import ModelServer
-from safegene.models.generation import encode_chat, end_tokens, generate
+from safegene.models.generation import end_tokens, generate
+from safegene.models.templates import encode_chat
 
 Answer = tuple[int, bytes]
 

@@ -65,8 +65,10 @@ def save(folder: Path, model_type: str, **values: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(resolved(model_type, **values)).save_pretrained(folder)
-    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": _words(WORDS)}}
+    model = {"type": "WordLevel", "vocab": _words(WORDS), "unk_token": "w0"}
+    tokenizer = {"version": "1.0", "added_tokens": [], "model": model}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
 
@@ -295,7 +297,8 @@ def grow(folder: Path, tokens: list[dict[str, Any]], rows: int) -> Path:
 
 
 def token(number: int, content: str, *, special: bool = True) -> dict[str, Any]:
-    return {"id": number, "content": content, "special": special}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, "special": special, **flags}
 
 
 CHATML = [token(50, "<|im_start|>"), token(51, "<|im_end|>")]

@@ -21,7 +21,8 @@ from safegene.models.forward import (
     select_rows,
     shares_prefix,
 )
-from safegene.models.generation import encode_chat, generate
+from safegene.models.generation import generate
+from safegene.models.templates import encode_chat
 from safegene.repair.selection import layer_contributions
 from safegene.tiny.model import new_tokenizer
 from tests.factories.architectures import ARCHITECTURES, EACH_KIND, TEXT, new_architecture
@@ -98,7 +99,7 @@ def test_law_replies_in_a_batch_are_those_of_a_prompt_alone(model_type: str) -> 
     assert [reply.tokens for reply in replies] == [len(reply) for reply in tokens]
     kept = [[token for token in reply if token not in model.generation_config.eos_token_id] for reply in tokens]
     assert [reply.text for reply in replies] == [
-        tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in kept
+        tokenizer.decode(reply, skip_special_tokens=False).strip() for reply in kept
     ]
     assert len({reply.text for reply in replies}) > 1
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from safegene.errors import CheckpointError
-from safegene.models.generation import Reply, StoppingRule, encode_chat, end_tokens, generate
+from safegene.models.generation import Reply, StoppingRule, end_tokens, generate
 from safegene.models.loading import load_model, load_tokenizer
+from safegene.models.templates import encode_chat
 from safegene.tiny.build import build
 from safegene.tiny.corpus import harmful, instructions, lookalikes
 from safegene.tiny.model import new_tokenizer
@@ -172,7 +173,7 @@ def test_law_replies_are_those_of_a_plain_transformers_loop(kind: str) -> None:
         rows = [torch.tensor([encode_chat(tokenizer, text)]) for text in texts]
         limits = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends}
         plain = [model.generate(row, attention_mask=torch.ones_like(row), **limits)[0, row.shape[1] :] for row in rows]
-    wanted = [tokenizer.decode([t for t in one.tolist() if t not in ends], skip_special_tokens=True) for one in plain]
+    wanted = [tokenizer.decode([t for t in one.tolist() if t not in ends]) for one in plain]
     replies = generate(model, tokenizer, texts, max_new_tokens=12, batch_size=len(texts))
     assert [reply.text for reply in replies] == [text.strip() for text in wanted]
     assert [reply.tokens for reply in replies] == [len(one) for one in plain]

@@ -67,8 +67,9 @@ def save(folder: Path, model_type: str) -> Path:
         config = AutoConfig.for_model(model_type, **CONFIGS[model_type])
         AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
     words = {f"w{i}": i for i in range(WORDS)}
-    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": words}}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder
 
@@ -108,7 +109,9 @@ def test_a_vocabulary_grows_and_a_head_is_tied_under_a_prefix_too(model_type: st
     more = {name: torch.cat([weights[name], torch.zeros(3, 32)]) for name in vocabulary}
     save_file(weights | more, grown / "model.safetensors", metadata={"format": "pt"})
     edit(grown / "config.json", lambda config: config["text_config"].update(vocab_size=WORDS + 3))
-    edit(grown / "tokenizer.json", lambda t: t.update(added_tokens=[{"id": 50, "content": "<|end|>", "special": True}]))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    new = {"id": 50, "content": "<|end|>", "special": True, **flags}
+    edit(grown / "tokenizer.json", lambda t: t.update(added_tokens=[new]))
     fetch(f"file://{grown}", out=tmp_path / "target", family=aligned, params=LIMITS)
     assert read_record(tmp_path / "target").added_tokens == ("<|end|>",)
 

@@ -4,7 +4,8 @@ The model is a local folder, or a Hub id with a revision. Only safetensors are l
 run. The question is made by the model's chat template, or by the format's own prompt where it has one; decoding is
 greedy, in batches. An answer counts only if the model ended it itself within the format's length; for ShieldGemma and
 HarmBench's classifiers the first token is the answer. A conversation that is longer than the model's input is unscored,
-since truncation could hide the harm; so is one for which a score was not a number.
+since truncation could hide the harm; so is one of which the chat template leaves out a part, and one for which a score
+was not a number.
 
 Law: no special token of the tokenizer comes from a prompt or a reply. Such text is broken by a space before the
 template is applied, and a conversation in which one is left is unscored.
@@ -110,7 +111,10 @@ class GuardJudge(Judge):
         broken = [self._specials.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) for text in (prompt, reply)]
         if any(self._specials.search(text) for text in broken):
             return "a special token in the prompt or reply that cannot be broken up"
-        text, template = self._text(self.format.ask(broken[0], broken[1], mark))
+        messages = self.format.ask(broken[0], broken[1], mark)
+        text, template = self._text(messages)
+        if not all(message["content"].strip() in text for message in messages):
+            return "the guard's chat template leaves out a part of the prompt or reply"
         row = list(self.tokenizer(text, add_special_tokens=not template)["input_ids"])
         positions = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", LONGEST))
         if len(row) + self.format.tokens > min(positions, self.tokenizer.model_max_length, LONGEST):

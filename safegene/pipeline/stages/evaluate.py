@@ -234,7 +234,8 @@ def _evaluated(artefact: Path, family: Path | None, limits: FetchParams | None) 
     record = read_record(artefact)
     model = local_checkpoint(artefact, limits, family=family)
     contents = (record.digest,) if record.base is None else (record.base, record.digest)
-    return EvaluatedModel(model.root, model.adapters, contents, chat_files(model.root, model.adapters))
+    reader = local_checkpoint(family, limits).root if family else model.root
+    return EvaluatedModel(model.root, model.adapters, contents, chat_files(model.root, model.adapters), reader)
 
 
 def _repaired(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
@@ -247,11 +248,11 @@ def _repaired(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
         if not root.is_dir():
             source = before.contents[0]
             merge(open_checkpoint(before.root), read_change(candidate), out=root, lossy=True, source=source)
-        return EvaluatedModel(root, (), (before.contents[0], digest, *brought), before.chat)
+        return EvaluatedModel(root, (), (before.contents[0], digest, *brought), before.chat, before.family)
     if not all((candidate / name).is_file() for name in ADAPTER):
         raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
     contents = (before.contents[0], digest_files(candidate, ADAPTER), *brought)
-    return EvaluatedModel(before.root, (candidate,), contents, before.chat)
+    return EvaluatedModel(before.root, (candidate,), contents, before.chat, before.family)
 
 
 def _merged_folder() -> Path:

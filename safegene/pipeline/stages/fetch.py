@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 from safegene.checkpoints import sources
 from safegene.checkpoints.adapter import open_adapter
-from safegene.checkpoints.chat_template import template_digest
-from safegene.checkpoints.checkpoint import open_checkpoint
+from safegene.checkpoints.chat_template import chat_files, template_digest
+from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
 from safegene.checkpoints.sources import CachedCheckpoint
 from safegene.checkpoints.structure import NAME as STRUCTURE
 from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
-from safegene.errors import CheckpointError, ShapeMismatch, StaleArtifact
+from safegene.errors import CheckpointError, SafegeneError, ShapeMismatch, StaleArtifact
 from safegene.text import redact, visible
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import FetchParams
@@ -69,10 +70,12 @@ def fetch(
     _require_pinned(local.fingerprint, fingerprint, source)
     base = Family(family, read_record(family), params) if family else None
     vocabulary, structure = read_vocabulary(local.root), None
-    if local.kind == "full":
-        described, structure = _full(local, base, vocabulary, redact(source))
-    else:
-        described = _lora(local, base, vocabulary, redact(source))
+    with _naming(local.root, redact(source)):
+        if local.kind == "full":
+            described, structure = _full(local, base, vocabulary, redact(source))
+        else:
+            described = _lora(local, base, vocabulary, redact(source))
+        chat = _chat_facts(local, base, vocabulary, redact(source), structure)
     record = CheckpointRecord(
         source=source,
         fingerprint=local.fingerprint,
@@ -89,7 +92,7 @@ def fetch(
         if structure is not None:
             (draft.path / STRUCTURE).write_bytes(structure.content)
         draft.facts |= record.model_dump(include={"kind", "digest", "parameters", "adapter_parameters"})
-        draft.facts |= _chat_template(local, base)
+        draft.facts |= chat
         draft.facts["bytes"] = sum((local.root / name).stat().st_size for name in local.files)
     return draft.done
 
@@ -124,14 +127,39 @@ class Family:
         return found.values, found.tensors
 
 
-def _chat_template(local: CachedCheckpoint, base: Family | None) -> dict[str, str]:
-    """Which chat template the model is asked with; for a target, whether it is the family's."""
+def _chat_facts(
+    local: CachedCheckpoint, base: Family | None, vocabulary: Vocabulary | None, where: str, structure: Structure | None
+) -> dict[str, Any]:
+    """Which chat template the model is asked with; for a target, whether it is the family's, and what it declares."""
+    from safegene.models.chat_identity import require_same_chat, require_template  # torch and transformers: seconds
+
     if base is None:
-        return {"chat_template_digest": template_digest(local.root)}
+        facts: dict[str, Any] = {"chat_template_digest": template_digest(local.root)}
+        if vocabulary is not None:
+            require_template(chat_files(local.root), where)
+        return facts
     recorded = read_manifest(base.artefact).facts.get("chat_template_digest")  # not by earlier versions
     others = str(recorded or template_digest(base.root))
     own = template_digest(local.root, base=others if local.kind == "lora" else None)
-    return {"chat_template_digest": own, "chat_template": "family's" if own == others else "own"}
+    declared: tuple[str, ...] = ()
+    if vocabulary is not None or own != others:
+        chat = chat_files(local.root) if structure else chat_files(base.root, (local.root,))
+        require_template(chat, where, own=own != others)
+        rows = vocabulary_rows(open_checkpoint(chat.root), structure or read_structure(base.artefact))
+        declared = require_same_chat(chat, base.root, where, rows=rows)
+    for one in declared:
+        log.info("%s: declared: %s", where, one)
+    template = "family's" if own == others else "own"
+    return {"chat_template_digest": own, "chat_template": template, "declared": list(declared)}
+
+
+@contextmanager
+def _naming(folder: Path, where: str) -> Iterator[None]:
+    """Name the source in place of its folder in the cache."""
+    try:
+        yield
+    except SafegeneError as error:
+        raise type(error)(error.message.replace(str(folder), where), remedy=error.remedy) from None
 
 
 def _require_pinned(got: str, pinned: str | None, source: str) -> None:
@@ -178,7 +206,7 @@ def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary
     matrices = adapted_matrices(adapter, open_checkpoint(family.root), where)
     added = _added_tokens(family, vocabulary, where) if vocabulary else ()
     if added and vocabulary:
-        rows = max(base.tensors[n][0] for n, k in read_structure(family.artefact).others.items() if k == "embedding")
+        rows = vocabulary_rows(open_checkpoint(family.root), read_structure(family.artefact))
         if vocabulary.rows > rows:
             raise ShapeMismatch(
                 f"expected tokens for the {rows} rows of the family's embedding, got {vocabulary.rows}, in {where}",
@@ -193,6 +221,11 @@ def _lora(local: CachedCheckpoint, family: Family | None, vocabulary: Vocabulary
         "base": base.digest,
         "added_tokens": added,
     }
+
+
+def vocabulary_rows(checkpoint: Checkpoint, structure: Structure) -> int:
+    """How many tokens the embedding has rows for."""
+    return max((checkpoint.specs[name].shape[0] for name, kind in structure.others.items() if kind == "embedding"))
 
 
 def _added_tokens(family: Family | None, vocabulary: Vocabulary | None, where: str) -> tuple[str, ...]:

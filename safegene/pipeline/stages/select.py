@@ -12,8 +12,8 @@ from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import read_prompts
 from safegene.models.device import default_device, threads_for
-from safegene.models.generation import encode_chat
 from safegene.models.loading import load_model, load_tokenizer
+from safegene.models.templates import encode_chat
 from safegene.repair.selection import activation_shifts, draw_scores, keep_layers, new_selection, score_table
 from safegene.repair.shots import evenly_spaced
 from safegene.vectors.vector import read_surrogates, read_vector
