@@ -99,6 +99,19 @@ class ShardWriter:
         self._header = shard.header
         self._hash = hashlib.sha256()
         self._waiting: deque[Future[None]] = deque()
+        self._buffers = deque(torch.empty(0, dtype=torch.uint8) for _ in range(BEHIND + 2))
+
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor to fill and to write before the next one is asked for; its memory is used again later.
+
+        Fresh memory for every block costs a page fault per 4 KiB.
+        """
+        size = torch.Size(shape).numel() * dtype.itemsize
+        raw = self._buffers.popleft()  # given out BEHIND + 2 blocks ago: it is written
+        if len(raw) < size:
+            raw = torch.empty(size, dtype=torch.uint8)
+        self._buffers.append(raw)
+        return raw[:size].view(dtype).view(*shape)
 
     def write(self, name: str, block: Tensor) -> None:
         """Write the next tensor of the shard, or its next rows, cast to the planned dtype.

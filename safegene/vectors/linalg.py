@@ -188,10 +188,10 @@ def product_svd(factors: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     return q_up @ left, values, right @ q_down.T
 
 
-def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
-    """Slices of the first dimension of a tensor of ``shape``, of at most `BLOCK` numbers, or one row."""
+def row_blocks(shape: Sequence[int], *, numbers: int = BLOCK) -> Iterator[slice]:
+    """Slices of the first dimension of a tensor of ``shape``, of at most ``numbers`` numbers, or one row."""
     rows = shape[0]
-    step = max(1, BLOCK * rows // max(1, torch.Size(shape).numel()))
+    step = max(1, numbers * rows // max(1, torch.Size(shape).numel()))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

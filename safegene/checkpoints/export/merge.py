@@ -24,13 +24,14 @@ from safegene.checkpoints.read_ahead import Part, blocks_of, read_ahead
 from safegene.checkpoints.wanted import INDEX
 from safegene.checkpoints.writer import NAMES, Shard, ShardWriter, plan_shards, write_index
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch
-from safegene.vectors.linalg import LowRank, Patch, row_blocks, survival
+from safegene.vectors.linalg import LowRank, Patch, row_blocks
 from safegene.workspace.digest import digest_bytes, digest_json
 
 MIN_SURVIVAL = 0.9
 SHARD_BYTES = 4 << 30
 READ_AHEAD = 64 << 20  # bytes
 NUMBERS = 1 << 22  # that are read and written at once
+CACHED = 1 << 16  # that are added at once: their float32 temporaries fit in a core's cache
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 Terms = dict[str, tuple[float, float]]
 """Matrix -> energy of its change that is left, and energy of its change."""
@@ -179,12 +180,13 @@ def _write(checkpoint: Checkpoint, patch: Patch, out: Path, shard: Shard) -> tup
     with read_ahead(groups, max_bytes=READ_AHEAD) as read, ShardWriter(out, shard) as writer:
         for block, (weight,) in zip(blocks, read, strict=True):
             name = block.tensor
+            stored = writer.buffer(weight.shape, dtypes[name])
             if block.matrix is None:
-                writer.write(name, weight.to(dtypes[name], copy=True))
+                writer.write(name, stored.copy_(weight))
                 continue
             change = patch[block.matrix]
             rows = LowRank(change.up[block.start : block.start + len(weight)], change.down)
-            stored, kept, whole = _add(weight, rows, dtypes[name])
+            kept, whole = _add(weight, rows, stored)
             before = terms.get(block.matrix, (0.0, 0.0))
             terms[block.matrix] = (before[0] + kept, before[1] + whole)
             writer.write(name, stored)
@@ -208,16 +210,23 @@ def _blocks(checkpoint: Checkpoint, patch: Patch, name: str) -> Iterator[Block]:
             start += part.shape[0]
 
 
-def _add(weight: Tensor, change: LowRank, dtype: torch.dtype) -> tuple[Tensor, float, float]:
-    """Rows of W + dW in ``dtype``, and the two terms of the survival, from W (rows, in) and its rows' change."""
-    stored, kept, whole = torch.empty(weight.shape, dtype=dtype), 0.0, 0.0
+def _add(weight: Tensor, change: LowRank, stored: Tensor) -> tuple[float, float]:
+    """Fill ``stored`` (rows, in) with W + dW in its dtype, from rows of W and of its change.
+
+    Returns:
+        ``<S, dW>`` and ``|dW|^2`` with S = stored(W + dW) - stored(W): the two terms of the survival.
+    """
+    kept = whole = 0.0
     up, down = change.up.float(), change.down.float()
-    for rows in row_blocks(weight.shape):
-        own, delta = weight[rows], up[rows] @ down
-        stored[rows] = own.float() + delta
-        terms = survival(own.to(dtype), delta, stored[rows])
-        kept, whole = kept + terms[0], whole + terms[1]
-    return stored, kept, whole
+    for rows in row_blocks(weight.shape, numbers=CACHED):
+        own, delta = weight[rows].float(), up[rows] @ down
+        stored[rows] = own + delta
+        if weight.dtype != stored.dtype:
+            own = own.to(stored.dtype).float()
+        left = (stored[rows].float() - own).flatten()
+        kept += float(left @ delta.flatten())
+        whole += float(delta.flatten() @ delta.flatten())
+    return kept, whole
 
 
 def _measured(terms: Terms, dtype: str) -> MergedCheckpoint:
