@@ -84,10 +84,23 @@ def run(
     optional = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": keep or None}
     wanted = {name: value for name, value in optional.items() if value is not None} | {"use_cache": use_cache}
     known = _arguments(type(base_model(model)).forward)
-    with _refusals_named(model):
+    with _refusals_named(model), _contiguous_head(model):
         out = model(input_ids=ids, **{name: wanted[name] for name in wanted if name in known}, **(cache or {}))
         held = {name: out[name] for name in CACHES if name in known and out.get(name) is not None} if use_cache else {}
         return Output(out.logits, held)
+
+
+@contextmanager
+def _contiguous_head(model: nn.Module) -> Iterator[None]:
+    """Give the output embedding a contiguous input: torch copies the weight per row of a batch for a slice of one."""
+    head = getattr(base_model(model), "get_output_embeddings", lambda: None)()
+    if head is None:
+        yield
+        return
+    with head.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
+    ):
+        yield
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Load a checkpoint as a transformers model and tokenizer."""
 
+import gc
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ def load_model(
     options = place_weights(device, size, quantised=name == FOUR_BIT)
     if name == FOUR_BIT:
         options["quantization_config"] = _four_bit_settings()
+    gc.collect()  # a model that was patched is a cycle of references: an earlier one is freed only here
     with quiet(), without_credentials():
         model, info = model_class(config).from_pretrained(
             root,
