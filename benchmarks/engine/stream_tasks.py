@@ -46,9 +46,12 @@ def build(folder: str, name: str) -> None:
                 stored = weight.bfloat16()
                 base.write(key, stored)
                 tuned.write(key, _changed(stored, generator) if key.startswith("model.layers") else stored)
+    from benchmarks.engine.memory import tokenizer
+    from safegene.models.structure import analyse
+
     for at in folders:
         write_index(at, shards)
-    from safegene.models.structure import analyse
+        tokenizer().save_pretrained(at)
 
     (root / "structure.json").write_bytes(analyse(open_checkpoint(folders[0])).content)
 
@@ -136,6 +139,42 @@ def extract(folder: str, rank: str) -> None:
     write_factors(delta.factors, root / f"delta-{rank}.safetensors")
 
 
+def fetch(folder: str) -> None:
+    """Stages ``fetch`` and ``fetch-target`` of both checkpoints."""
+    import safegene
+
+    root = Path(folder)
+    safegene.fetch((root / "base").as_uri(), out=root / "aligned")
+    safegene.fetch((root / "tuned").as_uri(), out=root / "target", family=root / "aligned")
+
+
+def extract_stage(folder: str, rank: str) -> None:
+    """Stage ``extract`` of the fetched base and the tuned checkpoint as its degraded copy."""
+    import safegene
+    from safegene.workspace.params import ExtractParams
+
+    root = Path(folder)
+    (root / "prompts").mkdir()
+    (root / "prompts" / "safety.jsonl").touch()
+    safegene.extract(
+        aligned=root / "aligned",
+        degraded=root / "degraded",
+        prompts=root / "prompts",
+        out=root / "delta",
+        checkpoints=[(root / "tuned").as_uri()],
+        params=ExtractParams(max_rank=int(rank)),
+    )
+
+
+def compress(folder: str) -> None:
+    """Stage ``compress``, and its vector as the factors that the other tasks read."""
+    import safegene
+
+    root = Path(folder)
+    safegene.compress(delta=root / "delta", out=root / "vector")
+    (root / "delta-16.safetensors").symlink_to(root / "delta" / "delta.safetensors")
+
+
 def error(folder: str, rank: str, out: str) -> None:
     """The largest ratio of the factors' Frobenius error to the optimum's, over the matrices of two layers."""
     from safegene.vectors.linalg import residual
@@ -185,7 +224,7 @@ def peft(folder: str, out: str) -> None:
 
 
 TASKS: dict[str, Callable[..., None]] = {
-    one.__name__: one for one in (build, read, read_write, extract, error, adapter, merge, peft)
+    one.__name__: one for one in (build, read, read_write, fetch, extract, extract_stage, compress, error, adapter, merge, peft)
 }
 
 if __name__ == "__main__":

@@ -154,25 +154,34 @@ def small(report: Report, box: Path) -> None:
 
 
 def large(report: Report, box: Path) -> None:
-    """Must show 3: the streams of an 8B-shaped family, against the wall time of reading what they read, uncached."""
+    """Must show 3: the stages of an 8B-shaped family, against the wall time of reading what they read, uncached."""
+    ENVIRONMENT.update(OMP_NUM_THREADS=str(os.cpu_count()), MKL_NUM_THREADS=str(os.cpu_count()))
+    ENVIRONMENT.update(SAFEGENE_CACHE=str(box / "cache"))
     family = box / "eight"
     task("build", str(family), "8B")
     bound = 2 * 128256 * 4096 * 4 / 2**20 + 512
     evict(family)
-    reading = task("read", str(family))
-    report.add("8B: read both checkpoints, uncached", reading.wall, "s wall")
-    evict(family)
-    ours = task("extract", str(family), "16")
-    factor = ours.wall / reading.wall
-    report.costs("8B: safegene extract r16", ours)
-    report.add("8B: extract, of the time of reading", factor, "x wall", "<= 2", factor <= 2)
-    report.add("8B: extract, peak RSS of the stream", ours.peak, "MB", f"<= {bound:.0f} MB", ours.peak <= bound)
-    evict(family)
-    merged = task("merge", str(family), str(box / "merged-8b"))
-    half = reading.wall / 2
-    report.costs("8B: safegene merge", merged)
-    report.add("8B: merge, of the time of reading", merged.wall / half, "x wall", "<= 2", merged.wall <= 2 * half)
-    report.add("8B: merge, peak RSS of the stream", merged.peak, "MB", f"<= {bound:.0f} MB", merged.peak <= bound)
+    both = task("read", str(family)).wall
+    report.add("8B: read both checkpoints, uncached", both, "s wall")
+    walls = 0.0
+    for name, arguments, reading in (
+        ("fetch of both", ("fetch",), both),
+        ("extract r16", ("extract_stage", "16"), both),
+        ("compress", ("compress",), None),
+        ("export as an adapter", ("adapter",), None),
+        ("merge", ("merge", str(box / "merged")), both / 2),
+    ):
+        evict(family)
+        cost = task(arguments[0], str(family), *arguments[1:])
+        walls += cost.wall
+        report.costs(f"8B: {name}", cost)
+        report.add(f"8B: {name}: wall", cost.wall, "s wall")
+        if reading is not None:
+            factor = cost.wall / reading
+            report.add(f"8B: {name}, of the time of reading", factor, "x wall", "<= 2", factor <= 2)
+        report.add(f"8B: {name}, peak RSS", cost.peak, "MB", f"<= {bound:.0f} MB", cost.peak <= bound)
+    factor = walls / (2.5 * both)
+    report.add("8B: all five, of the time of reading what they read", factor, "x wall", "<= 2", factor <= 2)
 
 
 def evict(folder: Path) -> None:
