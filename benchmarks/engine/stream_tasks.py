@@ -224,7 +224,8 @@ def peft(folder: str, out: str) -> None:
 
 
 TASKS: dict[str, Callable[..., None]] = {
-    one.__name__: one for one in (build, read, read_write, fetch, extract, extract_stage, compress, error, adapter, merge, peft)
+    one.__name__: one
+    for one in (build, read, read_write, fetch, extract, extract_stage, compress, error, adapter, merge, peft)
 }
 
 if __name__ == "__main__":
