@@ -19,10 +19,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from rich.console import Console
 
 from safegene.errors import SafegeneError, SourceError
-from safegene.ledger import SEEN
 from safegene.pipeline.runner import reproduce
 from safegene.pipeline.table import PIPELINE, Stage
-from safegene.workspace.git import git, head_commit
+from safegene.pipeline.tracked import committed_artefacts, tracked_files
+from safegene.workspace.git import commit_files
 from safegene.workspace.layout import Workspace
 
 console = Console(stderr=True, highlight=False)
@@ -115,14 +115,13 @@ def push(root: str) -> None:
 
 @task(name="commit", cache_policy=NO_CACHE, persist_result=False)
 def commit(root: str, message: str) -> str:
-    """Commit ``dvc.lock``, what Git tracks of ``data``, and a ledger in the workspace; return the head commit."""
-    ledger = Workspace(Path(root)).params.promote.ledger
-    inside = () if "://" in ledger or Path(ledger).is_absolute() else (ledger,)
-    paths = [path for path in ("data", "dvc.lock", SEEN, ".gitignore", *inside) if (Path(root) / path).exists()]
-    git(root, "add", "--", *paths)
-    if git(root, "diff", "--cached", "--name-only"):
-        git(root, "commit", "--quiet", "-m", message)
-    return head_commit(root)
+    """Commit what a run wrote for Git, and the user's data; return the head commit.
+
+    See `safegene.pipeline.tracked.tracked_files` for what that is. Artefacts are DVC's: an earlier commit may hold one,
+    which would stop DVC, so it is taken out.
+    """
+    ws = Workspace(Path(root))
+    return commit_files(ws.root, message, tracked_files(ws), untracked=committed_artefacts(ws))
 
 
 @contextmanager

@@ -50,11 +50,18 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     box = tmp_path_factory.mktemp("user")
     before = dict(os.environ)
     os.environ["SAFEGENE_KEYS"] = str(box / "keys")
+    os.environ["SAFEGENE_STATE"] = str(box / "state")
     os.environ["PREFECT_HOME"] = str(box / "prefect")
     os.environ.pop("PREFECT_API_URL", None)
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory of ledgers for each test, since tests change copies of one workspace in different ways."""
+    monkeypatch.setenv("SAFEGENE_STATE", str(tmp_path_factory.mktemp("state")))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ def audit_verify() -> None:
     from safegene.ledger.audit import audit_workspace
 
     report = audit_workspace(Workspace.find())
+    for line in report.trust:
+        console.print(f"[dim]trust[/] {escape(line)}", soft_wrap=True)
     for note in report.notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for problem in report.problems:

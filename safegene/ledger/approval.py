@@ -114,14 +114,14 @@ def approve(ledger: Ledger, signer: Signer, pending: PendingPromotion) -> Attemp
     record, request = pending.record, pending.request
     _require_approver(ledger, signer.public_key, pending)
     release = require_release_of(ledger.store, request.release, record.artefacts)
-    live = live_record(ledger, record.target, record.channel)
+    live = live_record(ledger, record.target, record.channel, signer=signer)
     claim = _claim(pending)
     ruling = ruling_on(claim, record.channel, live, ledger, request.release)
     if ruling.outcome != "pass":
-        refused = record_refusal(
+        refused, new = record_refusal(
             ledger, signer, claim, record.channel, outcome=ruling.outcome, reason=ruling.reason, replaces=record.digest
         )
-        raise refusal_error(claim, record.channel, ruling, refused)
+        raise refusal_error(claim, record.channel, ruling, refused, new=new)
     own = Envelope(approval_statement(record), PAYLOAD, {})
     own.sign(signer)
     with suppress(PreconditionFailed):  # an ECDSA signature is another one each time
@@ -153,7 +153,7 @@ def approve(ledger: Ledger, signer: Signer, pending: PendingPromotion) -> Attemp
         replaces=live.record.digest if live else None,
         files={name: release.files[name] for name in SERVED_FILES if name in release.files},
     )
-    done = put_live(ledger, signer, draft, live)
+    done = put_live(ledger, signer, draft)
     how = f"by an override until {request.override.expires}" if request.override else "as approved"
     message = (
         f"{record.target}: promoted to {record.channel} {how} by {', '.join(approval.approvers)}, by record "

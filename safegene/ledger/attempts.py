@@ -7,17 +7,17 @@ weights that it adds, so the same repair made again is no further attempt; judge
 did not pass, it is one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from safegene.errors import ArtifactError, FormatError
 from safegene.gate.decision import policy_digest
-from safegene.ledger.chain import Ledger
 from safegene.ledger.record import Record
 from safegene.workspace.digest import digest_json, strict_json
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import Manifest, read_manifest
+from safegene.workspace.parsing import Strict
 
 DECIDED = ("pass", "override", "pending", "fail", "inconclusive")
 SERVED = ("adapter_model.safetensors", "change.safetensors")
@@ -40,12 +40,9 @@ class Attempt:
     candidate: str
     policy: str
 
-    def has_candidate_of(self, record: Record) -> bool:
-        """Whether the record is of this candidate."""
-        recorded = recorded_weights(record)
-        return record.artefacts.get("candidate") == self.candidate or (
-            recorded is not None and recorded == self.weights
-        )
+    def has_candidate_of(self, tried: "Tried") -> bool:
+        """Whether that attempt was on this candidate."""
+        return tried.candidate == self.candidate or bool(tried.weights and tried.weights == self.weights)
 
 
 def present_attempt(workspace: Workspace, target: str) -> Attempt:
@@ -92,31 +89,51 @@ def recorded_weights(record: Record) -> str | None:
     return weights if isinstance(weights, str) and weights else None
 
 
-def earlier_candidates(ledger: Ledger, attempt: Attempt) -> tuple[str, ...]:
-    """The attempts on this fine-tune that are older than the present candidate's first, oldest first.
+class Tried(Strict):
+    """What a record says of an attempt.
+
+    Attributes:
+        candidate: digest of the candidate's artefact.
+        weights: see `recorded_weights`; "" where it is not known.
+        policy: digest of the gate's parameters; "" where it is not known.
+        passed: whether it passed.
+    """
+
+    candidate: str
+    weights: str
+    policy: str
+    passed: bool
+
+
+def tried_by(record: Record) -> tuple[str, Tried] | None:
+    """The fine-tune's content, and what was tried on it; None for a record that is no attempt with a verdict."""
+    fine_tune, candidate = fine_tune_content(record.predicate.model), record.artefacts.get("candidate")
+    if not fine_tune or not candidate or record.outcome not in DECIDED:
+        return None
+    policy = record.predicate.policy
+    digest = str(policy.get("digest")) if isinstance(policy, dict) else ""
+    return fine_tune, Tried(
+        candidate=candidate, weights=recorded_weights(record) or "", policy=digest, passed=record.outcome == "pass"
+    )
+
+
+def earlier_attempts(tried: Iterable[Tried], attempt: Attempt) -> tuple[str, ...]:
+    """The attempts that are older than the present candidate's first, oldest first.
+
+    Args:
+        tried: what was tried on the fine-tune, oldest first.
+        attempt: the present candidate.
 
     Returns:
-        Of each attempt the digest of its candidate's artefact; of one with the present candidate, which did not pass
-        under another policy, the digest of both.
-
-    Raises:
-        LedgerError: the chain is broken.
+        Of each attempt the digest of its candidate's artefact; the present candidate's for each other policy under
+        which it did not pass.
     """
     earlier: dict[tuple[str, str], str] = {}
-    for record in sorted(ledger.walk(), key=lambda record: record.sequence):
-        candidate, policy = record.artefacts.get("candidate"), _policy(record)
-        known = attempt.fine_tune and fine_tune_content(record.predicate.model) == attempt.fine_tune
-        if not known or not candidate or record.outcome not in DECIDED:
-            continue
-        if not attempt.has_candidate_of(record):
-            earlier.setdefault((recorded_weights(record) or candidate, ""), candidate)
-        elif record.outcome == "pass" or policy == attempt.policy:
+    for one in tried:
+        if not attempt.has_candidate_of(one):
+            earlier.setdefault((one.weights or one.candidate, ""), one.candidate)
+        elif one.passed or one.policy == attempt.policy:
             break
         else:
-            earlier.setdefault((candidate, policy), digest_json([candidate, policy]))
+            earlier.setdefault((one.candidate, one.policy), one.candidate)
     return tuple(earlier.values())
-
-
-def _policy(record: Record) -> str:
-    policy = record.predicate.policy
-    return str(policy.get("digest")) if isinstance(policy, dict) else ""

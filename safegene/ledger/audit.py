@@ -4,21 +4,36 @@ An audit reads everything and changes nothing. A *problem* is something that is 
 is something to know, such as a record that a crash left off the chain. Each of them names its file.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safegene.errors import LedgerError, SafegeneError
-from safegene.ledger.chain import Ledger, channel_key, open_ledger, record_key
+from safegene.errors import SafegeneError
+from safegene.ledger.attempts import tried_by
+from safegene.ledger.chain import Ledger, open_ledger, stored_apart
 from safegene.ledger.key_changes import verify_keys
-from safegene.ledger.live import follow_pointer, superseded_records
-from safegene.ledger.record import PUBLISHING, Record
+from safegene.ledger.live import live_in, revocations
+from safegene.ledger.memory import RevokedDigest
+from safegene.ledger.pointers import channel_key, record_key
+from safegene.ledger.record import Record
 from safegene.ledger.release import require_release_of
+from safegene.ledger.snapshot import (
+    ATTEMPTS,
+    ChainState,
+    Folded,
+    Reading,
+    open_snapshot,
+    read_state,
+    revoked_by,
+)
+from safegene.ledger.trust import signed_in_time
 from safegene.workspace.digest import digest_file
+from safegene.workspace.git import committed
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, read_manifest
-
-ATTEMPTS = ("pass", "override", "pending", "fail", "inconclusive", "error", "superseded")
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class AuditReport:
         records: number of records on the chain that were verified.
         releases: number of releases that were verified.
         artefacts: number of artefacts below ``data`` that were verified.
+        trust: whose signatures were accepted, and what else vouches for the ledger, a sentence each.
     """
 
     problems: tuple[str, ...]
@@ -38,6 +54,7 @@ class AuditReport:
     records: int
     releases: int
     artefacts: int
+    trust: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -55,22 +72,44 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
         ledger: without a cache, so that every record is read from its store.
     """
     problems: list[str] = []
-    notes: list[str] = []
-    chain = _verify_chain(ledger, problems)
-    orphans = _verify_orphans(ledger, chain, problems, notes)
-    live = _verify_pointers(ledger, chain, (*chain, *orphans), problems, notes)
-    wrong, more = verify_keys(ledger, chain)
-    problems += wrong
-    notes += more
-    releases = {(record.release, tuple(record.artefacts.items())) for record in chain if record.release}
-    for release, names in sorted(releases):
-        _verify_release(ledger, release, dict(names), problems)
-    artefacts = _verify_artefacts(workspace, problems)
+    notes: list[str] = [f"not of the ledger, and ignored: {ledger.where(key)}" for key in ledger.strays()]
+    with ThreadPoolExecutor(1) as beside:  # hashing releases the interpreter lock
+        hashing = beside.submit(_verify_artefacts, workspace)
+        chain = _verify_chain(ledger, problems)
+        orphans = _verify_orphans(ledger, chain, problems, notes)
+        reading = _verify_snapshots(ledger, chain, orphans, problems)
+        live = _verify_pointers(ledger, reading, orphans, problems, notes)
+        wrong, more = verify_keys(ledger, chain)
+        problems += wrong
+        notes += more
+        releases = {(record.release, tuple(record.artefacts.items())) for record in chain if record.release}
+        for release, names in sorted(releases):
+            _verify_release(ledger, release, dict(names), problems)
+        artefacts, changed = hashing.result()
+    problems += changed
     _compare_with_records(workspace, chain, live, artefacts, problems)
     notes += _missing_artefacts(workspace, chain)
     return AuditReport(
-        tuple(problems), tuple(notes), len(chain), len({release for release, _ in releases}), len(artefacts)
+        tuple(problems),
+        tuple(notes),
+        len(chain),
+        len({release for release, _ in releases}),
+        len(artefacts),
+        (*_signers(ledger, chain), *_memories(ledger, chain)),
     )
+
+
+def _signers(ledger: Ledger, chain: Sequence[Record]) -> list[str]:
+    signed = Counter(record.predicate.chain.key for record in chain)
+    return [f"key {key.keyid}: signed {signed[key.keyid]} records" for key in ledger.keys]
+
+
+def _memories(ledger: Ledger, chain: Sequence[Record]) -> list[str]:
+    """What the chain was compared with beside its own signatures."""
+    known = ledger.memory.recall(chain[-1].digest) if ledger.memory and chain and not chain[-1].sequence else None
+    if known:
+        return [f"this machine remembers record {known.sequence} of this ledger"]
+    return ["this machine has not seen this ledger before: nothing but its own records says how long it is"]
 
 
 def audit_workspace(workspace: Workspace) -> AuditReport:
@@ -87,7 +126,14 @@ def audit_workspace(workspace: Workspace) -> AuditReport:
         ledger = open_ledger(workspace.params.promote, workspace.root)
     except SafegeneError as error:
         return AuditReport((error.message,), (), 0, 0, 0)
-    return verify_ledger(workspace, ledger)
+    report = verify_ledger(workspace, ledger)
+    if not report.problems:
+        with suppress(SafegeneError):
+            read_state(ledger)  # remembers the newest record
+    file = workspace.params.promote.public_key
+    at_head = not file.is_absolute() and file.as_posix() in committed(workspace.root, file.as_posix())
+    pinned = f"{file} is as Git's HEAD has it" if at_head else f"{file} is not in Git: compare the ids of its keys"
+    return replace(report, trust=(*report.trust, pinned))
 
 
 def _verify_chain(ledger: Ledger, problems: list[str]) -> tuple[Record, ...]:
@@ -109,12 +155,13 @@ def _verify_orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[st
     """
     linked, orphans = {record.digest for record in chain}, list[Record]()
     broken = bool(problems)
-    for digest in ledger.records():
+    stored = {digest: kind for kind in ("revocations", "records") for digest in ledger.records(kind)}
+    for digest, kind in stored.items():
         if digest in linked:
             continue
-        place = ledger.where(record_key(digest))
+        place = ledger.where(record_key(digest, kind))
         try:
-            record = ledger.read(digest)
+            record = ledger.read(digest, kind=kind)
         except SafegeneError as error:
             if error.message not in problems:
                 problems.append(error.message)
@@ -138,47 +185,89 @@ def _verify_orphans(ledger: Ledger, chain: tuple[Record, ...], problems: list[st
     return orphans
 
 
+def _verify_snapshots(
+    ledger: Ledger, chain: tuple[Record, ...], orphans: Sequence[Record], problems: list[str]
+) -> Reading | None:
+    """The state that the chain gives; a snapshot that says anything else is a problem, and a missing object."""
+    if not chain:
+        return None
+    folded, whole = Folded(), chain[-1].sequence == 0
+    stored = set(ledger.records("snapshots"))
+    unlinked = {revoked_by(record) for record in orphans if record.outcome == "revocation"}
+    pages, touched, objects = dict[str, str](), set[str](), set[str]()
+    for record in reversed(chain):
+        if not whole:
+            folded.assume(record)
+        folded.apply(record)
+        touched |= {tried[0] for tried in (tried_by(record),) if tried}
+        objects |= stored_apart(record)
+        if whole and record.digest in stored:
+            pages |= folded.digests_of_pages(touched)
+            touched = set()
+            _verify_snapshot(ledger, folded, pages, unlinked, problems)
+    for digest in sorted(stored - {record.digest for record in chain} if whole else ()):
+        where = ledger.where(record_key(digest, "snapshots"))
+        problems.append(f"expected the record {digest} on the chain, got a snapshot of a chain with it, in {where}")
+    for digest in sorted(objects | set(pages.values())):
+        try:
+            ledger.object(digest)
+        except SafegeneError as error:
+            problems.append(error.message)
+    return Reading(folded, None)
+
+
+def _verify_snapshot(
+    ledger: Ledger,
+    folded: Folded,
+    pages: Mapping[str, str],
+    unlinked: Set[RevokedDigest],
+    problems: list[str],
+) -> None:
+    where = ledger.where(record_key(str(folded.at and folded.at.digest), "snapshots"))
+    expected = folded.state(pages)
+    try:
+        found = open_snapshot(ledger, ledger.store.get(where.removeprefix(f"{ledger.store.uri}/"))[0], where=where)
+    except SafegeneError as error:
+        problems.append(error.message)
+        return
+    kept = tuple(revoked for revoked in found.revocations if revoked not in unlinked)
+    if differ := [
+        name
+        for name in ChainState.model_fields
+        if getattr(found.model_copy(update={"revocations": kept}), name) != getattr(expected, name)
+    ]:
+        problems.append(f"expected a snapshot that says what the records say, got another {differ[0]}, in {where}")
+
+
 def _verify_pointers(
     ledger: Ledger,
-    chain: tuple[Record, ...],
-    revoked: tuple[Record, ...],
+    reading: Reading | None,
+    orphans: Sequence[Record],
     problems: list[str],
     notes: list[str],
 ) -> dict[tuple[str, str], Record]:
     """(channel, target) -> the record that is live, for every sound pointer; the others are problems."""
     records: dict[tuple[str, str], Record] = {}
-    for channel, target in ledger.channels():
+    left = [revoked_by(record) for record in orphans if record.outcome == "revocation"]
+    left = [entry for entry in left if signed_in_time(entry, ledger.keys)]
+    revoked = (*left, *revocations(ledger, reading)) if reading else ()
+    for channel, target in sorted({*(reading.channels if reading else ()), *ledger.channels()}):
         where = ledger.where(channel_key(channel, target))
         try:
             pointer = ledger.pointer(channel, target)
-            if pointer is None:
-                raise LedgerError(f"expected a pointer, got none, in {where}")
-            live = follow_pointer(ledger, chain, revoked, pointer, channel=channel, target=target)
+            live = live_in(ledger, reading, revoked, pointer, channel=channel, target=target)
         except SafegeneError as error:
             problems.append(error.message)
             continue
+        if live is None:
+            continue
         records[channel, target] = live.record
+        if live.unsettled:
+            again = "roll back" if live.record.outcome == "rollback" else "promote"
+            problems.append(f"{live.unsettled} ({again} {target} again)")
         if live.revoked:
             notes.append(f"{target} on {channel} is live although {live.revoked}, in {where}")
-    _verify_latest(ledger, chain, {at: record.sequence for at, record in records.items()}, problems)
     return records
-
-
-def _verify_latest(
-    ledger: Ledger, chain: tuple[Record, ...], pointed: dict[tuple[str, str], int], problems: list[str]
-) -> None:
-    """A publishing record that is newer than its pointer is a problem."""
-    superseded = superseded_records(chain)
-    for record in chain:
-        at = pointed.get((record.channel, record.target), -1)
-        if record.outcome in PUBLISHING and record.sequence > at and record.digest not in superseded:
-            where = ledger.where(channel_key(record.channel, record.target))
-            what, again = ("rollback", "roll back") if record.outcome == "rollback" else ("promotion", "promote")
-            problems.append(
-                f"expected a pointer to record {record.sequence} or later, got {at if at >= 0 else 'none'}: a "
-                f"{what} was interrupted ({again} {record.target} again), or the pointer was set back, in {where}"
-            )
-            pointed[record.channel, record.target] = record.sequence
 
 
 def _verify_release(ledger: Ledger, release: str, artefacts: Mapping[str, str], problems: list[str]) -> None:
@@ -188,9 +277,9 @@ def _verify_release(ledger: Ledger, release: str, artefacts: Mapping[str, str], 
         problems.append(error.message)
 
 
-def _verify_artefacts(workspace: Workspace, problems: list[str]) -> dict[Path, str]:
-    """Folder -> digest of every artefact below ``data`` whose files are all unchanged; the others are problems."""
-    digests = {}
+def _verify_artefacts(workspace: Workspace) -> tuple[dict[Path, str], list[str]]:
+    """Folder -> digest of every artefact below ``data`` whose files are all unchanged; and why the others are not."""
+    digests, problems = dict[Path, str](), list[str]()
     for path in sorted(workspace.data.rglob(NAME)):
         if any(part.startswith(".") for part in path.relative_to(workspace.data).parts):
             continue
@@ -198,7 +287,7 @@ def _verify_artefacts(workspace: Workspace, problems: list[str]) -> dict[Path, s
             digests[path.parent] = read_manifest(path.parent).digest
         except SafegeneError as error:
             problems.append(error.message)
-    return digests
+    return digests, problems
 
 
 def _compare_with_records(

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from safegene.errors import LedgerError
-from safegene.ledger.chain import Ledger, channel_key
-from safegene.ledger.live import LiveRecord, follow_pointer, revocations, why_revoked
+from safegene.ledger.chain import Ledger
+from safegene.ledger.live import LiveRecord, live_in, revocations, why_revoked
+from safegene.ledger.memory import RevokedDigest
+from safegene.ledger.pointers import channel_key
 from safegene.ledger.record import Record
+from safegene.ledger.snapshot import Reading, read_state
 from safegene.workspace.digest import PREFIX, is_digest
 
 SHORTEST = 8
@@ -83,7 +86,8 @@ def blast_radius(ledger: Ledger, name: str) -> BlastRadius:
     Raises:
         LedgerError: nothing on record has that name, or several things have; the chain is broken.
     """
-    chain, revoked = tuple(ledger.walk()), revocations(ledger)
+    reading, chain = read_state(ledger), tuple(ledger.walk())
+    revoked = revocations(ledger, reading)
     places = {record.digest: tuple(named_places(record)) for record in chain}
     names = _resolve(name, places)
     touched = [
@@ -91,7 +95,7 @@ def blast_radius(ledger: Ledger, name: str) -> BlastRadius:
         for record in chain
         if any(text in names for _, text in places[record.digest])
     ]
-    live, unread = live_records(ledger, chain, revoked)
+    live, unread = live_records(ledger, reading, revoked)
     digests = {one.record.digest for one in touched}
     return BlastRadius(
         names,
@@ -103,14 +107,15 @@ def blast_radius(ledger: Ledger, name: str) -> BlastRadius:
 
 
 def live_records(
-    ledger: Ledger, chain: tuple[Record, ...], revoked: Sequence[Record]
+    ledger: Ledger, reading: Reading | None, revoked: Sequence[RevokedDigest]
 ) -> tuple[tuple[LiveRecord, ...], tuple[str, ...]]:
     """What is live on every channel, and why a channel could not be read, for each such channel."""
     live, unread = list[LiveRecord](), list[str]()
-    for channel, target in ledger.channels():
+    for channel, target in sorted({*(reading.channels if reading else ()), *ledger.channels()}):
         try:
-            if pointer := ledger.pointer(channel, target):
-                live.append(follow_pointer(ledger, chain, revoked, pointer, channel=channel, target=target))
+            pointer = ledger.pointer(channel, target)
+            if one := live_in(ledger, reading, revoked, pointer, channel=channel, target=target):
+                live.append(one)
         except LedgerError as error:
             unread.append(f"{ledger.where(channel_key(channel, target))}: {error.message}")
     return tuple(live), tuple(unread)

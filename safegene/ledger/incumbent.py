@@ -5,9 +5,9 @@
 
 from pathlib import Path
 
-from safegene.ledger.attempts import Attempt, earlier_candidates
+from safegene.ledger.attempts import Attempt
 from safegene.ledger.chain import Ledger
-from safegene.ledger.live import live_record
+from safegene.ledger.live import earlier_candidates, live_record
 from safegene.ledger.release import open_release
 from safegene.ledger.store import open_store
 from safegene.workspace.atomic import write_file
@@ -24,7 +24,7 @@ class Incumbent(Strict):
         live: digest of the release that was live; None for none.
         release: where that release is; relative to the workspace where the ledger is.
         candidate: digest of the candidate in that release.
-        earlier: the earlier attempts on the same fine-tune, see `safegene.ledger.attempts.earlier_candidates`.
+        earlier: the earlier attempts on the same fine-tune, see `safegene.ledger.live.earlier_candidates`.
     """
 
     live: Digest | None

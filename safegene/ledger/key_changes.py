@@ -9,6 +9,7 @@ was trusted then; and the file says what the newest change says.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,9 @@ from safegene.ledger.pins import (
     write_pinned_keys,
 )
 from safegene.ledger.record import EVERY, PUBLISHING, Record, RecordDraft
+from safegene.ledger.snapshot import revoked_by
 from safegene.ledger.trust import approval_of, key_digest, trusted_until, why_unapproved
+from safegene.workspace.digest import strict_json
 from safegene.workspace.parsing import Strict, parse
 
 KeyAction = Literal["pin", "rotate", "require", "revoke"]
@@ -217,7 +220,7 @@ def verify_keys(ledger: Ledger, chain: Iterable[Record]) -> tuple[list[str], lis
     """
     records = list(chain)
     problems = _verify_changes(ledger, list(reversed(records)))
-    limits = trusted_until(ledger.keys, [record for record in records if record.outcome == "revocation"])
+    limits = trusted_until(ledger.keys, [revoked_by(record) for record in records if record.outcome == "revocation"])
     notes, waiting = list[str](), set[tuple[str, str]]()
     for record in records:
         if record.outcome == "pending" and (record.target, record.channel) not in waiting:
@@ -243,6 +246,40 @@ def verify_keys(ledger: Ledger, chain: Iterable[Record]) -> tuple[list[str], lis
                 f"{', '.join(approval.approvers)}, until {approval.request.override.expires}"
             )
     return problems, notes
+
+
+def require_recorded_change(ledger: Ledger, committed: bytes, path: Path) -> None:
+    """Check that the pinned keys differ from those of Git's HEAD by changes on record only.
+
+    Args:
+        ledger: with the pinned keys of ``path``.
+        committed: ``ledger.pub`` as HEAD has it.
+        path: ``ledger.pub``.
+
+    Raises:
+        LedgerError: they differ otherwise: somebody edited the file, or exchanged it.
+    """
+    where = f"{path.name} at Git's HEAD"
+    try:
+        before = parse_pinned_keys(strict_json(committed, where=where), where=where)
+    except FormatError as error:
+        raise LedgerError(f"expected public keys, got {error.message}") from None
+    present = PinnedKeys(ledger.keys, ledger.signatures)
+    if present.to_json() == before.to_json():
+        return
+    problems = [_disagreement(before, present, where)]
+    with suppress(LedgerError):  # then the chain vouches for nothing
+        changes = [record for record in ledger.walk() if change_of(record)]
+        for number, record in enumerate(changes):
+            change = change_of(record)
+            if change and parse_pinned_keys(_plain(change.before), where=where).to_json() == before.to_json():
+                problems = _verify_changes(ledger, list(reversed(changes[: number + 1])))
+    if problems:
+        raise LedgerError(
+            f"expected the public keys that Git's HEAD pins, got others that no record vouches for: {problems[0]}, in "
+            f"{path}",
+            remedy=f"if you meant this change, commit {path.name}; if not, `git checkout HEAD -- {path.name}`",
+        )
 
 
 def _verify_changes(ledger: Ledger, records: Sequence[Record]) -> list[str]:
@@ -271,11 +308,11 @@ def _verify_changes(ledger: Ledger, records: Sequence[Record]) -> list[str]:
         known, newest = after, record.sequence
     present = PinnedKeys(ledger.keys, ledger.signatures)
     if known is not None and known.to_json() != present.to_json():
-        problems.append(_disagreement(known, present, newest))
+        problems.append(_disagreement(known, present, f"record {newest}"))
     return problems
 
 
-def _disagreement(known: PinnedKeys, present: PinnedKeys, newest: int) -> str:
+def _disagreement(known: PinnedKeys, present: PinnedKeys, source: str) -> str:
     expected = {key.keyid: key_to_json(key) for key in known.keys}
     got = {key.keyid: key_to_json(key) for key in present.keys}
     words = [f"{keyid[:12]}.. too many" for keyid in got if keyid not in expected]
@@ -283,7 +320,7 @@ def _disagreement(known: PinnedKeys, present: PinnedKeys, newest: int) -> str:
     words += [f"{keyid[:12]}.. changed" for keyid in got if keyid in expected and got[keyid] != expected[keyid]]
     words += ["other numbers of signatures"] if known.signatures != present.signatures else []
     got_words = ", ".join(words) or "another order"
-    return f"expected ledger.pub to pin what record {newest} says, got other content: {got_words}"
+    return f"expected ledger.pub to pin what {source} says, got other content: {got_words}"
 
 
 def _agreed(ledger: Ledger, path: Path) -> PinnedKeys:
@@ -294,7 +331,7 @@ def _agreed(ledger: Ledger, path: Path) -> PinnedKeys:
             after = change.after(record.sequence)
             if after.to_json() != pinned.to_json():
                 raise LedgerError(
-                    f"{_disagreement(after, pinned, record.sequence)}, in {path}",
+                    f"{_disagreement(after, pinned, f'record {record.sequence}')}, in {path}",
                     remedy="get the newest version of the file (`git pull`)",
                 )
             break

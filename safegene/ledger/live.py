@@ -4,157 +4,246 @@ A record rests on every digest that its artefacts and fields name. A revocation 
 rests on it is revoked.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from safegene.errors import LedgerError
-from safegene.ledger.chain import Ledger, Pointer, Stored, channel_key, require_published
+from securesystemslib.signer import Signer
+
+from safegene.errors import LedgerError, PreconditionFailed
+from safegene.ledger.attempts import Attempt, earlier_attempts
+from safegene.ledger.chain import TRIES, Ledger
+from safegene.ledger.memory import RevokedDigest
+from safegene.ledger.pointers import Pointer, Stored, Tip, channel_key
 from safegene.ledger.record import Record
+from safegene.ledger.snapshot import Head, Reading, attempts_on, read_state, revoked_by, write_snapshot
 from safegene.ledger.trust import signed_in_time, why_untrusted
 from safegene.workspace.digest import canonical_json, is_digest
+
+IN_FLIGHT = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds for which a reader waits for a writer that has linked a record and has not moved the pointer yet."""
 
 
 @dataclass(frozen=True)
 class LiveRecord:
-    """What is live for a target on a channel.
+    """What is live for a target on a channel, as the chain says.
 
     Attributes:
-        pointer: the channel pointer.
-        record: the record that it names.
-        chain: all records, from the newest to the first.
+        pointer: the channel pointer; None where it is missing.
+        record: the record that put it live.
+        ledger: where the records before it are read.
         revoked: why the record must not be relied on; empty where nothing that it rests on is revoked.
+        unsettled: why the pointer is not that of the record: a writer was interrupted, or somebody set the pointer
+            back; empty where it is. Then nothing is served until a writer has moved the pointer on.
+        settled: why it had not been, where `live_record` has just moved it on.
     """
 
-    pointer: Stored[Pointer]
+    pointer: Stored[Pointer] | None
     record: Record
-    chain: tuple[Record, ...]
+    ledger: Ledger
     revoked: str = ""
+    unsettled: str = ""
+    settled: str = ""
 
     @property
     def release(self) -> str:
         """Digest of the release that is live."""
-        return self.pointer.content.release
+        return str(self.record.release)
 
-    @property
+    @cached_property
     def was_live(self) -> tuple[Record, ...]:
         """The live record and every record that was live before it, newest first."""
-        by_digest, records = self._by_digest, [self.record]
-        while (earlier := records[-1].replaces) and earlier in by_digest:
-            records.append(by_digest[earlier])
+        records = [self.record]
+        while earlier := records[-1].replaces:
+            records.append(self._earlier(earlier, than=records[-1]))
         return tuple(records)
 
     @property
     def predecessor(self) -> Record | None:
         """The promotion whose release was live before the live release was first promoted; None for none."""
-        earlier = self._by_digest.get(self._promotion(self.record).replaces or "")
-        return self._promotion(earlier) if earlier else None
+        promotion = self._promotion(self.record)
+        return self._promotion(self._earlier(promotion.replaces, than=promotion)) if promotion.replaces else None
 
     @property
     def rolled_back(self) -> frozenset[str]:
         """Digests of the candidates that were rolled back since the last promotion."""
-        steps = list(zip(self.was_live, self.was_live[1:], strict=False))
-        rollbacks = takewhile(lambda step: step[0].outcome == "rollback", steps)
-        return frozenset(earlier.artefacts.get("candidate", "") for _, earlier in rollbacks)
-
-    @property
-    def newer_rollback(self) -> Record | None:
-        """A rollback that is newer than the pointer: it was interrupted, or somebody set the pointer back."""
-        here = (self.record.channel, self.record.target)
-        superseded = superseded_records(self.chain)
-        return next(
-            (
-                record
-                for record in self.chain
-                if record.outcome == "rollback"
-                and record.sequence > self.record.sequence
-                and (record.channel, record.target) == here
-                and record.digest not in superseded
-            ),
-            None,
-        )
-
-    @property
-    def _by_digest(self) -> Mapping[str, Record]:
-        return {record.digest: record for record in self.chain}
+        steps, record = list[Record](), self.record
+        while record.outcome == "rollback" and record.replaces:
+            record = self._earlier(record.replaces, than=record)
+            steps.append(record)
+        return frozenset(earlier.artefacts.get("candidate", "") for earlier in steps)
 
     def _promotion(self, record: Record) -> Record:
-        by_digest = self._by_digest
-        while record.outcome == "rollback" and record.restores in by_digest:
-            record = by_digest[str(record.restores)]
+        while record.outcome == "rollback" and record.restores:
+            record = self._earlier(record.restores, than=record)
+        return record
+
+    def _earlier(self, digest: str, *, than: Record) -> Record:
+        """A record that a later one names; numbers fall, so that no links form a circle."""
+        record = self.ledger.read(digest)
+        if record.sequence >= than.sequence:
+            raise LedgerError(f"expected a record before number {than.sequence}, got {record.sequence}, in {digest}")
         return record
 
 
-def live_record(ledger: Ledger, target: str, channel: str) -> LiveRecord | None:
-    """What is live for a target on a channel; None when nothing is. The whole chain is verified, in both cases.
+def live_record(ledger: Ledger, target: str, channel: str, *, signer: Signer | None = None) -> LiveRecord | None:
+    """What is live for a target on a channel, as the chain says; None when nothing is.
+
+    Args:
+        ledger: the ledger.
+        target: the target's name.
+        channel: the channel's name.
+        signer: of a writer, which stores the snapshot that is due and moves on a pointer that was left behind.
 
     Raises:
-        LedgerError: the chain is broken, or the pointer is wrong (see `follow_pointer`).
+        LedgerError: the chain is broken or was set back, or the pointer is malformed or names something that never
+            went live.
     """
-    pointer = ledger.pointer(channel, target)
-    chain = tuple(ledger.walk())
-    if pointer is None:
-        return None
-    return follow_pointer(ledger, chain, revocations(ledger), pointer, channel=channel, target=target)
+    settled = ""
+    for _ in range(TRIES):
+        pointer = ledger.pointer(channel, target)  # before the state: so it is never newer than the state
+        reading = read_state(ledger)
+        if signer:
+            write_snapshot(ledger, reading, signer)
+        live = live_in(ledger, reading, revocations(ledger, reading), pointer, channel=channel, target=target)
+        if live is None or not live.unsettled or signer is None:
+            return replace(live, settled=settled) if live else None
+        with suppress(PreconditionFailed):
+            ledger.publish(live.record, pointer)
+            settled = live.unsettled
+    raise LedgerError(f"expected to move the pointer of {target} in {TRIES} tries, got another writer first each time")
 
 
-def follow_pointer(
+def settled_record(ledger: Ledger, target: str, channel: str) -> LiveRecord | None:
+    """`live_record`, after a wait for a writer that is between its record and its pointer."""
+    for seconds in (*IN_FLIGHT, 0.0):
+        live = live_record(ledger, target, channel)
+        if live is None or not live.unsettled:
+            break
+        time.sleep(seconds)
+    return live
+
+
+def earlier_candidates(ledger: Ledger, attempt: Attempt) -> tuple[str, ...]:
+    """The earlier attempts on a fine-tune, see `safegene.ledger.attempts.earlier_attempts`.
+
+    Raises:
+        LedgerError: the chain is broken.
+    """
+    reading = read_state(ledger)
+    if reading is None or not attempt.fine_tune:
+        return ()
+    return earlier_attempts(attempts_on(ledger, reading, attempt.fine_tune), attempt)
+
+
+def took_effect(ledger: Ledger, record: Record) -> tuple[bool, int | None]:
+    """Whether a publishing record on the chain took effect, and the number of the record that was live after it."""
+    reading = read_state(ledger, at=Tip(record=record.digest, sequence=record.sequence))
+    head = reading.head(record.channel, record.target) if reading else None
+    return (head.record == record.digest, head.sequence) if head else (False, None)
+
+
+def live_in(
     ledger: Ledger,
-    chain: tuple[Record, ...],
-    revoked: Sequence[Record],
-    pointer: Stored[Pointer],
+    reading: Reading | None,
+    revoked: Sequence[RevokedDigest],
+    pointer: Stored[Pointer] | None,
     *,
     channel: str,
     target: str,
-) -> LiveRecord:
-    """What a channel pointer puts live.
+) -> LiveRecord | None:
+    """What is live in a state that was read; see `live_record`.
 
     Args:
-        ledger: names the place in messages.
-        chain: all records, verified, from the newest to the first.
+        ledger: where the live record is read.
+        reading: the state.
         revoked: the revocations, from `revocations`.
-        pointer: the channel pointer.
+        pointer: the channel pointer, read before the state.
         channel: the channel's name.
         target: the target's name.
+    """
+    head = reading.head(channel, target) if reading else None
+    if head is None:
+        if pointer:
+            raise _never_live(ledger, pointer.content, channel=channel, target=target)
+        return None
+    record = ledger.read(head.record)
+    unsettled = _unsettled(ledger, head, record, pointer, channel=channel, target=target)
+    why = why_revoked(revoked, digests_of_record(record)) or why_untrusted(ledger, record, revoked)
+    return LiveRecord(pointer, record, ledger, why, unsettled)
+
+
+def _unsettled(
+    ledger: Ledger, head: Head, record: Record, pointer: Stored[Pointer] | None, *, channel: str, target: str
+) -> str:
+    if pointer and pointer.content == head.pointer:
+        return ""
+    if pointer and pointer.content.sequence >= head.sequence:
+        raise _never_live(ledger, pointer.content, channel=channel, target=target)
+    if pointer:
+        _require_published(ledger, pointer.content, channel=channel, target=target)
+    what = "rolled {} back" if record.outcome == "rollback" else "promoted {}"
+    got = f"a pointer to record {pointer.content.sequence}" if pointer else "no pointer"
+    return (
+        f"expected a pointer to record {head.sequence}, which {what.format(target)} on {channel}, got {got}: its "
+        f"writer was interrupted, or the pointer was set back, in {ledger.where(channel_key(channel, target))}"
+    )
+
+
+def _never_live(ledger: Ledger, pointer: Pointer, *, channel: str, target: str) -> LedgerError:
+    """The error for a pointer to something that the chain does not say was live."""
+    _require_published(ledger, pointer, channel=channel, target=target)
+    return LedgerError(
+        f"expected a pointer to a record on the chain that went live, got record {pointer.sequence}, which was "
+        f"superseded or is not on the chain, in {ledger.where(channel_key(channel, target))}"
+    )
+
+
+def _require_published(ledger: Ledger, pointer: Pointer, *, channel: str, target: str) -> None:
+    """Check that a pointer and the record that it names agree.
 
     Raises:
-        LedgerError: the pointer names no record on the chain, a record of something else, or a superseded record.
+        LedgerError: the record cannot be read, is of another channel, target or release, or has no release.
     """
-    where, named = ledger.where(channel_key(channel, target)), pointer.content.record
-    record = next((record for record in chain if record.digest == named), None)
-    if record is None:
-        raise LedgerError(f"expected a pointer to a record on the chain, got one to {named}, in {where}")
-    require_published(pointer.content, record, channel=channel, target=target, where=where)
-    if named in superseded_records(chain):
+    where = ledger.where(channel_key(channel, target))
+    try:
+        record = ledger.read(pointer.record)
+    except LedgerError as error:
+        raise LedgerError(f"{error.message}, which is named in {where}") from None
+    named = (record.channel, record.target, record.release, record.sequence)
+    if named != (channel, target, pointer.release, pointer.sequence):
         raise LedgerError(
-            f"expected a pointer to a record that went live, got record {record.sequence}, which a later record says "
-            f"was superseded, in {where}"
+            f"expected a record that publishes {pointer.release} for {target} on {channel}, got a record of outcome "
+            f"{record.outcome!r} for {record.target} on {record.channel}, in {where}"
         )
-    why = why_revoked(revoked, digests_of_record(record)) or why_untrusted(ledger, record, revoked)
-    return LiveRecord(pointer, record, chain, why)
 
 
-def superseded_records(chain: Sequence[Record]) -> frozenset[str]:
-    """Digests of the records that another promotion forestalled, as records of outcome ``superseded`` say."""
-    return frozenset(str(record.replaces) for record in chain if record.outcome == "superseded")
+def revocations(ledger: Ledger, reading: Reading | None = None) -> tuple[RevokedDigest, ...]:
+    """All signed revocations, newest first, whether they are on the chain or not.
 
+    A revocation holds although its writer stopped before linking it, or somebody set the tip back: its copy is in the
+    store, or in this machine's memory. Copies that cannot be read are skipped here; `safegene.ledger.audit` reports
+    them.
 
-def revocations(ledger: Ledger) -> tuple[Record, ...]:
-    """All signed revocations in the store, newest first, on the chain or not.
-
-    A revocation holds although its writer stopped before linking it, or somebody set the tip back. Records that cannot
-    be read are skipped here; `safegene.ledger.audit` reports them.
+    Args:
+        ledger: the ledger.
+        reading: its state; read where it is not given.
     """
-    revoked = []
-    for digest in ledger.records():
-        try:
-            record = ledger.read(digest)
-        except LedgerError:
-            continue
-        if record.outcome == "revocation" and signed_in_time(record, ledger.keys):
-            revoked.append(record)
-    return tuple(sorted(revoked, key=lambda record: -record.sequence))
+    reading = reading or read_state(ledger)
+    found = list(reading.now.revocations) if reading else []
+    linked = {revoked.record for revoked in found}
+    for digest in ledger.records("revocations"):
+        with suppress(LedgerError):
+            if digest not in linked and (record := ledger.read(digest, kind="revocations")).outcome == "revocation":
+                found.append(revoked_by(record))
+    known = ledger.memory.recall(reading.now.ledger) if ledger.memory and reading else None
+    revokes = {revoked.revokes for revoked in found}
+    found += [entry for entry in (known.revoked if known else ()) if entry.revokes not in revokes]
+    sound = (entry for entry in found if signed_in_time(entry, ledger.keys))
+    return tuple(sorted(sound, key=lambda entry: -entry.sequence))
 
 
 def find_record(name: str, records: Sequence[Record]) -> Record | None:
@@ -182,9 +271,9 @@ def digests_of_record(record: Record) -> frozenset[str]:
     return digests_named(record.predicate.model_dump(exclude={"chain", "channel"}))
 
 
-def why_revoked(revoked: Sequence[Record], used: frozenset[str]) -> str:
+def why_revoked(revoked: Sequence[RevokedDigest], used: frozenset[str]) -> str:
     """Why one of these digests is revoked, as one sentence; empty where none is."""
-    for record in revoked:
-        if record.outcome == "revocation" and record.revokes in used:
-            return f"record {record.sequence} revoked {record.revokes}: {record.reason}"
+    for entry in revoked:
+        if entry.revokes in used:
+            return f"record {entry.sequence} revoked {entry.revokes}: {entry.reason}"
     return ""

@@ -4,8 +4,8 @@ Every attempt is recorded, refused ones too. Two write no record: a dry run, and
 revoked.
 
 The release is published, the record is linked, and the channel pointer is replaced, in this order. If another promotion
-replaces the pointer first, the attempt raises PromotionRefused, and a record of outcome ``superseded`` says which
-record did not go live. Where more than one signature is needed, the record is of outcome ``pending`` and replaces no
+is linked first, the attempt raises PromotionRefused, and a record of outcome ``superseded`` says which record did not
+go live. Where more than one signature is needed, the record is of outcome ``pending`` and replaces no
 pointer; `safegene.ledger.approval` puts it live.
 """
 
@@ -13,19 +13,23 @@ from dataclasses import dataclass
 
 from securesystemslib.signer import Signer
 
-from safegene.errors import LedgerError, PreconditionFailed, PromotionRefused
+from safegene.errors import LedgerError, PromotionRefused
 from safegene.ledger.chain import Ledger
-from safegene.ledger.live import LiveRecord, live_record
+from safegene.ledger.live import LiveRecord, live_record, settled_record, took_effect
 from safegene.ledger.pins import owner_of
-from safegene.ledger.record import Record, RecordDraft, RecordOutcome
+from safegene.ledger.pointers import channel_name
+from safegene.ledger.record import PUBLISHING, Record, RecordDraft, RecordOutcome, draft_fields
 from safegene.ledger.release import open_release, plan_release, publish_release, release_uri
 from safegene.ledger.rules import EXIT, PromotionClaim, Ruling, raise_if_revoked, refusal_error, ruling_on
+from safegene.ledger.snapshot import read_state
 from safegene.ledger.store import require_conditions
 from safegene.ledger.trust import ApprovalRequest, request_of
 from safegene.workspace.layout import cache_folder
 
 SERVED_FILES = ("candidate/adapter_model.safetensors", "candidate/change.safetensors")
 """Files of a release that a server loads: subjects of the record beside the release."""
+COMPARED = ("datasets", "policy", "judge")
+"""Fields, beside the artefacts, in which a refusal differs from the one before it."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +77,17 @@ def resolve_release(ledger: Ledger, target: str, channel: str) -> ResolvedReleas
     """The release that a server should load, verified byte for byte and not revoked.
 
     Raises:
-        LedgerError: nothing is live; the chain or the pointer is broken; a rollback is newer than the pointer.
+        LedgerError: nothing is live; the chain or the pointer is broken, or was set back.
         DigestMismatch: the release is not what its record says.
         PromotionRefused: something that the release rests on was revoked.
     """
-    live = live_record(ledger, target, channel)
+    live = settled_record(ledger, target, channel)
     if live is None:
         raise LedgerError(f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}")
     raise_if_revoked(live.revoked)
-    if rollback := live.newer_rollback:
-        raise LedgerError(
-            f"expected the channel to point to record {rollback.sequence}, which rolled {target} back on {channel}, "
-            f"got a pointer to record {live.record.sequence}: the rollback was interrupted, or somebody set the "
-            f"pointer back, in {ledger.store.uri}",
-            remedy=f"`safegene rollback {target} --channel {channel}` again",
-        )
+    if live.unsettled:
+        verb = "rollback" if live.record.outcome == "rollback" else "promote"
+        raise LedgerError(live.unsettled, remedy=f"`safegene {verb} {target}` again moves the pointer on")
     path = open_release(ledger.store, live.release, cache=cache_folder(), artefacts=live.record.artefacts)
     uri, record = release_uri(ledger.store, live.release), live.record
     return ResolvedRelease(target, channel, live.release, uri, str(path), record.digest, record.sequence)
@@ -106,10 +106,11 @@ def record_promotion(
     """
     if not dry_run:
         require_conditions(ledger.store)
-    live = live_record(ledger, claim.target, channel)
+    live = live_record(ledger, claim.target, channel, signer=None if dry_run else signer)
     release = plan_release(claim.target, claim.files)
     if claim.outcome == "pass" and live and live.release == release.digest and not live.revoked:
-        message = f"{claim.target}: live on {channel} already, by record {live.record.sequence}; nothing changed"
+        what = "the interrupted promotion is complete now" if live.settled else "nothing changed"
+        message = f"{claim.target}: live on {channel} already, by record {live.record.sequence}; {what}"
         return AttemptResult("pass", message, None, release.digest)
     ruling = ruling_on(claim, channel, live, ledger, release.digest)
     needed = signatures_of(ledger, claim)
@@ -118,10 +119,10 @@ def record_promotion(
         return AttemptResult(outcome, _dry_run_message(claim, channel, ruling, live, needed), None, release.digest)
     replaces = live.record.digest if live else None
     if ruling.outcome != "pass":
-        record = record_refusal(
+        record, new = record_refusal(
             ledger, signer, claim, channel, outcome=ruling.outcome, reason=ruling.reason, replaces=replaces
         )
-        raise refusal_error(claim, channel, ruling, record)
+        raise refusal_error(claim, channel, ruling, record, new=new)
     publish_release(ledger.store, release, claim.files)
     if needed > 1:
         return _wait_for_approval(ledger, signer, claim, channel, reason=ruling.reason, release=release.digest)
@@ -136,7 +137,7 @@ def record_promotion(
         replaces=replaces,
         files={name: claim.files[name][1] for name in SERVED_FILES if name in claim.files},
     )
-    record = put_live(ledger, signer, draft, live)
+    record = put_live(ledger, signer, draft)
     message = f"{claim.target}: promoted to {channel} by record {record.sequence}, release {release.digest}"
     return AttemptResult("pass", message, record.digest, release.digest)
 
@@ -149,7 +150,9 @@ def signatures_of(ledger: Ledger, claim: PromotionClaim) -> int:
 
 def newest_record(ledger: Ledger, target: str, channel: str) -> Record | None:
     """The newest record of a target on a channel; None for none."""
-    return next((each for each in ledger.walk() if (each.target, each.channel) == (target, channel)), None)
+    reading = read_state(ledger)
+    newest = reading.now.last.get(channel_name(channel, target)) if reading else None
+    return ledger.read(newest) if newest else None
 
 
 def _wait_for_approval(
@@ -186,44 +189,54 @@ def record_refusal(
     outcome: RecordOutcome | None = None,
     reason: str | None = None,
     replaces: str | None = None,
-) -> Record:
-    """Record an attempt that puts nothing live; outcome and reason are the claim's where none are given."""
-    return ledger.append(
-        RecordDraft(
-            outcome or claim.outcome,
-            claim.target,
-            channel,
-            reason or claim.reason,
-            claim.artefacts,
-            claim.fields,
-            replaces=replaces,
-        ),
-        signer,
+) -> tuple[Record, bool]:
+    """Record an attempt that puts nothing live; outcome and reason are the claim's where none are given.
+
+    Where the target's newest record on the channel is a refusal for the same reason on the same artefacts and data,
+    nothing new is recorded: a scheduled run must not add a record each time.
+
+    Returns:
+        The record, and whether it is new.
+    """
+    draft = RecordDraft(
+        outcome or claim.outcome,
+        claim.target,
+        channel,
+        reason or claim.reason,
+        claim.artefacts,
+        claim.fields,
+        replaces=replaces,
     )
+    last = newest_record(ledger, draft.target, draft.channel)
+    if last and last.outcome not in PUBLISHING and _says_the_same(last, draft):
+        return last, False
+    return ledger.append(draft, signer), True
 
 
-def put_live(ledger: Ledger, signer: Signer, draft: RecordDraft, live: LiveRecord | None) -> Record:
+def _says_the_same(record: Record, draft: RecordDraft) -> bool:
+    before, now = record.predicate.fields(), draft_fields(draft)
+    said = (record.outcome, record.reason, dict(record.artefacts), record.replaces)
+    says = (draft.outcome, draft.reason, dict(draft.artefacts), draft.replaces)
+    return said == says and all(before[name] == now[name] for name in COMPARED)
+
+
+def put_live(ledger: Ledger, signer: Signer, draft: RecordDraft) -> Record:
     """Link a publishing record and set its channel pointer to it.
 
     Args:
         ledger: the ledger.
         signer: who signs the record.
-        draft: the record, of outcome ``pass`` or ``rollback``.
-        live: what was live when the rules were applied; None for nothing.
+        draft: the record; it names what was live when the rules were applied.
 
     Raises:
         PromotionRefused: something else went live since; a record of outcome ``superseded`` says so.
     """
     record = ledger.append(draft, signer)
-    try:
-        ledger.publish(record, live.pointer if live else None)
+    effective, winner = took_effect(ledger, record)
+    live_record(ledger, draft.target, draft.channel, signer=signer)  # moves the pointer
+    if effective:
         return record
-    except PreconditionFailed:
-        winner = live_record(ledger, draft.target, draft.channel)
-        if winner and record.digest in {earlier.digest for earlier in winner.was_live}:
-            return record  # the pointer was set, and only the store's reply was lost
-    first = f"record {winner.record.sequence}" if winner else "another writer's record"
-    reason = f"{first} was promoted to {draft.channel} first"
+    reason = f"record {winner} was promoted to {draft.channel} first"
     superseded = RecordDraft(
         "superseded", draft.target, draft.channel, reason, draft.artefacts, draft.fields, replaces=record.digest
     )

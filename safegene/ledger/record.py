@@ -41,16 +41,21 @@ class ChainField(Strict):
         sequence: its number, from 0.
         previous: digest of the record before it; None for the first.
         key: id of the key that signed it.
+        ledger: digest of record 0, which tells this ledger from every other; None for record 0, and for records of
+            earlier versions.
     """
 
     sequence: NonNegativeInt
     previous: Digest | None
     key: str
+    ledger: Digest | None = None
 
     @model_validator(mode="after")
     def _first_has_no_previous(self) -> Self:
         if (self.previous is None) != (self.sequence == 0):
             raise ValueError("only record 0 has no previous record")
+        if self.ledger and self.sequence == 0:
+            raise ValueError("record 0 cannot name its own digest")
         return self
 
 
@@ -109,7 +114,7 @@ class Predicate(Strict):
     risks: JsonValue = Field(description="risk ids mitigated")
     code: JsonValue = Field(description="lock digest, git commit, DVC revision, hardware")
     run: dict[str, JsonValue] = Field(description="run id, trigger, start, end, actor, host, attempt")
-    chain: ChainField = Field(description="sequence, previous record, key id")
+    chain: ChainField = Field(description="sequence, previous record, key id, id of the ledger")
     channel: ChannelField = Field(
         description="channel, what it replaces, what a rollback restores, what a revocation revokes"
     )
@@ -228,6 +233,11 @@ class Record:
         return self.predicate.chain.previous
 
     @property
+    def ledger(self) -> str | None:
+        """See `ChainField`."""
+        return self.predicate.chain.ledger
+
+    @property
     def channel(self) -> str:
         """The channel's name."""
         return self.predicate.channel.name
@@ -248,8 +258,17 @@ class Record:
         return self.predicate.channel.revokes
 
 
-def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: Signer) -> tuple[bytes, Record]:
+def seal(
+    draft: RecordDraft, *, sequence: int, previous: str | None, signer: Signer, ledger: str | None = None
+) -> tuple[bytes, Record]:
     """Sign a draft at its place in the chain.
+
+    Args:
+        draft: the content.
+        sequence: see `ChainField`, as ``previous`` and ``ledger``.
+        previous: the record before it.
+        signer: who signs.
+        ledger: digest of record 0; None for record 0 itself.
 
     Returns:
         The bytes to store, and the record that they hold.
@@ -266,8 +285,8 @@ def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: Sig
         "artefacts": dict(draft.artefacts),
         "release": draft.release,
         "nonce": uuid4().hex,
-        **{name: draft.fields.get(name) or {"not_recorded": "nobody gave it"} for name in FIELDS},
-        "chain": {"sequence": sequence, "previous": previous, "key": signer.public_key.keyid},
+        **draft_fields(draft),
+        "chain": {"sequence": sequence, "previous": previous, "key": signer.public_key.keyid, "ledger": ledger},
         "channel": {
             "name": draft.channel,
             "replaces": draft.replaces,
@@ -292,6 +311,11 @@ def seal(draft: RecordDraft, *, sequence: int, previous: str | None, signer: Sig
     envelope.sign(signer)
     data = canonical_json(envelope.to_dict())
     return data, Record(digest_bytes(data), statement.predicate, tuple(envelope.signatures))
+
+
+def draft_fields(draft: RecordDraft) -> dict[str, Any]:
+    """Every field of a draft; one that was not given says so."""
+    return {name: draft.fields.get(name) or {"not_recorded": "nobody gave it"} for name in FIELDS}
 
 
 def unseal(data: bytes, keys: Sequence[SSlibKey], *, where: str) -> Record:

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import Signer
 
 from safegene.errors import FormatError, SafegeneError
 from safegene.ledger.blast import live_records
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import LiveRecord, digests_of_record, revocations, why_revoked
+from safegene.ledger.memory import RevokedDigest
 from safegene.ledger.record import EVERY, Record, RecordDraft
 from safegene.ledger.rollback import record_rollback
+from safegene.ledger.snapshot import read_state, write_snapshot
 from safegene.workspace.digest import is_digest
 
 
@@ -32,7 +34,7 @@ class Revocation:
 
 
 def record_revocation(
-    ledger: Ledger, signer: CryptoSigner, digest: str, reason: str, *, fields: Mapping[str, Any]
+    ledger: Ledger, signer: Signer, digest: str, reason: str, *, fields: Mapping[str, Any]
 ) -> Revocation:
     """Record that a digest (of a vector, dataset, judge, checkpoint, candidate or release) must not be relied on.
 
@@ -41,21 +43,19 @@ def record_revocation(
     """
     if not is_digest(digest):
         raise FormatError(f"expected the digest sha256:<64 hex> of what is revoked, got {digest!r}")
+    reading = read_state(ledger)
+    write_snapshot(ledger, reading, signer)
     if digest in ledger.records():
         release = ledger.read(digest).release
         raise FormatError(
             f"expected the digest of something that a release rests on, got that of a record, {digest}",
             remedy=f"revoke its release: {release}" if release else "the record put nothing live",
         )
-    affected, unread = _affected(ledger, digest)
+    live, unread = live_records(ledger, reading, revocations(ledger, reading))
+    affected = tuple(one for one in live if digest in digests_of_record(one.record))
     artefacts = {f"{live.record.channel}/{live.record.target}": live.release for live in affected}
     draft = RecordDraft("revocation", EVERY, EVERY, reason, artefacts, fields, revokes=digest)
     return Revocation(ledger.append(draft, signer), affected, unread)
-
-
-def _affected(ledger: Ledger, digest: str) -> tuple[tuple[LiveRecord, ...], tuple[str, ...]]:
-    live, unread = live_records(ledger, tuple(ledger.walk()), revocations(ledger))
-    return tuple(one for one in live if digest in digests_of_record(one.record)), unread
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class AffectedRollback:
 
 
 def roll_back_affected(
-    ledger: Ledger, signer: CryptoSigner, affected: Sequence[LiveRecord], *, fields: Mapping[str, Any]
+    ledger: Ledger, signer: Signer, affected: Sequence[LiveRecord], *, fields: Mapping[str, Any]
 ) -> tuple[AffectedRollback, ...]:
     """Roll each affected target back to its newest earlier release that nothing revokes.
 
@@ -95,7 +95,7 @@ def roll_back_affected(
 
 
 def _roll_back(
-    ledger: Ledger, signer: CryptoSigner, live: LiveRecord, revoked: Sequence[Record], fields: Mapping[str, Any]
+    ledger: Ledger, signer: Signer, live: LiveRecord, revoked: Sequence[RevokedDigest], fields: Mapping[str, Any]
 ) -> AffectedRollback:
     target, channel = live.record.target, live.record.channel
     sound = [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import Signer
 
 from safegene.errors import PromotionRefused
 from safegene.ledger.chain import Ledger
@@ -18,7 +18,7 @@ from safegene.ledger.trust import why_untrusted
 
 def record_rollback(
     ledger: Ledger,
-    signer: CryptoSigner,
+    signer: Signer,
     target: str,
     channel: str,
     *,
@@ -41,9 +41,12 @@ def record_rollback(
         DigestMismatch: the release's bytes have changed.
     """
     require_conditions(ledger.store)
-    live = live_record(ledger, target, channel)
+    live = live_record(ledger, target, channel, signer=signer)
     if live is None:
         raise PromotionRefused(f"expected something live for {target} on {channel} to roll back, got nothing")
+    if live.settled and live.record.outcome == "rollback" and not to:
+        message = f"{target}: the interrupted rollback of record {live.record.sequence} is complete now, on {channel}"
+        return AttemptResult("rollback", message, None, live.release)
     restored = find_record(to, live.was_live) if to else live.predecessor
     if restored is None:
         raise PromotionRefused(
@@ -66,7 +69,7 @@ def record_rollback(
         replaces=live.record.digest,
         restores=restored.digest,
     )
-    record = put_live(ledger, signer, draft, live)
+    record = put_live(ledger, signer, draft)
     message = (
         f"{target}: rolled back on {channel} to the release of record {restored.sequence}, by record {record.sequence}"
     )

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safegene.errors import PromotionRefused, StaleArtifact
-from safegene.ledger.attempts import Attempt, earlier_candidates
+from safegene.ledger.attempts import Attempt
 from safegene.ledger.chain import Ledger
-from safegene.ledger.live import LiveRecord, digests_named, revocations, why_revoked
+from safegene.ledger.live import LiveRecord, digests_named, earlier_candidates, revocations, why_revoked
 from safegene.ledger.record import Record, RecordOutcome
 from safegene.ledger.trust import OVERRIDABLE, Override
 
@@ -135,13 +135,14 @@ def ruling_on(claim: PromotionClaim, channel: str, live: LiveRecord | None, ledg
 
 
 def refusal_error(
-    claim: PromotionClaim, channel: str, ruling: Ruling, record: Record
+    claim: PromotionClaim, channel: str, ruling: Ruling, record: Record, *, new: bool
 ) -> PromotionRefused | StaleArtifact:
-    """What a refused attempt raises, after its record was written."""
+    """What a refused attempt raises; ``new`` says whether the record was written now, or for an earlier attempt."""
     expected = f"expected a passing verdict for {claim.target}, got {ruling.outcome}"
     if claim.outcome == "pass":
         expected = f"expected to promote {claim.target} to {channel}, got a refusal ({ruling.outcome})"
-    message = f"{expected}: {ruling.reason}; see record {record.sequence}"
+    see = "see" if new else "unchanged, so not recorded again: see"
+    message = f"{expected}: {ruling.reason}; {see} record {record.sequence}"
     error: PromotionRefused | StaleArtifact
     if ruling.outcome == "error":
         error = StaleArtifact(message, remedy=ruling.remedy)

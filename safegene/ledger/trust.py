@@ -24,6 +24,7 @@ from securesystemslib.signer import SSlibKey
 
 from safegene.errors import FormatError, LedgerError, ParamsError
 from safegene.ledger.chain import Ledger
+from safegene.ledger.memory import RevokedDigest
 from safegene.ledger.pins import MAX_SIGNATURES, may_approve, person, retired_from, signatures_needed
 from safegene.ledger.record import PAYLOAD, PUBLISHING, STATEMENT, Record, verified_keys
 from safegene.workspace.digest import PREFIX, canonical_json
@@ -131,24 +132,26 @@ def key_digest(keyid: str) -> str:
     return PREFIX + keyid
 
 
-def trusted_until(keys: Sequence[SSlibKey], revoked: Iterable[Record]) -> dict[str, int]:
+def trusted_until(keys: Sequence[SSlibKey], revoked: Iterable[RevokedDigest]) -> dict[str, int]:
     """Key id -> number of the first record that the key is not trusted for, of keys that were retired or revoked.
 
     Args:
         keys: the pinned keys.
-        revoked: the revocations in the store, from `safegene.ledger.live.revocations`.
+        revoked: the revocations, from `safegene.ledger.live.revocations`.
     """
     limits = {key.keyid: until for key in keys if (until := retired_from(key)) is not None}
     pinned = dict(limits)
-    for record in revoked:
-        keyid = str(record.revokes).removeprefix(PREFIX)
-        if record.outcome == "revocation" and _signers(record, pinned):
-            since = record.sequence if record.predicate.channel.since is None else record.predicate.channel.since
+    for entry in revoked:
+        keyid = entry.revokes.removeprefix(PREFIX)
+        if _signers(entry, pinned):
+            since = entry.sequence if entry.since is None else entry.since
             limits[keyid] = min(since, limits.get(keyid, since))
     return {key.keyid: limits[key.keyid] for key in keys if key.keyid in limits}
 
 
-def why_untrusted(ledger: Ledger, record: Record, revoked: Iterable[Record], *, today: date | None = None) -> str:
+def why_untrusted(
+    ledger: Ledger, record: Record, revoked: Iterable[RevokedDigest], *, today: date | None = None
+) -> str:
     """Why a record must not be relied on by the rules above, as one sentence; empty where nothing speaks against it.
 
     Args:
@@ -179,7 +182,7 @@ def why_untrusted(ledger: Ledger, record: Record, revoked: Iterable[Record], *, 
         step = restored
 
 
-def signed_in_time(record: Record, keys: Sequence[SSlibKey]) -> bool:
+def signed_in_time(record: RevokedDigest, keys: Sequence[SSlibKey]) -> bool:
     """Whether one of the signers was not retired by ``ledger.pub``; only that takes a revocation back."""
     return bool(_signers(record, trusted_until(keys, ())))
 
@@ -295,7 +298,7 @@ def _says_the_same(record: Record, pending: Record, approval: Approval) -> bool:
     )
 
 
-def _signers(record: Record, limits: Mapping[str, int]) -> list[str]:
+def _signers(record: Record | RevokedDigest, limits: Mapping[str, int]) -> list[str]:
     """The signers of a record that are trusted for it."""
     return [keyid for keyid in record.signers if record.sequence < limits.get(keyid, record.sequence + 1)]
 

@@ -63,11 +63,14 @@ def init(
 
 
 def _fill(ws: Workspace, *, remote: str | None, ledger: str | None, params: Path | None) -> Workspace:
-    from safegene.ledger import ensure_key, write_public_key
+    from safegene.ledger import ensure_key, open_memory, open_store, write_public_key
 
     _copy_template(ws.root, params)
     if ledger:
         _set_ledger(ws, ledger)
+    place = open_store(ws.params.promote.ledger, base=ws.root).uri
+    if "://" not in place and not Path(place).exists():  # what was there before was removed, and is not meant
+        open_memory().forget_place(place)
     save_targets(ws.targets_file, Targets())
     write_file(ws.root / ".gitignore", GITIGNORE)
     git(ws.root, "init", "--quiet", "--initial-branch=main")

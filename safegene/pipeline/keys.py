@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from safegene.ledger.chain import keep_seen, open_ledger
+from safegene.ledger.chain import open_ledger
 from safegene.ledger.key_changes import pin_key, require_signatures, revoke_key, rotate_key, touched_by
 from safegene.ledger.keys import create_key, load_signer, public_key
 from safegene.ledger.pins import APPROVE, PinnedKeys, read_pinned_keys, with_extras
 from safegene.ledger.record import Record
 from safegene.ledger.record_fields import Run, run_field
+from safegene.ledger.snapshot import keep_seen
 from safegene.workspace.layout import Workspace
 
 

@@ -12,9 +12,13 @@ from pathlib import Path
 from safegene.errors import ParamsError, SafegeneError
 from safegene.pipeline.process import ERROR_FILE, PARENT, read_error
 from safegene.pipeline.table import Stage
+from safegene.pipeline.tracked import indexed_artefacts
 from safegene.workspace.costs import note_cost
+from safegene.workspace.git import git
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 
 def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
@@ -65,6 +69,7 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    _untrack(ws, stage, target)
     logging.getLogger("dvc").setLevel(logging.WARNING)
     address, error_file = stage.address(target), ws.root / ".safegene" / "error.json"
     error_file.parent.mkdir(exist_ok=True)
@@ -74,6 +79,14 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
             return bool(repo.reproduce(targets=[address], single_item=True))
         except DvcException as error:
             raise read_error(error_file, address) or _unreported(address, error) from error
+
+
+def _untrack(ws: Workspace, stage: Stage, target: str) -> None:
+    """Take a stage's output out of Git's index, where it is by mistake: DVC would not run the stage. The files stay."""
+    output = stage.output.format(target=target)
+    if output in indexed_artefacts(ws):
+        git(ws.root, "rm", "-r", "--quiet", "--cached", "--", output)
+        log.warning("%s is an artefact, which DVC tracks: Git no longer does, from the next commit on", output)
 
 
 @contextmanager

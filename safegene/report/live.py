@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from safegene.errors import SafegeneError
+from safegene.errors import LedgerError, SafegeneError
 from safegene.workspace.layout import Workspace, cache_folder
 
 
@@ -28,19 +28,26 @@ LiveLookup = Callable[[str], LiveRelease | None]
 
 def read_live(workspace: Workspace) -> tuple[LiveLookup, str]:
     """What is live on ``promote.channel``, each record verified once; and why that is unknown, "" when it is known."""
-    from safegene.ledger import follow_pointer, open_ledger, revocations
+    from safegene.ledger import live_in, open_ledger, read_state, revocations
 
     releases: dict[str, LiveRelease] = {}
     try:
         params = workspace.params.promote
         ledger = open_ledger(params, workspace.root, cache=cache_folder() / "records")
-        chain, revoked = tuple(ledger.walk()), revocations(ledger)
-        for channel, target in ledger.channels():
-            pointer = ledger.pointer(channel, target)
-            if channel != params.channel or pointer is None:
-                continue
-            now = follow_pointer(ledger, chain, revoked, pointer, channel=channel, target=target)
-            releases[target] = LiveRelease(now.release, now.record.artefacts.get("candidate"), now.revoked)
+        pointers = {
+            target: ledger.pointer(channel, target)
+            for channel, target in ledger.channels()
+            if channel == params.channel
+        }
+        reading = read_state(ledger)
+        revoked = revocations(ledger, reading)
+        here = [target for channel, target in (reading.channels if reading else ()) if channel == params.channel]
+        for target in sorted({*here, *pointers}):
+            now = live_in(ledger, reading, revoked, pointers.get(target), channel=params.channel, target=target)
+            if now and now.unsettled:
+                raise LedgerError(now.unsettled)
+            if now:
+                releases[target] = LiveRelease(now.release, now.record.artefacts.get("candidate"), now.revoked)
     except (SafegeneError, OSError) as error:
         return (lambda _: None), f"what is live is unknown: {error}"
     return releases.get, ""

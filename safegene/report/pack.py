@@ -1,9 +1,9 @@
 """``safegene audit pack``: the evidence that one record holds, mapped to clauses of laws and standards.
 
 The folder has ``index.html`` (in the style of the report: no script, no request), ``evidence.json`` with the same
-content, ``records/`` with the signed records of the target and the revocations, and the public keys. What is not
-recorded is listed first, with the reason. The pack says what is recorded; it never says that a law or standard is
-complied with.
+content, ``records/`` with the signed records of the target and the revocations, ``objects/`` with what these name by
+its digest, and the public keys. What is not recorded is listed first, with the reason. The pack says what is recorded;
+it never says that a law or standard is complied with.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from safegene.errors import LedgerError, ParamsError
-from safegene.ledger.chain import Ledger, open_ledger, record_key
+from safegene.ledger.chain import Ledger, open_ledger, stored_apart
+from safegene.ledger.pointers import object_key, record_key
 from safegene.ledger.record import EVERY, FIELDS, Record
 from safegene.ledger.trace import history, leaves, named_record
 from safegene.report.clauses import INSTRUMENTS, Clause, Instrument
@@ -61,7 +62,9 @@ def write_pack(workspace: Workspace, name: str, out: Path, *, channel: str | Non
     with draft_folder(out) as draft:
         for one in ledger.walk():
             if one.target in (record.target, EVERY):
-                write_file(draft / record_key(one.digest), ledger.store.get(record_key(one.digest))[0])
+                keys = (record_key(one.digest), *map(object_key, stored_apart(one)))
+                for key in keys:
+                    write_file(draft / key, ledger.store.get(key)[0])
         write_file(draft / "ledger.pub", (workspace.root / params.public_key).read_bytes())
         write_file(draft / "evidence.json", canonical_json(evidence) + b"\n")
         write_file(draft / "index.html", _page(evidence))

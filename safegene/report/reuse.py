@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from safegene.ledger import Record, open_ledger, revocations, why_revoked
-from safegene.ledger.audit import ATTEMPTS
+from safegene.ledger.snapshot import ATTEMPTS
 from safegene.report.live import LiveLookup, read_live
 from safegene.report.state import TARGET, TargetState, WorkspaceState, read_state
 from safegene.report.words import short

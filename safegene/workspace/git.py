@@ -1,22 +1,35 @@
 """Every call of the ``git`` program."""
 
+import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safegene.errors import SafegeneError
 
 
-def git(folder: Path | str, *arguments: str) -> str:
+def git(
+    folder: Path | str, *arguments: str, names: Iterable[str] | None = None, env: Mapping[str, str] | None = None
+) -> str:
     """Run ``git -C FOLDER ARGUMENTS`` and return its standard output, stripped.
+
+    Args:
+        folder: the repository, or a folder of it.
+        arguments: of the command.
+        names: literal names of files, given to the command on its standard input, each with a null byte.
+        env: further environment variables.
 
     Raises:
         SafegeneError: Git is not installed, or exits with an error; the message holds Git's own.
     """
     command = ["git", "-C", str(folder), *arguments]
+    given = None if names is None else "".join(f"{name}\0" for name in names)
+    environment = {**os.environ, **(env or {})}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, input=given, env=environment)
     except OSError as error:
         raise SafegeneError(f"expected the program git, got {error}", remedy="install Git") from None
     if done.returncode:
@@ -89,3 +102,90 @@ def versions_of(folder: Path, path: str) -> Iterator[tuple[str, bytes]]:
         )
         if not done.returncode:
             yield commit, done.stdout
+
+
+def committed(folder: Path | str, *names: str) -> dict[str, bytes]:
+    """What files hold at Git's HEAD.
+
+    Args:
+        folder: a folder of the repository.
+        names: paths relative to the folder.
+
+    Returns:
+        name -> content, of the files that HEAD has; none where there is no commit, no repository or no Git.
+    """
+    asked = "".join(f"HEAD:./{name}\n" for name in names).encode()
+    command = ["git", "-C", str(folder), "cat-file", "--batch"]
+    try:
+        done = subprocess.run(command, input=asked, capture_output=True, check=False)
+    except OSError:
+        return {}
+    found, rest = dict[str, bytes](), done.stdout
+    for name in names if done.returncode == 0 else ():
+        head, _, rest = rest.partition(b"\n")
+        if head.endswith(b" missing"):
+            continue
+        kind, size = head.split()[1:]
+        content, rest = rest[: int(size)], rest[int(size) + 1 :]
+        if kind == b"blob":
+            found[name] = content
+    return found
+
+
+def commit_files(root: Path, message: str, files: Collection[str], *, untracked: Collection[str] = ()) -> str:
+    """Commit exactly these files, ignored ones too, and return the head commit.
+
+    What else is staged is left as it is, and in no commit. Nothing is committed where HEAD has these files already.
+
+    Args:
+        root: the top folder of the repository.
+        message: of the commit.
+        files: names relative to ``root``.
+        untracked: files and folders that Git must not track; the commit removes them from Git, and leaves them here.
+
+    Raises:
+        SafegeneError: Git refuses; or HEAD does not hold the bytes of every file afterwards.
+    """
+    with TemporaryDirectory(prefix="safegene-") as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder, "index")), **_LITERAL}
+        present = root / git(root, "rev-parse", "--git-path", "index")
+        if present.is_file():
+            shutil.copyfile(present, index["GIT_INDEX_FILE"])  # keeps what Git knows of files that have not changed
+        if head_commit(root):
+            git(root, "reset", "--quiet", env=index)
+        git(root, "add", "--force", *_NAMED, names=files, env=index)
+        if untracked:
+            git(root, "rm", "-r", "--quiet", "--cached", "--ignore-unmatch", *_NAMED, names=untracked, env=index)
+        changes = git(root, "diff", "--cached", "--relative", "--no-renames", "--name-only", "-z", env=index)
+        changed = [name for name in changes.split("\0") if name]
+        if changed:
+            git(root, "commit", "--quiet", "-m", message, env=index)
+            git(root, "reset", "--quiet", *_NAMED, names=changed, env=_LITERAL)
+    _require_committed(root, files, {*changed} & {*files})
+    return head_commit(root)
+
+
+_NAMED = ("--pathspec-from-file=-", "--pathspec-file-nul")
+_LITERAL = {"GIT_LITERAL_PATHSPECS": "1"}
+_BATCH = 200  # files that one command line names
+
+
+def _require_committed(root: Path, files: Collection[str], changed: Collection[str]) -> None:
+    """Check that HEAD names every file, and holds the bytes of those that the last commit changed."""
+    lines = git(root, "ls-tree", "-r", "-z", "HEAD").split("\0") if files else []
+    blobs = {name: entry.split()[2] for entry, _, name in (line.partition("\t") for line in lines if line)}
+    if missing := sorted(set(files) - set(blobs)):
+        raise SafegeneError(f"expected Git's HEAD to hold {missing[0]} after the commit, got {len(missing)} missing")
+    for names in _batches(sorted(changed), _BATCH):
+        hashes = git(root, "hash-object", "--no-filters", "--", *names).split()
+        if other := [name for name, found in zip(names, hashes, strict=True) if blobs[name] != found]:
+            raise SafegeneError(
+                f"expected Git's HEAD to hold the bytes of {other[0]}, got others: a filter or .gitattributes changes "
+                "them",
+                remedy="remove the rule that `git check-attr -a` shows for this file, and commit again",
+            )
+
+
+def _batches(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """The names in groups of ``size``, the last one smaller."""
+    return (names[start : start + size] for start in range(0, len(names), size))

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safegene.errors import DigestMismatch, LedgerError, PreconditionFailed
-from safegene.ledger.chain import Ledger, record_key
+from safegene.ledger.chain import Ledger
 from safegene.ledger.keys import create_key, ensure_key, key_ids, load_signer, read_public_keys, write_public_key
 from safegene.ledger.live import live_record
+from safegene.ledger.pointers import record_key
 from safegene.ledger.record import FIELDS, Record, RecordDraft, RecordOutcome, seal, unseal
 from safegene.ledger.release import open_release, plan_release, publish_release, verify_release
 from safegene.ledger.store import LocalStore, Store
@@ -44,12 +45,13 @@ def draft(
     reason: str = "a test",
     fields: Mapping[str, Any] | None = None,
     release: str | None = None,
+    replaces: str | None = None,
 ) -> RecordDraft:
-    return RecordDraft(outcome, "t", "production", reason, {}, fields or {}, release=release)
+    return RecordDraft(outcome, "t", "production", reason, {}, fields or {}, release=release, replaces=replaces)
 
 
-def publishing(release: str) -> RecordDraft:
-    return draft("pass", release=digest_json(release))
+def publishing(release: str, *, replaces: str | None = None) -> RecordDraft:
+    return draft("pass", release=digest_json(release), replaces=replaces)
 
 
 def append(ledger: Ledger, keys: Path, one: RecordDraft) -> Record:
@@ -174,7 +176,7 @@ def test_a_pointer_is_moved_only_from_what_was_read(ledger: Ledger, keys: Path) 
     first = append(ledger, keys, publishing("one"))
     ledger.publish(first, None)
     pointer = ledger.pointer("production", "t")
-    second, third = (append(ledger, keys, publishing(name)) for name in ("two", "three"))
+    second, third = (append(ledger, keys, publishing(name, replaces=first.digest)) for name in ("two", "three"))
     ledger.publish(second, pointer)
     with pytest.raises(PreconditionFailed):
         ledger.publish(third, pointer)

@@ -1,11 +1,14 @@
 """What goes live on a channel, what is refused, and the record of each attempt."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from securesystemslib.dsse import Envelope
+from securesystemslib.signer import Signer
 
 from safegene.errors import (
     DigestMismatch,
@@ -190,9 +193,9 @@ def test_channels_are_apart(ws: Workspace) -> None:
 def test_bytes_changed_after_they_were_verified_do_not_go_live(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = ws.candidate(TARGET) / "adapter_model.safetensors"
 
-    def changed_meanwhile(ledger: Ledger, target: str, channel: str) -> LiveRecord | None:
+    def changed_meanwhile(ledger: Ledger, target: str, channel: str, *, signer: Signer) -> LiveRecord | None:
         adapter.write_bytes(b"EVIL")
-        return live_record(ledger, target, channel)
+        return live_record(ledger, target, channel, signer=signer)
 
     monkeypatch.setattr(promotion, "live_record", changed_meanwhile)
     with pytest.raises(DigestMismatch, match="changed after it was verified"):
@@ -201,14 +204,15 @@ def test_bytes_changed_after_they_were_verified_do_not_go_live(ws: Workspace, mo
 
 
 class Racing(LocalStore):
-    """Another promoter is faster between the record and the channel pointer."""
+    """Another promoter is faster, between the rules and the record."""
 
     def put_if_absent(self, key: str, data: bytes) -> str:
-        if key.startswith("channels/"):
-            super().put_if_absent(key, Racing.winner)
+        if key.startswith("records/") and (first := Racing.winner):
+            Racing.winner = None
+            first()
         return super().put_if_absent(key, data)
 
-    winner = b""
+    winner: ClassVar[Callable[[], object] | None] = None
 
 
 def test_the_losing_promotion_is_refused_and_names_the_winner(ws: Workspace, tmp_path: Path) -> None:
@@ -217,16 +221,14 @@ def test_the_losing_promotion_is_refused_and_names_the_winner(ws: Workspace, tmp
     claims = [
         PromotionClaim(TARGET, "pass", "r", {"candidate": digest_json(n)}, {}, _files(tmp_path, n)) for n in range(2)
     ]
-    first = record_promotion(ledger, signer, claims[0], "production")
-    pointer = ws.root / "ledger" / "channels" / "production" / TARGET
-    Racing.winner = pointer.read_bytes()
-    pointer.unlink()
+    Racing.winner = lambda: record_promotion(ledger, signer, claims[0], "production")
     racing = replace(ledger, store=Racing(ws.root / "ledger"))
     with pytest.raises(PromotionRefused, match="record 0 was promoted to production first") as caught:
         record_promotion(racing, signer, claims[1], "production")
     assert caught.value.exit_code == 1
     assert [record.outcome for record in records(ws)] == ["superseded", "pass", "pass"]
-    assert live_digest(ws) == first.release
+    assert records(ws)[0].replaces == records(ws)[1].digest
+    assert live_digest(ws) == records(ws)[2].release
 
 
 def test_promoters_at_once_leave_one_live_and_each_on_record(ws: Workspace, tmp_path: Path) -> None:

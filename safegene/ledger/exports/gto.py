@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safegene.errors import LedgerError
-from safegene.ledger.chain import record_key
 from safegene.ledger.exports.facts import mapping
-from safegene.ledger.live import superseded_records
-from safegene.ledger.record import PUBLISHING, Record
+from safegene.ledger.pointers import record_key
+from safegene.ledger.record import Record
+from safegene.ledger.snapshot import effective_records
 from safegene.workspace.git import git
 
 NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9-/_]*[a-zA-Z0-9])?")
@@ -47,12 +47,8 @@ def gto_tags(
     Raises:
         LedgerError: the target has no release, GTO has no such names, or a record names no commit.
     """
-    superseded = superseded_records(chain)
-    published = [
-        record
-        for record in reversed(chain)
-        if record.outcome in PUBLISHING and record.digest not in superseded and target in (None, record.target)
-    ]
+    effective = effective_records(chain)
+    published = [record for record in reversed(chain) if record.digest in effective and target in (None, record.target)]
     if not published:
         raise LedgerError(f"expected a release that was live{f' for {target}' if target else ''}, got none")
     tags, versions, assigned = list[GtoTag](), dict[tuple[str, str], GtoTag](), dict[str, int]()

@@ -14,7 +14,7 @@ from safegene.errors import LedgerError, ParamsError, PromotionRefused, Safegene
 from safegene.ledger.approval import PendingPromotion, find_pending
 from safegene.ledger.approval import approve as approve_pending
 from safegene.ledger.attempts import present_attempt
-from safegene.ledger.chain import Ledger, keep_seen, open_ledger
+from safegene.ledger.chain import Ledger, open_ledger
 from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts
 from safegene.ledger.incumbent import write_incumbent
 from safegene.ledger.keys import load_signer
@@ -30,6 +30,7 @@ from safegene.ledger.release import release_files
 from safegene.ledger.revocation import AffectedRollback, Revocation, record_revocation, roll_back_affected
 from safegene.ledger.rollback import record_rollback
 from safegene.ledger.rules import PromotionClaim
+from safegene.ledger.snapshot import keep_seen
 from safegene.ledger.trust import parse_override
 from safegene.workspace.layout import Workspace, cache_folder
 
@@ -113,7 +114,11 @@ def record_error(
     claim = PromotionClaim(target, "error", error.summary, present_artefacts(workspace, target), fields)
     try:
         ledger, channel = _open(workspace), channel or workspace.params.promote.channel
-        error.record = record_refusal(ledger, load_signer(ledger.keys), claim, channel).digest
+        record, new = record_refusal(ledger, load_signer(ledger.keys), claim, channel)
+        error.record = record.digest
+        if not new:
+            same = f"unchanged since record {record.sequence}, so not recorded again"
+            error.remedy = f"{error.remedy}; {same}".removeprefix("; ")
         keep_seen(ledger, workspace.root)
     except (LedgerError, StoreError) as reason:
         error.remedy = f"{error.remedy}; the attempt is not on record either: {reason.message}".removeprefix("; ")
