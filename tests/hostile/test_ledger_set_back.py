@@ -10,8 +10,13 @@ import pytest
 
 from safegene.errors import LedgerError
 from safegene.ledger.audit import audit_workspace
-from safegene.ledger.keys import create_key, write_public_key
+from safegene.ledger.chain import Ledger
+from safegene.ledger.key_changes import pin_key
+from safegene.ledger.keys import create_key, load_signer, public_key, write_public_key
+from safegene.ledger.pins import read_pinned_keys
 from safegene.ledger.pointers import SEEN
+from safegene.ledger.store import open_store
+from safegene.pipeline.keys import pin
 from safegene.pipeline.stages.promote import promote, resolve, revoke, rollback
 from safegene.workspace.digest import digest_json
 from safegene.workspace.git import git
@@ -116,9 +121,30 @@ def test_a_key_that_is_not_committed_is_not_trusted(ws: Workspace, tmp_path: Pat
         (ws.root / SEEN).unlink()
     write_public_key(create_key(), file)
     forget()
-    refused(ws, f"expected the public keys that Git's HEAD pins, got others .*added.* in {file}")
+    refused(ws, f"expected the public keys that Git's HEAD pins, got others that no record vouches for.* in {file}")
     commit(ws)
     assert attempt(ws, alpha=3.0) == "pass", "reviewed and committed, another key is trusted"
+
+
+def test_a_change_of_keys_on_record_is_trusted_before_it_is_committed(ws: Workspace) -> None:
+    committed = (ws.root / "ledger.pub").read_bytes()
+    pin(ws, create_key(), owner="Ada")
+    assert (ws.root / "ledger.pub").read_bytes() != committed
+    assert resolve(ws, TARGET).release == live_digest(ws)
+    assert attempt(ws, alpha=3.0) == "pass"
+    assert problems_of(ws) == []
+
+
+def test_a_change_of_keys_that_its_own_key_signed_is_not_trusted(ws: Workspace, tmp_path: Path) -> None:
+    before = (ws.root / "ledger.pub").read_bytes()
+    keyid = create_key(tmp_path / "attacker")
+    write_public_key(keyid, ws.root / "ledger.pub", tmp_path / "attacker")
+    both = read_pinned_keys(ws.root / "ledger.pub")
+    ledger = Ledger(open_store("ledger", base=ws.root), both.keys)
+    attacker = load_signer([key for key in both.keys if key.keyid == keyid], tmp_path / "attacker")
+    (ws.root / "ledger.pub").write_bytes(before)
+    pin_key(ledger, attacker, ws.root / "ledger.pub", public_key(keyid, tmp_path / "attacker"), fields={})
+    refused(ws, "got others that no record vouches for: expected record 2, which changes the pinned keys, to be signed")
 
 
 def test_a_ledger_that_another_key_signed_again_is_another_ledger(ws: Workspace) -> None:

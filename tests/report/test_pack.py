@@ -10,8 +10,9 @@ import pytest
 
 from safegene.errors import LedgerError, ParamsError
 from safegene.ledger.keys import load_signer
-from safegene.ledger.promotion import PromotionClaim, record_refusal
+from safegene.ledger.promotion import record_refusal
 from safegene.ledger.record import FIELDS
+from safegene.ledger.rules import PromotionClaim
 from safegene.pipeline.stages.promote import revoke
 from safegene.report.clauses import INSTRUMENTS
 from safegene.report.pack import write_pack
