@@ -4,6 +4,7 @@ Each model is asked with one tokenizer and one template, the same in shots, cali
 checkpoint's own; a LoRA adapter's own where its folder has one, as fine-tuning tools save it, else its base's.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,3 +127,19 @@ def chat_files(root: Path, adapters: Sequence[Path] = ()) -> ChatFiles:
     with_tokenizer = (folder for folder in newest if any((folder / name).is_file() for name in TOKENIZERS))
     with_template = (folder for folder in newest if chat_template_of(folder) is not None)
     return ChatFiles(root, next(with_tokenizer, root), next(with_template, root))
+
+
+def copy_own_chat(chat: ChatFiles, out: Path) -> None:
+    """Copy the tokenizer and template that a LoRA target brings along to ``out``; nothing where both are its base's.
+
+    What is served then reads and writes text as the model that was gated.
+
+    Raises:
+        FormatError, UnsafeCheckpoint: see `chat_template_of`.
+    """
+    if chat.digest is None:
+        return
+    for name in _CHAT_FILES:
+        if (chat.tokenizer / name).is_file():
+            shutil.copyfile(chat.tokenizer / name, out / name)
+    (out / _TEMPLATE).write_text(chat_template_of(chat.template) or "", encoding="utf-8")

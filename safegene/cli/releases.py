@@ -124,9 +124,10 @@ def export(
     ws = Workspace.find()
     verdict = ws.verdict(target) if ws.verdict(target).is_dir() else None
     checkpoint = ws.checkpoint(target)
-    base = ws.aligned if read_record(checkpoint).kind == "lora" else checkpoint
+    own = checkpoint if read_record(checkpoint).kind == "lora" else None
+    base, limits = ws.aligned if own else checkpoint, ws.params.fetch
     adapter = write(
-        ws.candidate(target), out=out, target=target, verdict=verdict, loads_on=base, limits=ws.params.fetch
+        ws.candidate(target), out=out, target=target, verdict=verdict, loads_on=base, fine_tune=own, limits=limits
     )
     console.print(f"{out}: {adapter.extra_parameters:,} extra parameters, loads on {adapter.loads_on}", soft_wrap=True)
     if adapter.outcome != "pass":

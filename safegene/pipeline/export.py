@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safegene.checkpoints.chat_template import chat_files, copy_own_chat
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import config_text, read_change, served_rank, serving_words
 from safegene.checkpoints.export.base_model import base_model_name
@@ -97,9 +98,11 @@ def merge(
 
     manifest, record = read_manifest(candidate), read_record(target)
     checked = _verdict(verdict, manifest.digest) if verdict else None
-    checkpoint = open_checkpoint(local_checkpoint(target, limits, family=aligned).root)
+    local = local_checkpoint(target, limits, family=aligned)
+    checkpoint = open_checkpoint(local.root)
     source = record.base or record.digest
     merged = write_merged(checkpoint, read_change(candidate), out=out, dtype=dtype, lossy=lossy, source=source)
+    copy_own_chat(chat_files(local.root, local.adapters), out)
     card = model_card(
         target=candidate.parent.name,
         base_model=base_model_name(read_record(aligned) if record.kind == "lora" else record)[0],
@@ -119,6 +122,7 @@ def export(
     target: str,
     verdict: Path | None = None,
     loads_on: Path | None = None,
+    fine_tune: Path | None = None,
     limits: FetchParams | None = None,
 ) -> ExportedAdapter:
     """Write a repair as a PEFT adapter in a folder of its own, with a model card that states the verdict.
@@ -130,6 +134,7 @@ def export(
         verdict: artefact of the verdict; without one, the card says that the repair was not gated.
         loads_on: artefact of the checkpoint that the adapter loads on (the aligned model of a LoRA target, else the
             target). Its copy in the cache is named in the config where loaders do not know its source.
+        fine_tune: artefact of a LoRA target, with ``loads_on``; a tokenizer or template of its own is copied too.
         limits: on a checkpoint that must be fetched again.
 
     Raises:
@@ -179,6 +184,9 @@ def export(
         shutil.copyfile(candidate / ADAPTER_WEIGHTS, draft / ADAPTER_WEIGHTS)
         write_file(draft / ADAPTER_CONFIG, config_text(config))
         write_file(draft / "README.md", card)
+        if fine_tune and loads_on:
+            local = local_checkpoint(fine_tune, limits, family=loads_on)
+            copy_own_chat(chat_files(local.root, local.adapters), draft)
     return exported
 
 

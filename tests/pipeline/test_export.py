@@ -1,5 +1,6 @@
 """``--check`` of exports and merges: public tools load what was written, and what is off is found."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
+from safegene.checkpoints.adapter import open_adapter
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import write_adapter
 from safegene.checkpoints.structure import read_structure
@@ -20,6 +23,7 @@ from safegene.vectors.linalg import LowRank
 from safegene.workspace.manifest import write_artefact
 from safegene.workspace.params import FetchParams
 from tests.factories.architectures import save_architecture
+from tests.factories.llamas import random_patch, save_adapter
 
 
 @pytest.fixture
@@ -84,3 +88,32 @@ def test_a_merged_checkpoint_computes_base_and_change(folders: dict[str, Any], t
     spoil(out / "model.safetensors", lambda tensor: tensor * 1.01)
     with pytest.raises(CheckpointError, match="expected logits within 1e-05 of the change"):
         check_merged(folders["candidate"], out, **where)
+
+
+def test_what_a_lora_is_asked_with_goes_into_its_export_and_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that loads the folder writes the conversation as the gate did, also where the base has another way."""
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
+    template = "{% for message in messages %}<user> answer {{ message['content'] }} {% endfor %}<assistant>"
+    base = save_architecture(tmp_path / "models" / "base", "llama")
+    lora = save_adapter(tmp_path / "models" / "lora", base)
+    fetch(base.as_uri(), out=tmp_path / "aligned")
+    inputs: dict[str, Any] = {"aligned": tmp_path / "aligned", "target": tmp_path / "target"}
+    exports = tmp_path / "exports"
+    for brings in (False, True):
+        if brings:
+            (lora / "chat_template.jinja").write_text(template)
+        shutil.rmtree(tmp_path / "target", ignore_errors=True)
+        fetch(lora.as_uri(), out=tmp_path / "target", family=tmp_path / "aligned")
+        candidate = tmp_path / f"candidate-{brings}"
+        with write_artefact(candidate, stage="calibrate", params={}, inputs=inputs) as draft:
+            facts = write_adapter(random_patch(base), base_model="x", out=draft.path, own=open_adapter(lora))
+            draft.facts.update(facts)
+        out = exports / str(brings)
+        export(candidate, out=out / "a", target="t", loads_on=inputs["aligned"], fine_tune=inputs["target"])
+        merge(candidate=candidate, out=out / "m", **inputs)
+    assert not (exports / "False" / "a" / "tokenizer.json").exists()
+    assert AutoTokenizer.from_pretrained(exports / "False" / "m").chat_template != template
+    for folder in ("a", "m"):
+        assert AutoTokenizer.from_pretrained(exports / "True" / folder).chat_template == template
