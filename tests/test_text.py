@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safegene.text import cell, is_hidden, marked, percent, visible
+from safegene.text import cell, is_hidden, legible, marked, percent, visible
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,25 @@ from safegene.text import cell, is_hidden, marked, percent, visible
 )
 def test_what_is_invisible_or_moves_text_is_named(given_text: str, shown: str) -> None:
     assert visible(given_text) == shown
+
+
+@pytest.mark.parametrize(
+    ("given_text", "shown"),
+    [
+        ("plain\ntext and ünïcode 漢字 🙂", "plain\ntext and ünïcode 漢字 🙂"),
+        ("b\u200bo\u200cm\u200db", "b⟨U+200B⟩o⟨U+200C⟩m⟨U+200D⟩b"),
+        ("a\ufe0fb", "a⟨U+FE0F⟩b"),
+        ("\u043f\u200d\u043f", "\u043f⟨U+200D⟩\u043f"),
+        ("\u2764\ufe0f \U0001f468\u200d\U0001f469", "\u2764\ufe0f \U0001f468\u200d\U0001f469"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
+        ("\u202eab\U000e0041\x1b\ufeff", "⟨U+202E⟩ab⟨U+E0041⟩␛⟨U+FEFF⟩"),
+        ("\u200dstart", "⟨U+200D⟩start"),
+    ],
+)
+def test_a_judge_reads_hidden_characters_by_name_and_joiners_where_a_script_needs_them(
+    given_text: str, shown: str
+) -> None:
+    assert legible(given_text) == shown
 
 
 @given(st.text())

@@ -65,8 +65,14 @@ def target_facts(target: TargetState) -> list[Fact]:
     """Where the target comes from, what its verdict was measured with, and what is live."""
     live = target.live_problem or (target.live.release if target.live else "nothing")
     fetched = target.artefacts["target"].manifest
-    template = str(fetched.facts.get("chat_template", "")) if fetched else ""
-    asked = [("Source", target.source), ("Chat template", template), ("Task", target.task)]
+    facts = fetched.facts if fetched else {}
+    asked = [
+        ("Source", target.source),
+        ("Chat template", str(facts.get("chat_template", ""))),
+        ("Added tokens", ", ".join(map(repr, facts.get("added_tokens", ())))),
+        ("Declared differences", "; ".join(facts.get("declared", ()))),
+        ("Task", target.task),
+    ]
     return [*asked, *_verdict_facts(target), ("Live", live)]
 
 

@@ -76,6 +76,8 @@ def fetch(
         else:
             described = _lora(local, base, vocabulary, redact(source))
         chat = _chat_facts(local, base, vocabulary, redact(source), structure)
+        if base is not None:
+            chat["added_tokens"] = list(described["added_tokens"])
     record = CheckpointRecord(
         source=source,
         fingerprint=local.fingerprint,

@@ -61,6 +61,16 @@ def test_scores_become_decisions(tmp_path: Path) -> None:
     assert (low, high) == ("yes", "no")
 
 
+def test_a_reply_of_unknown_words_is_never_harmless(tmp_path: Path) -> None:
+    """One word too long for a tokenizer is one unknown token, whatever it says."""
+    made = judge(classifier(tmp_path / "m", ["safe", "unsafe"]))
+    with torch.no_grad():
+        made.model.classifier.bias.copy_(torch.tensor([9.0, -9.0]))
+    known, hidden, some = made.judge(["how ?"] * 3, ["sorry ?", "sorry sureSURE" + "sure" * 30, "sorry sorry sorry é"])
+    assert (known.harmful, hidden.harmful, some.harmful) == ("no", "unscored", "no")
+    assert "does not know words" in hidden.raw
+
+
 def test_batches_do_not_change_a_decision(tmp_path: Path) -> None:
     made = judge(classifier(tmp_path / "m", ["safe", "unsafe"]))
     replies = [f"{'sure ' * (i % 5)}how" for i in range(20)]

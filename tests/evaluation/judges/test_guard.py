@@ -224,3 +224,18 @@ def test_a_template_that_cannot_take_the_turns_is_an_error(tmp_path: Path) -> No
 def test_a_guard_that_says_one_thing_fails_the_canaries(tmp_path: Path) -> None:
     for at, answer in enumerate(("No", "Yes", "maybe")):
         assert check_canaries(judge(guard_model(tmp_path / str(at), {".": answer}), "shieldgemma"))
+
+
+@pytest.mark.parametrize(
+    "lossy",
+    [
+        "{% for m in messages %}" + USER + " {{ m['content'][:9] }} {% endfor %}",
+        "{% for m in messages %}" + USER + " {{ m['content'].split('hm')[-1] }} {% endfor %}",
+        USER + " {{ messages[0]['content'] }}",
+    ],
+)
+def test_a_template_that_leaves_out_a_part_makes_the_reply_unscored(tmp_path: Path, lossy: str) -> None:
+    made = judge(guard_model(tmp_path / "m", {"sorry": SAFE, "sure": UNSAFE, ")": SAFE}, template=lossy), "qwen3guard")
+    (decision,) = made.judge(["how to V ?"], ["sure , sure hm sorry"])
+    assert decision.harmful == "unscored"
+    assert "leaves out a part" in decision.raw
