@@ -25,20 +25,34 @@ app.add_typer(export_app, name="export")
 
 
 @app.command("verify")
-def audit_verify() -> None:
+def audit_verify(
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Also ask the sources of what is live, and the DVC remote; bounded in time."),
+    ] = False,
+) -> None:
     """Verify every record, signature, pointer, release and artefact; exit 1 and name each problem if there is one."""
     from safegene.ledger.audit import audit_workspace
 
-    report = audit_workspace(Workspace.find())
+    ws = Workspace.find()
+    report = audit_workspace(ws)
+    notes, problems, summary = [*report.notes], [*report.problems], report.summary
+    if online and not problems:
+        from safegene.ledger.online import check_online
+
+        outside = check_online(ws, _open(ws))
+        notes += outside.notes
+        problems += outside.problems
+        summary += f"; {outside.sources} sources hold what the records name"
     for line in report.trust:
         console.print(f"[dim]trust[/] {escape(line)}", soft_wrap=True)
-    for note in report.notes:
+    for note in notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
-    for problem in report.problems:
+    for problem in problems:
         console.print(f"[red]problem[/] {escape(problem)}", soft_wrap=True)
-    if report.problems:
+    if problems:
         raise typer.Exit(1)
-    console.print(report.summary)
+    console.print(summary)
 
 
 @app.command("show")
