@@ -1,7 +1,7 @@
 """Blast radius: every record, and every live target, that one digest, data set or key touched.
 
-A record is touched by what its artefacts and fields name, and by the keys that signed it. The fields ``chain`` and
-``channel`` name neighbouring records only and do not count.
+A record is touched by what its artefacts and fields name, and by the keys that signed or approved it. The fields
+``chain`` and ``channel`` name neighbouring records only and do not count.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class TouchedRecord:
 
     Attributes:
         record: the record.
-        places: where in the record it is named, such as ``vector.digest``; ``signature`` for a key.
+        places: where in the record it is named, such as ``vector.digest``; ``signature`` or ``approval`` for a key.
     """
 
     record: Record
@@ -102,7 +102,7 @@ def blast_radius(ledger: Ledger, name: str) -> BlastRadius:
         tuple(touched),
         tuple(one for one in live if one.record.digest in digests),
         unread,
-        why_revoked(revoked, frozenset(names)),
+        why_revoked(revoked, frozenset(names) | {PREFIX + name for name in names}),
     )
 
 
@@ -125,8 +125,18 @@ def named_places(record: Record) -> Iterator[tuple[str, str]]:
     """(place in the record, digest or key id or data set that it names), of everything that can be asked for."""
     content = record.predicate.model_dump(mode="json", exclude={"chain", "channel"})
     yield from _digests(content, "")
-    yield "signature", record.predicate.chain.key
+    yield from (("signature", keyid) for keyid in record.signers)
+    yield from (("approval", keyid) for keyid in _approving(content["approval"]))
     yield from ((f"datasets.{name}", name) for name in record.predicate.datasets if name != "not_recorded")
+
+
+def _approving(approval: Any) -> Iterator[str]:
+    """Ids of the keys whose signatures approved a promotion."""
+    envelope = approval.get("envelope") if isinstance(approval, Mapping) else None
+    signatures = envelope.get("signatures") if isinstance(envelope, Mapping) else None
+    for signature in signatures if isinstance(signatures, list) else ():
+        if isinstance(signature, Mapping):
+            yield str(signature.get("keyid", ""))
 
 
 def _digests(value: Any, place: str) -> Iterator[tuple[str, str]]:

@@ -57,7 +57,7 @@ def write_pack(workspace: Workspace, name: str, out: Path, *, channel: str | Non
     ledger = open_ledger(params, workspace.root)
     record = named_record(ledger, name, channel or params.channel)
     if record.target == EVERY:
-        raise LedgerError(f"expected a record of a target, got record {record.sequence}, a revocation")
+        raise LedgerError(f"expected a record of a target, got record {record.sequence} of outcome {record.outcome!r}")
     evidence = pack_evidence(ledger, record)
     with draft_folder(out) as draft:
         for one in ledger.walk():

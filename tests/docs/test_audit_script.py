@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from safegene.ledger.keys import create_key, write_public_key
+from safegene.ledger.keys import create_key, public_key, write_public_key
+from safegene.ledger.pins import APPROVE, PinnedKeys, read_pinned_keys, with_extras, write_pinned_keys
+from safegene.pipeline.stages.promote import approve, promote
 from safegene.workspace.layout import Workspace
-from tests.factories.ledger import attempt, flip_byte, make_workspace, records
+from tests.factories.ledger import TARGET, attempt, flip_byte, make_workspace, records
 from tests.factories.outsider import verify_as_outsider
 
 ARCHIVE = Path(__file__).parents[1] / "goldens" / "demo-e86ff8d" / "workspace.tar.xz"
@@ -99,6 +101,49 @@ def test_what_is_wrong_is_named(ws: Workspace, damage: Any, word: str) -> None:
     done = verify_as_outsider(ws.root)
     assert done.returncode == 1
     assert word in done.stderr
+
+
+@pytest.fixture
+def two_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace in which promotions need two persons: Ada promotes, Grace approves."""
+    ws = make_workspace(tmp_path / "ws", keys=tmp_path / "ada")
+    (ada,) = read_pinned_keys(ws.root / "ledger.pub").keys
+    grace = with_extras(public_key(create_key(tmp_path / "grace"), tmp_path / "grace"), owner="Grace", roles=[APPROVE])
+    write_pinned_keys(ws.root / "ledger.pub", PinnedKeys((with_extras(ada, owner="Ada"), grace), ((0, 2),)))
+    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
+    assert promote(ws, TARGET).outcome == "pending"
+    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "grace"))
+    assert approve(ws, TARGET).outcome == "pass"
+    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
+    return ws
+
+
+def test_an_approved_promotion_verifies(two_signatures: Workspace) -> None:
+    done = verify_as_outsider(two_signatures.root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "live: sentiment on production, by record 1" in done.stdout
+    assert {"Ada", "Grace"} <= set(done.stdout.split())
+
+
+def test_signatures_that_are_missing_are_named(two_signatures: Workspace) -> None:
+    path = two_signatures.root / "ledger.pub"
+    pinned = json.loads(path.read_text())
+    path.write_text(json.dumps({**pinned, "signatures": [{"from": 0, "count": 3}]}))
+    assert "record 1 lacks the signatures that it needs" in verify_as_outsider(two_signatures.root).stderr
+    for key in pinned["keys"]:
+        key["owner"] = "Ada"
+    path.write_text(json.dumps(pinned))
+    assert "record 1 lacks the signatures that it needs" in verify_as_outsider(two_signatures.root).stderr
+
+
+def test_a_retired_key_signs_for_what_came_before(ws: Workspace) -> None:
+    path = ws.root / "ledger.pub"
+    pinned = json.loads(path.read_text())
+    for until, code in ((2, 0), (1, 1)):
+        path.write_text(json.dumps({"keys": [{**pinned["keys"][0], "until": until}]}))
+        done = verify_as_outsider(ws.root)
+        assert done.returncode == code, done.stdout + done.stderr
+    assert "names a record of a revoked key" in done.stderr
 
 
 def test_nothing_of_this_project_is_needed(tmp_path: Path) -> None:

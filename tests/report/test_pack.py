@@ -140,7 +140,7 @@ def test_it_overwrites_nothing_and_a_revocation_has_none(ws: Workspace, tmp_path
     (tmp_path / "kept").write_text("x")
     with pytest.raises(ParamsError, match="expected a new or empty folder"):
         write_pack(ws, TARGET, tmp_path)
-    with pytest.raises(LedgerError, match="a revocation"):
+    with pytest.raises(LedgerError, match="of outcome 'revocation'"):
         write_pack(ws, "2", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 

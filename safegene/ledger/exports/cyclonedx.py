@@ -69,6 +69,7 @@ def _model(record: Record, sets: tuple[DataSet, ...]) -> dict[str, Any]:
         "version": f"record-{record.sequence}",
         "description": "A fine-tune with a low-rank repair of its safety, as it was judged.",
         "hashes": _hashes(subject),
+        **_licences(mapping(record.predicate.use)),
         "modelCard": _card(record, sets),
     }
 
@@ -81,7 +82,7 @@ def _card(record: Record, sets: tuple[DataSet, ...]) -> dict[str, Any]:
     if kind:
         parameters |= {"architectureFamily": "transformer", "modelArchitecture": kind}
     considerations: dict[str, Any] = {"technicalLimitations": [*LIMITS, *_texts(use.get("limits"))]}
-    if cases := _texts(use.get("intended") or use.get("intended_use")):
+    if cases := _texts(use.get("intended_use")):
         considerations["useCases"] = cases
     return {
         "modelParameters": parameters,
