@@ -105,7 +105,7 @@ def replay(workspace: Workspace, name: str) -> Replay:
     ):
         copy = Workspace(root)
         notes = restore_inputs(workspace, copy, ledger, run)
-        with _own_cache(Path(box) / "cache"):
+        with fresh_cache(Path(box) / "cache"):
             for stage in PIPELINE:
                 if stage.tracked:
                     _run(stage, copy, record)
@@ -147,7 +147,7 @@ def _commit(workspace: Workspace, record: Record) -> str:
 
 
 @contextmanager
-def _own_cache(folder: Path) -> Iterator[None]:
+def fresh_cache(folder: Path) -> Iterator[None]:
     """Let child processes use an empty cache that shares only `SHARED` with the user's."""
     shared, before = cache_folder().resolve(), os.environ.get("SAFEGENE_CACHE")
     folder.mkdir()

@@ -111,9 +111,10 @@ def two_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace
     grace = with_extras(public_key(create_key(tmp_path / "grace"), tmp_path / "grace"), owner="Grace", roles=[APPROVE])
     write_pinned_keys(ws.root / "ledger.pub", PinnedKeys((with_extras(ada, owner="Ada"), grace), ((0, 2),)))
     monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
-    assert promote(ws, TARGET).outcome == "pending"
+    asked = promote(ws, TARGET)
+    assert asked.outcome == "pending"
     monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "grace"))
-    assert approve(ws, TARGET).outcome == "pass"
+    assert approve(ws, str(asked.record)).outcome == "pass"
     monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
     return ws
 

@@ -1,6 +1,7 @@
 """What a replay restores from a record, and what it says where something is missing; no model is run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import pytest
 from safegene.errors import ArtifactError, LedgerError, SafegeneError
 from safegene.ledger.release import release_manifests
 from safegene.ledger.trace import named_record
-from safegene.pipeline.replay import replay
+from safegene.pipeline.replay import SHARED, fresh_cache, replay
 from safegene.pipeline.replay_inputs import recorded_run, restore_inputs
 from safegene.pipeline.stages.promote import revoke, rollback
 from safegene.workspace.digest import digest_file
 from safegene.workspace.git import git, head_commit, worktree
-from safegene.workspace.layout import Workspace
+from safegene.workspace.layout import Workspace, cache_folder
 from safegene.workspace.manifest import read_manifest
 from tests.factories.ledger import TARGET, attempt, ledger_of, make_receipt, make_workspace, records
 
@@ -150,3 +151,19 @@ def test_a_worktree_leaves_branch_and_files_as_they_are(ws: Workspace, tmp_path:
     assert not (tmp_path / "copy").exists()
     assert not (tmp_path / "ran").exists()
     assert (git(ws.root, "status", "--porcelain"), git(ws.root, "rev-parse", "HEAD")) == before
+
+
+def test_nothing_that_earlier_runs_computed_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "user"))
+    for name in ("replies", "degrade", "extract", "stats", "checkpoints"):
+        (tmp_path / "user" / name).mkdir(parents=True)
+    with fresh_cache(tmp_path / "fresh"):
+        assert cache_folder() == tmp_path / "fresh"
+        assert {path.name for path in cache_folder().iterdir()} == set(SHARED)
+        assert "replies" not in SHARED
+    assert cache_folder() == tmp_path / "user"
+    monkeypatch.delenv("SAFEGENE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    with fresh_cache(tmp_path / "again"):
+        assert cache_folder() == tmp_path / "again"
+    assert "SAFEGENE_CACHE" not in os.environ
