@@ -17,6 +17,7 @@ from safegene.ledger.blast import live_records
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import revocations
 from safegene.ledger.record import Record
+from safegene.ledger.snapshot import read_state
 from safegene.text import redact
 from safegene.workspace.layout import Workspace
 
@@ -61,7 +62,8 @@ def check_online(workspace: Workspace, ledger: Ledger, *, seconds: float = SECON
         LedgerError: the chain is broken.
     """
     problems, notes, sound = list[str](), list[str](), 0
-    live, _ = live_records(ledger, tuple(ledger.walk()), revocations(ledger))
+    reading = read_state(ledger)
+    live, _ = live_records(ledger, reading, revocations(ledger, reading))
     named = {(one.source, one.fingerprint): one for record in live for one in _sources(record.record)}
     start = time.monotonic()
     for number, one in enumerate(named.values()):

@@ -66,6 +66,12 @@ def _pointer_of_another_target(ws: Workspace) -> None:
     shutil.copy(channel / "sentiment", channel / "topic")
 
 
+def _pointer_set_back(ws: Workspace) -> None:
+    old = next(record for record in records(ws) if record.sequence == 0)
+    content = {"record": old.digest, "release": old.release, "sequence": 0}
+    (ws.root / "ledger" / "channels" / "production" / "sentiment").write_text(json.dumps(content))
+
+
 def _release_byte(ws: Workspace) -> None:
     flip_byte(_release(ws) / "candidate" / "adapter_model.safetensors")
 
@@ -91,7 +97,8 @@ def _release(ws: Workspace) -> Path:
         (_delete_record, "record 0, sha256:"),
         (_other_number, "out of order: expected number 7"),
         (_other_key, "not signed by a trusted key"),
-        (_pointer_of_another_target, "topic names a record of something else"),
+        (_pointer_of_another_target, "topic names a record, and the chain says that nothing is live there"),
+        (_pointer_set_back, "sentiment was set back or forged: the chain says that record 1 is live"),
         (_release_byte, "adapter_model.safetensors was changed"),
         (_planted_file, "files that nobody signed"),
     ],
