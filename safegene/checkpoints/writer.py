@@ -111,7 +111,7 @@ class ShardWriter:
         if len(raw) < size:
             raw = torch.empty(size, dtype=torch.uint8)
         self._buffers.append(raw)
-        return raw[:size].view(dtype).view(*shape)
+        return raw[:size].view(dtype).view(torch.Size(shape))
 
     def write(self, name: str, block: Tensor) -> None:
         """Write the next tensor of the shard, or its next rows, cast to the planned dtype.

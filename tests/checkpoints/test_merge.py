@@ -73,6 +73,7 @@ def test_a_merge_keeps_the_dtype_of_every_tensor(tmp_path: Path) -> None:
         "model.layers.0.mlp.router.bias": torch.randn(3, generator=generator),
         "model.layers.0.mlp.router.weight": torch.randn(3, 8, generator=generator).bfloat16(),
         "model.norm.weight": torch.randn(8, generator=generator).bfloat16(),
+        "model.layers.0.mlp.act_fn.beta": torch.tensor(0.5),  # a scalar, as in Apertus
     }
     folder = tmp_path / "base"
     folder.mkdir()
