@@ -129,7 +129,7 @@ def run_load(load: Load, params: PromoteParams, root: Path) -> LoadResult:
     context, deaths = multiprocessing.get_context("fork"), load.deaths()
     waiting = [list(range(first, load.attempts, load.promoters)) for first in range(load.promoters)]
     logs = [root / f"promoter-{number}.log" for number in range(load.promoters)]
-    running = {}
+    running = dict[int, multiprocessing.process.BaseProcess]()
     while running or any(waiting):
         for number, attempts in enumerate(waiting):
             if attempts and number not in running:

@@ -102,7 +102,7 @@ def audit_figures(ws: Workspace) -> list[Figure]:
 
 
 def _audit_problems(ws: Workspace) -> list[str]:
-    command = [sys.executable, "-m", "safegene", "audit", "verify"]
+    command = [str(Path(sys.executable).parent / "safegene"), "audit", "verify"]
     done = subprocess.run(command, cwd=ws.root, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or done.stderr:
         raise SystemExit(f"expected an audit, got {done.stderr}")
