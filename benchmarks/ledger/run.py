@@ -137,7 +137,7 @@ def _new_bucket() -> str:
 @contextmanager
 def _elsewhere() -> Iterator[Path]:
     """A folder with keys, memory and cache of the benchmark's own."""
-    with TemporaryDirectory(prefix="safegene-ledger-") as name:
+    with TemporaryDirectory(prefix="safegene-ledger-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for variable in ("SAFEGENE_KEYS", "SAFEGENE_STATE", "SAFEGENE_CACHE"):
             os.environ[variable] = str(folder / variable.rpartition("_")[2].lower())

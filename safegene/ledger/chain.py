@@ -90,12 +90,28 @@ class Ledger:
         """
         tip = self._read(Tip, TIP)
         if tip is None and (anchor := next(iter(self.required()), None)):
+            if tip := self._read(Tip, TIP):  # another writer created it, and its record was remembered
+                return tip
             raise self.set_back(anchor)
         if tip or not any(self.read(digest).sequence > 0 for digest in self.records()):
             return tip
         if tip := self._read(Tip, TIP):  # other writers created it since the first read
             return tip
         raise LedgerError(f"expected the tip of the chain, got none although there are records, in {self.where(TIP)}")
+
+    def start(self) -> tuple[Tip, tuple[Anchor, ...]] | None:
+        """The newest record, and the records that the chain below it must hold; None for an empty ledger.
+
+        Raises:
+            LedgerError: as `tip` and `required`.
+        """
+        stored = self.tip()
+        if stored is None:
+            return None
+        anchors = self.required(self.identity(self.read(stored.content.record)))
+        if any(anchor.sequence > stored.content.sequence for anchor in anchors):
+            stored = self.tip() or stored  # other writers went on, and their records were remembered
+        return stored.content, anchors
 
     def required(self, ledger: str | None = None) -> tuple[Anchor, ...]:
         """The records that the chain must hold.
@@ -233,14 +249,15 @@ class Ledger:
         Raises:
             LedgerError: a link is broken, or the chain does not hold a record that was seen before.
         """
-        tip = self.tip()
-        if tip is None:
+        start = self.start()
+        if start is None:
             return
-        held, last = dict[int, str](), tip.content.record
-        for record in self.back_from(tip.content, named_by=self.where(TIP)):
-            held[record.sequence] = last = record.digest
+        tip, anchors = start
+        held = dict[int, str]()
+        for record in self.back_from(tip, named_by=self.where(TIP)):
+            held[record.sequence] = record.digest
             yield record
-        for anchor in self.required(last):
+        for anchor in anchors:
             if held.get(anchor.sequence) != anchor.record:
                 raise self.set_back(anchor)
 

@@ -215,13 +215,12 @@ def read_state(ledger: Ledger, *, at: Tip | None = None) -> Reading | None:
         LedgerError: a link is broken, or the chain does not hold a record that was seen before.
     """
     if at is None:
-        stored = ledger.tip()
-        if stored is None:
+        found = ledger.start()
+        if found is None:
             return None
-        identity = ledger.identity(ledger.read(stored.content.record))
-        anchors, start = ledger.required(identity), stored.content
+        start, anchors = found
     else:
-        anchors, start = (), at
+        start, anchors = at, ()
     later, base = _walk_back(ledger, start, anchors)
     now, due = base or Folded(revocations=_unlinked_revocations(ledger, later)), None
     for record in reversed(later):

@@ -56,7 +56,8 @@ def test_promotion_with_the_ledger_on_s3(copy: Path, bucket: str, prefect_api: s
     assert "seen before" in run(copy, "resolve", "sentiment", "production", code=1).stderr, (
         "no ledger is exchanged unseen"
     )
-    (copy / "ledger.seen").unlink()
+    git(copy, "rm", "--quiet", "ledger.seen")
+    git(copy, "commit", "-qam", "another ledger")
     done = run(copy, "run", PREFECT_API_URL=prefect_api)
     assert "pass" in done.stderr
     answer = json.loads(run(copy, "resolve", "sentiment", "production").stdout)
