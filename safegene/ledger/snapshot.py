@@ -274,7 +274,8 @@ def _remember(ledger: Ledger, reading: Reading, anchors: Iterable[Anchor]) -> No
             newest.sequence + 1,
         )
     below = tuple(anchor.record for anchor in (*anchors, *ledger.anchors))
-    if known and known.record == newest.digest and set(below) <= {*known.below, newest.digest}:
+    same = known and known.record == newest.digest and set(reading.now.revocations) <= set(known.revoked)
+    if same and known and set(below) <= {*known.below, newest.digest}:
         return
     memory.remember(
         reading.now.ledger,
