@@ -297,8 +297,8 @@ def test_one_token_is_a_whole_answer_where_the_format_says_so(endpoint: Endpoint
 
 
 def test_parameters_reach_the_judge(endpoint: Endpoint) -> None:
-    settings = {"kind": "chat", "url": endpoint.url, "model": "m", "allow_hosts": ("127.0.0.1",)}
-    limits = {"requests_per_minute": 6000.0, "max_requests": 2, "max_tokens": 99, "concurrency": 3}
+    settings: dict[str, Any] = {"kind": "chat", "url": endpoint.url, "model": "m", "allow_hosts": ("127.0.0.1",)}
+    limits: dict[str, Any] = {"requests_per_minute": 6000.0, "max_requests": 2, "max_tokens": 99, "concurrency": 3}
     plain, made = build(JudgeParams(**settings)), build(JudgeParams(**settings, **limits))
     assert isinstance(made, ChatJudge)
     assert (made.meter.requests_per_minute, made.meter.max_requests, made.meter.max_tokens) == (6000, 2, 99)

@@ -268,7 +268,7 @@ def test_too_little_for_any_matrix_is_refused(tmp_path: Path) -> None:
 def test_every_granularity_fits_the_numbers_allowed(tmp_path: Path, granularity: str, numbers: float) -> None:
     """96 x 64 matrices and their like: six of 160 numbers a column."""
     patch = {n: o for n, o in random_patch(save_llama(tmp_path), ranks=(4,)).items() if "mlp" in n}
-    found = new_coefficients(CalibrateParams(granularity=granularity, start=0.5), patch, numbers)
+    found = new_coefficients(CalibrateParams.model_validate({"granularity": granularity, "start": 0.5}), patch, numbers)
     ranks = allocate_ranks(patch, numbers)
     assert (
         sorted(ranks.values())

@@ -35,7 +35,9 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 def by(method: str, **changed: Any) -> CalibrateParams:
-    return CalibrateParams(**LEAST.model_dump(exclude={"baseline"}), baseline={"method": method, **changed})
+    return CalibrateParams.model_validate(
+        LEAST.model_dump(exclude={"baseline"}) | {"baseline": {"method": method, **changed}}
+    )
 
 
 @pytest.fixture(scope="module")

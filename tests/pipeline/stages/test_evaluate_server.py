@@ -8,9 +8,8 @@ from safegene.errors import ParamsError, SourceError
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.workspace.params import EvaluateParams, ServerParams
 from tests.factories.evaluation import PARAMS, World, evidence
+from tests.factories.gate import ARMS
 from tests.factories.model_server import Stand, serve
-
-ARMS = ("before", "candidate", "aligned")
 
 
 @pytest.fixture
