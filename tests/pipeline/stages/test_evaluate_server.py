@@ -22,7 +22,8 @@ def served(world: World) -> Iterator[tuple[Stand, EvaluateParams]]:
         for name, (at, adapters) in places.items()
     }
     serve(stand, models)
-    server = ServerParams(url=stand.at().url, names={arm: arm for arm in ARMS}, allow_hosts=("127.0.0.1",))
+    names = {arm: arm for arm in ARMS}
+    server = ServerParams.model_validate({"url": stand.at().url, "names": names, "allow_hosts": ("127.0.0.1",)})
     yield stand, PARAMS.model_copy(update={"server": server})
     stand.server.shutdown()
     stand.server.server_close()
