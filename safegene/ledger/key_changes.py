@@ -234,7 +234,10 @@ def verify_keys(ledger: Ledger, chain: Iterable[Record]) -> tuple[list[str], lis
                 f"which is not trusted from record {limits[keyid]} on"
             )
         try:
-            why = why_unapproved(ledger, record, limits) if record.outcome in PUBLISHING[:2] else ""
+            promotes = record.outcome in PUBLISHING[:2]
+            why = why_unapproved(ledger, record, {}) if promotes else ""
+            if promotes and not why and not late and (later := why_unapproved(ledger, record, limits)):
+                notes.append(f"{later}, since keys were revoked after it was written")
             approval = approval_of(record) if record.outcome == "override" else None
         except LedgerError as error:
             why, approval = error.message, None

@@ -32,6 +32,7 @@ from safegene.evaluation.adapter_trial import adapter_fault
 from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model
 from safegene.models.structure import model_without_weights
+from safegene.models.tokens import count_tokens
 from safegene.repair.baselines.base import case_of, mean_change
 from safegene.repair.coefficients import zero_change
 from safegene.repair.coefficients_file import CoefficientsFile, coefficients_file, direction_table
@@ -102,9 +103,9 @@ def calibrate(
         shots = build_shots(params, aligned_root, target_files, safety, tasks, dtype=dtype)
         model = load_model(target_files.root, adapters=target_files.adapters, dtype=dtype, device=default_device())
         whole = None if params.baseline is None else _whole_delta(degraded, safety_vector)
-        result = _repair(
-            params, model, shots, factors, params.max_extra * target_record.parameters, aligned_root, whole
-        )
+        numbers = params.max_extra * target_record.parameters
+        with count_tokens(model) as read:
+            result = _repair(params, model, shots, factors, numbers, aligned_root, whole)
         del model
     adapter = open_adapter(target_files.adapters[0]) if target_files.adapters else None
     record = family if adapter else target_record
@@ -128,6 +129,7 @@ def calibrate(
         _describe(draft.path, coefficients, result, patch)
         _write_card(draft.path, out.parent.name, base_model_name(record)[0], facts, inputs)
         draft.facts.update(facts, **coefficients.model_dump(include={"extra_params", "repaired", "reason", "trained"}))
+        draft.facts["tokens"] = read.to_json()
     return draft.done
 
 

@@ -24,6 +24,7 @@ from safegene.evaluation.judges import build
 from safegene.models.device import default_device, threads_for
 from safegene.models.generation import generate
 from safegene.models.loading import load_model, load_tokenizer
+from safegene.models.tokens import count_tokens
 from safegene.repair.lora import lora
 from safegene.repair.training import Row, supervised
 from safegene.vectors.vector import write_factors
@@ -52,6 +53,7 @@ class SurrogateRecord(Strict):
         hrr: the last of these rates.
         reached: whether it is at least ``degrade.stop_hrr``.
         pools: of its training rows.
+        tokens: what the model read, see `safegene.models.tokens`; None in surrogates of earlier versions.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class SurrogateRecord(Strict):
     hrr: float
     reached: bool
     pools: list[str]
+    tokens: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,11 @@ def degrade(
         payload = {"aligned_hrr": before, "judge": maker.judge.identity, "surrogates": surrogates}
         (draft.path / "degraded.json").write_bytes(canonical_json(payload) + b"\n")
         draft.facts.update({f"hrr.{name}": record.hrr for name, record in records.items()}, hrr_aligned=before)
+        counts = [record.tokens for record in records.values()]
+        if all(counts):
+            draft.facts["tokens"] = {
+                key: sum(count[key] for count in counts if count) for key in ("forward", "trained")
+            }
     return draft.done
 
 
@@ -222,7 +230,7 @@ def seed_of(seed: int, name: str) -> int:
 def _train(maker: SurrogateTrainer, name: str, at: Path, identity: dict[str, Any]) -> None:
     params, chosen = maker.params, maker.params.surrogates[name]
     seed, history = seed_of(params.seed, name), list[tuple[int, float]]()
-    with lora(maker.model, maker.matrices, rank=chosen.rank, seed=seed) as factors:
+    with lora(maker.model, maker.matrices, rank=chosen.rank, seed=seed) as factors, count_tokens(maker.model) as read:
         done = supervised(
             maker.model,
             maker.tokenizer,
@@ -237,7 +245,12 @@ def _train(maker: SurrogateTrainer, name: str, at: Path, identity: dict[str, Any
         patch = factors.patch()
     hrr = history[-1][1]
     record = SurrogateRecord(
-        steps=done, probe=history, hrr=hrr, reached=hrr >= params.stop_hrr, pools=list(chosen.pools)
+        steps=done,
+        probe=history,
+        hrr=hrr,
+        reached=hrr >= params.stop_hrr,
+        pools=list(chosen.pools),
+        tokens=read.to_json(),
     )
     with write_artefact(at, stage="degrade.surrogate", params=identity, inputs={}) as draft:
         write_factors(patch, draft.path / "factors.safetensors")
