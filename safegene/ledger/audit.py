@@ -17,6 +17,7 @@ from safegene.ledger.chain import Ledger, open_ledger, stored_apart
 from safegene.ledger.key_changes import verify_keys
 from safegene.ledger.live import live_in, revocations
 from safegene.ledger.memory import RevokedDigest
+from safegene.ledger.model_signature import verify_models
 from safegene.ledger.pointers import channel_key, record_key
 from safegene.ledger.record import Record
 from safegene.ledger.release import require_release_of
@@ -85,6 +86,8 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
         releases = {(record.release, tuple(record.artefacts.items())) for record in chain if record.release}
         for release, names in sorted(releases):
             _verify_release(ledger, release, dict(names), problems)
+        for record in {record.release: record for record in chain if record.release}.values():
+            _verify_signatures(ledger, record, problems)
         artefacts, changed = hashing.result()
     problems += changed
     _compare_with_records(workspace, chain, live, artefacts, problems)
@@ -275,6 +278,14 @@ def _verify_release(ledger: Ledger, release: str, artefacts: Mapping[str, str], 
         require_release_of(ledger.store, release, artefacts)
     except SafegeneError as error:
         problems.append(error.message)
+
+
+def _verify_signatures(ledger: Ledger, record: Record, problems: list[str]) -> None:
+    try:
+        verify_models(ledger.store, record, ledger.keys)
+    except SafegeneError as error:
+        if error.message not in problems:
+            problems.append(error.message)
 
 
 def _verify_artefacts(workspace: Workspace) -> tuple[dict[Path, str], list[str]]:

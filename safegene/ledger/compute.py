@@ -9,6 +9,8 @@ a stage that states none is ``not_recorded`` and the total is a lower bound.
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import JsonValue
+
 from safegene.gate import evidence_from
 from safegene.ledger.evidence import Evidence
 from safegene.workspace.params import Params
@@ -20,29 +22,41 @@ PART_OF = {"extraction": "degraded", "calibration": "candidate"}
 """Part -> the artefact whose manifest states its tokens."""
 
 
-def compute_field(evidence: Evidence, params: Params) -> dict[str, Any]:
-    """Operations of extraction, calibration and evaluation, their total, and its share of the base model's training.
+def compute_field(evidence: Evidence, params: Params, before: JsonValue = None) -> dict[str, Any]:
+    """Operations of extraction, calibration and evaluation, and their running total over a target's records.
 
     Args:
         evidence: with the manifests of the artefacts.
-        params: ``record.base_training_tokens``, of the base model.
+        params: ``record.base_training_tokens``, of the base model, to state the running total as a share.
+        before: field ``compute`` of the target's record before this one; a part whose artefact it counted already is
+            not added to the running total again.
     """
     size = int(evidence.payload("target", "checkpoint.json").get("parameters") or 0)
     if not size:
         return {"not_recorded": "the checkpoint does not state its number of parameters"}
-    parts: dict[str, Any] = {name: _stage(evidence, artefact, size) for name, artefact in PART_OF.items()}
+    parts = {name: _stage(evidence, artefact, size) for name, artefact in PART_OF.items()}
     parts["evaluation"] = _evaluation(evidence, size)
-    total = sum(int(part.get("flops", 0)) for part in parts.values())
-    return {"formula": FORMULA, "parameters": size, **parts, "total_flops": total, **_share(total, size, params)}
+    total = sum(part.get("flops", 0) for part in parts.values())
+    known: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
+    running = int(known.get("running_total_flops", 0)) + sum(
+        part.get("flops", 0) for name, part in parts.items() if part.get("artefact") != _artefact(known.get(name))
+    )
+    stated: dict[str, Any] = {"formula": FORMULA, "parameters": size, **parts, "total_flops": total}
+    return {**stated, "running_total_flops": running, **_share(running, size, params)}
+
+
+def _artefact(part: Any) -> Any:
+    return part.get("artefact") if isinstance(part, Mapping) else None
 
 
 def _stage(evidence: Evidence, artefact: str, size: int) -> dict[str, Any]:
     manifest = evidence.manifests.get(artefact)
     tokens: Any = manifest.facts.get("tokens") if manifest else None
-    if not isinstance(tokens, Mapping):
+    if manifest is None or not isinstance(tokens, Mapping):
         return {"not_recorded": f"the artefact {artefact} states no counts of tokens"}
     forward, trained = int(tokens["forward"]), int(tokens["trained"])
-    return {"tokens": dict(tokens), "flops": size * (FORWARD * forward + TRAINING * trained)}
+    flops = size * (FORWARD * forward + TRAINING * trained)
+    return {"artefact": manifest.digest, "tokens": dict(tokens), "flops": flops}
 
 
 def _evaluation(evidence: Evidence, size: int) -> dict[str, Any]:
@@ -51,11 +65,12 @@ def _evaluation(evidence: Evidence, size: int) -> dict[str, Any]:
     files = [(folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl")]
     rows, _ = evidence_from(*files, where=str(folder))
     tokens = sum(row.tokens for row in rows)
-    return {"tokens": {"generated": tokens}, "flops": FORWARD * size * tokens}
+    digest = evidence.manifests["judgements"].digest
+    return {"artefact": digest, "tokens": {"generated": tokens}, "flops": FORWARD * size * tokens}
 
 
-def _share(total: int, size: int, params: Params) -> dict[str, Any]:
+def _share(running: int, size: int, params: Params) -> dict[str, Any]:
     base = params.record.base_training_tokens
     if base is None:
         return {"share_of_base_training": {"not_recorded": "params.yaml states no record.base_training_tokens"}}
-    return {"base_training_tokens": base, "share_of_base_training": total / (TRAINING * size * base)}
+    return {"base_training_tokens": base, "share_of_base_training": running / (TRAINING * size * base)}

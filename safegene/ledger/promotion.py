@@ -3,19 +3,22 @@
 Every attempt is recorded, refused ones too. Two write no record: a dry run, and promoting what is already live and not
 revoked.
 
-The release is published, the record is linked, and the channel pointer is replaced, in this order. If another promotion
-is linked first, the attempt raises PromotionRefused, and a record of outcome ``superseded`` says which record did not
-go live. Where more than one signature is needed, the record is of outcome ``pending`` and replaces no
-pointer; `safegene.ledger.approval` puts it live.
+The release is published, its model folders are signed, the record is linked, and the channel pointer is replaced, in
+this order. If another promotion is linked first, the attempt raises PromotionRefused, and a record of outcome
+``superseded`` says which record did not go live. Where more than one signature is needed, the record is of outcome
+``pending`` and replaces no pointer; `safegene.ledger.approval` puts it live.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from securesystemslib.signer import Signer
 
 from safegene.errors import LedgerError, PromotionRefused
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import LiveRecord, live_record, settled_record, took_effect
+from safegene.ledger.model_signature import FIELD, sign_models, verify_models
 from safegene.ledger.pins import owner_of
 from safegene.ledger.pointers import channel_name
 from safegene.ledger.record import PUBLISHING, Record, RecordDraft, RecordOutcome, draft_fields
@@ -90,6 +93,7 @@ def resolve_release(ledger: Ledger, target: str, channel: str) -> ResolvedReleas
         raise LedgerError(live.unsettled, remedy=f"`safegene {verb} {target}` again moves the pointer on")
     path = open_release(ledger.store, live.release, cache=cache_folder(), artefacts=live.record.artefacts)
     uri, record = release_uri(ledger.store, live.release), live.record
+    verify_models(ledger.store, record, ledger.keys)
     return ResolvedRelease(target, channel, live.release, uri, str(path), record.digest, record.sequence)
 
 
@@ -124,6 +128,7 @@ def record_promotion(
         )
         raise refusal_error(claim, channel, ruling, record, new=new)
     publish_release(ledger.store, release, claim.files)
+    claim = with_security(claim, sign_models(ledger.store, release, signer))
     if needed > 1:
         return _wait_for_approval(ledger, signer, claim, channel, reason=ruling.reason, release=release.digest)
     draft = RecordDraft(
@@ -140,6 +145,13 @@ def record_promotion(
     record = put_live(ledger, signer, draft)
     message = f"{claim.target}: promoted to {channel} by record {record.sequence}, release {release.digest}"
     return AttemptResult("pass", message, record.digest, release.digest)
+
+
+def with_security(claim: PromotionClaim, signatures: Mapping[str, str]) -> PromotionClaim:
+    """The claim with the signatures of its model folders in field ``security``."""
+    known: Any = claim.fields.get("security")
+    security = {**(known if isinstance(known, Mapping) else {}), FIELD: dict(signatures)}
+    return replace(claim, fields={**claim.fields, "security": security}) if signatures else claim
 
 
 def signatures_of(ledger: Ledger, claim: PromotionClaim) -> int:

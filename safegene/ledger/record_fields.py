@@ -11,6 +11,7 @@ from safegene.gate import VerdictFile
 from safegene.ledger.attempts import candidate_weights
 from safegene.ledger.compute import compute_field
 from safegene.ledger.evidence import OPTIONAL, Evidence
+from safegene.ledger.record import Record
 from safegene.version import __version__
 from safegene.workspace.digest import digest_json
 from safegene.workspace.git import config_value, head_commit
@@ -43,8 +44,12 @@ def evidence_fields(
     target: str,
     run: Run,
     stated: Stated = Stated(),  # noqa: B008  (it is frozen)
+    before: Record | None = None,
 ) -> dict[str, Any]:
-    """All fields of the record of an attempt with complete evidence, except ``chain`` and ``channel``."""
+    """All fields of the record of an attempt with complete evidence, except ``chain`` and ``channel``.
+
+    ``before`` is the target's newest record so far; None where there is none.
+    """
     plan, digests = evidence.payload("judgements", "plan.json"), evidence.digests
     not_passed = [endpoint.name for endpoint in verdict.endpoints if endpoint.outcome != "pass"]
     content = verdict.to_json()
@@ -67,7 +72,7 @@ def evidence_fields(
         "code": code_field(workspace, target, run),
         "run": {**run_field(run), "end": now()},
         "security": {"verified": sorted(digests), "chain": "each made from the present others"},
-        "compute": compute_field(evidence, workspace.params),
+        "compute": compute_field(evidence, workspace.params, before.predicate.compute if before else None),
         **stated_fields(workspace, stated),
     }
 

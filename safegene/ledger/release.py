@@ -1,9 +1,9 @@
 """Releases: immutable copies, in the store, of what was promoted and of the evidence for it.
 
 A release is ``releases/<sha256>/release.json``, which names every other file of the release with its digest; the digest
-of the release is that of this file. A release can thus be found and verified byte for byte after later runs have
-overwritten the workspace that it came from. Its folder ``candidate/`` is the artefact of stage ``calibrate``: a PEFT
-adapter to serve.
+of the release is that of this file. Beside them lie the signatures of its model folders. A release can thus be found
+and verified byte for byte after later runs have overwritten the workspace that it came from. Its folder ``candidate/``
+is the artefact of stage ``calibrate``: a PEFT adapter to serve.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,8 @@ from safegene.workspace.manifest import Manifest
 from safegene.workspace.parsing import Strict, parse_json
 
 INDEX = "release.json"
+SIGNED = ("candidate", "vector")
+"""Folders of a release that have a signature of their own beside them, see `safegene.ledger.model_signature`."""
 
 Artefact = tuple[Path, Manifest]
 Source = tuple[Path, str]
@@ -86,8 +88,8 @@ def publish_release(store: Store, release: Release, files: Mapping[str, Source])
         data = path.read_bytes()
         if (got := digest_bytes(data)) != expected:
             raise DigestMismatch(f"expected {expected}, got {got}: the file changed after it was verified, in {path}")
-        store.put_if_absent(_key(release.digest, name), data)
-    store.put_if_absent(_key(release.digest, INDEX), release.content)
+        store.put_if_absent(release_key(release.digest, name), data)
+    store.put_if_absent(release_key(release.digest, INDEX), release.content)
 
 
 def read_release(store: Store, digest: str) -> Release:
@@ -98,7 +100,7 @@ def read_release(store: Store, digest: str) -> Release:
         FormatError: it is malformed.
     """
     data = _get(store, digest, INDEX, expected=digest)
-    release = parse_json(Release, data, where=f"{store.uri}/{_key(digest, INDEX)}")
+    release = parse_json(Release, data, where=f"{store.uri}/{release_key(digest, INDEX)}")
     for name in release.files:
         check_key(name)
     return release
@@ -113,8 +115,8 @@ def verify_release(store: Store, digest: str) -> Release:
     release = read_release(store, digest)
     for name, expected in release.files.items():
         _get(store, digest, name, expected=expected)
-    prefix = _key(digest, "")
-    if extra := {key.removeprefix(prefix) for key in store.list(prefix)} - set(release.files) - {INDEX}:
+    prefix, outside = release_key(digest, ""), {INDEX, *(f"{name}.sig" for name in SIGNED)}
+    if extra := {key.removeprefix(prefix) for key in store.list(prefix)} - set(release.files) - outside:
         raise DigestMismatch(
             f"expected only files that {INDEX} names, got also {sorted(extra)}, in {store.uri}/{prefix}"
         )
@@ -137,7 +139,7 @@ def require_release_of(store: Store, digest: str, artefacts: Mapping[str, str]) 
     for name, expected in artefacts.items():
         if (key := f"{name}/{MANIFEST}") not in release.files:
             continue
-        where = f"{store.uri}/{_key(digest, key)}"
+        where = f"{store.uri}/{release_key(digest, key)}"
         manifest = parse_json(Manifest, _get(store, digest, key, expected=release.files[key]), where=where)
         if manifest.digest != expected:
             raise DigestMismatch(f"expected {expected}, as the record says, got {manifest.digest}, in {where}")
@@ -159,7 +161,7 @@ def release_file(store: Store, digest: str, name: str) -> bytes:
     files = read_release(store, digest).files
     if name not in files:
         raise DigestMismatch(
-            f"expected the file {name}, got a release without it, in {store.uri}/{_key(digest, INDEX)}"
+            f"expected the file {name}, got a release without it, in {store.uri}/{release_key(digest, INDEX)}"
         )
     return _get(store, digest, name, expected=files[name])
 
@@ -176,7 +178,7 @@ def release_manifests(store: Store, digest: str) -> dict[str, Manifest]:
         name, _, file = path.partition("/")
         if file == MANIFEST:
             data = _get(store, digest, path, expected=expected)
-            manifests[name] = parse_json(Manifest, data, where=f"{store.uri}/{_key(digest, path)}")
+            manifests[name] = parse_json(Manifest, data, where=f"{store.uri}/{release_key(digest, path)}")
     return manifests
 
 
@@ -192,7 +194,7 @@ def open_release(store: Store, digest: str, *, cache: Path, artefacts: Mapping[s
     Raises:
         DigestMismatch: a file is not what the release or the record says.
     """
-    recorded, key = artefacts or {}, _key(digest, "").rstrip("/")
+    recorded, key = artefacts or {}, release_key(digest, "").rstrip("/")
     if isinstance(store, LocalStore):
         require_release_of(store, digest, recorded)
         return store.root / key
@@ -209,7 +211,7 @@ def open_release(store: Store, digest: str, *, cache: Path, artefacts: Mapping[s
 
 def release_uri(store: Store, digest: str) -> str:
     """The place of a release."""
-    return f"{store.uri}/{_key(digest, '')}".rstrip("/")
+    return f"{store.uri}/{release_key(digest, '')}".rstrip("/")
 
 
 def _download(store: Store, digest: str, folder: Path) -> None:
@@ -222,7 +224,7 @@ def _download(store: Store, digest: str, folder: Path) -> None:
 
 
 def _get(store: Store, digest: str, name: str, *, expected: str) -> bytes:
-    key = _key(digest, name)
+    key = release_key(digest, name)
     try:
         data, _ = store.get(key)
     except ObjectMissing:
@@ -232,7 +234,12 @@ def _get(store: Store, digest: str, name: str, *, expected: str) -> bytes:
     return data
 
 
-def _key(digest: str, name: str) -> str:
+def release_key(digest: str, name: str) -> str:
+    """The key of a file of a release in the store.
+
+    Raises:
+        FormatError: ``digest`` is none.
+    """
     if not is_digest(digest):
         raise FormatError(f"expected a release's digest, got {digest!r}")
     return f"releases/{digest.removeprefix(PREFIX)}/{name}"

@@ -21,10 +21,12 @@ from safegene.ledger.keys import load_signer
 from safegene.ledger.promotion import (
     AttemptResult,
     ResolvedRelease,
+    newest_record,
     record_promotion,
     record_refusal,
     resolve_release,
 )
+from safegene.ledger.record import Record
 from safegene.ledger.record_fields import Run, Stated, code_field, evidence_fields, now, run_field
 from safegene.ledger.release import release_files
 from safegene.ledger.revocation import AffectedRollback, Revocation, record_revocation, roll_back_affected
@@ -79,7 +81,8 @@ def promote(
     ledger, channel = _open(workspace), channel or workspace.params.promote.channel
     signer = load_signer(ledger.keys)
     try:
-        claim = _claim(workspace, target, {"start": now(), **(run or {})}, stated or Stated())
+        before = newest_record(ledger, target, channel)
+        claim = _claim(workspace, target, {"start": now(), **(run or {})}, stated or Stated(), before)
     except SafegeneError as error:
         if not dry_run:
             record_error(workspace, target, error, channel=channel, run=run)
@@ -211,7 +214,7 @@ def _require_target(workspace: Workspace, target: str) -> None:
         raise ParamsError(f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}")
 
 
-def _claim(workspace: Workspace, target: str, run: Run, stated: Stated) -> PromotionClaim:
+def _claim(workspace: Workspace, target: str, run: Run, stated: Stated, before: Record | None) -> PromotionClaim:
     evidence = gather_evidence(workspace, target)
     verdict = confirm_verdict(evidence, workspace.params)
     return PromotionClaim(
@@ -219,7 +222,7 @@ def _claim(workspace: Workspace, target: str, run: Run, stated: Stated) -> Promo
         outcome=verdict.outcome,
         reason=verdict.reason,
         artefacts=evidence.digests,
-        fields=evidence_fields(evidence, verdict, workspace, target, run, stated),
+        fields=evidence_fields(evidence, verdict, workspace, target, run, stated, before),
         files=release_files(
             {name: (evidence.folders[name], evidence.manifests[name]) for name in COPIED},
             {name: (evidence.folders[name], evidence.manifests[name]) for name in MANIFEST_ONLY},
