@@ -6,13 +6,13 @@ that it ends with. A reader walks back to the newest record with a sound snapsho
 
 A snapshot can hide nothing from an audit, which reads every record and compares each snapshot with them. It is found
 only through the records that follow it, so an old one cannot take the place of a newer one. A missing or malformed
-snapshot, or one that no pinned key signed, is passed over, and the walk goes on.
+snapshot, or one that no active pinned key signed, is passed over, and the walk goes on.
 """
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,6 +25,7 @@ from safegene.errors import FormatError, LedgerError, PreconditionFailed
 from safegene.ledger.attempts import DECIDED, Tried, tried_by
 from safegene.ledger.chain import Ledger
 from safegene.ledger.memory import Anchor, RevokedDigest
+from safegene.ledger.pins import retired_from
 from safegene.ledger.pointers import SEEN, TIP, Pointer, Tip, channel_name, object_key, record_key
 from safegene.ledger.record import EVERY as ALL
 from safegene.ledger.record import PUBLISHING, Record
@@ -305,7 +306,8 @@ def read_snapshot(ledger: Ledger, record: Record) -> ChainState | None:
     except ObjectMissing:
         return None
     try:
-        state = open_snapshot(ledger, data, where=ledger.where(key))
+        active = tuple(key for key in ledger.keys if retired_from(key) is None)  # a stolen key could sign an old one
+        state = open_snapshot(replace(ledger, keys=active), data, where=ledger.where(key))
     except LedgerError as error:
         log.warning("%s: it is passed over, and earlier records are read instead", error.message)
         return None

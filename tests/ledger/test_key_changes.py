@@ -1,5 +1,6 @@
 """Keys are pinned, rotated and revoked by records; what a revoked key signed is not relied on."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,20 @@ from safegene.errors import LedgerError, PromotionRefused, SafegeneError
 from safegene.ledger.audit import audit_workspace
 from safegene.ledger.key_changes import change_of
 from safegene.ledger.keys import create_key, key_ids, load_signer, public_key
-from safegene.ledger.pins import PinnedKeys, may_approve, owner_of, read_pinned_keys, retired_from, write_pinned_keys
+from safegene.ledger.live import live_record, revocations
+from safegene.ledger.pins import (
+    PinnedKeys,
+    key_to_json,
+    may_approve,
+    owner_of,
+    read_pinned_keys,
+    retired_from,
+    with_extras,
+    write_pinned_keys,
+)
 from safegene.ledger.record import EVERY, RecordDraft
+from safegene.ledger.snapshot import EVERY as SNAPSHOT_EVERY
+from safegene.ledger.snapshot import read_snapshot
 from safegene.ledger.trust import trusted_until
 from safegene.pipeline.keys import pin, pinned_keys, require, revoke, rotate
 from safegene.pipeline.stages.promote import promote, resolve, rollback
@@ -49,9 +62,6 @@ def key_of(folder: Path) -> str:
 
 def file_of(folder: Path) -> str:
     """A file with the public key of a new key in a folder, as its owner sends it."""
-    import json
-
-    from safegene.ledger.pins import key_to_json
 
     create_key(folder)
     path = folder / "public.json"
@@ -229,8 +239,6 @@ def test_a_stolen_key_takes_trust_away_and_restores_none(ws: Workspace, people: 
         resolve(ws, TARGET)
     ledger = ledger_of(ws)
     late = [each for each in before.keys if each.keyid == grace]
-    from safegene.ledger.live import revocations
-    from safegene.ledger.pins import with_extras
 
     assert trusted_until(ledger.keys, revocations(ledger)) == {ada: 0}
     voided = (*(each for each in before.keys if each.keyid == ada), with_extras(late[0], until=2))
@@ -298,3 +306,19 @@ def test_a_failed_change_writes_nothing(ws: Workspace, tmp_path: Path, monkeypat
     with pytest.raises(SafegeneError):
         pin(ws, file_of(tmp_path / "grace"))
     assert read_pinned_keys(ws.root / "ledger.pub") == before
+
+
+def test_a_snapshot_by_a_retired_key_is_passed_over(ws: Workspace, tmp_path: Path) -> None:
+    """Whoever stole a key that was retired since must not state what an old stretch of the chain says."""
+    ledger = ledger_of(ws)
+    signer = load_signer(ledger.keys)
+    for number in range(SNAPSHOT_EVERY):
+        ledger.append(RecordDraft("fail", "other", "production", str(number), {}, {}), signer)
+    live_record(ledger, TARGET, "production", signer=signer)
+    (record,) = [each for each in ledger.walk() if each.sequence == SNAPSHOT_EVERY]
+    assert read_snapshot(ledger, record)
+    (key,) = pinned_keys(ws).keys
+    new = public_key(create_key(tmp_path / "new"), tmp_path / "new")
+    write_pinned_keys(ws.root / "ledger.pub", PinnedKeys((with_extras(key, until=SNAPSHOT_EVERY + 1), new)))
+    assert read_snapshot(ledger_of(ws), record) is None
+    assert resolve(ws, TARGET).sequence == 0
