@@ -1,6 +1,7 @@
 """Fields that people state, and operations that are counted."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,13 @@ STATED = """
 record: {use: "support chat", limits: ["no advice"], licence: Apache-2.0, risks: [R-7], retention: ten years,
   base_training_tokens: 1.0e6}
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_user_of_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where Git knows nobody."""
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
 
 
 def field(ws: Workspace, name: str) -> Any:
