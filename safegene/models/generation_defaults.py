@@ -97,7 +97,7 @@ def generation_values(root: Path) -> dict[str, Any]:
     Old checkpoints, without a ``generation_config.json``, have them in ``config.json``.
 
     Raises:
-        CheckpointError: an end token is no whole number.
+        CheckpointError: an end token is no whole number, or transformers does not read the file.
         FormatError: a file is malformed.
     """
     if (root / FILE).is_file():
@@ -117,7 +117,22 @@ def generation_values(root: Path) -> dict[str, Any]:
             f"expected ids of end tokens, got eos_token_id {_short(ends)}, in {root / FILE}",
             remedy=f"correct eos_token_id in {FILE}",
         )
+    if (root / FILE).is_file():
+        _require_loadable(values, root / FILE)
     return found | {"eos_token_id": sorted(set(listed))}
+
+
+def _require_loadable(values: Mapping[str, Any], path: Path) -> None:
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_dict(dict(values)).validate()
+    except Exception as error:  # values of a wrong type fail in many ways
+        shown = visible(" ".join(f"{type(error).__name__}: {error}".split()), characters=200)
+        raise CheckpointError(
+            f"expected generation defaults that transformers reads, got {shown}, in {path}",
+            remedy=f"correct {FILE}, or remove it",
+        ) from None
 
 
 def require_same_generation(

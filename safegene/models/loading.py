@@ -150,6 +150,7 @@ def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        tokenizer("a b")  # some wrong settings show only now
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises what it likes, and PanicException, which is no Exception

@@ -21,6 +21,7 @@ from torch import nn
 from safegene.checkpoints.checkpoint import Checkpoint
 from safegene.checkpoints.structure import Apply, Kind, Matrix, Structure, natural_key
 from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
+from safegene.text import visible
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -385,4 +386,4 @@ def _call(model: nn.Module, method: str) -> Any:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return visible(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

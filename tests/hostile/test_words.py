@@ -217,10 +217,6 @@ REFUSED: dict[str, tuple[Trick, str]] = {
         tokenizer(decoder={"type": "Replace", "pattern": {"Regex": "(?m).+"}, "content": ""}),
         "decoder None",
     ),
-    "a decoder that strips letters": (
-        tokenizer(decoder={"type": "Strip", "content": "s", "start": 9, "stop": 9}),
-        "decoder None",
-    ),
     "a normalizer that rewrites words": (tokenizer(normalizer=REPLACE), "normalizer None"),
     "a pre-tokenizer that drops words": (
         tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT, {"type": "Whitespace"}]}),
@@ -254,6 +250,12 @@ REFUSED: dict[str, tuple[Trick, str]] = {
     "another special token as end": (generation(eos_token_id=[3, 4]), r"end tokens \[4\].*<assistant>"),
     "ends on which programs differ": (both(config(eos_token="<user>"), generation(eos_token_id=[4])), "end tokens"),
     "an end that is no number": (generation(eos_token_id="all"), "ids of end tokens"),
+    "defaults of a wrong type": (generation(max_new_tokens="x"), "that transformers reads"),
+    "a tokenizer of wrong settings": (config(model_max_length="x"), "that transformers loads"),
+    "control characters in a config": (
+        lambda folder: edit(folder / "config.json", lambda held: held.update(dtype="\x1b[31m")),
+        "that transformers can read",
+    ),
     "refusals suppressed": (words_by_id(lambda ids: {"suppress_tokens": ids}, "cannot"), "suppress_tokens None"),
     "refusals suppressed in the model's config": (old_settings, "suppress_tokens None"),
     "refusals not begun": (words_by_id(lambda ids: {"begin_suppress_tokens": ids}, "i"), "begin_suppress_tokens"),
@@ -285,11 +287,6 @@ REFUSED: dict[str, tuple[Trick, str]] = {
         template(f"{{% set f = strftime_now %}}{{{{ 'sure' if f('%M') == '00' }}}}{OPEN}{CLOSE}"),
         "decided by strftime_now",
     ),
-    "a template of chance": (
-        template(f"{{{{ ['', 'you may not '] | random }}}}{OPEN}{CLOSE}"),
-        "random",
-    ),
-    "a template of filler": (template(f"{{{{ lipsum() }}}}{OPEN}{CLOSE}"), "lipsum"),
     "two templates": (
         both(template(OPEN + " " + CLOSE), config(chat_template=f"{OPEN} sure {CLOSE}")),
         "one chat template, got different ones",
