@@ -1,5 +1,6 @@
 """The Prefect server of a run: the configured one, else a private one that ends with the run."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -12,8 +13,10 @@ import httpx
 
 from safegene.errors import SafegeneError
 from safegene.pipeline.process import die_with_parent
+from safegene.workspace.deadline import within
 
 START_SECONDS = 120
+ANSWER_SECONDS = 20.0
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -36,10 +39,11 @@ def prefect_server() -> Iterator[str]:
     The private server keeps its runs in Prefect's own database, so that ``prefect server start`` shows them later.
 
     Raises:
-        SafegeneError: the private server did not answer within 120 s.
+        SafegeneError: the private server did not answer within 120 s, or the configured one within 20 s.
     """
     quiet_environment()
     if configured := os.environ.get("PREFECT_API_URL"):
+        _require_server(configured)
         yield configured
         return
     server, address = start_server()
@@ -55,6 +59,27 @@ def prefect_server() -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _require_server(address: str) -> None:
+    """Ask the configured server for its health; a server that needs a login has one, as Prefect's client knows it."""
+    from prefect.client.orchestration import get_client
+
+    async def reason() -> Exception | None:
+        async with get_client() as client:
+            return await client.api_healthcheck()
+
+    got: Exception | None
+    try:
+        got = within(ANSWER_SECONDS, lambda: asyncio.run(reason()))
+    except Exception as error:
+        got = error
+    if got is not None:
+        text = " ".join(str(got).split())[:200] or type(got).__name__
+        raise SafegeneError(
+            f"expected the Prefect server of PREFECT_API_URL at {address} to answer, got {text}",
+            remedy="start it (`prefect server start`), or unset PREFECT_API_URL: then each run has a private one",
+        ) from None
 
 
 def _send_queued() -> None:

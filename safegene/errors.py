@@ -19,8 +19,13 @@ SafegeneError
 ├── LedgerError            the ledger's chain or a signature is broken
 └── PromotionRefused       the rules do not allow this promotion
 
-A failing verdict is a value, not an error; only ``promote`` raises on it.
+A failing verdict is a value, not an error; only ``promote`` raises on it. No message and no remedy holds a secret
+(`safegene.text.redact_text`).
 """
+
+import errno
+
+from safegene.text import redact_text
 
 
 class SafegeneError(Exception):
@@ -37,9 +42,9 @@ class SafegeneError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
+        super().__init__(redact_text(message))
+        self.message = redact_text(message)
+        self.remedy = redact_text(remedy)
         self.stage = ""
         self.record = ""
 
@@ -120,3 +125,22 @@ class PromotionRefused(SafegeneError):
     """The rules do not allow this promotion."""
 
     exit_code = 3
+
+
+def as_safegene_error(error: BaseException) -> SafegeneError:
+    """Any exception as an error with one sentence: of the disk, of memory, or one that nobody expected."""
+    if isinstance(error, SafegeneError):
+        return error
+    text = " ".join(str(error).split())[:300]
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in text or "disk is full" in text:
+        where = getattr(error, "filename", None) or "the workspace, the cache, the temporary folder or the output"
+        remedy = "free some space there and run the command again: what was complete before is kept"
+        return SafegeneError(f"expected room to write {where}, got a full disk", remedy=remedy)
+    if isinstance(error, OSError) and error.filename is not None:
+        return SafegeneError(f"expected to use {error.filename}, got {error.strerror}")
+    if isinstance(error, MemoryError):
+        remedy = "use a machine with more memory, or a smaller batch_size in params.yaml"
+        return SafegeneError("expected enough memory, got none left", remedy=remedy)
+    remedy = "`safegene --debug ...` shows the trace; please report it"
+    return SafegeneError(f"expected no {type(error).__name__}, got: {text}", remedy=remedy)

@@ -15,10 +15,10 @@ _BLANK = frozenset([0x034F, 0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0, *range(0xFE0
 _JOINERS = frozenset("\u200c\u200d\ufe0e\ufe0f")
 _HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"])
 
-# user:password@ in any URL, also where the password holds '/' or '@', and a token as the user of a web address
-_USERINFO = re.compile(r"://[^/\s]*:[^/\s]*@|(?<=http)(s?)://(?:[^\s'\"]*:(?!\d+(?:/|$))[^\s'\"]*|[^/\s'\"]*)@")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,20})://([^\s'\"]+)")
+_PORT = re.compile(r"[^:]*:\d+")
 _SECRET = "token|signature|sig|credential|key|password|passwd|secret|auth"
-_QUERY = re.compile(rf"([?&;#][^=\s&]*(?:{_SECRET})[^=\s&]*=)[^&\s'\"]+", re.IGNORECASE)
+_QUERY = re.compile(rf"([?&;#][^=\s&?;#]{{0,40}}(?:{_SECRET})[^=\s&?;#]{{0,40}}=)[^&\s'\"]+", re.IGNORECASE)
 _TOKEN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{30,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|sk-[A-Za-z0-9_-]{16,}|gh[a-z]_[A-Za-z0-9]{20,}"
     r"|github_pat_\w{20,}|glpat-[\w-]{16,}|Bearer\s+\S+|Basic\s+[A-Za-z0-9+/=]{8,})"
@@ -90,11 +90,22 @@ def _more(left: int) -> str:
 
 
 def redact(uri: str) -> str:
-    """The URI without password, tokens and secret query values, on one line of at most 300 characters."""
-    return redact_text(uri).split("\n")[0][:300]
+    """The URI without password, tokens and secret query values: `visible`, on one line of at most 300 characters."""
+    return visible(redact_text(uri).split("\n")[0][:300])
 
 
 def redact_text(text: str) -> str:
-    """The text with passwords, tokens and signatures replaced by ``***``."""
-    text = _USERINFO.sub(r"\1://***@", text)
-    return _TOKEN.sub("***", _QUERY.sub(r"\1***", text))
+    """The text with passwords, tokens and signatures replaced by ``***``; it takes time in proportion to its length."""
+    return _TOKEN.sub("***", _QUERY.sub(r"\1***", _URL.sub(_without_user, text)))
+
+
+def _without_user(url: re.Match[str]) -> str:
+    """A URL without ``user:password@``, also where the password holds '/' or '@', and without a token as the user."""
+    scheme, rest = url[1], url[2]
+    server, web = rest.partition("/")[0], scheme.lower() in ("http", "https")
+    user, at, host = server.rpartition("@")
+    if at and (web or ":" in user):
+        return f"{scheme}://***@{host}{rest[len(server) :]}"
+    if (web or scheme == "s3") and "@" in rest and ":" in server and not at and not _PORT.fullmatch(server):
+        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    return url[0]

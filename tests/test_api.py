@@ -98,7 +98,7 @@ def test_type_checkers_and_the_interpreter_find_the_same_definitions() -> None:
 def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys; import safegene; print(*(n for n in sys.modules if n.startswith(('safegene', 'torch', 'pyd'))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"safegene", "safegene.errors", "safegene.version"}
+    assert set(done.stdout.split()) == {"safegene", "safegene.errors", "safegene.text", "safegene.version"}
 
 
 @pytest.mark.timeout(300)

@@ -10,8 +10,8 @@ import typer
 
 from safegene.cli import audit, gate, judge, keys, releases, serve, stages, suite, targets, tiny, workspace
 from safegene.cli.console import console
-from safegene.errors import SafegeneError
-from safegene.pipeline.process import end_with_flow, report_error, show_progress
+from safegene.errors import as_safegene_error
+from safegene.pipeline.process import end_with_flow, open_standard_streams, report_error, show_progress
 from safegene.version import __version__
 
 GROUPS = {
@@ -71,11 +71,16 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; an error is printed with its remedy and ends the process with its exit code."""
+    """Run the command line; an error is printed with its remedy and ends the process with its exit code.
+
+    A reader of the output that goes away (``| head``) ends the command quietly, with exit code 1.
+    """
+    open_standard_streams()
     end_with_flow()
     try:
         show_progress()
         app(standalone_mode=True)
-    except SafegeneError as error:
+    except Exception as raised:
+        error = as_safegene_error(raised)
         report_error(error, trace=DEBUG["on"])
         raise SystemExit(error.exit_code) from None

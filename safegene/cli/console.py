@@ -10,7 +10,7 @@ from rich.console import Console
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+console = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 120)
 Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; rates and shares are in 0..1.")]
 

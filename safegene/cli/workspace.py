@@ -124,6 +124,9 @@ def deploy() -> None:
             "expected PREFECT_API_URL to name a running Prefect server, got none",
             remedy="`prefect server start`, then `export PREFECT_API_URL=http://127.0.0.1:4200/api`",
         )
-    from flows.deployments import main as serve
+    from flows.server import prefect_server
 
-    serve()
+    with prefect_server():
+        from flows.deployments import main as serve
+
+        serve()

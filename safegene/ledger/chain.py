@@ -48,7 +48,7 @@ from safegene.ledger.pointers import (
 )
 from safegene.ledger.record import FIELDS, PUBLISHING, Record, RecordDraft, seal, unseal
 from safegene.ledger.store import ObjectMissing, Store, open_store
-from safegene.workspace.atomic import write_file
+from safegene.workspace.atomic import write_optional
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, strict_json
 from safegene.workspace.params import PromoteParams
 
@@ -181,7 +181,7 @@ class Ledger:
         data = self._content(key, digest, "record")
         record = unseal(data, self.keys, where=self.where(key))
         if cached:
-            write_file(cached, data)
+            write_optional(cached, data)
         return record
 
     def object(self, digest: str) -> Any:

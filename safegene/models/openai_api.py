@@ -258,8 +258,8 @@ class ApiServer:
 
         try:
             body = None if json is None else canonical_json(json)
-        except UnicodeEncodeError:
-            raise NoAnswer("a lone surrogate in the request, which is not sent") from None
+        except FormatError as error:
+            raise NoAnswer(f"a request that cannot be sent: {error}") from None
         until = time.monotonic() + self.timeout_seconds
         try:
             return within(self.timeout_seconds, exchange)

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from safegene.errors import ParamsError
+from safegene.text import redact, redact_text
 from safegene.workspace.atomic import write_file
 from safegene.workspace.git import config_value, git
 from safegene.workspace.layout import Workspace
@@ -48,6 +49,10 @@ def init(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         got = "which has files in it" if folder.is_dir() else "which is a file"
         raise ParamsError(f"expected a new or empty folder, got {folder}, {got}", remedy="choose another folder")
+    for place in (remote, ledger):
+        if place is not None and redact_text(place) != place:
+            remedy = "give credentials by AWS_*, a profile or `dvc remote modify --local`, and revoke this one"
+            raise ParamsError(f"expected a place without secrets, got one in {redact(place)}", remedy=remedy)
     if params is not None:
         load_params(params)
     new = not folder.exists()
@@ -111,7 +116,8 @@ def _init_dvc(ws: Workspace, remote: str | None) -> None:
     logging.getLogger("dvc").setLevel(logging.WARNING)
     with Repo.init(str(ws.root)) as repo, repo.config.edit("repo") as config:
         config["core"] = {"analytics": False, "check_update": False, "autostage": False, "remote": "store"}
-        config["remote"]["store"] = {"url": url, "verify": True}
+        bounds = {"connect_timeout": 10, "read_timeout": 60} if str(url).startswith("s3://") else {}
+        config["remote"]["store"] = {"url": url, "verify": True, **bounds}
 
 
 def _commit(ws: Workspace) -> None:
@@ -152,7 +158,8 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
         changed = Targets.model_validate({**dict(targets), "targets": {**targets.targets, name: target}})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ParamsError(f"expected a target name and a source URI, got {first['input']!r}: {first['msg']}") from None
+        got = redact(repr(first["input"]))
+        raise ParamsError(f"expected a target name and a source URI, got {got}: {first['msg']}") from None
     save_targets(ws.targets_file, changed)
     return target
 

@@ -1,16 +1,19 @@
 """safegene as a process: progress and errors on stderr, the error file for the parent, the end with the parent."""
 
 import ctypes
+import io
 import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from safegene import errors
 from safegene.errors import ParamsError, SafegeneError
+from safegene.text import redact_text, visible
 from safegene.workspace.atomic import write_file
 from safegene.workspace.parsing import Strict, parse_json
 
@@ -75,13 +78,37 @@ def show_progress() -> None:
     """
     log = logging.getLogger("safegene")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("       %(message)s"))
+    handler.setFormatter(_Formatter("       %(message)s"))
     log.addHandler(handler)
     level = os.environ.get("SAFEGENE_LOG", "INFO").upper()
     if level not in (levels := logging.getLevelNamesMapping()):
         raise ParamsError(f"expected one of the levels {', '.join(levels)} in SAFEGENE_LOG, got {level!r}")
     log.setLevel(level)
     log.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    """No line of the log holds a secret or a control character of a file's name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(redact_text(super().format(record)))
+
+
+def open_standard_streams() -> None:
+    """Open the null device for each standard stream that the caller closed.
+
+    Otherwise the next file that is opened gets its number, and what a library prints is written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding, or a name that is no Unicode
+            stream.reconfigure(errors="backslashreplace")
 
 
 def die_with_parent() -> None:
@@ -109,12 +136,16 @@ def report_error(error: SafegeneError, *, trace: bool) -> None:
         error: the error.
         trace: also print the trace of the exception that is being handled.
     """
-    if trace:
-        Console(stderr=True).print_exception()
     err = Console(stderr=True, highlight=False, soft_wrap=True)
-    err.print("[bold red]error[/] ", end="")
-    err.print(error.summary, markup=False)
-    if error.remedy:
-        err.print(f"  remedy: {error.remedy}", markup=False)
+    with suppress(OSError):  # standard error may be a closed pipe or a file on a full disk
+        if trace:
+            with err.capture() as captured:
+                err.print_exception()
+            err.print(redact_text(captured.get()), markup=False)
+        err.print("[bold red]error[/] ", end="")
+        err.print(visible(error.summary), markup=False)
+        if error.remedy:
+            err.print(f"  remedy: {visible(error.remedy)}", markup=False)
     if path := os.environ.get(ERROR_FILE):
-        write_file(Path(path), ErrorFile.of(error).model_dump_json())
+        with suppress(OSError):  # the parent says that the stage failed, and where to read why
+            write_file(Path(path), ErrorFile.of(error).model_dump_json())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from safegene.errors import ParamsError, SafegeneError
+from safegene.errors import ParamsError, SafegeneError, as_safegene_error
 from safegene.pipeline.process import ERROR_FILE, PARENT, read_error
 from safegene.pipeline.table import Stage
 from safegene.pipeline.tracked import indexed_artefacts
@@ -112,6 +112,8 @@ def child_environment(error_file: Path) -> Iterator[None]:
 
 def _unreported(address: str, error: Exception) -> SafegeneError:
     cause = error.__cause__ or error
+    if isinstance(cause, OSError) or "disk is full" in str(cause):
+        return as_safegene_error(cause)
     return SafegeneError(
         f"expected stage {address} to succeed, got {error} ({cause})",
         remedy=f"read the messages above, then run `safegene --debug {address.replace('@', ' ')}`",

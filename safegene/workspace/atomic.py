@@ -6,12 +6,14 @@ name removes it.
 
 import ctypes
 import glob
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of renameat2(2)
 
 
@@ -42,6 +44,14 @@ def write_file(path: Path, data: bytes | str, *, durable: bool = False, draft: P
                 _sync(folder)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_optional(path: Path, data: bytes | str) -> None:
+    """`write_file` for what can be computed again: where it cannot be written, the log says so and work goes on."""
+    try:
+        write_file(path, data)
+    except OSError as error:
+        log.warning("%s is not kept for a later run: %s", path.name, error.strerror or error)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ seconds include loading libraries and exclude work that a cache saved. No verdic
 import json
 from pathlib import Path
 
-from safegene.workspace.atomic import write_file
+from safegene.workspace.atomic import write_optional
 from safegene.workspace.digest import is_digest
 
 FOLDER = ".safegene/costs"
@@ -16,7 +16,7 @@ FOLDER = ".safegene/costs"
 
 def note_cost(root: Path, digest: str, stage: str, cpu_seconds: float) -> None:
     """Store the cost of the artefact with that digest; a later cost of the same digest replaces it."""
-    write_file(_path(root, digest), json.dumps({"cpu_seconds": round(cpu_seconds, 2), "stage": stage}) + "\n")
+    write_optional(_path(root, digest), json.dumps({"cpu_seconds": round(cpu_seconds, 2), "stage": stage}) + "\n")
 
 
 def cost_of(root: Path, digest: str | None) -> float | None:

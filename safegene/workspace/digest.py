@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safegene.errors import FormatError
 
 PREFIX = "sha256:"
 BLOCK = 1 << 20
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def digest_bytes(data: bytes) -> str:
@@ -62,13 +64,15 @@ def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes.
 
     Raises:
-        FormatError: the value holds NaN, Infinity, or an object that JSON cannot express.
+        FormatError: the value holds NaN, Infinity, a lone surrogate, or an object that JSON cannot express.
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"expected Unicode text, got a lone surrogate ({error.reason})") from None
+    except (TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"expected a JSON value with finite numbers, got {error}") from error
-    return text.encode()
 
 
 def digest_json(value: Any) -> str:
@@ -87,7 +91,7 @@ def is_digest(text: object) -> bool:
 
 
 def strict_json(data: bytes | str, *, where: str) -> Any:
-    """Parse JSON, refusing duplicate keys, NaN and Infinity.
+    """Parse JSON, refusing duplicate keys, NaN, Infinity and lone surrogates, which no file and no server can hold.
 
     Raises:
         FormatError: the text is not such JSON; the message names ``where``.
@@ -107,6 +111,12 @@ def strict_json(data: bytes | str, *, where: str) -> Any:
         return number
 
     try:
-        return json.loads(data, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
+        value = json.loads(data, object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"expected JSON, got {error}, in {where}") from error
+    if _SURROGATE.search(data if isinstance(data, bytes) else data.encode(errors="backslashreplace")):
+        try:
+            canonical_json(value)  # a pair of escapes is one character
+        except FormatError as error:
+            raise FormatError(f"{error.message}, in {where}") from None
+    return value

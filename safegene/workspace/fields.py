@@ -3,10 +3,30 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
+
+from safegene.text import redact_text
+
+SECRET = "secret"  # the type of the error of a value that must not be repeated
+
+
+def _without_secret(value: str) -> str:
+    if redact_text(value) != value:
+        raise PydanticCustomError(SECRET, "expected no secret in it: give it by the environment, and revoke this one")
+    return value
+
+
+def _without_query(value: str) -> str:
+    if "?" in value or "#" in value:
+        raise PydanticCustomError(SECRET, "expected a URL without query and fragment: give a key by the environment")
+    return _without_secret(value)
+
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-Uri = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
+Uri = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://\S+$"), AfterValidator(_without_secret)]
+Url = Annotated[str, AfterValidator(_without_query)]
+"""The address of a server: without credentials, query and fragment, which would be in messages and records."""
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from safegene.errors import ParamsError
+from safegene.text import redact_text
 from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import Baseline
-from safegene.workspace.fields import Digest, FilePath, Frozen, Name, Positive, PositiveFloat, Share, Uri
+from safegene.workspace.fields import SECRET, Digest, FilePath, Frozen, Name, Positive, PositiveFloat, Share, Uri, Url
 from safegene.workspace.model_types import MODEL_TYPES
 from safegene.workspace.places import check_path, check_store
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
@@ -166,7 +168,7 @@ class JudgeParams(Frozen):
     kind: Name
     model: str | None = None
     revision: str | None = None
-    url: str | None = None
+    url: Url | None = None
     format: JudgeFormat = "qwen3guard"
     allow_hosts: tuple[str, ...] = ()
     timeout_seconds: PositiveFloat = 60.0
@@ -198,9 +200,9 @@ class ServerParams(Frozen):
     replies may begin otherwise. The API key is read from ``SAFEGENE_SERVER_KEY``.
     """
 
-    url: str
+    url: Url
     names: dict[Literal["before", "candidate", "aligned", "incumbent"], str] = Field(min_length=1)
-    urls: dict[Literal["before", "candidate", "aligned", "incumbent"], str] = {}
+    urls: dict[Literal["before", "candidate", "aligned", "incumbent"], Url] = {}
     allow_hosts: tuple[str, ...] = ()
     timeout_seconds: PositiveFloat = 120.0
     at_once: Positive = 8
@@ -365,5 +367,15 @@ def _parse(model: type[M], path: Path) -> M:
     try:
         return model.model_validate(load_yaml(path))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()[:3])
+        wrong = "; ".join(map(_described, error.errors()[:3]))
         raise ParamsError(f"expected valid parameters in {path}, got {wrong}") from None
+
+
+def _described(problem: ErrorDetails) -> str:
+    """Field, rule and value; a value that holds a secret is not repeated."""
+    value = problem["input"]
+    if problem["type"] == SECRET:
+        got = "a value that is not repeated here"
+    else:
+        got = type(value).__name__ if isinstance(value, (dict, list)) else redact_text(repr(value))[:300]
+    return f"{redact_text('.'.join(map(str, problem['loc'])))}: {problem['msg']}, got {got}"

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from safegene.errors import FormatError
+from safegene.text import redact_text
 from safegene.workspace.digest import canonical_json, strict_json
 
 T = TypeVar("T")
@@ -40,11 +41,16 @@ def parse(model: type[T], value: Any, *, where: str) -> T:
     """
     _require_keys(model, value, where)
     try:
-        return cast(T, _adapter(cast(Any, model)).validate_json(canonical_json(value), strict=True))
+        return cast(T, _adapter(cast(Any, model)).validate_json(_bytes(value, where), strict=True))
     except ValidationError as error:
         raise FormatError(f"expected {_name(model)}, got {problems(error)}, in {where}") from None
-    except UnicodeEncodeError as error:
-        raise FormatError(f"expected Unicode text, got a lone surrogate ({error.reason}), in {where}") from None
+
+
+def _bytes(value: Any, where: str) -> bytes:
+    try:
+        return canonical_json(value)
+    except FormatError as error:
+        raise FormatError(f"{error.message}, in {where}") from None
 
 
 def parse_json(model: type[T], data: bytes | str, *, where: str) -> T:
@@ -76,7 +82,8 @@ def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 def problems(error: ValidationError) -> str:
     """The first problems that pydantic reports, on one line: field, rule and value of each."""
     errors = error.errors()
-    named = [f"{_field(item['loc'])}: {item['msg']} (got {repr(item['input'])[:60]})" for item in errors[:SHOWN]]
+    shown = [(item, redact_text(repr(item["input"]))[:60]) for item in errors[:SHOWN]]
+    named = [f"{_field(item['loc'])}: {item['msg']} (got {value})" for item, value in shown]
     return "; ".join(named) + (f"; and {len(errors) - SHOWN} more" if len(errors) > SHOWN else "")
 
 

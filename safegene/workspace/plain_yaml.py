@@ -1,4 +1,4 @@
-"""Plain YAML 1.2, as DVC reads it: no tags, aliases, duplicate keys, NaN or infinity; every key is text.
+"""Plain YAML 1.2, as DVC reads it: text as keys; no tags, aliases, duplicate keys, NaN, infinity, lone surrogates.
 
 Plain scalars are those of the core schema: ``3e-4`` is a number, ``010`` is ten, and ``yes``, ``1:30`` and
 ``2026-01-01`` are text (in YAML 1.1 they are a boolean, ninety and a date).
@@ -76,7 +76,7 @@ def load_yaml(path: Path) -> Any:
     """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-        _require_finite(data)
+        _require_plain(data)
     except FileNotFoundError:
         raise ParamsError(
             f"expected {path}, got no such file", remedy="run inside a workspace, or create one: `safegene init DIR`"
@@ -86,8 +86,11 @@ def load_yaml(path: Path) -> Any:
     return data
 
 
-def _require_finite(value: Any) -> None:
+def _require_plain(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"the number {value}")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _require_finite(item)
+    if isinstance(value, str) and any(0xD800 <= ord(character) < 0xE000 for character in value):
+        raise ValueError(f"a lone surrogate in {ascii(value)[:60]}")
+    inner = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in inner:
+        _require_plain(item)

@@ -9,6 +9,7 @@ a file of another identity, raises `DigestMismatch`.
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from safegene.errors import DigestMismatch, FormatError
 from safegene.workspace.digest import canonical_json, digest_json, strict_json
 
+log = logging.getLogger(__name__)
 REMEDY = "delete that file: its content can be computed again"
 
 
@@ -26,7 +28,6 @@ class ResumeLog:
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.identity = dict(identity)
         self.path = folder / f"{digest_json(self.identity).removeprefix('sha256:')}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> dict[str, Any]:
         """Key -> value of everything appended; of two values for one key the first counts.
@@ -55,11 +56,21 @@ class ResumeLog:
         return values
 
     def append(self, rows: Mapping[str, Any]) -> None:
-        """Append finished work in one write, under a lock; an incomplete last line is cut off first."""
+        """Append finished work in one write, under a lock; an incomplete last line is cut off first.
+
+        Where it cannot be written (a full disk), the log says so and the work goes on: it would be computed again.
+        """
         data = b"".join(
             canonical_json({"key": key, "value": value, "check": _check(key, value)}) + b"\n"
             for key, value in rows.items()
         )
+        try:
+            self._append(data)
+        except OSError as error:
+            log.warning("finished work is not kept for a later run: %s", error.strerror or error)
+
+    def _append(self, data: bytes) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)

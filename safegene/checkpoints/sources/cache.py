@@ -18,7 +18,7 @@ from safegene.checkpoints.header import read_header
 from safegene.checkpoints.unsafe import is_weights_link
 from safegene.checkpoints.values import FLOATS, digest_and_check
 from safegene.errors import CheckpointError, FormatError
-from safegene.workspace.atomic import write_file
+from safegene.workspace.atomic import write_optional
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_file, digest_json
 from safegene.workspace.layout import cache_folder
 
@@ -81,13 +81,13 @@ def store_download(part: Path, files: Mapping[str, str]) -> Path:
 def note_source(uri: str, local: CachedCheckpoint) -> None:
     """Record what a source held, so that the same content is not downloaded again."""
     value = {"fingerprint": local.fingerprint, "digest": local.digest, "kind": local.kind, "files": dict(local.files)}
-    write_file(_note(uri, local.fingerprint), canonical_json(value))
+    write_optional(_note(uri, local.fingerprint), canonical_json(value))
 
 
 def find_cached(uri: str, fingerprint: str) -> CachedCheckpoint | None:
     """The intact copy of the content with that fingerprint; None where there is none."""
-    note = _read(_note(uri, fingerprint))
-    if note is None or digest_json(note["files"]) != note["digest"]:
+    note = _read(_note(uri, fingerprint), "files", "digest", "kind")
+    if note is None or not isinstance(note["files"], dict) or digest_json(note["files"]) != note["digest"]:
         return None
     local = CachedCheckpoint(cached_folder(note["digest"]), note["kind"], note["digest"], note["files"], fingerprint)
     return local if is_intact(local.root, local.files) else None
@@ -122,12 +122,12 @@ def _noted(path: Path, read: Callable[[Path], str], *, checked: bool) -> str:
     """The digest in the file's note, if the file has not changed since; else what ``read`` finds, and a new note."""
     before = _identity(path)
     note_path = cache_folder() / "stats" / f"{before[4]:x}-{before[3]:x}.json"  # unchanged by a rename
-    note = _read(note_path)
+    note = _read(note_path, "identity", "digest")
     if note is not None and note["identity"] == before and (note.get("checked") or not checked):
         return str(note["digest"])
     digest = read(path)
     if _identity(path) == before and time.time() - max(before[1:3]) / 1e9 > SETTLED_S:
-        write_file(note_path, canonical_json({"identity": before, "digest": digest, "checked": checked}))
+        write_optional(note_path, canonical_json({"identity": before, "digest": digest, "checked": checked}))
     return digest
 
 
@@ -145,9 +145,10 @@ def _note(uri: str, fingerprint: str) -> Path:
     return cache_folder() / "sources" / f"{digest_json([uri, fingerprint]).removeprefix(PREFIX)[:32]}.json"
 
 
-def _read(path: Path) -> Any:
-    """The content of a note; None where it is lost or damaged, so that the work is done again."""
+def _read(path: Path, *keys: str) -> Any:
+    """The content of a note; None where it is lost, damaged or of another form, so that the work is done again."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        note = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
+    return note if isinstance(note, dict) and set(keys) <= set(note) else None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from safegene.errors import JudgeError
+from safegene.errors import FormatError, JudgeError
 from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.evaluation.judges.formats import ANSWER_FORMATS, AnswerFormat, nonce
 from safegene.evaluation.judges.meter import JudgeCost, Meter
@@ -100,7 +100,7 @@ class ChatJudge(Judge):
             return JudgeDecision("unscored", "unscored", "empty reply")
         try:
             mark = nonce(self.identity, prompt, reply)
-        except UnicodeEncodeError:
+        except FormatError:
             return JudgeDecision("unscored", "unscored", "not asked: a lone surrogate in the prompt or reply")
         request: dict[str, Any] = {"model": self.model, "messages": self.format.ask(prompt, reply, mark)}
         request |= {"max_tokens": self.format.tokens} | DECODING

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safegene.errors import JudgeError, SafegeneError
+from safegene.errors import FormatError, JudgeError, SafegeneError
 from safegene.evaluation.judges.base import Judge, JudgeDecision
 from safegene.evaluation.judges.formats import ANSWER_FORMATS, AnswerFormat, Messages, nonce
 from safegene.evaluation.judges.phrases import PhraseJudge
@@ -106,7 +106,7 @@ class GuardJudge(Judge):
             return "empty reply"
         try:
             mark = nonce(self.identity, prompt, reply)
-        except UnicodeEncodeError:
+        except FormatError:
             return "half a character in the prompt or reply"
         broken = [self._specials.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text) for text in (prompt, reply)]
         if any(self._specials.search(text) for text in broken):

@@ -7,10 +7,10 @@ experiment must not promote.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from safegene.errors import LedgerError, ParamsError, PromotionRefused, SafegeneError, StoreError
+from safegene.errors import LedgerError, ParamsError, PromotionRefused, SafegeneError, StoreError, as_safegene_error
 from safegene.ledger.approval import PendingPromotion, find_pending
 from safegene.ledger.approval import approve as approve_pending
 from safegene.ledger.attempts import present_attempt
@@ -18,6 +18,7 @@ from safegene.ledger.chain import Ledger, open_ledger
 from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts
 from safegene.ledger.incumbent import write_incumbent
 from safegene.ledger.keys import load_signer
+from safegene.ledger.pointers import SEEN
 from safegene.ledger.promotion import (
     AttemptResult,
     ResolvedRelease,
@@ -89,8 +90,12 @@ def promote(
         raise
     if override:
         claim = replace(claim, override=parse_override(*override, verdict=claim.outcome))
-    with nullcontext() if dry_run else _keeping_seen(ledger, workspace):
-        return record_promotion(ledger, signer, claim, channel, dry_run=dry_run)
+    if dry_run:
+        return record_promotion(ledger, signer, claim, channel, dry_run=True)
+    with _keeping_seen(ledger, workspace) as done:
+        result = record_promotion(ledger, signer, claim, channel)
+        done += [result.message, result.record or ""]
+    return result
 
 
 def promote_attempt(workspace: Workspace, target: str, *, run: Run | None = None) -> str:
@@ -123,8 +128,9 @@ def record_error(
             same = f"unchanged since record {record.sequence}, so not recorded again"
             error.remedy = f"{error.remedy}; {same}".removeprefix("; ")
         keep_seen(ledger, workspace.root)
-    except (LedgerError, StoreError) as reason:
-        error.remedy = f"{error.remedy}; the attempt is not on record either: {reason.message}".removeprefix("; ")
+    except (LedgerError, StoreError, OSError) as reason:
+        why = as_safegene_error(reason).message
+        error.remedy = f"{error.remedy}; the attempt is not on record either: {why}".removeprefix("; ")
 
 
 def pending(workspace: Workspace, name: str) -> PendingPromotion:
@@ -138,8 +144,10 @@ def approve(workspace: Workspace, name: str) -> AttemptResult:
     See `safegene.ledger.approval.approve`; ``name`` is the number or the digest of the ``pending`` record.
     """
     ledger = _open(workspace)
-    with _keeping_seen(ledger, workspace):
-        return approve_pending(ledger, load_signer(ledger.keys), find_pending(ledger, name))
+    with _keeping_seen(ledger, workspace) as done:
+        result = approve_pending(ledger, load_signer(ledger.keys), find_pending(ledger, name))
+        done += [result.message, result.record or ""]
+    return result
 
 
 def rollback(
@@ -152,16 +160,21 @@ def rollback(
 ) -> AttemptResult:
     """Put live again what was live before; see `safegene.ledger.rollback.record_rollback`."""
     ledger, channel = _open(workspace), channel or workspace.params.promote.channel
-    with _keeping_seen(ledger, workspace):
+    with _keeping_seen(ledger, workspace) as done:
         signer, fields = load_signer(ledger.keys), {"run": run_field(run)}
-        return record_rollback(ledger, signer, target, channel, fields=fields, to=to)
+        result = record_rollback(ledger, signer, target, channel, fields=fields, to=to)
+        done += [result.message, result.record or ""]
+    return result
 
 
 def revoke(workspace: Workspace, digest: str, reason: str, *, run: Run | None = None) -> Revocation:
     """Record that a digest must not be relied on; see `safegene.ledger.revocation.record_revocation`."""
     ledger = _open(workspace)
-    with _keeping_seen(ledger, workspace):
-        return record_revocation(ledger, load_signer(ledger.keys), digest, reason, fields={"run": run_field(run)})
+    with _keeping_seen(ledger, workspace) as done:
+        fields = {"run": run_field(run)}
+        revocation = record_revocation(ledger, load_signer(ledger.keys), digest, reason, fields=fields)
+        done.append(f"{digest} is revoked")
+    return revocation
 
 
 def roll_back_revoked(
@@ -169,9 +182,11 @@ def roll_back_revoked(
 ) -> tuple[AffectedRollback, ...]:
     """Roll back every release that a revocation affected; see `safegene.ledger.revocation.roll_back_affected`."""
     ledger = _open(workspace)
-    with _keeping_seen(ledger, workspace):
+    with _keeping_seen(ledger, workspace) as done:
         signer, fields = load_signer(ledger.keys), {"run": run_field(run)}
-        return roll_back_affected(ledger, signer, revocation.affected, fields=fields)
+        rollbacks = roll_back_affected(ledger, signer, revocation.affected, fields=fields)
+        done.append("what the revocation affected is rolled back")
+    return rollbacks
 
 
 def resolve(workspace: Workspace, target: str, *, channel: str | None = None) -> ResolvedRelease:
@@ -197,15 +212,28 @@ def _open(workspace: Workspace) -> Ledger:
 
 
 @contextmanager
-def _keeping_seen(ledger: Ledger, workspace: Workspace) -> Iterator[None]:
-    """Write ``ledger.seen`` after the block, also where the attempt was refused."""
+def _keeping_seen(ledger: Ledger, workspace: Workspace) -> Iterator[list[str]]:
+    """Write ``ledger.seen`` after the block, also where the attempt was refused.
+
+    The block appends what it did, and the digest of the record, to the list: an error after it must not hide that.
+    """
+    done: list[str] = []
     try:
-        yield
+        yield done
     except SafegeneError:
-        with suppress(LedgerError, StoreError):  # the caller must get the refusal, not this error
+        with suppress(LedgerError, StoreError, OSError):  # the caller must get the refusal, not this error
             keep_seen(ledger, workspace.root)
         raise
-    keep_seen(ledger, workspace.root)
+    try:
+        keep_seen(ledger, workspace.root)
+    except (SafegeneError, OSError) as reason:
+        said = as_safegene_error(reason)
+        error = SafegeneError(
+            f"{done[0]}; but expected to write {SEEN}, got: {said.message}",
+            remedy=f"what was done stays; {said.remedy or f'the next command on this ledger writes {SEEN}'}",
+        )
+        error.record = done[1] if len(done) > 1 else ""
+        raise error from None
 
 
 def _require_target(workspace: Workspace, target: str) -> None:

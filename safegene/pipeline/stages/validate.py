@@ -16,7 +16,7 @@ from safegene.datasets.expectations import Expectation, FailedExpectation, check
 from safegene.datasets.prompts import PromptSet, parse_prompts, read_bytes
 from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt
 from safegene.errors import EmptySample, FormatError
-from safegene.workspace.atomic import write_file
+from safegene.workspace.atomic import write_optional
 from safegene.workspace.digest import strict_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, write_artefact
@@ -123,7 +123,7 @@ def _check_expectations(name: str, data: bytes, path: Path, params: ValidatePara
         log.info("%s: all expectations hold for %d rows", path, len(rows))
         return page
     kept = cache_folder() / "validation" / f"{path.stem}.html"
-    write_file(kept, page)
+    write_optional(kept, page)
     listed = "; ".join(_described(failure, rows, lines) for failure in failed[:3])
     more = f" and {len(failed) - 3} more expectations" if len(failed) > 3 else ""
     raise FormatError(
