@@ -1,5 +1,6 @@
 """Flow ``realign``: fetch -> calibrate -> evaluate -> gate -> promote for each target, on an up-to-date family."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from rich.markup import escape
 
 from flows.build import build_stages
 from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
-from safegene.errors import ParamsError, SafegeneError
+from safegene.errors import ParamsError, SafegeneError, as_safegene_error
+from safegene.pipeline.work import working_alone
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
 
@@ -34,15 +36,32 @@ def realign(root: str, targets: list[str] | None = None, trigger: str = "manual"
         build_stages(root)
         run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": head_commit(root)}
         outcomes, errors = _each(root, names, run)
-        report = publish(root)
-        if ws.params.flow.commit:
-            commit(root, "realign: " + (", ".join(f"{n} {o}" for n, o in outcomes.items()) or "no targets"))
-        if ws.params.flow.push:
-            push(root)
-    console.print(f"  report: {report}", soft_wrap=True)
+        said = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()) or "no targets"
+        errors += _follow_up(ws, said)
     if errors:
         raise SafegeneError("; ".join(error.summary for error in errors), remedy=errors[0].remedy)
     return outcomes
+
+
+def _follow_up(ws: Workspace, said: str) -> list[SafegeneError]:
+    """Report, commit and push; what of it failed, each with what the run has done all the same."""
+    root, errors = str(ws.root), list[SafegeneError]()
+    steps: list[tuple[str, Callable[[], object]]] = [("reported", lambda: _report(root))]
+    if ws.params.flow.commit:
+        steps.append(("committed", lambda: commit(root, f"realign: {said}")))
+    if ws.params.flow.push:
+        steps.append(("pushed", lambda: push(root)))
+    for word, step in steps:
+        try:
+            step()
+        except Exception as raised:
+            error = as_safegene_error(raised)
+            errors.append(type(error)(f"{said} (pass is live), not {word}: {error.message}", remedy=error.remedy))
+    return errors
+
+
+def _report(root: str) -> None:
+    console.print(f"  report: {publish(root)}", soft_wrap=True)
 
 
 def _chosen(ws: Workspace, targets: list[str] | None) -> list[str]:
@@ -59,7 +78,8 @@ def _each(root: str, names: list[str], run: dict[str, str]) -> tuple[dict[str, s
     for done, name in enumerate(names, 1):
         try:
             outcomes[name] = realign_target(root, name, run)
-        except SafegeneError as error:
+        except Exception as raised:  # one target must not stop the others
+            error = as_safegene_error(raised)
             outcomes[name] = "error"
             errors.append(error)
             _record_error(root, name, run, error)
@@ -70,12 +90,18 @@ def _each(root: str, names: list[str], run: dict[str, str]) -> tuple[dict[str, s
 
 def realign_target(root: str, target: str, run: dict[str, str]) -> str:
     """Run all stages of one target in order, and return the outcome."""
-    for name in ("fetch-target", "calibrate"):
-        STAGE_TASKS[name](root, target)
-    pin_incumbent(root, target)
-    for name in ("evaluate", "gate"):
-        STAGE_TASKS[name](root, target)
-    return promote(root, target, run)
+    STAGE_TASKS["fetch-target"](root, target)
+    with working_alone(Workspace(Path(root)), target, run) as work:
+        if work.decided:
+            console.print(f"  {work.decided} {target}: another run decided the same work, by record {work.by}")
+            return work.decided
+        STAGE_TASKS["calibrate"](root, target)
+        pin_incumbent(root, target)
+        for name in ("evaluate", "gate"):
+            STAGE_TASKS[name](root, target)
+        outcome = promote(root, target, work.run)
+        work.finished = True
+    return outcome
 
 
 def _record_error(root: str, target: str, run: dict[str, str], error: SafegeneError) -> None:

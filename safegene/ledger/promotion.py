@@ -15,8 +15,9 @@ from typing import Any
 
 from securesystemslib.signer import Signer
 
-from safegene.errors import LedgerError, PromotionRefused
+from safegene.errors import LedgerError, PromotionRefused, StoreError, as_safegene_error
 from safegene.ledger.chain import Ledger
+from safegene.ledger.lease import require_fence
 from safegene.ledger.live import LiveRecord, live_record, settled_record, took_effect
 from safegene.ledger.model_signature import FIELD, sign_models, verify_models
 from safegene.ledger.pins import owner_of
@@ -128,6 +129,7 @@ def record_promotion(
         )
         raise refusal_error(claim, channel, ruling, record, new=new)
     publish_release(ledger.store, release, claim.files)
+    require_fence(ledger.store, claim.fields.get("run", {}))
     claim = with_security(claim, sign_models(ledger.store, release, signer))
     if needed > 1:
         return _wait_for_approval(ledger, signer, claim, channel, reason=ruling.reason, release=release.digest)
@@ -244,8 +246,14 @@ def put_live(ledger: Ledger, signer: Signer, draft: RecordDraft) -> Record:
         PromotionRefused: something else went live since; a record of outcome ``superseded`` says so.
     """
     record = ledger.append(draft, signer)
-    effective, winner = took_effect(ledger, record)
-    live_record(ledger, draft.target, draft.channel, signer=signer)  # moves the pointer
+    try:
+        effective, winner = took_effect(ledger, record)
+        live_record(ledger, draft.target, draft.channel, signer=signer)  # moves the pointer
+    except (StoreError, OSError) as failed:
+        raise StoreError(
+            f"record {record.sequence} puts {draft.target} live, but then: {as_safegene_error(failed).message}",
+            remedy=f"`safegene resolve {draft.target} {draft.channel}` says what is live; the same command settles it",
+        ) from failed
     if effective:
         return record
     reason = f"record {winner} was promoted to {draft.channel} first"
