@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-real test test-slow lint docs lock bench bench-recovery bench-gate bench-engine bench-ledger clean
+.PHONY: demo demo-real test test-slow lint docs lock bench bench-recovery bench-gate bench-engine bench-ledger fuzz clean
 
 $(STAMP): requirements.lock pyproject.toml
 	test -d $(VENV) || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
@@ -62,6 +62,9 @@ bench-gate: $(STAMP)  ## the gate: simulated errors and costs, A/A, injected fau
 bench-recovery: $(STAMP)  ## every repair method on the tiny family, then on SmolLM2 (hours on 2 cores; goes on where it stopped)
 	$(BIN)/python -m studies.recovery.run
 	$(BIN)/python -m studies.smollm2.recovery
+
+fuzz: $(STAMP)  ## mutated input for every parser, for FUZZ_SECONDS (two hours); goes on counting where it stopped
+	$(BIN)/python -m scripts.fuzz --seconds $(or $(FUZZ_SECONDS),7200) --state .fuzz.json
 
 clean:
 	rm -rf demo reports dist

@@ -67,7 +67,7 @@ def read_vocabulary(root: Path) -> Vocabulary | None:
         raise FormatError(f"expected a tokenizer with a model, got none, in {path}")
     try:
         return _parsed(model, raw.get("added_tokens") or [])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise FormatError(f"expected merges and added tokens of a tokenizer, got {error!r}, in {path}") from None
 
 

@@ -6,7 +6,6 @@ It is registered as an entry point of the group ``safegene.sources``, like the s
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 from safegene.checkpoints.sources.local import FolderSource
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
@@ -40,12 +39,8 @@ class TinySource:
 
 def parse(uri: str, rest: str) -> SourceURI | None:
     """Parse ``tiny://NAME[?seed=N]``; None when the URI has another form."""
-    parts = urlsplit(uri)
-    seeds = parse_qs(parts.query).get("seed", ["0"])
-    well_formed = re.fullmatch(r"[a-z0-9_-]+", rest.split("?")[0]) and set(parse_qs(parts.query)) <= {"seed"}
-    if not well_formed or len(seeds) != 1 or not seeds[0].isdigit():
-        return None
-    return SourceURI(uri, "tiny", parts.netloc, seed=int(seeds[0]))
+    match = re.fullmatch(r"([a-z0-9_-]+)(?:\?seed=([0-9]{1,9}))?", rest)
+    return SourceURI(uri, "tiny", match[1], seed=int(match[2] or 0)) if match else None
 
 
 SCHEME = Scheme("tiny://NAME[?seed=N]", parse, TinySource)
