@@ -33,10 +33,10 @@ from safegene.evaluation.judges.labels import read_labels
 from safegene.evaluation.judges.phrases import build as phrase_judge
 from safegene.gate.payload import VerdictFile
 from safegene.gate.reading import evidence_from
-from safegene.ledger.chain import Pointer, Tip
 from safegene.ledger.incumbent import Incumbent
 from safegene.ledger.keys import read_public_keys
 from safegene.ledger.lease import Lease
+from safegene.ledger.pointers import Pointer, Tip
 from safegene.ledger.record import Statement
 from safegene.ledger.release import Release
 from safegene.models.generation_defaults import generation_values

@@ -12,7 +12,7 @@ import pytest
 from safegene.checkpoints.sources import fingerprint
 from safegene.errors import SafegeneError, as_safegene_error
 from safegene.ledger.audit import audit_workspace
-from safegene.ledger.chain import SEEN
+from safegene.ledger.pointers import SEEN
 from safegene.pipeline.stages.promote import pin_incumbent, promote, record_error, resolve, revoke, rollback
 from safegene.workspace.costs import cost_of, note_cost
 from safegene.workspace.layout import Workspace
@@ -46,7 +46,9 @@ def fresh(original: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
 
     def make() -> Workspace:
-        return Workspace(Path(shutil.copytree(original.root, tmp_path / str(next(numbers)))))
+        name = str(next(numbers))
+        monkeypatch.setenv("SAFEGENE_STATE", str(tmp_path / f"state-{name}"))  # each copy is a ledger of its own
+        return Workspace(Path(shutil.copytree(original.root, tmp_path / name)))
 
     return make
 
@@ -157,8 +159,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_commands_on_a_real_full_disk_end_in_one_sentence(
-    original: Workspace, small_disk: Path, tmp_path: Path
+    original: Workspace, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SAFEGENE_STATE", str(tmp_path / "state"))
     ws = Workspace(Path(shutil.copytree(original.root, small_disk / "ws")))
     filler = small_disk / "filler"
     commands = (("promote", TARGET), ("report",), ("rollback", TARGET), ("status",), ("resolve", TARGET))

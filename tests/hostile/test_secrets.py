@@ -44,6 +44,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def ws(original: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("SAFEGENE_STATE", str(tmp_path / "state"))
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, CANARY)
     return Workspace(Path(shutil.copytree(original.root, tmp_path / "ws")))
