@@ -40,8 +40,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    """A faulty server in front of moto's S3, where the standard chain finds it, with short waits."""
-    monkeypatch.setattr(s3_client, "ANSWER_SECONDS", SECONDS)
+    """A faulty server in front of moto's S3, where the standard chain finds it; it has no fault yet."""
     monkeypatch.setattr(s3_client, "_silent", {})
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -51,6 +50,17 @@ def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield server
+
+
+@pytest.fixture
+def spoil(proxy: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Give the server a fault, and its clients little patience."""
+
+    def with_fault(fault: str) -> None:
+        monkeypatch.setattr(s3_client, "ANSWER_SECONDS", SECONDS if fault in HANGS else 20.0)
+        proxy.fault = always(fault)
+
+    return with_fault
 
 
 def test_a_call_in_time_gives_its_value_or_its_error() -> None:
@@ -114,10 +124,10 @@ def test_a_name_server_that_never_answers_is_given_up(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("fault", [*HANGS, "html", "500", "redirect"])
-def test_an_s3_server_that_does_not_answer_is_one_sentence(proxy: FaultyServer, fault: str) -> None:
+def test_an_s3_server_that_does_not_answer_is_one_sentence(spoil: Callable[[str], None], fault: str) -> None:
     store = S3Store("bucket", "ledger")
     etag = store.put_if_absent("key", b"1")
-    proxy.fault = always(fault)
+    spoil(fault)
     calls: list[Callable[[], object]] = [
         lambda: store.put_if_absent("new", b"2"),
         lambda: store.put_if_match("key", b"2", etag),
@@ -133,15 +143,16 @@ def test_an_s3_server_that_does_not_answer_is_one_sentence(proxy: FaultyServer, 
 
 
 @pytest.mark.parametrize("fault", [*HANGS, "html", "500", "redirect"])
-def test_a_source_that_does_not_answer_is_one_sentence(proxy: FaultyServer, fault: str) -> None:
-    proxy.fault = always(fault)
+def test_a_source_that_does_not_answer_is_one_sentence(spoil: Callable[[str], None], fault: str) -> None:
+    spoil(fault)
     with pytest.raises(SourceError, match="s3://bucket/model") as caught:
         fingerprint("s3://bucket/model")
     assert "\n" not in caught.value.message
 
 
-def test_after_a_silence_the_next_calls_fail_at_once(proxy: FaultyServer) -> None:
-    proxy.fault, store = always("hang"), S3Store("bucket", "ledger")
+def test_after_a_silence_the_next_calls_fail_at_once(proxy: FaultyServer, spoil: Callable[[str], None]) -> None:
+    store = S3Store("bucket", "ledger")
+    spoil("hang")
     with pytest.raises(StoreError, match="no complete answer"):
         store.get("key")
     asked = len(proxy.asked)
@@ -159,12 +170,14 @@ def ws(proxy: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip body", "html", "ignores", "500"])
-def test_nothing_is_promoted_on_a_store_that_misbehaves(ws: Workspace, proxy: FaultyServer, fault: str) -> None:
-    proxy.fault = always(fault)
+def test_nothing_is_promoted_on_a_store_that_misbehaves(
+    ws: Workspace, spoil: Callable[[str], None], fault: str
+) -> None:
+    spoil(fault)
     with pytest.raises(StoreError) as caught:
         promote(ws, TARGET)
     assert "\n" not in caught.value.message
-    proxy.fault = always("")
+    spoil("")
     s3_client._silent.clear()
     assert not list(S3Store("bucket", "promoted").list("channels/"))
 
@@ -173,7 +186,6 @@ def test_a_lost_reply_at_every_write_is_settled(
     ws: Workspace, proxy: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("safegene.ledger.store._proven", {S3Store("bucket", "promoted").uri})
-    monkeypatch.setattr(s3_client, "ANSWER_SECONDS", 20.0)
     lost: set[str] = set()
 
     def once(method: str, path: str) -> str:
