@@ -15,6 +15,7 @@ from safegene.ledger.record import RecordDraft
 from safegene.ledger.snapshot import EVERY, PAYLOAD, attempts_on, read_snapshot, read_state, write_snapshot
 from safegene.ledger.store import LocalStore
 from safegene.workspace.digest import canonical_json, digest_json, strict_json
+from tests.factories.ledger import ledger_of, make_workspace, problems_of
 
 TARGETS = ("t", "u")
 
@@ -137,7 +138,7 @@ def test_a_snapshot_that_no_pinned_key_signed_hides_no_revocation(
 ) -> None:
     expected = said(ledger)
     write_public_key(create_key(tmp_path / "other"), tmp_path / "other.pub", tmp_path / "other")
-    forged(ledger, snapshot, tmp_path / "other", revocations=[])
+    forged(ledger, snapshot, tmp_path / "other", revocations=[], live={}, last={})
     assert said(ledger) == expected
     assert [revoked.reason for revoked in revocations(ledger)] == ["bad"]
 
@@ -160,6 +161,24 @@ def test_a_revocation_is_read_although_a_signed_snapshot_leaves_it_out(
     (tmp_path / "keys.pub").write_bytes((tmp_path / "ledger.pub").read_bytes())
     forged(ledger, snapshot, tmp_path / "keys", revocations=[])
     assert [revoked.reason for revoked in revocations(ledger)] == ["bad"]
+
+
+@pytest.mark.parametrize("changes", [{"revocations": []}, {"live": {}}, {"last": {}}, {"attempts": {}}])
+def test_an_audit_names_a_signed_snapshot_that_leaves_something_out(tmp_path: Path, changes: dict[str, object]) -> None:
+    ws = make_workspace(tmp_path / "ws", keys=tmp_path / "keys")
+    ledger = ledger_of(ws)
+    grow(ledger, tmp_path / "keys", EVERY + 2)
+    (ledger_snapshot,) = ledger.records("snapshots")
+    file = ws.root / "ledger" / record_key(ledger_snapshot, "snapshots")
+    sound = file.read_bytes()
+    assert not [problem for problem in problems_of(ws) if "snapshot" in problem]
+    (tmp_path / "keys.pub").write_bytes((ws.root / "ledger.pub").read_bytes())
+    forged(ledger, file, tmp_path / "keys", **changes)
+    (name,) = changes
+    assert f"expected a snapshot that says what the records say, got another {name}, in {file}" in problems_of(ws)
+    file.write_bytes(sound)
+    file.rename(file.with_name(f"{'0' * 64}.json"))
+    assert "got a snapshot of a chain with it" in "\n".join(problems_of(ws))
 
 
 def test_a_state_up_to_a_record_leaves_later_ones_out(ledger: Ledger, tmp_path: Path) -> None:
