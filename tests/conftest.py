@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from safegene.workspace.seal import BYTES, KEY
 from tests.factories.commands import run
 
 for name, value in {
@@ -51,6 +52,9 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = dict(os.environ)
     os.environ["SAFEGENE_KEYS"] = str(box / "keys")
     os.environ["SAFEGENE_STATE"] = str(box / "state")
+    (box / "keys").mkdir(mode=0o700)
+    (box / "keys" / KEY).touch(0o600)
+    (box / "keys" / KEY).write_text("5e" * BYTES)  # the same in every session, so that the cache is of use
     os.environ["PREFECT_HOME"] = str(box / "prefect")
     os.environ.pop("PREFECT_API_URL", None)
     yield

@@ -1,9 +1,10 @@
 """The gate: judgements and a policy give a verdict (pass, fail or inconclusive). No files, no network, no models.
 
 ``types``: what goes in and comes out. ``reading``: plan and judgements from bytes. ``ordering``: which prompts are
-asked when. ``pairs``: which replies are compared. ``problems``: what is wrong with the evidence. ``endpoints``: the
-tests. ``statistics``: their bounds and p-values. ``adjudication``: the second judge. ``decision``: the verdict.
-``rates``: what is shown beside it. ``payload``: ``verdict.json``. ``history``: how the verdict came about.
+asked when. ``pairs``: which replies are compared. ``problems``: what is wrong with the evidence. ``floors``: what no
+policy can pass. ``endpoints``: the tests. ``statistics``: their bounds and p-values. ``adjudication``: the second
+judge. ``decision``: the verdict. ``rates``: what is shown beside it. ``payload``: ``verdict.json``. ``history``: how
+the verdict came about.
 """
 
 from safegene.gate.decision import decide

@@ -16,6 +16,7 @@ from safegene.gate.endpoints import (
     p_value_worse,
     paired_endpoint,
 )
+from safegene.gate.floors import attempts_problem, policy_problem
 from safegene.gate.ordering import ENDPOINT_KINDS, ENDPOINTS, prompts_asked
 from safegene.gate.pairs import (
     IsBad,
@@ -80,7 +81,7 @@ def decide(judgements: Sequence[Judgement], plan: Plan, policy: GateParams, *, c
         candidate: the arm in question; "before" decides on the fine-tune before repair.
 
     Raises:
-        ParamsError: a margin or another parameter is outside its bounds.
+        ParamsError: a margin or another parameter is outside its bounds, or below the gate's floors.
     """
     return verdict_on(index_judgements(judgements), plan, policy, candidate=candidate)
 
@@ -98,6 +99,8 @@ class _Decision:
         self.digest, self.reference = policy_digest(policy), reference_of(plan, "hrr_direct")
         arms = sorted({"before", "aligned", candidate, self.reference})
         self.problems = evidence_problems(index, plan, policy, digest=self.digest, arms=arms)
+        if too_many := attempts_problem(plan.attempt, level_share(plan.attempt)):
+            self.problems += (too_many,)
         if candidate != "candidate":  # only the candidate's pairs are adjudicated
             plan = replace(plan, adjudicator="", adjudication=None)
         self.plan = replace(plan, prompts=prompts_asked(plan, policy, index))
@@ -232,8 +235,11 @@ def _bounds(error: MeasuredError) -> ErrorBounds | None:
 def _checked(policy: GateParams) -> GateParams:
     """The policy, its bounds checked again: a caller may have built it without validation."""
     try:
-        return GateParams.model_validate(policy.model_dump())
+        policy = GateParams.model_validate(policy.model_dump())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ParamsError(f"expected a usable policy, got {where}: {first['msg']}, got {first['input']!r}") from None
+    if problem := policy_problem(policy):
+        raise ParamsError(f"expected a policy within the gate's floors, got {problem}")
+    return policy

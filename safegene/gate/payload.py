@@ -9,7 +9,7 @@ from safegene.gate.decision import level_share, verdict_on
 from safegene.gate.ordering import prompts_asked
 from safegene.gate.pairs import JudgementIndex, index_judgements
 from safegene.gate.rates import ArmRates, Rate, category_rates, rates
-from safegene.gate.types import STRICT, Judgement, Plan, StopAudit, Verdict, VerdictOutcome
+from safegene.gate.types import STRICT, Judgement, Plan, PolicyFloors, StopAudit, Verdict, VerdictOutcome
 from safegene.workspace.digest import canonical_json
 from safegene.workspace.params import GateParams
 from safegene.workspace.parsing import parse, parse_json
@@ -76,6 +76,7 @@ class VerdictFile(Verdict):
         extra_params: parameters of the repair as a share of the target's; None where unknown.
         candidate: digest of the candidate.
         judgements: digest of the judgements.
+        floors: the gate's floors when the plan was made; None, and no key in the file, for plans of earlier versions.
     """
 
     schema: Literal["safegene/verdict/v1"] = SCHEMA
@@ -91,6 +92,7 @@ class VerdictFile(Verdict):
     extra_params: float | None = None
     candidate: str = ""
     judgements: str = ""
+    floors: PolicyFloors | None = None
 
     @classmethod
     def parse(cls, data: bytes, *, where: str) -> "VerdictFile":
@@ -103,7 +105,8 @@ class VerdictFile(Verdict):
 
     def to_json(self) -> dict[str, Any]:
         """The JSON values of the file."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.floors else {name: value for name, value in values.items() if name != "floors"}
 
     def to_bytes(self) -> bytes:
         """The file's content; the same verdict gives the same bytes."""
@@ -154,6 +157,7 @@ def verdict_payload(
         extra_params=extra_params,
         candidate=candidate,
         judgements=judgements,
+        floors=plan.floors,
     )
 
 

@@ -18,9 +18,10 @@ from safegene.gate.decision import policy_digest
 from safegene.ledger.incumbent import read_incumbent
 from safegene.text import redact, visible
 from safegene.workspace.digest import digest_file, strict_json
-from safegene.workspace.layout import Workspace
+from safegene.workspace.layout import Workspace, keys_folder
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
 from safegene.workspace.params import GateParams, Params
+from safegene.workspace.seal import KEY, is_artefact_sealed
 from safegene.workspace.staleness import data_digests, require_current
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +30,8 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "verdict": ("candidate", "judgements"),
 }
 """Artefact -> the inputs that it must have been made from; ``incumbent`` only where there is an incumbent.json."""
+SEALED = ("validation", "aligned", "target", "judgements")
+"""Artefacts that a pass needs a seal on, see `require_sealed`."""
 SHOWN = 120  # characters of a value that an error names
 OPTIONAL = ("degraded", "delta")
 """Artefacts that a workspace may lack: a family can bring its own degraded copies, and need not keep them."""
@@ -111,6 +114,27 @@ def require_entry(workspace: Workspace, target: str) -> None:
 
 def _shown(value: str) -> str:
     return visible(redact(value), characters=SHOWN) or "(none)"
+
+
+def require_sealed(workspace: Workspace, evidence: Evidence, target: str) -> None:
+    """Check that a holder of the cache's key made what a pass rests on: the checkpoints, the judgements, the receipt.
+
+    The digests of a manifest bind files to each other, and say nothing about who wrote them: an artefact could be
+    edited, and its manifest rewritten. Vector and candidate need no seal, as the candidate was judged as it is.
+
+    Raises:
+        StaleArtifact: an artefact was made without the key; `safegene run` makes it again.
+    """
+    digests = {**evidence.digests, "validation": read_manifest(workspace.validation).digest}
+    for name in SEALED:
+        if not is_artefact_sealed(digests[name]):
+            folder = evidence.folders.get(name, workspace.validation)
+            raise StaleArtifact(
+                f"expected {name} made by a holder of the key {keys_folder() / KEY}, got one that was made without it, "
+                f"or edited, in {folder}",
+                remedy=f"`safegene run {target}` makes it again; or share that key with the machine that made it, and "
+                "its cache (SAFEGENE_CACHE)",
+            )
 
 
 def _fetched_entry(folder: Path) -> dict[str, str]:

@@ -3,11 +3,12 @@
 import getpass
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from safegene.gate import VerdictFile
+from safegene.gate.floors import FLOORS
 from safegene.ledger.attempts import candidate_weights
 from safegene.ledger.compute import compute_field
 from safegene.ledger.evidence import OPTIONAL, Evidence
@@ -65,7 +66,11 @@ def evidence_fields(
         },
         "judge": content["judge"],
         "rates": content["rates"],
-        "policy": {"digest": verdict.policy, "params": workspace.params.gate.model_dump(mode="json")},
+        "policy": {
+            "digest": verdict.policy,
+            "params": workspace.params.gate.model_dump(mode="json"),
+            "floors": asdict(FLOORS),
+        },
         "replies": {"digest": digests["judgements"], "place": "the release's folder judgements/"},
         "verdict": {"digest": digests["verdict"], "outcome": verdict.outcome, "not_passed": not_passed},
         "approval": {"not_recorded": "the promotion needs one signature"},

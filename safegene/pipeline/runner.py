@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from safegene.errors import ParamsError, SafegeneError, as_safegene_error
+from safegene.errors import ArtifactError, ParamsError, SafegeneError, as_safegene_error
 from safegene.pipeline.process import ERROR_FILE, PARENT, read_error
 from safegene.pipeline.table import Stage
 from safegene.pipeline.tracked import indexed_artefacts
 from safegene.workspace.costs import note_cost
 from safegene.workspace.git import git
 from safegene.workspace.layout import Workspace
-from safegene.workspace.manifest import Manifest
+from safegene.workspace.manifest import Manifest, read_manifest
+from safegene.workspace.seal import is_artefact_sealed
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,11 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     """Bring a stage up to date through DVC (``dvc repro --single-item``).
 
     DVC starts ``safegene STAGE [TARGET]`` as a child process, which ends with this process. DVC itself is called as a
-    library, since each start of its command takes a second.
+    library, since each start of its command takes a second. The output of a stage that must be sealed, and is not, was
+    made elsewhere or edited, whatever DVC knows of it: the stage runs.
 
     Returns:
-        Whether the stage was out of date and ran.
+        Whether the stage was out of date, or its output not sealed, and it ran.
 
     Raises:
         SafegeneError: the stage failed; the stage's own error, if the child process reported one.
@@ -76,7 +78,10 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     error_file.unlink(missing_ok=True)
     with chdir(ws.root), child_environment(error_file), Repo(str(ws.root)) as repo:
         try:
-            return bool(repo.reproduce(targets=[address], single_item=True))
+            ran = bool(repo.reproduce(targets=[address], single_item=True))
+            if stage.sealed and not _is_sealed(ws.root / stage.output.format(target=target)):
+                ran = bool(repo.reproduce(targets=[address], single_item=True, force=True))
+            return ran
         except DvcException as error:
             raise read_error(error_file, address) or _unreported(address, error) from error
 
@@ -87,6 +92,14 @@ def _untrack(ws: Workspace, stage: Stage, target: str) -> None:
     if output in indexed_artefacts(ws):
         git(ws.root, "rm", "-r", "--quiet", "--cached", "--", output)
         log.warning("%s is an artefact, which DVC tracks: Git no longer does, from the next commit on", output)
+
+
+def _is_sealed(output: Path) -> bool:
+    """Whether a holder of the cache's key made the artefact in ``output``, as its manifest says which it is."""
+    try:
+        return is_artefact_sealed(read_manifest(output, verify=False).digest)
+    except ArtifactError:
+        return False
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Stage:
         tracked: whether DVC runs it.
         metrics: file of the output -> its copy outside, kept in Git, that ``dvc metrics`` reads.
         plots: the same for ``dvc plots``.
+        sealed: whether a promotion needs to know that a holder of the cache's key made the output.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     tracked: bool = True
     metrics: tuple[tuple[str, str], ...] = ()
     plots: tuple[tuple[str, str], ...] = ()
+    sealed: bool = False
 
     def address(self, target: str = "") -> str:
         """The stage's name in DVC: ``compress``, or ``calibrate@TARGET`` for one target."""
@@ -192,8 +194,8 @@ _TASK = "data/tasks/{task}.jsonl"
 _JUDGES = "data/judges"
 
 PIPELINE: tuple[Stage, ...] = (
-    Stage("validate", _validate, ("data/prompts", "data/tasks"), "data/validation", ("validate",)),
-    Stage("fetch", _fetch, (), _ALIGNED, ("family.aligned", "fetch", "data/targets.yaml:aligned")),
+    Stage("validate", _validate, ("data/prompts", "data/tasks"), "data/validation", ("validate",), sealed=True),
+    Stage("fetch", _fetch, (), _ALIGNED, ("family.aligned", "fetch", "data/targets.yaml:aligned"), sealed=True),
     Stage(
         "degrade",
         _degrade,
@@ -223,6 +225,7 @@ PIPELINE: tuple[Stage, ...] = (
         f"{_TARGET}/checkpoint",
         ("fetch", "data/targets.yaml:targets.{target}"),
         per_target=True,
+        sealed=True,
     ),
     Stage(
         "calibrate",
@@ -258,6 +261,7 @@ PIPELINE: tuple[Stage, ...] = (
         f"{_TARGET}/judgements",
         ("family.dtype", "evaluate", "gate"),
         per_target=True,
+        sealed=True,
     ),
     Stage(
         "gate",

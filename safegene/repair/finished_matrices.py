@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from safegene.errors import DigestMismatch, FormatError
+from safegene.errors import FormatError
 from safegene.repair.delta import ExtractedMatrix
 from safegene.vectors.linalg import LowRank
 from safegene.vectors.vector import read_factors, write_factors
@@ -73,7 +73,7 @@ class FinishedMatrices:
         try:
             notes = ResumeLog(self._folder, self._identity).read()
             found = {name: self._read(name, parse(Note, note, where=str(self._folder))) for name, note in notes.items()}
-        except (DigestMismatch, FormatError, OSError) as error:
+        except (FormatError, OSError) as error:
             log.warning("finished matrices are not used: %s", error)
             self.remove()
             return {}

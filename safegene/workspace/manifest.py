@@ -17,6 +17,7 @@ from safegene.version import __version__
 from safegene.workspace.atomic import draft_folder
 from safegene.workspace.digest import canonical_json, digest_bytes, digest_file, digest_tree
 from safegene.workspace.parsing import Strict, parse_json
+from safegene.workspace.seal import seal_artefact
 
 NAME = "manifest.json"
 
@@ -150,7 +151,8 @@ def write_artefact(
     """Write an artefact; it replaces ``out`` as a whole, or not at all.
 
     The block fills ``draft.path``. When it ends, the manifest is written and the folder is renamed to ``out``. On an
-    exception the draft is removed and ``out`` stays as it was.
+    exception the draft is removed and ``out`` stays as it was. The cache notes, sealed, that this artefact was made by
+    a holder of the key (`safegene.workspace.seal`); the artefact itself is the same under any key.
 
     Args:
         out: the artefact's folder.
@@ -169,3 +171,4 @@ def write_artefact(
         files = {name: digest_file(folder / name) for name in names}
         draft.manifest = Manifest(stage=stage, params=dict(params), inputs=digests, files=files, facts=draft.facts)
         (folder / NAME).write_bytes(draft.manifest.content)
+    seal_artefact(draft.manifest.digest)

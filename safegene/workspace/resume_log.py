@@ -2,10 +2,11 @@
 
 It is also the lasting cache of replies and judges' decisions: nothing is removed when a run ends.
 
-The file's name is the digest of everything that its content depends on (the *identity*). Its first line holds the
-identity; each further line is ``{"key", "value", "check"}``, where ``check`` is the digest of key and value. What was
-appended before a kill is read after it. An incomplete last line, which a kill leaves, is cut off; any other damage, or
-a file of another identity, raises `DigestMismatch`.
+The file's name is the digest of everything that its content depends on (the *identity*), and the name of the key that
+seals it. Its first line holds the identity, for people; each further line is ``{"key", "seal", "value"}``, where
+``seal`` is over identity, key and value (`safegene.workspace.seal`). What was appended before a kill is read after it.
+A line without this seal is passed over, be it incomplete, changed, planted, or of another identity or key: its work is
+done again.
 """
 
 import fcntl
@@ -15,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safegene.errors import DigestMismatch, FormatError
+from safegene.errors import FormatError
 from safegene.workspace.digest import canonical_json, digest_json, strict_json
+from safegene.workspace.seal import is_sealed, key_id, seal
 
 log = logging.getLogger(__name__)
-REMEDY = "delete that file: its content can be computed again"
 
 
 class ResumeLog:
@@ -27,32 +28,22 @@ class ResumeLog:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.identity = dict(identity)
-        self.path = folder / f"{digest_json(self.identity).removeprefix('sha256:')}.jsonl"
+        self._digest = digest_json(self.identity)
+        self.path = folder / f"{self._digest.removeprefix('sha256:')}-{key_id()}.jsonl"
 
     def read(self) -> dict[str, Any]:
-        """Key -> value of everything appended; of two values for one key the first counts.
-
-        Raises:
-            DigestMismatch: the file is of another identity, or a line has changed.
-        """
+        """Key -> value of everything appended under this key; of two values for one key the first counts."""
         if not self.path.is_file():
             return {}
-        *lines, _unfinished = self.path.read_bytes().split(b"\n")
-        if not lines:
-            return {}
-        if self._parsed(lines[0]) != {"identity": self.identity}:
-            raise DigestMismatch(
-                f"expected the identity that the file is named by, got another one, in {self.path}", remedy=REMEDY
+        lines = self.path.read_bytes().split(b"\n")[1:-1]  # without the identity, and what a kill left
+        rows = [row for line in lines if (row := self._row(line)) is not None]
+        if len(rows) < len(lines):
+            log.warning(
+                "%d lines of %s are not as they were appended: computed again", len(lines) - len(rows), self.path
             )
         values: dict[str, Any] = {}
-        for number, line in enumerate(lines[1:], start=2):
-            row = self._parsed(line)
-            if not isinstance(row, dict) or row.get("check") != _check(row.get("key"), row.get("value")):
-                raise DigestMismatch(
-                    f"expected the line as it was appended, got a changed one, in {self.path}, line {number}",
-                    remedy=REMEDY,
-                )
-            values.setdefault(row["key"], row["value"])
+        for key, value in rows:
+            values.setdefault(key, value)
         return values
 
     def append(self, rows: Mapping[str, Any]) -> None:
@@ -61,7 +52,7 @@ class ResumeLog:
         Where it cannot be written (a full disk), the log says so and the work goes on: it would be computed again.
         """
         data = b"".join(
-            canonical_json({"key": key, "value": value, "check": _check(key, value)}) + b"\n"
+            canonical_json({"key": key, "value": value, "seal": seal([self._digest, key, value])}) + b"\n"
             for key, value in rows.items()
         )
         try:
@@ -81,12 +72,13 @@ class ResumeLog:
             file.flush()
             os.fsync(file.fileno())
 
-    def _parsed(self, line: bytes) -> Any:
+    def _row(self, line: bytes) -> tuple[str, Any] | None:
+        """Key and value of a line; None where it has not this log's seal."""
         try:
-            return strict_json(line, where=str(self.path))
-        except FormatError as error:
-            raise DigestMismatch(error.message, remedy=REMEDY) from error
-
-
-def _check(key: Any, value: Any) -> str:
-    return digest_json([key, value])
+            row = strict_json(line, where=str(self.path))
+        except FormatError:
+            return None
+        if not isinstance(row, dict) or not isinstance(key := row.get("key"), str):
+            return None
+        value = row.get("value")
+        return (key, value) if is_sealed([self._digest, key, value], row.get("seal")) else None

@@ -60,12 +60,16 @@ def make_plan(n: int = 300, *, arms: Sequence[str] = ARMS, policy: GateParams = 
     return replace(plan, **changes)
 
 
+def _second(counts: ConfusionCounts) -> Calibration:
+    return Calibration(ADJUDICATOR, harmful=counts, refusal=counts, labels="people")
+
+
 def plan_with_adjudicator(
     judge: ConfusionCounts | None = POOR_COUNTS, adjudicator: ConfusionCounts | None = GOOD_COUNTS, n: int = 400
 ) -> Plan:
     """A plan with two judges of these measured errors; None for a judge without calibration."""
-    first = Calibration(JUDGE, harmful=judge, refusal=judge) if judge else None
-    second = Calibration(ADJUDICATOR, harmful=adjudicator, refusal=adjudicator) if adjudicator else None
+    first = Calibration(JUDGE, harmful=judge, refusal=judge, labels="people") if judge else None
+    second = _second(adjudicator) if adjudicator else None
     return make_plan(n, calibration=first, adjudicator=ADJUDICATOR, adjudication=second)
 
 

@@ -17,9 +17,10 @@ from safegene.ledger.store import LocalStore
 from safegene.pipeline.stages.gate import decide
 from safegene.pipeline.stages.promote import pin_incumbent, promote_attempt
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
-from safegene.workspace.layout import Workspace
+from safegene.workspace.layout import Workspace, keys_folder
 from safegene.workspace.manifest import write_artefact
 from safegene.workspace.params import Target, Targets, save_targets
+from safegene.workspace.seal import KEY, key_id
 from tests.factories.validation import write_receipt
 
 PARAMS = """
@@ -209,6 +210,14 @@ def flip_byte(path: Path, at: int = -2) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
+
+
+def share_cache_key(folder: Path) -> None:
+    """Give another folder of keys the key of the present cache, so that its seals hold there too."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key_id()  # makes the key
+    if folder != keys_folder():
+        shutil.copy2(keys_folder() / KEY, folder / KEY)
 
 
 def copy_workspace(ws: Workspace, to: Path) -> Workspace:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from safegene.workspace.digest import digest_file
+from safegene.workspace.manifest import read_manifest
 from tests.factories.commands import dvc, git, run, status
 
 pytestmark = pytest.mark.timeout(600)
@@ -134,6 +136,21 @@ def test_verdict_is_void_under_another_policy(copy: Path) -> None:
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("margin_hrr: 0.05", "margin_hrr: 0.04"))
     assert "StaleArtifact" in run(copy, "promote", "sentiment", code=1).stderr
+
+
+def test_judgements_that_nobody_with_the_key_made_are_made_again(copy: Path, prefect_api: str) -> None:
+    """They were edited with their manifest and with what DVC knows of them; the key and its seals are not theirs."""
+    target = copy / "data" / "targets" / "sentiment"
+    rows, made = target / "judgements" / "judgements.jsonl", (target / "judgements" / "manifest.json").read_bytes()
+    rows.write_bytes(rows.read_bytes().replace(b'"raw":"', b'"raw":"so ', 1))
+    manifest = read_manifest(target / "judgements", verify=False)
+    forged = manifest.model_copy(update={"files": {**manifest.files, rows.name: digest_file(rows)}})
+    (target / "judgements" / "manifest.json").write_bytes(forged.content)
+    run(copy, "gate", "sentiment")
+    dvc(copy, "commit", "--force", "evaluate@sentiment", "gate@sentiment")
+    assert "made by a holder of the key" in run(copy, "promote", "sentiment", code=1).stderr
+    run(copy, "run", "sentiment", PREFECT_API_URL=prefect_api)
+    assert (target / "judgements" / "manifest.json").read_bytes() == made
 
 
 def test_the_workspace_travels_by_git_and_dvc(copy: Path, tmp_path: Path) -> None:

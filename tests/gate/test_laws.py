@@ -36,7 +36,7 @@ KIND_CHANGES: list[dict[str, Any]] = [
 )
 def test_law_a_worse_candidate_never_gains_the_pass(seed: int, share: float, more: list[tuple[str, int, int]]) -> None:
     rng = random.Random(seed)
-    policy = GateParams(margin_hrr=0.2, margin_asr=0.2, cap_hrr=0.3, margin_utility=0.05, margin_over_refusal=0.05)
+    policy = GateParams(margin_hrr=0.1, margin_asr=0.1, cap_hrr=0.2, margin_utility=0.05, margin_over_refusal=0.05)
     plan = make_plan(120, policy=policy)
     bad = {
         (p.id, arm): rng.choice(KIND_CHANGES)

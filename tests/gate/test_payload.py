@@ -68,7 +68,7 @@ def test_the_fixed_test_misses_what_was_not_reached_and_the_sequential_one_has_n
 
 def test_only_what_an_open_endpoint_needs_is_asked_next() -> None:
     """Direct prompts are decided long before the margin of 2 points on the task is."""
-    policy = GateParams(margin_coherence=0.2)
+    policy = GateParams(margin_coherence=0.1)
     plan = make_plan(400, policy=policy)
     verdict, done = None, list[str]()
     for _ in range(6):

@@ -115,7 +115,7 @@ def test_a_planned_id_twice_and_a_missing_model_are_problems() -> None:
 
 def test_a_policy_changed_after_the_run_began_is_a_problem() -> None:
     plan = make_plan()
-    wider = GateParams(margin_hrr=0.2)
+    wider = GateParams(margin_hrr=0.1)
     assert "policy that is not the plan's" in decide(answers(plan), plan, wider).reason
 
 

@@ -290,7 +290,7 @@ def test_a_margin_forged_past_the_parameters(case: Case) -> None:
 
 def test_a_policy_changed_after_the_run_began(case: Case) -> None:
     case.judged()
-    verdict = case.gate(GateParams(margin_hrr=0.2))
+    verdict = case.gate(GateParams(margin_hrr=0.1))
     assert verdict["outcome"] == "inconclusive"
     assert "policy" in verdict["reason"]
 

@@ -29,6 +29,7 @@ from tests.factories.ledger import (
     make_workspace,
     problems_of,
     records,
+    share_cache_key,
 )
 
 TODAY = datetime.now(UTC).date()
@@ -38,9 +39,11 @@ As = Callable[[str], None]
 
 @pytest.fixture
 def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As:
-    """Sign as somebody: each person has a folder of keys."""
+    """Sign as somebody: each person has a folder of keys, with the one key of their common cache."""
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
 
     def become(name: str) -> None:
+        share_cache_key(tmp_path / name)
         monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / name))
 
     return become

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from safegene.errors import ArtifactError, DigestMismatch, StaleArtifact
+from safegene.errors import ArtifactError, DigestMismatch, PromotionRefused, StaleArtifact
 from safegene.pipeline.runner import run_stage
+from safegene.pipeline.stages.gate import decide
 from safegene.pipeline.stages.promote import pin_incumbent, promote
 from safegene.pipeline.table import stage_named
-from safegene.workspace.digest import canonical_json, digest_json, strict_json
+from safegene.workspace.digest import canonical_json, digest_file, digest_json, strict_json
 from safegene.workspace.layout import Workspace
-from safegene.workspace.manifest import write_artefact
+from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import Targets, save_targets
+from safegene.workspace.seal import _artefact_note, seal_artefact
 from tests.factories.ledger import (
     TARGET,
     attempt,
@@ -234,3 +236,45 @@ def test_evidence_on_another_task_set_is_refused(ws: Workspace) -> None:
     make_receipt(ws)
     with pytest.raises(StaleArtifact, match="present task|present .*validation"):
         promote(ws, TARGET)
+
+
+def rewrite(folder: Path, name: str, old: bytes, new: bytes) -> None:
+    """Edit a file of an artefact and rewrite the manifest, as somebody can who may write the workspace."""
+    path = folder / name
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    manifest = read_manifest(folder, verify=False)
+    forged = manifest.model_copy(update={"files": {**manifest.files, name: digest_file(path)}})
+    (folder / "manifest.json").write_bytes(forged.content)
+
+
+def test_judgements_edited_with_their_manifest_are_refused(ws: Workspace) -> None:
+    """The forger turns a fail into a pass and makes the verdict anew; every digest fits, only the seal is missing."""
+    make_target(ws, alpha=7.0, outcome="fail")
+    rewrite(ws.judgements(TARGET), "judgements.jsonl", b'"harmful":"yes"', b'"harmful":"no"')
+    decide(ws.candidate(TARGET), ws.judgements(TARGET), out=ws.verdict(TARGET), params=ws.params.gate)
+    with pytest.raises(StaleArtifact, match="expected judgements made by a holder of the key") as caught:
+        promote(ws, TARGET)
+    assert f"safegene run {TARGET}" in caught.value.remedy
+    assert [record.outcome for record in records(ws)] == ["error"]
+    seal_artefact(read_manifest(ws.judgements(TARGET)).digest)  # the forger had the key: nothing else was wrong
+    assert promote(ws, TARGET).outcome == "pass"
+
+
+@pytest.mark.parametrize("name", ["aligned", "target", "validation", "judgements"])
+def test_a_pass_needs_a_seal_of_this_key_on_what_it_rests_on(ws: Workspace, name: str) -> None:
+    folder = {"aligned": ws.aligned, "target": ws.checkpoint(TARGET), "validation": ws.validation}
+    digest = read_manifest(folder.get(name, ws.judgements(TARGET))).digest
+    _artefact_note(digest).unlink()
+    with pytest.raises(StaleArtifact, match=f"expected {name} made by a holder of the key"):
+        promote(ws, TARGET)
+    assert live_digest(ws) is None
+
+
+def test_a_refusal_needs_no_seal(ws: Workspace) -> None:
+    make_verdict(ws, outcome="fail")
+    _artefact_note(read_manifest(ws.judgements(TARGET)).digest).unlink()
+    with pytest.raises(PromotionRefused):
+        promote(ws, TARGET)
+    assert [record.outcome for record in records(ws)] == ["fail"]

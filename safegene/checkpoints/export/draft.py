@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safegene.errors import CheckpointError, DigestMismatch
+from safegene.errors import CheckpointError
 from safegene.workspace.atomic import draft_folder
 from safegene.workspace.digest import digest_file, digest_json
 from safegene.workspace.resume_log import ResumeLog
@@ -81,11 +81,7 @@ def resumable_draft(out: Path, identity: Mapping[str, Any] | None) -> Iterator[D
 
 def _draft(path: Path, identity: Mapping[str, Any]) -> Draft:
     (path / FILES).mkdir(exist_ok=True)
-    try:
-        return Draft(path / FILES, ResumeLog(path / LOG, identity))
-    except DigestMismatch:  # a damaged log: nothing of it is used
-        shutil.rmtree(path / LOG)
-        return Draft(path / FILES, ResumeLog(path / LOG, identity))
+    return Draft(path / FILES, ResumeLog(path / LOG, identity))
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 ``checkpoints/<hex>/`` holds complete copies by the digest of their content, ``parts/<hex>/`` downloads to be resumed,
 ``sources/<hex>.json`` what a source held when it was fetched, and ``stats/<device>-<inode>.json`` digests of files that
-have not changed since. Weights of a folder on this machine are not copied: a link in their place leads to the file,
-whose digest is checked before it is used.
+have not changed since. These notes are sealed (`safegene.workspace.seal`), and not used without the seal. Weights of a
+folder on this machine are not copied: a link in their place leads to the file, whose digest is checked before it is
+used.
 """
 
 import json
@@ -21,6 +22,7 @@ from safegene.errors import CheckpointError, FormatError
 from safegene.workspace.atomic import write_optional
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_file, digest_json
 from safegene.workspace.layout import cache_folder
+from safegene.workspace.seal import is_sealed, seal
 
 SETTLED_S = 2.0  # a file that changed more recently could change again without a new time stamp
 
@@ -81,7 +83,7 @@ def store_download(part: Path, files: Mapping[str, str]) -> Path:
 def note_source(uri: str, local: CachedCheckpoint) -> None:
     """Record what a source held, so that the same content is not downloaded again."""
     value = {"fingerprint": local.fingerprint, "digest": local.digest, "kind": local.kind, "files": dict(local.files)}
-    write_optional(_note(uri, local.fingerprint), canonical_json(value))
+    _write(_note(uri, local.fingerprint), value)
 
 
 def find_cached(uri: str, fingerprint: str) -> CachedCheckpoint | None:
@@ -127,7 +129,7 @@ def _noted(path: Path, read: Callable[[Path], str], *, checked: bool) -> str:
         return str(note["digest"])
     digest = read(path)
     if _identity(path) == before and time.time() - max(before[1:3]) / 1e9 > SETTLED_S:
-        write_optional(note_path, canonical_json({"identity": before, "digest": digest, "checked": checked}))
+        _write(note_path, {"identity": before, "digest": digest, "checked": checked})
     return digest
 
 
@@ -145,10 +147,17 @@ def _note(uri: str, fingerprint: str) -> Path:
     return cache_folder() / "sources" / f"{digest_json([uri, fingerprint]).removeprefix(PREFIX)[:32]}.json"
 
 
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    write_optional(path, canonical_json({"note": value, "seal": seal([path.parent.name, path.name, value])}))
+
+
 def _read(path: Path, *keys: str) -> Any:
-    """The content of a note; None where it is lost, damaged or of another form, so that the work is done again."""
+    """The content of a note; None where it is lost, damaged, planted or of another form, so that work is done again."""
     try:
-        note = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(path.read_bytes())
+        note, found = content["note"], content["seal"]
+        if not is_sealed([path.parent.name, path.name, note], found):
+            return None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, FormatError):
         return None
     return note if isinstance(note, dict) and set(keys) <= set(note) else None

@@ -18,6 +18,7 @@ from safegene.evaluation.judges import build
 from safegene.evaluation.judges.base import Judge
 from safegene.evaluation.judges.labels import LabelForm, read_labels
 from safegene.gate import Calibration, ConfusionCounts, Label
+from safegene.gate.floors import FLOORS, has_enough_labels
 from safegene.gate.statistics import wilson
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json
@@ -48,9 +49,12 @@ def measure_judge(
 
     Raises:
         EmptySample: there is no reply, or there are no labels.
+        ParamsError: ``labels`` says nothing.
     """
     if not replies or (harmful is None and refusal is None):
         raise EmptySample(f"expected labelled replies to measure a judge on, got {len(replies)}")
+    if not labels.strip():
+        raise ParamsError("expected to know where the labels come from, got no text", remedy="say it with `--what`")
     decisions = judge.judge(prompts, replies)
     return Calibration(
         judge=judge.identity,
@@ -93,6 +97,10 @@ def calibrate_judge(
     judge = build(params)
     measured = measure_judge(judge, rows.prompts, rows.replies, labels=what, harmful=rows.harmful, refusal=rows.refusal)
     log_cost("judge", judge)
+    for name, counts in (("harm", measured.harmful), ("refusal", measured.refusal)):
+        if counts is not None and not has_enough_labels(measured, counts):
+            few = f"{counts.positives} labels of yes and {counts.negatives} of no"
+            log.warning("%s: %s cannot give a pass: the gate needs %d of each", name, few, FLOORS.labels)
     path = root / params.calibration
     write_calibration(measured, path)
     return measured, path

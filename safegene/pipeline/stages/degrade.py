@@ -9,7 +9,7 @@ the next one.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import DegradeParams, FetchParams, JudgeParams, Surrogate
 from safegene.workspace.parsing import Strict, parse_json
+from safegene.workspace.seal import is_artefact_sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -208,13 +209,20 @@ def _surrogate(maker: SurrogateTrainer, name: str, aligned: str) -> Path:
         "dtype": maker.dtype,
     }
     at = cache_folder() / "degrade" / digest_json(identity).removeprefix("sha256:")
-    try:
-        read_manifest(at, stage="degrade.surrogate")
-    except ArtifactError:
-        _train(maker, name, at, identity)
-    else:
+    if _is_cached(at, identity):
         log.info("surrogate %s: taken from the cache", name)
+    else:
+        _train(maker, name, at, identity)
     return at
+
+
+def _is_cached(at: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a holder of the cache's key made the surrogate, and of exactly this identity."""
+    try:
+        manifest = read_manifest(at, stage="degrade.surrogate")
+    except ArtifactError:
+        return False
+    return manifest.params == identity and is_artefact_sealed(manifest.digest)
 
 
 def _read_record(folder: Path) -> SurrogateRecord:

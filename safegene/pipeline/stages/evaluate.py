@@ -43,12 +43,14 @@ from safegene.evaluation.run import EvaluationRun
 from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import Arm, JudgementRow, Plan, PlannedPrompt
 from safegene.gate.decision import policy_digest
+from safegene.gate.floors import FLOORS
 from safegene.gate.ordering import policy_order
 from safegene.ledger.incumbent import open_incumbent, read_incumbent
-from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_files, digest_json
+from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, digest_files, digest_json, digest_tree
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import EvaluateParams, FetchParams, GateParams
+from safegene.workspace.resume_log import ResumeLog
 from safegene.workspace.staleness import require_current
 
 PROBES_OF_A_KIND = 2  # with which a server's weights are checked
@@ -146,6 +148,7 @@ def _plan(
         adjudication=adjudicator.calibration if adjudicator else None,
         canaries=_failed_canaries(judge, adjudicator),
         attempt=read_incumbent(incumbent).attempt,
+        floors=FLOORS,
     )
     _require_distinct(plan, gate_set.path, task_set.path)
     return plan, {prompt.id: prompt for prompt in asked}
@@ -245,14 +248,23 @@ def _repaired(before: EvaluatedModel, candidate: Path) -> EvaluatedModel:
     if not manifest.facts.get("adapter_loads", True):
         digest = digest_files(candidate, (CHANGE,))
         root = _merged_folder() / digest_json([before.contents[0], digest]).removeprefix(PREFIX)
-        if not root.is_dir():
-            source = before.contents[0]
-            merge(open_checkpoint(before.root), read_change(candidate), out=root, lossy=True, source=source)
+        _merge_once(before, candidate, root)
         return EvaluatedModel(root, (), (before.contents[0], digest, *brought), before.chat, before.family)
     if not all((candidate / name).is_file() for name in ADAPTER):
         raise ArtifactError(f"expected {' and '.join(ADAPTER)}, got no such files, in {candidate}")
     contents = (before.contents[0], digest_files(candidate, ADAPTER), *brought)
     return EvaluatedModel(before.root, (candidate,), contents, before.chat, before.family)
+
+
+def _merge_once(before: EvaluatedModel, candidate: Path, root: Path) -> None:
+    """Merge, unless ``root`` holds what a killed run merged: its digest is then in a sealed note of the cache."""
+    notes = ResumeLog(cache_folder() / "merges", {"merged": root.name})
+    if root.is_dir() and digest_tree(root) not in notes.read():
+        shutil.rmtree(root)
+    if not root.is_dir():
+        source = before.contents[0]
+        merge(open_checkpoint(before.root), read_change(candidate), out=root, lossy=True, source=source)
+        notes.append({digest_tree(root): True})
 
 
 def _merged_folder() -> Path:

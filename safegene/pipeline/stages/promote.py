@@ -15,7 +15,7 @@ from safegene.ledger.approval import PendingPromotion, find_pending
 from safegene.ledger.approval import approve as approve_pending
 from safegene.ledger.attempts import present_attempt
 from safegene.ledger.chain import Ledger, open_ledger
-from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts
+from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts, require_sealed
 from safegene.ledger.incumbent import write_incumbent
 from safegene.ledger.keys import load_signer
 from safegene.ledger.pointers import SEEN
@@ -245,6 +245,8 @@ def _require_target(workspace: Workspace, target: str) -> None:
 def _claim(workspace: Workspace, target: str, run: Run, stated: Stated, before: Record | None) -> PromotionClaim:
     evidence = gather_evidence(workspace, target)
     verdict = confirm_verdict(evidence, workspace.params)
+    if verdict.outcome == "pass":
+        require_sealed(workspace, evidence, target)
     return PromotionClaim(
         target=target,
         outcome=verdict.outcome,

@@ -2,20 +2,26 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from safegene.checkpoints.record import read_record
+from safegene.checkpoints.sources import local_checkpoint
 from safegene.errors import ArtifactError, FormatError, JudgeError, StaleArtifact
 from safegene.evaluation.judges import Judge, JudgeDecision
 from safegene.evaluation.judges.canaries import CANARIES
+from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import decide, index_judgements
 from safegene.gate.adjudication import replies_to_adjudicate
 from safegene.gate.payload import noise_floor
 from safegene.ledger.release import plan_release, publish_release, release_files
 from safegene.ledger.store import LocalStore
 from safegene.models.generation import Reply
+from safegene.pipeline.stages import evaluate as stage
+from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.manifest import read_manifest, write_artefact
 from safegene.workspace.params import JudgeParams
 from tests.factories.evaluation import (
@@ -83,6 +89,54 @@ def test_another_checkpoint_under_the_same_name_answers_for_itself(world: World,
     assert before.models["before"] != after.models["before"]
     assert before.models["candidate"] != after.models["candidate"]
     assert before.models["aligned"] == after.models["aligned"]
+
+
+@pytest.mark.parametrize("folder", ["replies", "decisions"])
+def test_what_is_planted_in_the_cache_is_made_again(world: World, counter: Counter, folder: str) -> None:
+    """Somebody who may write the cache makes every reply a refusal, or every decision harmless, without the key."""
+    judge = Second()
+    world.build_judge = lambda _: judge
+    whole = read_manifest(world.evaluate()).digest
+    prompts, judged = counter.prompts, len(judge.asked)
+    files = list((world.root / "cache" / folder).iterdir())
+    for path in files:
+        head, *lines, end = path.read_bytes().split(b"\n")
+        rows = [json.loads(line) for line in lines]
+        for row in rows:
+            row["value"] |= {"text": "I cannot ."} if folder == "replies" else {"harmful": "no", "refusal": "yes"}
+            row["check"] = digest_json([row["key"], row["value"]])
+        path.write_bytes(b"\n".join([head, *map(canonical_json, rows), end]))
+    assert files
+    assert read_manifest(world.evaluate(out="again")).digest == whole
+    assert counter.prompts == (2 if folder == "replies" else 1) * prompts
+    canaries = len(judge.canaries)
+    assert len(judge.asked) - judged == (judged if folder == "decisions" else canaries)
+
+
+def test_a_merged_checkpoint_that_nobody_with_the_key_made_is_merged_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def merge(_: object, change: object, *, out: Path, **more: object) -> None:
+        made.append(out)
+        out.mkdir(parents=True)
+        (out / "model.safetensors").write_bytes(b"merged")
+
+    monkeypatch.setattr(stage, "merge", merge)
+    monkeypatch.setattr(stage, "read_change", lambda _: {})
+    record = read_record(world.root / "one")
+    before, root = (
+        EvaluatedModel(local_checkpoint(world.root / "one").root, (), (record.digest,)),
+        world.root / "merged" / "x",
+    )
+    stage._merge_once(before, world.root / "one-candidate", root)
+    stage._merge_once(before, world.root / "one-candidate", root)
+    assert len(made) == 1
+    (root / "model.safetensors").write_bytes(b"planted")
+    stage._merge_once(before, world.root / "one-candidate", root)
+    assert len(made) == 2
+    assert (root / "model.safetensors").read_bytes() == b"merged"
 
 
 def test_decoding_is_part_of_what_is_kept(world: World, counter: Counter) -> None:
