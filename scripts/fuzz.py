@@ -11,6 +11,8 @@ libFuzzer, guided by coverage, on one parser; without it, mutations are by this 
 import argparse
 import importlib
 import json
+import logging
+import os
 import random
 import re
 import resource
@@ -86,18 +88,18 @@ def mutate(data: bytes, others: Sequence[bytes], chance: random.Random) -> bytes
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `Crash` in the block once ``seconds`` have passed; only in the main thread."""
+    """Raise `Crash` in the block once the process has used ``seconds`` of CPU time; only in the main thread."""
 
     def late(*_: object) -> None:
         raise Crash(f"no result within {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def try_one(parser: Parser, data: bytes) -> bool:
@@ -157,17 +159,16 @@ def turn(parser: Parser, state: State, seconds: float, chance: random.Random) ->
     until, begin = time.monotonic() + seconds, time.process_time()
     count = 0
     while time.monotonic() < until:
-        with time_limit(LIMIT_SECONDS):
-            for _ in range(50):
-                data = mutate(chance.choice(pool), pool, chance)
-                count += 1
-                try:
-                    if try_one(parser, data) and len(pool) < 200:
-                        pool.append(data)
-                except Crash as crash:
-                    state.crashes[parser.name] = state.crashes.get(parser.name, 0) + 1
-                    print(f"{parser.name}: {crash}; kept as {keep(parser, data)}", file=sys.stderr)
-                    break
+        data = mutate(chance.choice(pool), pool, chance)
+        count += 1
+        try:
+            with time_limit(LIMIT_SECONDS):
+                accepted = try_one(parser, data)
+            if accepted and len(pool) < 200:
+                pool.append(data)
+        except Crash as crash:
+            state.crashes[parser.name] = state.crashes.get(parser.name, 0) + 1
+            print(f"{parser.name}: {crash}; kept as {keep(parser, data)}", file=sys.stderr)
     state.inputs[parser.name] = state.inputs.get(parser.name, 0) + count
     state.cpu_seconds += time.process_time() - begin
 
@@ -200,7 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--seed", type=int, default=None)
     options.add_argument("--atheris", default="", metavar="PARSER")
     given, rest = options.parse_known_args(arguments)
+    logging.disable()
     with tempfile.TemporaryDirectory(prefix="safegene-fuzz-") as folder:
+        os.environ["SAFEGENE_KEYS"] = str(Path(folder) / "keys")  # for the seals of a resume log
         known = parsers(Path(folder))
         if given.atheris:
             with_atheris(known[given.atheris], rest)

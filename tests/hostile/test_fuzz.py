@@ -3,6 +3,7 @@
 The corpus holds inputs that once broke a parser. Hypothesis shrinks what it finds.
 """
 
+import logging
 import random
 import tempfile
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from scripts.fuzz import CORPUS, Crash, State, corpus, main, mutate, time_limit, try_one
 from scripts.fuzz_parsers import Parser, parsers
 
-NAMES = tuple(parsers(Path(tempfile.mkdtemp())))
+with pytest.MonkeyPatch.context() as _patch:  # at collection the fixtures have set no folder of keys yet
+    _patch.setenv("SAFEGENE_KEYS", tempfile.mkdtemp())
+    NAMES = tuple(parsers(Path(tempfile.mkdtemp())))
 INPUTS = 60  # per parser
 
 
@@ -54,6 +57,7 @@ def test_a_parser_that_breaks_is_found_and_its_input_kept(tmp_path: Path, monkey
     broken = Parser("broken", lambda data: data.decode(), (b"plain text",))
     monkeypatch.setattr("scripts.fuzz.parsers", lambda folder: {"broken": broken})
     state = tmp_path / "state.json"
+    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "keys"))
     assert main(["--seconds", "0.3", "--seed", "1", "--state", str(state)]) == 1
     (kept, *_) = (tmp_path / "corpus" / "broken").iterdir()
     with pytest.raises(Crash, match="UnicodeDecodeError"):
@@ -61,6 +65,7 @@ def test_a_parser_that_breaks_is_found_and_its_input_kept(tmp_path: Path, monkey
     first = State(state)
     assert first.inputs["broken"] > 0
     main(["--seconds", "0.2", "--seed", "2", "--state", str(state)])
+    logging.disable(logging.NOTSET)
     assert State(state).inputs["broken"] > first.inputs["broken"], "a run goes on counting where the last one stopped"
 
 
