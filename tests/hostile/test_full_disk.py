@@ -31,18 +31,21 @@ Action = Callable[[Workspace], object]
 def original(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with one live release and a second candidate, which its verdict lets through."""
     folder = tmp_path_factory.mktemp("disk")
-    ws = make_workspace(folder / "ws")
-    attempt(ws)
-    attempt(ws, alpha=2.0)
-    make_candidate(ws, alpha=3.0)
-    pin_incumbent(ws, TARGET)
-    make_verdict(ws)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFEGENE_CACHE", str(folder / "cache"))
+        ws = make_workspace(folder / "ws")
+        attempt(ws)
+        attempt(ws, alpha=2.0)
+        make_candidate(ws, alpha=3.0)
+        pin_incumbent(ws, TARGET)
+        make_verdict(ws)
     return ws
 
 
 @pytest.fixture
 def fresh(original: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Workspace]:
     numbers = iter(range(10_000))
+    shutil.copytree(original.root.with_name("cache"), tmp_path / "cache")  # with the seals of the artefacts
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
 
     def make() -> Workspace:
@@ -116,7 +119,6 @@ def test_a_promotion_that_only_its_memory_did_not_reach_is_said_to_be_live(fresh
 
 def test_a_full_cache_fails_no_read(fresh: Callable[[], Workspace], tmp_path: Path) -> None:
     ws = fresh()
-    (tmp_path / "cache").mkdir()
     model = save_llama(tmp_path / "model")
     with full_disk(tmp_path / "cache", room=0) as disk:
         assert resolve(ws, TARGET).release == live_digest(ws)
@@ -162,6 +164,7 @@ def test_commands_on_a_real_full_disk_end_in_one_sentence(
     original: Workspace, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAFEGENE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("SAFEGENE_CACHE", str(shutil.copytree(original.root.with_name("cache"), tmp_path / "cache")))
     ws = Workspace(Path(shutil.copytree(original.root, small_disk / "ws")))
     filler = small_disk / "filler"
     commands = (("promote", TARGET), ("report",), ("rollback", TARGET), ("status",), ("resolve", TARGET))
@@ -173,8 +176,7 @@ def test_commands_on_a_real_full_disk_end_in_one_sentence(
             except OSError:
                 file.truncate(file.tell() - free)
         for command in commands:
-            env = {"SAFEGENE_CACHE": str(tmp_path / "cache")}
-            done = run(ws.root, *command, code=(0, 1), **env)
+            done = run(ws.root, *command, code=(0, 1))
             assert "Traceback" not in done.stderr
             assert done.returncode == 0 or "error " in done.stderr
             if command[0] in ("status", "resolve"):
