@@ -25,6 +25,7 @@ from safegene.errors import (
 )
 from safegene.pipeline.stages.fetch import fetch
 from safegene.vectors.linalg import LowRank
+from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.params import FetchParams
 from tests.factories.llamas import copy, save_llama
 
@@ -73,6 +74,34 @@ def test_a_digest_is_kept_only_while_the_file_cannot_have_changed(
     path.write_bytes(b"two")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert cache.known_digest(path) != first
+
+
+def test_a_planted_note_does_not_hide_other_bytes(tmp_path: Path, box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may write the cache and has no key notes the digest of the weights that were there before."""
+    monkeypatch.setattr(cache, "SETTLED_S", -1.0)
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    first = cache.known_digest(path)
+    (note,) = (box / "stats").iterdir()
+    path.write_bytes(b"two")
+    content = json.loads(note.read_bytes())
+    content["note"]["identity"] = cache._identity(path)
+    for planted in (content, content | {"seal": digest_json(content["note"])}, content["note"]):
+        note.write_bytes(canonical_json(planted))
+        assert cache.known_digest(path) != first
+
+
+def test_a_planted_note_does_not_name_another_checkpoint_for_a_source(llama: Path, box: Path, tmp_path: Path) -> None:
+    uri = f"file://{llama}"
+    local = sources.fetch(uri, limits=LIMITS)
+    other = copy(llama, tmp_path / "other")
+    (other / "generation_config.json").write_text("{}")
+    planted = sources.fetch(f"file://{other}", limits=LIMITS)
+    mine, theirs = (cache._note(at, one.fingerprint) for at, one in ((uri, local), (f"file://{other}", planted)))
+    assert cache.find_cached(uri, local.fingerprint) == local
+    shutil.copy(theirs, mine)
+    assert cache.find_cached(uri, local.fingerprint) is None
+    assert sources.fetch(uri, limits=LIMITS) == local
 
 
 def test_a_damaged_copy_is_replaced(llama: Path) -> None:
