@@ -14,7 +14,7 @@ from safegene.ledger.keys import create_key, public_key, write_public_key
 from safegene.ledger.pins import APPROVE, PinnedKeys, read_pinned_keys, with_extras, write_pinned_keys
 from safegene.pipeline.stages.promote import approve, promote
 from safegene.workspace.layout import Workspace
-from tests.factories.ledger import TARGET, attempt, flip_byte, make_workspace, records
+from tests.factories.ledger import TARGET, attempt, flip_byte, make_workspace, records, share_cache_key
 from tests.factories.outsider import verify_as_outsider
 
 ARCHIVE = Path(__file__).parents[1] / "goldens" / "demo-e86ff8d" / "workspace.tar.xz"
@@ -113,11 +113,13 @@ def test_what_is_wrong_is_named(ws: Workspace, damage: Any, word: str) -> None:
 @pytest.fixture
 def two_signatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace in which promotions need two persons: Ada promotes, Grace approves."""
+    for name in ("ada", "grace"):
+        share_cache_key(tmp_path / name)
+    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
     ws = make_workspace(tmp_path / "ws", keys=tmp_path / "ada")
     (ada,) = read_pinned_keys(ws.root / "ledger.pub").keys
     grace = with_extras(public_key(create_key(tmp_path / "grace"), tmp_path / "grace"), owner="Grace", roles=[APPROVE])
     write_pinned_keys(ws.root / "ledger.pub", PinnedKeys((with_extras(ada, owner="Ada"), grace), ((0, 2),)))
-    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
     asked = promote(ws, TARGET)
     assert asked.outcome == "pending"
     monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "grace"))
