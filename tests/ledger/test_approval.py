@@ -303,6 +303,18 @@ def test_a_promotion_without_the_signatures_that_it_needs_is_not_served(ws: Work
     assert "expected a promotion that others approved, got none: record 1" in "\n".join(problems_of(ws))
 
 
+def test_a_second_key_of_the_author_is_no_approval_however_the_record_was_written(
+    ws: Workspace, people: As, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ada2"
+    pin(ws, with_extras(public_key(create_key(folder), folder), owner="ada", roles=[APPROVE]))
+    waiting(ws, people)
+    (asked,) = records(ws)
+    fields = {**asked.predicate.fields(), "approval": envelope_of(ws, people, "ada2")}
+    record = sealed(ws, people, "ada", fields=fields)
+    assert "has 1 trusted signatures of different persons" in why_untrusted(ledger_of(ws), record, ())
+
+
 def test_other_artefacts_or_another_release_than_what_was_approved_are_not_served(ws: Workspace, people: As) -> None:
     waiting(ws, people)
     (asked,) = records(ws)

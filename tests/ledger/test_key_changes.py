@@ -258,6 +258,17 @@ def test_a_stolen_key_takes_trust_away_and_restores_none(ws: Workspace, people: 
     assert trusted_until(ledger.keys, revocations(ledger)) == {grace: 2}
 
 
+def test_what_a_thief_revoked_is_void_once_the_file_says_since_when(ws: Workspace, people: As, tmp_path: Path) -> None:
+    pin(ws, file_of(tmp_path / "grace"), owner="Grace")
+    people("grace")
+    revoke_digest(ws, read_manifest(ws.vector).digest, "a thief's lie")
+    with pytest.raises(PromotionRefused, match="a thief's lie"):
+        resolve(ws, TARGET)
+    people("ada")
+    revoke(ws, key_of(tmp_path / "grace"), "stolen", since="2")
+    assert resolve(ws, TARGET).sequence == 0
+
+
 def test_the_last_key_and_the_signer_are_not_revoked(ws: Workspace, tmp_path: Path) -> None:
     ada = key_of(tmp_path / "ada")
     for name in (ada, ada[:8]):
