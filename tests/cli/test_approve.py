@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from safegene.workspace.layout import Workspace
 from tests.factories.commands import run
 from tests.factories.ledger import TARGET, make_verdict, make_workspace, records
@@ -24,7 +26,9 @@ class Person:
 
 def team(tmp_path: Path) -> tuple[Workspace, Person, Person, str]:
     """Ada, whose key is pinned by ``init``, and Grace, whose key she pins as an approver's."""
-    ws = make_workspace(tmp_path / "ws", keys=tmp_path / "ada")
+    with pytest.MonkeyPatch.context() as patch:  # Ada makes the evidence, and promotes
+        patch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
+        ws = make_workspace(tmp_path / "ws")
     ada, grace = Person(tmp_path / "ada"), Person(tmp_path / "grace")
     key = grace(ws, "keys", "create", "--scheme", "ecdsa-sha2-nistp256").stdout.strip()
     (tmp_path / "grace.json").write_text(grace(ws, "keys", "show", key).stdout)
@@ -67,7 +71,9 @@ def test_a_promotion_waits_for_an_approver_and_then_is_live(tmp_path: Path) -> N
 
 def test_an_override_says_what_it_passes_over(tmp_path: Path) -> None:
     ws, ada, grace, _ = team(tmp_path)
-    make_verdict(ws, outcome="fail")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFEGENE_KEYS", str(tmp_path / "ada"))
+        make_verdict(ws, outcome="fail")
     for words in (("--override", "r"), ("--expires", WEEK)):
         assert "--expires DATE together" in ada(ws, "promote", TARGET, *words, code=2).stderr
     ada(ws, "promote", TARGET, "--override", "an outage", "--expires", WEEK, code=4)
