@@ -12,7 +12,6 @@ from pathlib import Path
 from safegene.errors import ArtifactError, ParamsError, SafegeneError, as_safegene_error
 from safegene.pipeline.process import ERROR_FILE, PARENT, read_error
 from safegene.pipeline.table import Stage
-from safegene.pipeline.tracked import indexed_artefacts
 from safegene.workspace.costs import note_cost
 from safegene.workspace.git import git
 from safegene.workspace.layout import Workspace
@@ -88,6 +87,8 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
 
 def _untrack(ws: Workspace, stage: Stage, target: str) -> None:
     """Take a stage's output out of Git's index, where it is by mistake: DVC would not run the stage. The files stay."""
+    from safegene.pipeline.tracked import indexed_artefacts
+
     output = stage.output.format(target=target)
     if output in indexed_artefacts(ws):
         git(ws.root, "rm", "-r", "--quiet", "--cached", "--", output)
