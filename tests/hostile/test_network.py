@@ -166,12 +166,12 @@ def test_after_a_silence_the_next_calls_fail_at_once(proxy: FaultyServer, spoil:
 def ws(proxy: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace with one live target, whose ledger lies behind the proxy."""
     monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
-    return make_workspace(tmp_path / "ws", ledger="s3://bucket/promoted")
+    return make_workspace(tmp_path / "ws", ledger=f"s3://bucket/{tmp_path.name}")  # a ledger of its own
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip body", "html", "ignores", "500"])
 def test_nothing_is_promoted_on_a_store_that_misbehaves(
-    ws: Workspace, spoil: Callable[[str], None], fault: str
+    ws: Workspace, spoil: Callable[[str], None], fault: str, tmp_path: Path
 ) -> None:
     spoil(fault)
     with pytest.raises(StoreError) as caught:
@@ -179,13 +179,13 @@ def test_nothing_is_promoted_on_a_store_that_misbehaves(
     assert "\n" not in caught.value.message
     spoil("")
     s3_client._silent.clear()
-    assert not list(S3Store("bucket", "promoted").list("channels/"))
+    assert not list(S3Store("bucket", tmp_path.name).list("channels/"))
 
 
 def test_a_lost_reply_at_every_write_is_settled(
-    ws: Workspace, proxy: FaultyServer, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, proxy: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("safegene.ledger.store._proven", {S3Store("bucket", "promoted").uri})
+    monkeypatch.setattr("safegene.ledger.store._proven", {S3Store("bucket", tmp_path.name).uri})
     lost: set[str] = set()
 
     def once(method: str, path: str) -> str:
