@@ -86,7 +86,8 @@ class Sample:
         ws = self.ws
         self.names.append(name)
         self._list()
-        checkpoint = {"source": f"tiny://{name}?seed=0", "kind": "full", "digest": digest_bytes(name.encode())}
+        source = {"source": f"tiny://{name}?seed=0", "fingerprint": "f"}
+        checkpoint = source | {"kind": "full", "digest": digest_bytes(name.encode())}
         self.put(ws.checkpoint(name), "fetch-target", {"checkpoint.json": checkpoint}, family=ws.aligned)
         if upto == "target":
             return
