@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -76,25 +77,30 @@ def chat_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], *, 
     """
     template, variables = str(tokenizer.get_chat_template()), dict(tokenizer.special_tokens_map)
     turns = [_turn(text) for text in (MARK, *prompts)]
-    frame, *texts = _CHILD.render(template, variables, turns, own=own)
+    now = datetime.now()  # noqa: DTZ005 - the local date, as transformers writes it
+    frame, *texts = _CHILD.render(template, variables, turns, own=own, now=now)
     if frame.count(MARK) != 1:
         raise _changed("once", f"them {frame.count(MARK)} times", frame)
     before, after = frame.split(MARK)
     for prompt, text in zip(prompts, texts, strict=True):
         if text not in (before + prompt + after, before + prompt.strip() + after):
             raise _changed("unchanged between the same words", f"another text for {_short(prompt)}", text)
-    return _agreed(tokenizer, prompts, texts)
+    _require_agreement(tokenizer, prompts, texts, now)
+    return texts
 
 
-def _agreed(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """The texts as transformers renders them, which must be the same."""
+def _require_agreement(
+    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], texts: Sequence[str], now: datetime
+) -> None:
+    """Check that transformers renders the same texts, at the same moment."""
+    dated: dict[str, Any] = {template_child.CLOCK: now.strftime}
+    clock = dated if template_child.CLOCK in str(tokenizer.chat_template) else {}
     for prompt, text in zip(prompts, texts, strict=True):
-        rendered: Any = tokenizer.apply_chat_template(_turn(prompt), add_generation_prompt=True, tokenize=False)
-        if rendered != text and template_child.CLOCK not in str(tokenizer.chat_template):
+        rendered = tokenizer.apply_chat_template(_turn(prompt), add_generation_prompt=True, tokenize=False, **clock)
+        if rendered != text:
             raise CheckpointError(
                 f"expected one text of the chat template, got {_short(rendered)} and {_short(text)}", remedy=REMEDY
             )
-    return list(texts)
 
 
 def _changed(how: str, got: str, text: str) -> CheckpointError:
@@ -119,7 +125,13 @@ class _Child:
     lock: Lock = field(default_factory=Lock)
 
     def render(
-        self, template: str, variables: Mapping[str, Any], conversations: Sequence[Conversation], *, own: bool
+        self,
+        template: str,
+        variables: Mapping[str, Any],
+        conversations: Sequence[Conversation],
+        *,
+        own: bool,
+        now: datetime,
     ) -> list[str]:
         """One text per conversation.
 
@@ -127,7 +139,7 @@ class _Child:
             CheckpointError: the template fails, or takes too much time or memory.
         """
         request = {"template": template, "variables": variables, "conversations": conversations, "own": own}
-        request["seconds"] = SECONDS
+        request |= {"seconds": SECONDS, "now": now.isoformat()}
         with self.lock:
             answer = self._ask(json.dumps(request))
         error = "no text" if answer is None else answer.get("error", "")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safegene.checkpoints.unsafe import MAX_JSON, read_json
 from safegene.checkpoints.vocabulary import require_sign
@@ -18,9 +18,6 @@ from safegene.errors import FormatError, ShapeMismatch, UnsafeCheckpoint
 from safegene.models.loading import load_tokenizer
 from safegene.text import visible
 from safegene.workspace.digest import digest_file, digest_json
-
-if TYPE_CHECKING:
-    pass
 
 REMEDY = "save the family's tokenizer in the fine-tune's folder; add tokens with new ids only (tokenizer.add_tokens)"
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json")
