@@ -1,9 +1,9 @@
 """Renders chat templates in a process of its own, with bounds on time and memory; run as a script, without safegene.
 
-Each line of stdin is a request: ``template``, ``variables``, ``conversations``, ``seconds`` of CPU time, ``now`` (ISO
-8601, local time), and ``own`` where the template is not the family's. Each line of stdout is the answer: ``texts``, or
-``error``. The environment is transformers' own, as `safegene.models.templates` checks. A template cannot set limits,
-open files or import, since it is sandboxed.
+Each line of stdin is a request: ``template``, ``variables``, ``conversations``, ``seconds`` of CPU time, and ``own``
+where the template is not the family's. Each line of stdout is the answer: ``texts``, or ``error``. The environment is
+transformers' own, as `safegene.models.templates` checks. A template cannot set limits, open files or import, since it
+is sandboxed.
 
 A template that is not the family's must not depend on chance or on the clock: the date may be written out, but nothing
 may be decided by it.
@@ -48,8 +48,9 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def new_environment(now: datetime) -> Environment:
-    """Jinja's sandbox with the functions that chat templates use; the date that they write is that of ``now``."""
+def new_environment() -> Environment:
+    """Jinja's sandbox with the functions that chat templates use."""
+    now = datetime.now()  # noqa: DTZ005 - the local date, as transformers writes it
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -114,7 +115,7 @@ def _written(name: nodes.Name, parents: Mapping[nodes.Node, nodes.Node]) -> str 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """The texts of the conversations, or the error."""
-    environment = new_environment(datetime.fromisoformat(request["now"]))
+    environment = new_environment()
     try:
         if request["own"] and (reason := undecided(environment.parse(request["template"]))):
             return {"error": f"{reason}, in the chat template"}

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Conversation = Sequence[Mapping[str, str]]
+TRIES = 3
 SECONDS = 10  # of CPU time, for the texts of one call
 MARK = "qvx one mark kjw"  # words in place of a prompt
 REMEDY = "use the family's chat template, or the one that the fine-tune was trained with without what changes the words"
@@ -77,30 +77,29 @@ def chat_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], *, 
     """
     template, variables = str(tokenizer.get_chat_template()), dict(tokenizer.special_tokens_map)
     turns = [_turn(text) for text in (MARK, *prompts)]
-    now = datetime.now()  # noqa: DTZ005 - the local date, as transformers writes it
-    frame, *texts = _CHILD.render(template, variables, turns, own=own, now=now)
+    for _ in range(TRIES if template_child.CLOCK in template else 1):  # a date may pass between two renderings
+        frame, *texts = _CHILD.render(template, variables, turns, own=own)
+        other = _first_difference(tokenizer, prompts, texts)
+        if other is None:
+            break
+    else:
+        raise CheckpointError(f"expected one text of the chat template, got {other}", remedy=REMEDY)
     if frame.count(MARK) != 1:
         raise _changed("once", f"them {frame.count(MARK)} times", frame)
     before, after = frame.split(MARK)
     for prompt, text in zip(prompts, texts, strict=True):
         if text not in (before + prompt + after, before + prompt.strip() + after):
             raise _changed("unchanged between the same words", f"another text for {_short(prompt)}", text)
-    _require_agreement(tokenizer, prompts, texts, now)
     return texts
 
 
-def _require_agreement(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], texts: Sequence[str], now: datetime
-) -> None:
-    """Check that transformers renders the same texts, at the same moment."""
-    dated: dict[str, Any] = {template_child.CLOCK: now.strftime}
-    clock = dated if template_child.CLOCK in str(tokenizer.chat_template) else {}
+def _first_difference(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], texts: Sequence[str]) -> str | None:
+    """The first text that transformers renders otherwise, beside ours; None where there is none."""
     for prompt, text in zip(prompts, texts, strict=True):
-        rendered = tokenizer.apply_chat_template(_turn(prompt), add_generation_prompt=True, tokenize=False, **clock)
+        rendered: Any = tokenizer.apply_chat_template(_turn(prompt), add_generation_prompt=True, tokenize=False)
         if rendered != text:
-            raise CheckpointError(
-                f"expected one text of the chat template, got {_short(rendered)} and {_short(text)}", remedy=REMEDY
-            )
+            return f"{_short(rendered)} and {_short(text)}"
+    return None
 
 
 def _changed(how: str, got: str, text: str) -> CheckpointError:
@@ -125,13 +124,7 @@ class _Child:
     lock: Lock = field(default_factory=Lock)
 
     def render(
-        self,
-        template: str,
-        variables: Mapping[str, Any],
-        conversations: Sequence[Conversation],
-        *,
-        own: bool,
-        now: datetime,
+        self, template: str, variables: Mapping[str, Any], conversations: Sequence[Conversation], *, own: bool
     ) -> list[str]:
         """One text per conversation.
 
@@ -139,7 +132,7 @@ class _Child:
             CheckpointError: the template fails, or takes too much time or memory.
         """
         request = {"template": template, "variables": variables, "conversations": conversations, "own": own}
-        request |= {"seconds": SECONDS, "now": now.isoformat()}
+        request["seconds"] = SECONDS
         with self.lock:
             answer = self._ask(json.dumps(request))
         error = "no text" if answer is None else answer.get("error", "")

@@ -1,7 +1,6 @@
 """A template is rendered within bounds, repeats the user's words, and writes what transformers writes."""
 
 import os
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -92,15 +91,15 @@ def test_prompts_are_encoded_without_further_tokens(tokenizer: PreTrainedTokeniz
     ],
 )
 def test_what_depends_on_chance_or_on_the_clock_is_found(template: str, reason: str) -> None:
-    assert reason in undecided(new_environment(datetime(2026, 11, 30)).parse(template))
+    assert reason in undecided(new_environment().parse(template))
 
 
 @pytest.mark.parametrize("template", [TURN, CHATML, TRIMMED, DATED, "{{ 'on ' ~ strftime_now('%Y') }}"])
 def test_a_date_may_be_written(template: str) -> None:
-    assert undecided(new_environment(datetime(2026, 11, 30)).parse(template)) == ""
+    assert undecided(new_environment().parse(template)) == ""
 
 
-@pytest.mark.parametrize("dated", ["{# strftime_now #}", "{% set day = strftime_now('%d %b %Y %S.%f') %}{{ day }}"])
+@pytest.mark.parametrize("dated", ["{# strftime_now #}", "{% set day = strftime_now('%d %b %Y') %}{{ day }}"])
 def test_a_template_that_knows_who_renders_it_is_refused_also_beside_a_date(
     tokenizer: PreTrainedTokenizerFast, dated: str
 ) -> None:
