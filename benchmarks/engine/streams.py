@@ -206,9 +206,8 @@ def main() -> None:
         report.figures += [Figure(**one) for one in json.loads(path.read_text()) if one["name"].startswith("8B: ")]
     text = f"""Random bf16 Llama families of 0.517 B, 1.0 B and 8B shape; one process per row, start-up included; one
 thread, at 8B two (rows of 8B: `{LARGE}`). *extract* is the streamed delta with its
-energy check, coverage and written factors; merge and fetch also hash what they write or read (sha256:
-1.15 GB/s on one thread of this machine). At 8B, where disk and page cache
-read 1.1 GB/s, extraction and merge are bound by the two cores (two threads of one), not by reading; tried: sums in
+energy check, coverage and written factors; merge and fetch also hash what they write or read (sha256).
+At 8B, extraction and merge are bound by the two cores, not by reading; tried: sums in
 blocks that the core's cache holds, reused buffers, reading ahead and writing behind.
 
 {markdown(report.figures)}"""

@@ -17,7 +17,10 @@ from safegene.workspace.params import Params
 
 FORWARD = 2
 TRAINING = 6
-FORMULA = "2 N per token of a forward pass, 6 N per token of training, with N parameters (arXiv:2001.08361, 2.1)"
+FORMULA = (
+    "2 N per token of a forward pass, 6 N per token of training, with N parameters (arXiv:2001.08361, 2.1); totals are "
+    "lower bounds: only tokens that an artefact states are counted"
+)
 PART_OF = {"extraction": "degraded", "calibration": "candidate"}
 """Part -> the artefact whose manifest states its tokens."""
 

@@ -75,8 +75,10 @@ class ClassifierJudge(Judge):
     def _unknown(self, reply: str) -> float:
         """The share of the reply's characters that the tokenizer reads as unknown, such as a word that is too long."""
         unknown = self.tokenizer.unk_token_id
-        if unknown is None or not self.tokenizer.is_fast or not reply:
+        if unknown is None or not reply:
             return 0.0
+        if not self.tokenizer.is_fast:  # it does not say where its tokens lie: one that is unknown counts for all
+            return float(unknown in self.tokenizer(reply, add_special_tokens=False)["input_ids"])
         read: Any = self.tokenizer(reply, add_special_tokens=False, return_offsets_mapping=True)
         spans = zip(read["input_ids"], read["offset_mapping"], strict=True)
         return sum(int(end) - int(start) for token, (start, end) in spans if token == unknown) / len(reply)

@@ -83,7 +83,8 @@ def promote(
     signer = load_signer(ledger.keys)
     try:
         before = newest_record(ledger, target, channel)
-        claim = _claim(workspace, target, {"start": now(), **(run or {})}, stated or Stated(), before)
+        run_now, said = {"start": now(), **(run or {})}, stated or Stated()
+        claim = _claim(workspace, target, run_now, said, before, goes_live=override is not None)
     except SafegeneError as error:
         if not dry_run:
             record_error(workspace, target, error, channel=channel, run=run)
@@ -242,10 +243,13 @@ def _require_target(workspace: Workspace, target: str) -> None:
         raise ParamsError(f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}")
 
 
-def _claim(workspace: Workspace, target: str, run: Run, stated: Stated, before: Record | None) -> PromotionClaim:
+def _claim(
+    workspace: Workspace, target: str, run: Run, stated: Stated, before: Record | None, *, goes_live: bool
+) -> PromotionClaim:
+    """The claim of the present evidence; ``goes_live`` whether it could although its verdict is no pass."""
     evidence = gather_evidence(workspace, target)
     verdict = confirm_verdict(evidence, workspace.params)
-    if verdict.outcome == "pass":
+    if verdict.outcome == "pass" or goes_live:
         require_sealed(workspace, evidence, target)
     return PromotionClaim(
         target=target,
