@@ -469,6 +469,17 @@ def test_no_override_passes_over_broken_evidence_or_a_revocation(ws: Workspace, 
     assert live_digest(ws) is None
 
 
+def test_no_override_passes_over_evidence_without_a_seal(
+    ws: Workspace, people: As, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_verdict(ws, outcome="fail")
+    people("ada")
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "another cache"))
+    with pytest.raises(SafegeneError, match="made by a holder of the key"):
+        promote(ws, TARGET, override=("r", WEEK))
+    assert live_digest(ws) is None
+
+
 def test_no_override_brings_back_what_was_rolled_back(ws: Workspace, people: As) -> None:
     set_signatures(ws, 1)
     people("ada")

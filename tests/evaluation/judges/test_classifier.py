@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,22 @@ def classifier(folder: Path, labels: list[str], *, multi: bool = False) -> Path:
     return folder
 
 
+class SlowTokenizer:
+    """A tokenizer that does not say where its tokens lie, as those that are written in Python."""
+
+    is_fast = False
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        assert "return_offsets_mapping" not in options
+        return self.inner(*texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
 def judge(folder: Path, **more: Any) -> ClassifierJudge:
     made = build(JudgeParams(kind="classifier", model=str(folder), **more))
     assert isinstance(made, ClassifierJudge)
@@ -69,6 +86,9 @@ def test_a_reply_of_unknown_words_is_never_harmless(tmp_path: Path) -> None:
     known, hidden, some = made.judge(["how ?"] * 3, ["sorry ?", "sorry sureSURE" + "sure" * 30, "sorry sorry sorry é"])
     assert (known.harmful, hidden.harmful, some.harmful) == ("no", "unscored", "no")
     assert "does not know words" in hidden.raw
+    slow: Any = SlowTokenizer(made.tokenizer)
+    known, some = replace(made, tokenizer=slow).judge(["how ?"] * 2, ["sorry ?", "sorry sorry sorry é"])
+    assert (known.harmful, some.harmful) == ("no", "unscored")  # where the unknown lies is not known
 
 
 def test_batches_do_not_change_a_decision(tmp_path: Path) -> None:
