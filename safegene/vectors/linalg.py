@@ -291,29 +291,18 @@ def signal_share(delta_energy: float, floor: float) -> float:
 
 
 def survival(weight: Tensor, delta: Tensor, stored: Tensor) -> tuple[float, float]:
-    """``<S, D>`` and ``|D|^2`` in float64, with S = stored(W + D) - stored(W), all (out, in).
+    """``<S, D>`` and ``|D|^2`` with S = stored(W + D) - stored(W), all (out, in); their ratio is the share of D left.
+
+    The projection of the stored change on the intended one: 1 is all, 0 none. Sums are in float32, so blocks should be
+    small (`row_blocks`), and the results of blocks be added.
 
     Args:
-        weight: W, rounded to the dtype of ``stored``.
-        delta: D.
+        weight: W in float32, rounded to the dtype of ``stored``.
+        delta: D in float32.
         stored: W + D in the dtype that it is stored in.
     """
-    change, wanted = stored.float() - weight.float(), delta.float()
-    return float(torch.sum(change * wanted, dtype=torch.float64)), energy(wanted)
-
-
-def delta_survival(weight: Tensor, delta: Tensor, dtype: torch.dtype) -> float:
-    """The share of ``delta`` that is left after ``weight + delta`` is stored in ``dtype``: 1 is all, 0 none.
-
-    ``<S, D> / |D|^2`` with S = stored(W + D) - stored(W), all (out, in): the projection of the stored change on the
-    intended one. 1 for a zero delta.
-    """
-    kept = total = 0.0
-    for rows in row_blocks(weight.shape):
-        base, change = weight[rows].to(dtype), delta[rows].float()
-        terms = survival(base, change, (base.float() + change).to(dtype))
-        kept, total = kept + terms[0], total + terms[1]
-    return kept / total if total else 1.0
+    wanted, change = delta.flatten(), (stored.float() - weight).flatten()
+    return float(change @ wanted), float(wanted @ wanted)
 
 
 def _orth(matrix: Tensor) -> Tensor:

@@ -233,3 +233,9 @@ def test_a_sum_that_the_dtype_cannot_hold_is_refused(base: Path, tmp_path: Path,
     with pytest.raises(CheckpointError, match="finite weights in float16"):
         merge(checkpoint, change, out=tmp_path / "out", dtype="float16", lossy=lossy)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_zero_change_survives_whole(base: Path, repair: dict[str, LowRank], tmp_path: Path) -> None:
+    zero = {name: change.scaled(0.0) for name, change in repair.items()}
+    merged = merge(open_checkpoint(base), zero, out=tmp_path / "merged", dtype="bfloat16")
+    assert (merged.survival, merged.least_survival) == (1.0, 1.0)

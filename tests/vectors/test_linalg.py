@@ -9,7 +9,6 @@ from safegene.errors import ShapeMismatch
 from safegene.vectors.linalg import (
     LowRank,
     concat,
-    delta_survival,
     energy,
     product_svd,
     randomised_svd,
@@ -17,6 +16,7 @@ from safegene.vectors.linalg import (
     rounding_edge,
     rounding_floor,
     signal_share,
+    survival,
     truncate,
 )
 
@@ -205,9 +205,13 @@ def test_the_edge_of_a_mean_is_lower_as_rounding_errors_are_independent() -> Non
 def test_survival_in_bf16_is_as_measured_before(size: float, share: float) -> None:
     weight, delta = normal(1024, 1024) * 0.02, low_rank(1024, 16, 1024, seed=2).dense()
     delta *= size * weight.norm() / delta.norm()
-    assert delta_survival(weight, delta, torch.bfloat16) == pytest.approx(share, abs=0.02)
-    assert delta_survival(weight, delta, torch.float32) == pytest.approx(1.0, abs=1e-3)
+    rounded = weight.bfloat16().float()
+    for own, dtype, expected in ((rounded, torch.bfloat16, share), (weight, torch.float32, 1.0)):
+        kept, whole = survival(own, delta, (own + delta).to(dtype))
+        assert whole == pytest.approx(float(delta.norm()) ** 2, rel=1e-4)
+        assert kept / whole == pytest.approx(expected, abs=0.02 if dtype == torch.bfloat16 else 1e-3)
 
 
-def test_a_zero_delta_survives_whole() -> None:
-    assert delta_survival(normal(3, 3), torch.zeros(3, 3), torch.bfloat16) == 1.0
+def test_of_a_zero_delta_nothing_is_lost() -> None:
+    weight = normal(3, 3).bfloat16().float()
+    assert survival(weight, torch.zeros(3, 3), weight.bfloat16()) == (0.0, 0.0)

@@ -24,7 +24,7 @@ from safegene.checkpoints.read_ahead import Part, blocks_of, read_ahead
 from safegene.checkpoints.wanted import INDEX
 from safegene.checkpoints.writer import NAMES, Shard, ShardWriter, plan_shards, write_index
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch
-from safegene.vectors.linalg import LowRank, Patch, row_blocks
+from safegene.vectors.linalg import LowRank, Patch, row_blocks, survival
 from safegene.workspace.digest import digest_bytes, digest_json
 
 MIN_SURVIVAL = 0.9
@@ -223,9 +223,8 @@ def _add(weight: Tensor, change: LowRank, stored: Tensor) -> tuple[float, float]
         stored[rows] = own + delta
         if weight.dtype != stored.dtype:
             own = own.to(stored.dtype).float()
-        left = (stored[rows].float() - own).flatten()
-        kept += float(left @ delta.flatten())
-        whole += float(delta.flatten() @ delta.flatten())
+        terms = survival(own, delta, stored[rows])
+        kept, whole = kept + terms[0], whole + terms[1]
     return kept, whole
 
 
