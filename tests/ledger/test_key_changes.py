@@ -1,7 +1,6 @@
 """Keys are pinned, rotated and revoked by records; what a revoked key signed is not relied on."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from safegene.pipeline.stages.promote import promote, resolve, rollback
 from safegene.pipeline.stages.promote import revoke as revoke_digest
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
+from tests.factories.approvals import As
 from tests.factories.ledger import (
     TARGET,
     attempt,
@@ -39,22 +39,7 @@ from tests.factories.ledger import (
     make_workspace,
     problems_of,
     records,
-    share_cache_key,
 )
-
-As = Callable[[str], None]
-
-
-@pytest.fixture
-def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As:
-    """Sign as somebody: each person has a folder of keys, with the one key of their common cache."""
-    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "cache"))
-
-    def become(name: str) -> None:
-        share_cache_key(tmp_path / name)
-        monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / name))
-
-    return become
 
 
 @pytest.fixture
