@@ -50,6 +50,11 @@ def visible(text: str, *, characters: int | None = None, lines: int | None = Non
     return "".join(name(c) if is_hidden(c) else c for c in shown) + _more(left)
 
 
+def quoted(value: object) -> str:
+    """``repr`` of a value from outside, visible and of at most 120 characters, for messages."""
+    return visible(repr(value), characters=120)
+
+
 def legible(text: str) -> str:
     """The text with hidden characters replaced by names, for a judge.
 

@@ -12,7 +12,7 @@ from typing import Any
 from safegene.checkpoints.unsafe import read_json
 from safegene.errors import CheckpointError, ShapeMismatch
 from safegene.models.tokenizer import ResolvedTokenizer
-from safegene.text import visible
+from safegene.text import quoted, visible
 
 FILE = "generation_config.json"
 SAMPLING = frozenset(
@@ -114,7 +114,7 @@ def generation_values(root: Path) -> dict[str, Any]:
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(index) is int and index >= 0 for index in listed):
         raise CheckpointError(
-            f"expected ids of end tokens, got eos_token_id {_short(ends)}, in {root / FILE}",
+            f"expected ids of end tokens, got eos_token_id {quoted(ends)}, in {root / FILE}",
             remedy=f"correct eos_token_id in {FILE}",
         )
     if (root / FILE).is_file():
@@ -155,13 +155,13 @@ def require_same_generation(
     for key in sorted(STEERING & values.keys()):
         if values[key] != expected.get(key):
             raise ShapeMismatch(
-                f"expected the family's {key} {_short(expected.get(key))}, got {_short(values[key])}, in {FILE} of "
+                f"expected the family's {key} {quoted(expected.get(key))}, got {quoted(values[key])}, in {FILE} of "
                 f"{where}",
                 remedy=f"remove {key} from {FILE} (or config.json): replies are measured without it",
             )
     _require_ends(own, family, where)
     different = sorted(key for key in SAMPLING if values.get(key) != expected.get(key))
-    return tuple(f"{key} {_short(values.get(key))}, the family's {_short(expected.get(key))}" for key in different)
+    return tuple(f"{key} {quoted(values.get(key))}, the family's {quoted(expected.get(key))}" for key in different)
 
 
 def _require_ends(
@@ -176,7 +176,7 @@ def _require_ends(
         words = [token for token, index in tokenizer.vocabulary.items() if index in other[:3]]
         raise ShapeMismatch(
             f"expected replies to end with the family's end tokens {sorted(expected)} or with special tokens that were "
-            f"added, got {_short(words)} (ids {other[:3]}), in {where}",
+            f"added, got {quoted(words)} (ids {other[:3]}), in {where}",
             remedy=f"correct eos_token in tokenizer_config.json and eos_token_id in {FILE}",
         )
     if ends and not own_end <= ends and (ends, tokenizer.end) != (set(theirs["eos_token_id"]), reference.end):
@@ -185,7 +185,3 @@ def _require_ends(
             f"{where}: some programs would end replies there, others not",
             remedy=f"add the tokenizer's end token to eos_token_id in {FILE}",
         )
-
-
-def _short(value: Any) -> str:
-    return visible(repr(value), characters=120)

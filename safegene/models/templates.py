@@ -19,7 +19,7 @@ from safegene.checkpoints.chat_template import ChatFiles, chat_template_of
 from safegene.errors import CheckpointError
 from safegene.models import template_child
 from safegene.models.loading import load_tokenizer
-from safegene.text import visible
+from safegene.text import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +89,7 @@ def chat_texts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], *, 
     before, after = frame.split(MARK)
     for prompt, text in zip(prompts, texts, strict=True):
         if text not in (before + prompt + after, before + prompt.strip() + after):
-            raise _changed("unchanged between the same words", f"another text for {_short(prompt)}", text)
+            raise _changed("unchanged between the same words", f"another text for {quoted(prompt)}", text)
     return texts
 
 
@@ -98,22 +98,18 @@ def _first_difference(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[st
     for prompt, text in zip(prompts, texts, strict=True):
         rendered: Any = tokenizer.apply_chat_template(_turn(prompt), add_generation_prompt=True, tokenize=False)
         if rendered != text:
-            return f"{_short(rendered)} and {_short(text)}"
+            return f"{quoted(rendered)} and {quoted(text)}"
     return None
 
 
 def _changed(how: str, got: str, text: str) -> CheckpointError:
     return CheckpointError(
-        f"expected a chat template that repeats the user's words {how}, got {got}: {_short(text)}", remedy=REMEDY
+        f"expected a chat template that repeats the user's words {how}, got {got}: {quoted(text)}", remedy=REMEDY
     )
 
 
 def _turn(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
-
-
-def _short(text: object) -> str:
-    return visible(repr(text), characters=160)
 
 
 @dataclass
@@ -143,7 +139,7 @@ class _Child:
             error = "an empty text"
         if error:
             raise CheckpointError(
-                f"expected a chat template that writes one user turn, got {_short(error)[1:-1]}",
+                f"expected a chat template that writes one user turn, got {quoted(error)[1:-1]}",
                 remedy="use the chat template that the fine-tune was trained with",
             )
         return list(texts)

@@ -16,7 +16,7 @@ from safegene.checkpoints.unsafe import MAX_JSON, read_json
 from safegene.checkpoints.vocabulary import require_sign
 from safegene.errors import FormatError, ShapeMismatch, UnsafeCheckpoint
 from safegene.models.loading import load_tokenizer
-from safegene.text import visible
+from safegene.text import quoted
 from safegene.workspace.digest import digest_file, digest_json
 
 REMEDY = "save the family's tokenizer in the fine-tune's folder; add tokens with new ids only (tokenizer.add_tokens)"
@@ -134,7 +134,7 @@ def require_same_tokenizer(own: ResolvedTokenizer, family: ResolvedTokenizer, wh
         )
     different = [name for name in own.declared if own.declared[name] != family.declared[name]]
     return tuple(
-        f"{name} {_short(own.declared[name])}, the family's {_short(family.declared[name])}" for name in different
+        f"{name} {quoted(own.declared[name])}, the family's {quoted(family.declared[name])}" for name in different
     )
 
 
@@ -142,15 +142,15 @@ def _require_same_vocabulary(own: ResolvedTokenizer, family: ResolvedTokenizer, 
     for token, index in family.vocabulary.items():
         if (got := own.vocabulary.get(token)) != index:
             raise ShapeMismatch(
-                f"expected id {index} of the family's token {_short(token)}, got {got}, in {where}", remedy=REMEDY
+                f"expected id {index} of the family's token {quoted(token)}, got {got}, in {where}", remedy=REMEDY
             )
     known = set(family.vocabulary.values())
     for index in sorted({*own.added, *family.added}):
         flags = own.added.get(index)
         if index in known and family.added.get(index) != flags:
             raise ShapeMismatch(
-                f"expected the family's token {index} as {_short(family.added.get(index, 'an ordinary one'))}, "
-                f"got {_short(flags or 'an ordinary one')}, in {where}",
+                f"expected the family's token {index} as {quoted(family.added.get(index, 'an ordinary one'))}, "
+                f"got {quoted(flags or 'an ordinary one')}, in {where}",
                 remedy=REMEDY,
             )
         if index not in known and flags and flags["special"]:
@@ -179,7 +179,7 @@ def _require_known_file(own: ResolvedTokenizer, family: ResolvedTokenizer, where
 
 def _other_step(name: str, expected: Any, got: Any, where: str) -> ShapeMismatch:
     return ShapeMismatch(
-        f"expected the family's tokenizer with {name} {_short(expected)}, got {_short(got)}, in {where}", remedy=REMEDY
+        f"expected the family's tokenizer with {name} {quoted(expected)}, got {quoted(got)}, in {where}", remedy=REMEDY
     )
 
 
@@ -263,7 +263,7 @@ def _require_consistent(own: ResolvedTokenizer, where: str) -> None:
         for token, index in claimed.items():
             if own.vocabulary.get(token) != index:
                 raise FormatError(
-                    f"expected {name} to agree with tokenizer.json, got id {_short(index)} of {_short(token)}, "
+                    f"expected {name} to agree with tokenizer.json, got id {quoted(index)} of {quoted(token)}, "
                     f"in {where}",
                     remedy=f"remove {name}: tokenizer.json holds the whole tokenizer",
                 )
@@ -280,7 +280,7 @@ def _require_consistent(own: ResolvedTokenizer, where: str) -> None:
             content = str(token.get("content") if isinstance(token, dict) else token)
             if content in own.vocabulary and own.vocabulary[content] not in own.special:
                 raise FormatError(
-                    f"expected special tokens, got the ordinary {_short(content)} as {_short(role)}, "
+                    f"expected special tokens, got the ordinary {quoted(content)} as {quoted(role)}, "
                     f"in special_tokens_map.json of {where}",
                     remedy="remove special_tokens_map.json: tokenizer_config.json holds the roles of tokens",
                 )
@@ -293,7 +293,3 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(f"expected text in UTF-8, got {error}, in {path}") from None
-
-
-def _short(value: Any) -> str:
-    return visible(repr(value), characters=120)
