@@ -80,7 +80,7 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
         "an unknown or revoked key, an expired override, an approval by the author",
         ("hostile/test_ledger.py::test_a_record_of_an_unknown_key_is_refused",)
         + ("ledger/test_key_changes.py::test_what_a_revoked_key_signed_is_not_relied_on_from_a_record_on",)
-        + ("ledger/test_approval.py::test_an_expired_override_is_not_served_and_not_rolled_back_to",)
+        + ("ledger/test_override.py::test_an_expired_override_is_not_served_and_not_rolled_back_to",)
         + ("ledger/test_approval.py::test_the_author_does_not_approve",),
     ),
     16: (
