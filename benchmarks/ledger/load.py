@@ -43,7 +43,7 @@ class Load:
     promoters: int = 8
     attempts: int = 1000
     killed: float = 0.3
-    targets: int = 16
+    targets: int = 5
     seed: int = 0
 
     def deaths(self) -> dict[int, str]:
