@@ -33,10 +33,9 @@ BLOCK = 1 << 20
 def main() -> None:
     """Measure everything, and write ``results.json`` and the section of RESULTS.md."""
     with _elsewhere() as folder:
-        figures = [*load_figures("local store", init(folder / "local"))]
-        if os.environ.get("SAFEGENE_TEST_S3"):
-            os.environ["AWS_ENDPOINT_URL"] = os.environ["SAFEGENE_TEST_S3"]
-            place = _new_bucket()
+        place = _new_bucket() if os.environ.get("SAFEGENE_TEST_S3") else None
+        figures = load_figures("local store", init(folder / "local"))
+        if place:
             figures += load_figures("S3 server", init(folder / "s3", ledger=place))
         long = init(folder / "long")
         figures += [*growth_figures(long), *audit_figures(long)]
@@ -127,6 +126,7 @@ def _held(name: str, value: float, unit: str, *, goal: str = "", holds: bool | N
 def _new_bucket() -> str:
     import boto3
 
+    os.environ["AWS_ENDPOINT_URL"] = os.environ["SAFEGENE_TEST_S3"]
     name = f"safegene-bench-{os.getpid()}"
     boto3.client("s3").create_bucket(Bucket=name)
     place = f"s3://{name}/ledger"
