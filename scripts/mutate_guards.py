@@ -28,7 +28,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MOST_GUARDS = 8  # tried per test: those that were met last
 LIMIT_SECONDS = 120
-LIMIT_BYTES = 16 << 30
+LIMIT_BYTES = 8 << 30
 
 
 @dataclass
@@ -157,7 +157,20 @@ def main() -> int:
     sys.guards = GUARDS  # type: ignore[attr-defined]
     sys.meta_path.insert(0, _Finder())
     run = Run()
-    options = ["-q", "-p", "no:randomly", "-n", "0", "-p", "no:cacheprovider", "--no-header", "-m", "not slow"]
+    options = [
+        "-q",
+        "-p",
+        "no:randomly",
+        "-n",
+        "0",
+        "--timeout",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        "-m",
+        "not slow",
+    ]
     pytest.main([*options, *(args.tests or _named_tests())], plugins=[run])
     guards = dict[str, list[str]]()
     for test, found in run.tests.items():

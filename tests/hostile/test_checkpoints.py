@@ -329,7 +329,7 @@ def test_links_inside_the_folder_leave_nothing(llama: Path) -> None:
 
 def test_no_secret_reaches_an_error_or_the_cache(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for uri in ("s3://key:canary-secret@bucket/x", "hf://org/model?token=canary-secret"):
-        with pytest.raises(SourceError) as raised:
+        with pytest.raises(SourceError, match="expected a source without secrets") as raised:
             sources.fetch(uri, limits=FetchParams())
         assert "canary-secret" not in repr(raised.value) + raised.value.remedy
         assert raised.value.__cause__ is None
