@@ -257,7 +257,7 @@ def test_numbers_that_are_none(case: Case, number: str) -> None:
     with write_artefact(case.root / "judgements", stage="evaluate", params={}, inputs=inputs) as draft:
         (draft.path / "plan.json").write_bytes(plan)
         (draft.path / "judgements.jsonl").write_text(lines)
-    with pytest.raises(FormatError, match="finite"):
+    with pytest.raises(FormatError, match="expected finite numbers, got"):
         case.gate()
 
 
