@@ -2,8 +2,8 @@
 
 A guard is a ``raise`` of the package. Every test that is named runs once, and the guards that it met are noted; then it
 runs again in forked processes: with none of them taken out (it must stay green), and without each of them. Where no
-single one turns it red, it runs without all of them, and without those that it meets then, up to `MOST_ROUNDS` times: so
-a second guard behind the first one is found. A test that stays green even then proves nothing about guards: it is
+single one turns it red, it runs without all of them, and without those that it meets then, up to `MOST_ROUNDS` times: a
+second guard behind the first one is found so. A test that stays green even then proves nothing about guards: it is
 listed, and the exit code is 1. Guards inside child processes are not seen.
 
     python -m scripts.mutate_guards [--out FILE] [TEST ...]      (default: tests/hostile and the tests of its 25 kinds)
