@@ -1,6 +1,7 @@
 """What the commands share: the console, two arguments, JSON output, and the origin of a promotion by hand."""
 
 import json
+import os
 import sys
 from typing import Annotated, Any
 
@@ -10,7 +11,13 @@ from rich.console import Console
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
 
-console = Console(highlight=False, width=None if sys.stdout and sys.stdout.isatty() else 120)
+
+def _width() -> int | None:
+    """Columns of the output where it is no terminal and ``COLUMNS`` does not say; None lets rich find out."""
+    return None if os.environ.get("COLUMNS", "").isdecimal() or (sys.stdout and sys.stdout.isatty()) else 120
+
+
+console = Console(highlight=False, width=_width())
 Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; rates and shares are in 0..1.")]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.ledger import Record, open_ledger, revocations, why_revoked
 from safegene.ledger.snapshot import ATTEMPTS
-from safegene.report.live import LiveLookup, read_live
+from safegene.report.live import LiveLookup, read_ledger
 from safegene.report.state import TARGET, TargetState, WorkspaceState, read_state
 from safegene.report.words import short
 from safegene.text import visible
@@ -96,7 +96,7 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     """
     ledger = open_ledger(workspace.params.promote, workspace.root, cache=cache_folder() / "records")
     chain, revoked = tuple(ledger.walk()), revocations(ledger)
-    live, _ = read_live(workspace)
+    live = read_ledger(workspace).live
     state = read_state(workspace, live=live)
     present = state.family["vector"].digest
     uses_of: dict[str, list[TargetUse]] = {present: []} if present else {}

@@ -5,7 +5,7 @@ that has changed since, gives no number and no outcome, only the reason.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,9 +13,10 @@ from safegene.errors import SafegeneError, StaleArtifact
 from safegene.gate import Rate, VerdictFile, VerdictOutcome
 from safegene.gate.decision import policy_digest
 from safegene.report.files import CheckpointView, CoefficientsView, SelectionView
-from safegene.report.live import LiveLookup, LiveRelease, read_live
+from safegene.report.live import LastAttempt, LedgerView, LiveLookup, LiveRelease, read_ledger
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
+from safegene.workspace.params import Target
 from safegene.workspace.parsing import parse_json
 from safegene.workspace.staleness import data_digests, require_current
 
@@ -65,6 +66,8 @@ class TargetState:
         verdict: None when there is no usable verdict.
         live: what is live for it; None when nothing is, or when that is unknown.
         live_problem: why it is unknown what is live; "" when it is known.
+        attempt: its last attempt on record; None when there is none, or when that is unknown.
+        blocked: why its candidate would be refused now although the verdict is a pass; "" when it would not be.
     """
 
     name: str
@@ -75,6 +78,8 @@ class TargetState:
     verdict: VerdictFile | None = None
     live: LiveRelease | None = None
     live_problem: str = ""
+    attempt: LastAttempt | None = None
+    blocked: str = ""
 
     @property
     def outcome(self) -> VerdictOutcome | None:
@@ -91,6 +96,12 @@ class TargetState:
         """Whether the workspace's candidate is live and not revoked."""
         digest = self.artefacts["candidate"].digest
         return self.live is not None and digest is not None and self.live.candidate == digest and not self.live.revoked
+
+    @property
+    def decided(self) -> LastAttempt | None:
+        """The last attempt, if it was on the present verdict; None otherwise."""
+        digest = self.artefacts["verdict"].digest
+        return self.attempt if self.attempt and digest and self.attempt.verdict == digest else None
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -148,21 +159,31 @@ def read_state(
     for name, path in zip(FAMILY[1:4], (workspace.degraded, workspace.delta, workspace.vector), strict=True):
         reader.read(name, path)
     selection = reader.read_file("selection", workspace.selection, "selection.json", SelectionView)
-    lookup, live_problem = (live, "") if live else read_live(workspace)
-    states = []
-    for name in known if targets is None else [target for target in targets if target in known]:
-        target_reader = reader.for_target()
-        target_reader.read("target", workspace.checkpoint(name))
-        coefficients = target_reader.read_file(
-            "candidate", workspace.candidate(name), "coefficients.json", CoefficientsView
-        )
-        target_reader.read("judgements", workspace.judgements(name))
-        verdict = target_reader.read_file("verdict", workspace.verdict(name), "verdict.json", VerdictFile)
-        entry, artefacts = known[name], {kind: target_reader.artefacts[kind] for kind in TARGET}
-        states.append(
-            TargetState(name, entry.source, entry.task, artefacts, coefficients, verdict, lookup(name), live_problem)
-        )
-    return WorkspaceState(workspace.root, reader.artefacts, aligned, selection, tuple(states))
+    ledger = LedgerView(live) if live else read_ledger(workspace)
+    chosen = known if targets is None else [target for target in targets if target in known]
+    states = tuple(_target_state(workspace, name, known[name], reader.for_target(), ledger) for name in chosen)
+    return WorkspaceState(workspace.root, reader.artefacts, aligned, selection, states)
+
+
+def _target_state(ws: Workspace, name: str, entry: Target, reader: "_Reader", ledger: LedgerView) -> TargetState:
+    reader.read("target", ws.checkpoint(name))
+    coefficients = reader.read_file("candidate", ws.candidate(name), "coefficients.json", CoefficientsView)
+    reader.read("judgements", ws.judgements(name))
+    verdict = reader.read_file("verdict", ws.verdict(name), "verdict.json", VerdictFile)
+    state = TargetState(
+        name,
+        entry.source,
+        entry.task,
+        {kind: reader.artefacts[kind] for kind in TARGET},
+        coefficients,
+        verdict,
+        ledger.live(name),
+        ledger.problem,
+        ledger.last(name),
+    )
+    if verdict is None or verdict.outcome != "pass" or state.candidate_is_live:
+        return state
+    return replace(state, blocked=ledger.blocked(name, verdict))
 
 
 def _current_policy(workspace: Workspace) -> str:

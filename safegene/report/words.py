@@ -1,6 +1,7 @@
 """A verdict as short sentences and as rows of text."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from safegene.gate import EndpointResult
 from safegene.report.state import TargetState
@@ -62,26 +63,47 @@ class EndpointLine:
 
 def describe_target(target: TargetState) -> TargetDecision:
     """The decision on a target, its reason, and what is live."""
-    now, verdict = _live(target), target.verdict
+    word, tone, why = _decision(target)
+    return TargetDecision(word, tone, f"{why} {_live(target)}.")
+
+
+def reason(target: TargetState) -> str:
+    """Why the decision on a target is what it is, in one or two sentences."""
+    return _decision(target)[2]
+
+
+def _decision(target: TargetState) -> tuple[str, str, str]:
+    """Word, tone and reason."""
+    verdict = target.verdict
     if target.problems:
-        return TargetDecision("Unknown", "open", f"{target.problems[0].rstrip('.')}. {now}.")
+        return "Unknown", "open", f"{target.problems[0].rstrip('.')}."
     if verdict is None:
         absent = next((name for name, artefact in target.artefacts.items() if artefact.manifest is None), "verdict")
-        return TargetDecision("Not run yet", "none", f"The next stage is {STAGES[absent]}. {now}.")
+        return "Not run yet", "none", f"The next stage is {STAGES[absent]}."
     undecided = [_why(endpoint) for endpoint in verdict.endpoints if endpoint.outcome == verdict.outcome]
     why = _sentence(verdict.reason) if verdict.problems or not undecided else " ".join(undecided)
     if verdict.outcome == "fail":
-        return TargetDecision("Refused", "fail", f"{why} {now}.")
+        return "Refused", "fail", why
     if verdict.outcome == "inconclusive":
-        return TargetDecision("Inconclusive", "open", f"Not promoted: the evidence does not decide. {why} {now}.")
+        return "Inconclusive", "open", f"Not promoted: the evidence does not decide. {why}"
     how = "It passes every endpoint unrepaired" if target.unrepaired else "The repair passes every endpoint"
     if any(endpoint.worse for endpoint in verdict.endpoints):
         how += ", though it is significantly worse, within a margin"
     if not target.unrepaired and verdict.unrepaired and verdict.unrepaired.outcome == "pass":
         how += "; the fine-tune also passes without it"
     if target.candidate_is_live:
-        return TargetDecision("Promoted", "pass", f"{how}. {now}.")
-    return TargetDecision("Passed", "pass", f"{how}. It has not been promoted. {now}.")
+        return "Promoted", "pass", f"{how}."
+    if target.blocked:
+        return "Passed", "open", f"{how}. It may not be promoted: {target.blocked.rstrip('.')}."
+    return "Passed", "pass", f"{how}. It has not been promoted."
+
+
+def date(when: str) -> str:
+    """A time in ISO 8601 as ``2026-03-01 12:30 UTC``; other text as it is, and "at an unknown time" for none."""
+    try:
+        return f"{datetime.fromisoformat(when).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return when or "at an unknown time"
 
 
 def endpoint_line(endpoint: EndpointResult) -> EndpointLine:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from safegene.ledger import create_key, load_signer, open_ledger, write_public_key
-from safegene.ledger.promotion import record_promotion
+from safegene.ledger.promotion import record_promotion, record_refusal
 from safegene.ledger.revocation import record_revocation
 from safegene.ledger.rules import PromotionClaim
 from safegene.report import write_report
@@ -71,11 +71,31 @@ def test_summary_asks_the_ledger_and_says_when_it_cannot(tmp_path: Path) -> None
 
 def test_the_table_for_people_shows_every_target_and_no_invented_zero(sample: Sample) -> None:
 
-    console = Console(width=140, record=True, file=io.StringIO())
+    text = shown(sample, 140)
+    assert "61.9 (56.4-67.0) of 320" in text
+    group = text[text.index("\ngroup\n") :]
+    assert re.search(r"candidate none; the next stage is calibrate\n live +nothing\n", group)
+    assert re.search(r"before +- +- +- +-\n", group)
+
+
+def shown(sample: Sample, width: int) -> str:
+    """The table as a terminal of that width shows it."""
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(table(read_state(sample.ws, live=sample.live("sentiment")).targets))
-    text = console.export_text()
-    assert "61.9 (56.4-67.0)" in text
-    assert re.search(r"group +before +- +- +- +- +- +not run +nothing", text)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+@pytest.mark.parametrize("width", [24, 50, 80, 100])
+def test_names_digests_and_rates_are_whole_at_every_width(sample: Sample, width: int) -> None:
+    text = shown(sample, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\u2026" not in text
+    for name in ("sentiment", "topic-lora", "group"):
+        assert f"{name}\n" in text
+    assert ("97.2 of 320" in text) == (width >= 80), "utility"
+    assert ("not shown at this width:" in " ".join(text.split())) == (width < 80)
+    candidate = str(read_manifest(sample.ws.candidate("sentiment")).digest).removeprefix("sha256:")[:12]
+    assert candidate in text.replace("\n", "").replace(" ", "")
 
 
 @pytest.mark.parametrize("artefact", ["verdict", "judgements", "candidate"])
@@ -158,7 +178,46 @@ def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sa
     text = write_report(promoted.ws).read_text().replace("\xa0", " ")
     assert "1 promoted" not in text
     (entry,) = summary(promoted.ws)
-    assert entry["live"]
+    assert entry["live"] == entry["release"]["release"]
+    assert entry["candidate"]["is_live"] is False
+    assert entry["outcome"] == "fail"
+    assert "of harmful prompts are answered harmfully" in entry["reason"]
+    assert entry["last_attempt"]["outcome"] == "pass", "the promotion of the candidate before"
+    assert entry["candidate"]["decided"] is None, "nobody decided on this one yet"
+
+
+def test_a_pass_that_may_not_be_promoted_says_why(promoted: Sample) -> None:
+    """As after `dvc exp run`: a passing verdict on another candidate, measured when nothing was live."""
+    promoted.names.clear()
+    shutil.rmtree(promoted.ws.target("sentiment"))
+    promoted.target("sentiment", alpha=0.9)
+    (entry,) = summary(promoted.ws)
+    assert entry["outcome"] == "pass"
+    why = entry["candidate"]["refused_because"]
+    assert why.startswith("when the verdict was measured, nothing was live; now sha256:")
+    assert f"It may not be promoted: {why}." in entry["reason"]
+    text = shown_live(promoted)
+    assert "pass, would be refused" in text
+    assert "by record 0, another candidate" in text
+    assert why in text
+
+
+def shown_live(sample: Sample) -> str:
+    """The table on one line, with what the ledger says."""
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(read_state(sample.ws).targets))
+    return " ".join(console.export_text().split())
+
+
+def test_an_attempt_that_ended_in_an_error_is_said_beside_an_older_verdict(promoted: Sample, tmp_path: Path) -> None:
+    ledger = open_ledger(promoted.ws.params.promote, promoted.ws.root)
+    claim = PromotionClaim(
+        "sentiment", "error", "the judge did not answer", {}, {"run": {"start": "2026-03-01T12:30:00+00:00"}}
+    )
+    record_refusal(ledger, load_signer(ledger.keys, tmp_path / "keys"), claim, "production")
+    assert "last try error, 2026-03-01 12:30 UTC, record 1: the judge did not answer" in shown_live(promoted)
+    (entry,) = summary(promoted.ws)
+    assert (entry["outcome"], entry["candidate"]["is_live"]) == ("pass", True)
 
 
 @pytest.mark.parametrize("kind", ["records", "channels"])
