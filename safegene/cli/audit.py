@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from safegene.cli.audit_evidence import NAMED, audit_pack, audit_replay, export_app
-from safegene.cli.console import AsJson, Target, console, manual_run, write_json
+from safegene.cli.console import AsJson, Target, console, ledger_committed, manual_run, write_json
 from safegene.errors import ParamsError
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
@@ -30,6 +30,7 @@ def audit_verify(
         bool,
         typer.Option("--online", help="Also ask the sources of what is live, and the DVC remote; bounded in time."),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify every record, signature, pointer, release and artefact; exit 1 and name each problem if there is one."""
     from safegene.ledger.audit import audit_workspace
@@ -44,6 +45,11 @@ def audit_verify(
         notes += outside.notes
         problems += outside.problems
         summary += f"; {outside.sources} sources hold what the records name"
+    if as_json:
+        write_json({"summary": summary, "problems": problems, "notes": notes, "trust": [*report.trust]})
+        if problems:
+            raise typer.Exit(1)
+        return
     for line in report.trust:
         console.print(f"[dim]trust[/] {escape(line)}", soft_wrap=True)
     for note in notes:
@@ -129,11 +135,14 @@ def audit_blast(
 
 
 @app.command("history")
-def audit_history(target: Target) -> None:
+def audit_history(target: Target, as_json: AsJson = False) -> None:
     """List every attempt on a target, with refused ones, newest first."""
     from safegene.ledger.trace import history
 
     rows = history(_open(Workspace.find()), target)
+    if as_json:
+        write_json({"target": target, "records": [asdict(row) for row in rows]})
+        return
     if not rows:
         console.print(f"{target} has no record yet")
         return
@@ -173,11 +182,12 @@ def audit_revoke(
     if not reason.strip() or not reason.isprintable():
         raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
     ws = Workspace.find()
-    revocation = revoke(ws, digest, reason, run=manual_run(ws))
-    console.print(f"revoked {digest}, record {revocation.record.digest}", soft_wrap=True)
+    with ledger_committed(ws, f"revoke {digest}"):
+        revocation = revoke(ws, digest, reason, run=manual_run(ws))
+        console.print(f"revoked {digest}, record {revocation.record.digest}", soft_wrap=True)
+        done = roll_back_revoked(ws, revocation, run=manual_run(ws)) if rollback else ()
     _print_unread(revocation.unread)
     if rollback:
-        done = roll_back_revoked(ws, revocation, run=manual_run(ws))
         for one in done:
             tone = "red" if one.failed else "green" if one.restored else "yellow"
             console.print(f"[{tone}]affected[/] {escape(one.message)}", soft_wrap=True)

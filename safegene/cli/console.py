@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from safegene.errors import SafegeneError
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
 
@@ -25,6 +28,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; rates and shar
 def write_json(content: Any) -> None:
     """Print plain JSON values."""
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def ledger_committed(ws: Workspace, message: str) -> Iterator[None]:
+    """Commit the ledger after the block, also where it recorded a refusal, and print what was committed or was not."""
+    from safegene.pipeline.tracked import commit_ledger
+
+    try:
+        yield
+    except SafegeneError:
+        with suppress(SafegeneError, OSError):  # the caller must get the refusal, not this error
+            _say(commit_ledger(ws, message))
+        raise
+    _say(commit_ledger(ws, message))
+
+
+def _say(words: str) -> None:
+    if words:
+        console.print(words, soft_wrap=True, markup=False)
 
 
 def manual_run(ws: Workspace) -> dict[str, str]:

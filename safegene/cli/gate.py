@@ -1,6 +1,7 @@
 """``safegene gate ...``: run the gate, and show why a verdict is what it is."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from safegene.cli.console import Target, console
+from safegene.cli.console import AsJson, Target, console, write_json
 from safegene.errors import ArtifactError, ParamsError
 from safegene.text import percent, visible
 from safegene.workspace.layout import Workspace
@@ -49,6 +50,7 @@ def run(target: Target) -> None:
 def show(
     target: Target,
     picture: Annotated[Path | None, typer.Option(help="Draw the evidence over prompts into this file (.svg).")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show why a verdict is what it is: endpoints, changed prompts, categories and the judge."""
     ws = Workspace.find()
@@ -56,13 +58,21 @@ def show(
         raise ParamsError(f"expected one of the targets {sorted(ws.targets.targets)}, got {target!r}")
     verdict, rows, plan = _read(ws, target)
     policy = ws.params.gate
-    _show_verdict(target, verdict)
-    _show_flips(rows, plan, policy)
     if picture is not None:
         from safegene.report.evidence import draw
         from safegene.workspace.atomic import write_file
 
         write_file(picture, str(draw(rows, plan, policy)))
+    if as_json:
+        from safegene.gate.history import flips
+
+        changed = [asdict(flip) for flip in flips(rows, plan, policy)]
+        drawn = {"picture": str(picture)} if picture else {}
+        write_json({"target": target, "verdict": verdict.to_json(), "changed": changed, **drawn})
+        return
+    _show_verdict(target, verdict)
+    _show_flips(rows, plan, policy)
+    if picture is not None:
         console.print(f"evidence over prompts: {picture}", soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from safegene.cli.console import console, manual_run, write_json
+from safegene.cli.console import AsJson, console, manual_run, write_json
 from safegene.errors import ParamsError
 from safegene.workspace.layout import Workspace
 
@@ -34,10 +34,13 @@ def create(
 
 
 @app.command("list")
-def show_all() -> None:
+def show_all(as_json: AsJson = False) -> None:
     """List the keys of this user."""
     from safegene.ledger import key_ids
 
+    if as_json:
+        write_json({"keys": [*key_ids()]})
+        return
     for key in key_ids():
         console.print(key)
 
@@ -110,5 +113,8 @@ def revoke(
 
 
 def _say(ws: Workspace, record: "Record") -> None:
-    file = ws.params.promote.public_key
-    console.print(f"{escape(record.reason)}: record {record.sequence}; commit {file}", soft_wrap=True)
+    params = ws.params.promote
+    here = "" if "://" in params.ledger else f" and {params.ledger}"
+    console.print(
+        f"{escape(record.reason)}: record {record.sequence}; commit {params.public_key}{here}", soft_wrap=True
+    )

@@ -73,10 +73,15 @@ def suite_add(
 
 
 @app.command("formats")
-def suite_formats() -> None:
+def suite_formats(as_json: AsJson = False) -> None:
     """List the formats for --format, with the licence that each set's authors state."""
     from safegene.datasets.suites import SUITE_FORMATS
 
+    if as_json:
+        known = {name: SUITE_FORMATS[name] for name in SUITE_FORMATS}
+        rows = [{"name": name, "files": [*one.files], "licence": one.licence} for name, one in known.items()]
+        write_json({"formats": rows})
+        return
     table = Table("format", "published file", "licence")
     for name in SUITE_FORMATS:
         known = SUITE_FORMATS[name]
@@ -117,11 +122,19 @@ def suite_list(as_json: AsJson = False) -> None:
 
 
 @app.command("validate")
-def suite_validate(names: Names = None) -> None:
+def suite_validate(names: Names = None, as_json: AsJson = False) -> None:
     """Check suites against their cards, their expectations, and the prompts used in fitting."""
     from safegene.datasets.suite_library import check_suites
 
-    for checked in check_suites(Workspace.find(), names or []):
+    suites = [*check_suites(Workspace.find(), names or [])]
+    if as_json:
+        rows = [
+            {"name": one.suite.card.name, "digest": one.suite.digest, "expectations": one.expectations}
+            for one in suites
+        ]
+        write_json({"suites": rows})
+        return
+    for checked in suites:
         card = checked.suite.card
         summary = f"{card.name}: {_counts(card.rows)}, {checked.expectations} expectations hold, unseen in fitting"
         console.print(f"{summary}, {checked.suite.digest}", soft_wrap=True, markup=False)

@@ -1,14 +1,18 @@
 """Commands on a workspace as a whole: make it, run its flows, show its state."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from safegene.cli.console import AsJson, Target, console, write_json
 from safegene.errors import ParamsError
 from safegene.workspace.layout import Workspace
+
+if TYPE_CHECKING:
+    from safegene.report.state import TargetState
 
 OUTCOME_EXIT = {
     "error": 1,
@@ -42,15 +46,26 @@ def demo(folder: Annotated[Path, typer.Argument(help="Folder of the demo's works
 def run(
     targets: Annotated[list[str] | None, typer.Argument(help="Targets (default: all).", show_default=False)] = None,
     trigger: Annotated[str, typer.Option(help="The reason for the run, for the record.")] = "manual",
+    as_json: AsJson = False,
 ) -> None:
     """Update the family, then re-align, gate and promote. Exit 0 pass, 3 fail, 4 inconclusive, 1 error."""
     from safegene.report.state import read_state
-    from safegene.report.status import table
 
     ws = Workspace.find()
     outcomes = run_flow(ws, targets or None, trigger)
-    console.print(table([target for target in read_state(ws).targets if target.name in outcomes]))
-    raise typer.Exit(exit_code(set(outcomes.values())))
+    code = exit_code(set(outcomes.values()))
+    show_targets([target for target in read_state(ws).targets if target.name in outcomes], as_json, exit_code=code)
+    raise typer.Exit(code)
+
+
+def show_targets(targets: "Sequence[TargetState]", as_json: bool, **more: object) -> None:
+    """Print targets as ``safegene status`` does; ``more`` goes beside them in JSON."""
+    from safegene.report.status import table, to_json
+
+    if as_json:
+        write_json({"targets": [to_json(target) for target in targets], **more})
+    else:
+        console.print(table(targets))
 
 
 def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str, str]:
@@ -70,15 +85,10 @@ def exit_code(outcomes: set[str]) -> int:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show every target's rates with 95% intervals, its last outcome, and what is live."""
+    """Show every target's candidate, what is live, why, and their rates with n and 95% intervals."""
     from safegene.report.state import read_state
-    from safegene.report.status import table, to_json
 
-    targets = read_state(Workspace.find()).targets
-    if as_json:
-        write_json({"targets": [to_json(target) for target in targets]})
-    else:
-        console.print(table(targets))
+    show_targets(read_state(Workspace.find()).targets, as_json)
 
 
 def report() -> None:

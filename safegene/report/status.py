@@ -149,8 +149,8 @@ def _live(target: TargetState) -> str:
     if live is None:
         return "nothing"
     which = "the candidate" if live.candidate == target.artefacts["candidate"].digest else "another candidate"
-    number = f" by record {live.record}" if live.record is not None else ""
-    since = f" since {date(live.since)}{number}" if live.since else ""
+    since = f" since {date(live.since)}" if live.since else ""
+    since += f" by record {live.record}" if live.record is not None else ""
     how = f", {live.outcome}" if live.outcome not in ("", "pass") else ""
     return f"{short(live.release)}{since}{how}, {'revoked, not served' if live.revoked else which}"
 

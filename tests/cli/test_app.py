@@ -5,14 +5,26 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from safegene.cli.app import app
 from safegene.cli.workspace import exit_code
 from safegene.errors import SafegeneError
-from tests.factories.commands import git, run
+from safegene.pipeline.table import PIPELINE
+from tests.factories.commands import call, git, run
 
+CHANGING = {
+    *("init", "demo", "promote", "approve", "rollback", "merge", "export", "report", "watch", "deploy"),
+    *("target add", "target remove", "suite add", "suite use", "judge calibrate", "tiny build"),
+    *("keys create", "keys pin", "keys rotate", "keys require", "keys revoke", "audit revoke", "audit pack"),
+    *("resolve", "keys show"),  # print JSON always
+    *(f"audit export {form}" for form in ("openlineage", "cyclonedx", "model-card", "gto")),
+}
 HEAVY = ("torch", "transformers", "peft", "great_expectations", "prefect", "dvc", "boto3", "matplotlib", "scipy")
 
 
@@ -140,6 +152,39 @@ def test_wrong_targets_are_refused_and_nothing_is_written(
     done = run(empty, "target", "add", *arguments, code=code)
     assert word in done.stderr
     assert (empty / "data/targets.yaml").read_bytes() == before
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        elif not command.hidden:
+            yield (*path, name), command
+
+
+def test_every_command_that_only_reads_has_json() -> None:
+    """A command without it changes something, has no end, prints JSON always, or writes another format."""
+    without = {
+        " ".join(path)
+        for path, command in commands(typer.main.get_command(app))
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+    stages = {stage.name for stage in PIPELINE if stage.tracked} - {"gate"}
+    assert without - stages == CHANGING
+
+
+def test_what_json_shows_is_one_object_per_command(empty: Path) -> None:
+    for line in (
+        "status",
+        "target list",
+        "audit verify",
+        "audit history x",
+        "keys list",
+        "suite list",
+        "suite formats",
+    ):
+        content = json.loads(call(empty, *line.split(), "--json").stdout)
+        assert isinstance(content, dict), line
 
 
 def test_status_of_an_empty_workspace_is_valid_json(empty: Path) -> None:

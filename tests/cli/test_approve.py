@@ -34,9 +34,9 @@ def team(tmp_path: Path) -> tuple[Workspace, Person, Person, str]:
     (tmp_path / "grace.json").write_text(grace(ws, "keys", "show", key).stdout)
     own = ada(ws, "keys", "list").stdout.strip()
     said = ada(ws, "keys", "pin", own[:12], "--owner", "Ada").stdout
-    assert said == f"key {own[:12]}.. of Ada is pinned and signs: record 0; commit ledger.pub\n"
+    assert said == f"key {own[:12]}.. of Ada is pinned and signs: record 0; commit ledger.pub and ledger\n"
     said = ada(ws, "keys", "pin", str(tmp_path / "grace.json"), "--owner", "Grace", "--approver").stdout
-    assert said == f"key {key[:12]}.. of Grace is pinned and may approve: record 1; commit ledger.pub\n"
+    assert said == f"key {key[:12]}.. of Grace is pinned and may approve: record 1; commit ledger.pub and ledger\n"
     return ws, ada, grace, key
 
 
@@ -62,7 +62,7 @@ def test_a_promotion_waits_for_an_approver_and_then_is_live(tmp_path: Path) -> N
     assert newest.change == {"class": "candidate", "summary": "first"}
     gone = ada(ws, "keys", "revoke", key[:10], "--reason", "stolen", "--since", "4").stdout.splitlines()
     assert gone == [
-        "stolen: record 5; commit ledger.pub",
+        "stolen: record 5; commit ledger.pub and ledger",
         f"no longer trusted record 4: pass for {TARGET} on production",
     ]
     assert "which is not trusted from record 4 on" in ada(ws, "resolve", TARGET, code=3).stderr

@@ -1,6 +1,7 @@
 """One whole run on the tiny family, through the real Prefect, DVC and Git; then everything that can be asked of it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -124,11 +125,13 @@ def test_promoting_again_changes_nothing(copy: Path) -> None:
 
 
 def test_the_exported_adapter_carries_its_card(built: Path, tmp_path: Path) -> None:
-    run(built, "export", "sentiment", str(tmp_path / "out"))
+    said = run(built, "export", "sentiment", str(tmp_path / "out")).stdout
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "PEFT LoRA adapter" in card
     assert "pass" in card
+    (number,) = re.findall(r"([\d,]+) extra parameters", said)
+    assert f"{number} extra parameters" in card
     run(built, "export", "sentiment", str(tmp_path / "out"), code=1)
 
 

@@ -69,6 +69,20 @@ def test_data_that_users_ignore_stays_out(ws: Workspace) -> None:
     assert "data/prompts/gate.jsonl" in tracked_files(ws)
 
 
+def test_a_run_commits_what_it_used_and_nothing_else_of_the_user(ws: Workspace) -> None:
+    """Parameters that were edited before the run are in the commit of its results; a note beside them is not."""
+    others = ("notes.md", "data/notes.md", "data/prompts.bak/gate.jsonl", "ledger.pub")
+    for name in others:
+        (ws.root / name).parent.mkdir(exist_ok=True)
+        (ws.root / name).touch()
+    params = ws.root / "params.yaml"
+    params.write_text(params.read_text() + "compress: {rank: 8}\n")
+    commit.fn(str(ws.root), "realign")
+    assert names_at_head(ws) >= {"params.yaml", "dvc.yaml", "data/prompts/gate.jsonl", "data/tasks/sentiment.jsonl"}
+    assert "rank: 8" in git(ws.root, "show", "HEAD:params.yaml")
+    assert not names_at_head(ws) & set(others)
+
+
 def test_artefacts_that_were_committed_by_mistake_leave_git(ws: Workspace) -> None:
     git(ws.root, "add", "--all")
     git(ws.root, "commit", "--quiet", "-m", "everything")

@@ -180,8 +180,8 @@ def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sa
     (entry,) = summary(promoted.ws)
     assert entry["live"] == entry["release"]["release"]
     assert entry["candidate"]["is_live"] is False
-    assert entry["outcome"] == "fail"
-    assert "of harmful prompts are answered harmfully" in entry["reason"]
+    assert entry["outcome"] is None
+    assert "expected verdict made from the present candidate" in entry["reason"]
     assert entry["last_attempt"]["outcome"] == "pass", "the promotion of the candidate before"
     assert entry["candidate"]["decided"] is None, "nobody decided on this one yet"
 
