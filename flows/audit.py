@@ -5,12 +5,13 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.shown import run_name, tag_run
 from flows.tasks import exclusive
 from safegene.errors import LedgerError
 from safegene.workspace.layout import Workspace
 
 
-@flow(name="audit", flow_run_name="audit {root}", persist_result=False)
+@flow(name="audit", flow_run_name=run_name, persist_result=False)
 def audit(root: str) -> None:
     """Verify, and show the result in Prefect's user interface.
 
@@ -19,6 +20,7 @@ def audit(root: str) -> None:
     """
     from safegene.ledger.audit import audit_workspace
 
+    tag_run(root, [])
     with exclusive(root):  # a run removes artefacts before it makes them again
         report = audit_workspace(Workspace(Path(root)))
     lines = [f"- {problem}" for problem in report.problems] or [report.summary]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.shown import run_name, tag_run
 from flows.tasks import STAGE_TASKS, exclusive
 from safegene.checkpoints.sources import fingerprint
 from safegene.pipeline.table import FAMILY
@@ -11,9 +12,10 @@ from safegene.workspace.layout import Workspace
 from safegene.workspace.params import save_targets
 
 
-@flow(name="build", flow_run_name="build {root}", persist_result=False)
+@flow(name="build", flow_run_name=run_name, persist_result=False)
 def build(root: str) -> list[str]:
     """Bring the family's artefacts up to date, and return the stages that ran."""
+    tag_run(root, [])
     with exclusive(root):
         return build_stages(root)
 

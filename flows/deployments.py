@@ -21,24 +21,32 @@ def deployments(ws: Workspace) -> list[Any]:
     """The deployments of a workspace; their names end in its folder's name, since one server can serve several."""
     root, params = str(ws.root), ws.params
     here = {"safegene.workspace": root}
+    tags = ["safegene", f"workspace:{ws.root.name}"]
     one_target = {"root": root, "targets": ["{{ event.payload.target }}"], "trigger": "event"}
     all_targets = {"root": root, "targets": None, "trigger": "family changed"}
     return [
         realign.to_deployment(
-            name=f"scheduled-{ws.root.name}", cron=params.flow.cron, parameters={"root": root, "trigger": "schedule"}
+            name=f"scheduled-{ws.root.name}",
+            cron=params.flow.cron,
+            parameters={"root": root, "trigger": "schedule"},
+            tags=tags,
         ),
         realign.to_deployment(
             name=f"discovered-{ws.root.name}",
             parameters={"root": root},
+            tags=tags,
             triggers=[_on(DISCOVERED, here, one_target)],
         ),
         realign.to_deployment(
             name=f"family-{ws.root.name}",
             parameters={"root": root},
+            tags=tags,
             triggers=[_on(FAMILY_CHANGED, here, all_targets)],
         ),
-        watch.to_deployment(name=f"watch-{ws.root.name}", cron=params.watch.cron, parameters={"root": root}),
-        audit.to_deployment(name=f"audit-{ws.root.name}", cron=params.flow.audit_cron, parameters={"root": root}),
+        watch.to_deployment(name=f"watch-{ws.root.name}", cron=params.watch.cron, parameters={"root": root}, tags=tags),
+        audit.to_deployment(
+            name=f"audit-{ws.root.name}", cron=params.flow.audit_cron, parameters={"root": root}, tags=tags
+        ),
     ]
 
 

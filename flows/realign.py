@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from rich.markup import escape
 
 from flows.build import build_stages
+from flows.shown import final_state, run_name, tag_run
 from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
 from safegene.errors import ParamsError, SafegeneError, as_safegene_error
 from safegene.pipeline.work import working_alone
@@ -17,7 +18,7 @@ from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
 
 
-@flow(name="realign", flow_run_name="realign {root}", persist_result=False)
+@flow(name="realign", flow_run_name=run_name, persist_result=False)
 def realign(root: str, targets: list[str] | None = None, trigger: str = "manual") -> dict[str, str]:
     """Re-align targets (default: all) and promote those that pass the gate.
 
@@ -33,20 +34,21 @@ def realign(root: str, targets: list[str] | None = None, trigger: str = "manual"
     ws = Workspace(Path(root))
     with exclusive(root):
         names = _chosen(ws, targets)
+        tag_run(root, names)
         build_stages(root)
         run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": head_commit(root)}
         outcomes, errors = _each(root, names, run)
         said = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()) or "no targets"
-        errors += _follow_up(ws, said)
+        errors += _follow_up(ws, said, names)
     if errors:
         raise SafegeneError("; ".join(error.summary for error in errors), remedy=errors[0].remedy)
-    return outcomes
+    return cast(dict[str, str], final_state(ws, outcomes))  # Prefect returns the state's data to the caller
 
 
-def _follow_up(ws: Workspace, said: str) -> list[SafegeneError]:
+def _follow_up(ws: Workspace, said: str, names: list[str]) -> list[SafegeneError]:
     """Report, commit and push; what of it failed, each with what the run has done all the same."""
     root, errors = str(ws.root), list[SafegeneError]()
-    steps: list[tuple[str, Callable[[], object]]] = [("reported", lambda: _report(root))]
+    steps: list[tuple[str, Callable[[], object]]] = [("reported", lambda: _report(root, names))]
     if ws.params.flow.commit:
         steps.append(("committed", lambda: commit(root, f"realign: {said}")))
     if ws.params.flow.push:
@@ -60,8 +62,8 @@ def _follow_up(ws: Workspace, said: str) -> list[SafegeneError]:
     return errors
 
 
-def _report(root: str) -> None:
-    console.print(f"  report: {publish(root)}", soft_wrap=True)
+def _report(root: str, names: list[str]) -> None:
+    console.print(f"  report: {publish(root, names)}", soft_wrap=True)
 
 
 def _chosen(ws: Workspace, targets: list[str] | None) -> list[str]:

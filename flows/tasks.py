@@ -6,7 +6,7 @@ on. Only the fetch stages and the push are retried. Prefect caches no results: D
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from prefect import Task, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
 from rich.console import Console
 
+from flows.shown import show_targets, stage_log
 from safegene.errors import SafegeneError, SourceError
-from safegene.pipeline.runner import reproduce
+from safegene.pipeline.runner import log_file, reproduce
 from safegene.pipeline.table import PIPELINE, Stage
 from safegene.pipeline.tracked import committed_artefacts, tracked_files
 from safegene.workspace.git import commit_files
@@ -52,9 +54,11 @@ def _stage_task(stage: Stage) -> Task[[str, str], bool]:
         persist_result=False,
     )
     def run(root: str, target: str = "") -> bool:
-        start = time.monotonic()
-        ran = reproduce(stage, Workspace(Path(root)), target)
+        start, ws = time.monotonic(), Workspace(Path(root))
+        with stage_log(log_file(ws)):
+            ran = reproduce(stage, ws, target)
         took = f"{time.monotonic() - start:5.1f} s" if ran else "unchanged"
+        get_run_logger().info("%s: %s", stage.address(target), took.strip())
         console.print(f"  [green]ok[/] {stage.address(target):<28} [dim]{took}[/]")
         return ran
 
@@ -79,13 +83,14 @@ def promote(root: str, target: str, run: dict[str, str]) -> str:
 
     outcome = promote_attempt(Workspace(Path(root)), target, run=run)
     colour = {"pass": "green", "fail": "red"}.get(outcome, "yellow")
+    get_run_logger().info("%s: %s", target, outcome)
     console.print(f"  [{colour}]{outcome}[/] promote@{target}")
     return outcome
 
 
 @task(name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish(root: str) -> str:
-    """Write the report and return its path; show the verdict table and the layer scores in Prefect's UI."""
+def publish(root: str, names: Sequence[str] = ()) -> str:
+    """Write the report and return its path; show verdicts, the named targets and the layer scores in Prefect's UI."""
     from safegene.report import write_markdown, write_report
 
     ws = Workspace(Path(root))
@@ -94,7 +99,9 @@ def publish(root: str) -> str:
     if picture.is_file():
         data = base64.b64encode(picture.read_bytes()).decode()
         create_image_artifact(image_url=f"data:image/png;base64,{data}", key="safegene-layer-scores")
-    return str(write_report(ws))
+    report = write_report(ws)
+    show_targets(ws, names, report)
+    return str(report)
 
 
 @task(name="push", retries=2, retry_delay_seconds=[5, 30], cache_policy=NO_CACHE, persist_result=False)

@@ -18,6 +18,7 @@ from safegene.workspace.atomic import write_file
 from safegene.workspace.parsing import Strict, parse_json
 
 ERROR_FILE = "SAFEGENE_ERROR_FILE"  # environment: where a child process leaves its error
+LOG_FILE = "SAFEGENE_LOG_FILE"  # environment: where a child process writes its log lines too, each after its level
 PARENT = "SAFEGENE_DIE_WITH_PARENT"  # environment: process id of the flow that started the child
 
 
@@ -80,6 +81,11 @@ def show_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("       %(message)s"))
     log.addHandler(handler)
+    if path := os.environ.get(LOG_FILE):
+        with suppress(OSError):  # the lines are printed all the same
+            copy = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+            copy.setFormatter(_Formatter("%(levelname)s %(message)s"))
+            log.addHandler(copy)
     level = os.environ.get("SAFEGENE_LOG", "INFO").upper()
     if level not in (levels := logging.getLevelNamesMapping()):
         raise ParamsError(f"expected one of the levels {', '.join(levels)} in SAFEGENE_LOG, got {level!r}")

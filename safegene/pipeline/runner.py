@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -10,8 +9,9 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 
 from safegene.errors import ArtifactError, ParamsError, SafegeneError, as_safegene_error
-from safegene.pipeline.process import ERROR_FILE, PARENT, read_error
+from safegene.pipeline.process import ERROR_FILE, LOG_FILE, PARENT, read_error
 from safegene.pipeline.table import Stage
+from safegene.workspace.atomic import write_file
 from safegene.workspace.costs import note_cost
 from safegene.workspace.git import git
 from safegene.workspace.layout import Workspace
@@ -47,10 +47,11 @@ def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
     manifest = stage.run(ws, target)
     if manifest is not None:
         note_cost(ws.root, manifest.digest, stage.address(target), time.process_time() - start)
-    for name, copy in (*stage.metrics, *stage.plots):
-        view = ws.root / copy.format(target=target)
-        view.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ws.root / stage.output.format(target=target) / name, view)
+    output = ws.root / stage.output.format(target=target)
+    for place, make in (*stage.metrics, *stage.plots):
+        write_file(ws.root / place.format(target=target), make(output))
+    for name, place in stage.copies:
+        write_file(ws.root / place.format(target=target), (output / name).read_bytes())
     return manifest
 
 
@@ -75,6 +76,7 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     address, error_file = stage.address(target), ws.root / ".safegene" / "error.json"
     error_file.parent.mkdir(exist_ok=True)
     error_file.unlink(missing_ok=True)
+    log_file(ws).unlink(missing_ok=True)
     with chdir(ws.root), child_environment(error_file), Repo(str(ws.root)) as repo:
         try:
             ran = bool(repo.reproduce(targets=[address], single_item=True))
@@ -83,6 +85,11 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
             return ran
         except DvcException as error:
             raise read_error(error_file, address) or _unreported(address, error) from error
+
+
+def log_file(ws: Workspace) -> Path:
+    """Where a stage's process writes its log lines, each after its level, beside printing them."""
+    return ws.root / ".safegene" / "stage.log"
 
 
 def _untrack(ws: Workspace, stage: Stage, target: str) -> None:
@@ -115,7 +122,7 @@ def child_environment(error_file: Path) -> Iterator[None]:
         PATH=f"{commands}{os.pathsep}{before.get('PATH', '')}",
         SHELL="/bin/sh",
         DVC_NO_ANALYTICS="1",
-        **{PARENT: str(os.getpid()), ERROR_FILE: str(error_file)},
+        **{PARENT: str(os.getpid()), ERROR_FILE: str(error_file), LOG_FILE: str(error_file.with_name("stage.log"))},
     )
     try:
         yield

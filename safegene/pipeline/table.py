@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safegene.errors import ParamsError
+from safegene.pipeline.views import coefficients_picture, metrics, rates_picture
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import Manifest
+
+View = Callable[[Path], str]
+"""The folder of an artefact -> the text of a file that people look at."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class Stage:
         params: keys of ``params.yaml`` that it reads; ``data/targets.yaml:KEY`` for keys of that file.
         per_target: whether it runs once for each target.
         tracked: whether DVC runs it.
-        metrics: file of the output -> its copy outside, kept in Git, that ``dvc metrics`` reads.
+        metrics: file outside of the output, kept in Git, that ``dvc metrics`` reads, and what makes it of the output.
         plots: the same for ``dvc plots``.
+        copies: file of the output -> its copy outside, as ``dvc.yaml`` of earlier versions names it.
         sealed: whether a promotion needs to know that a holder of the cache's key made the output.
     """
 
@@ -37,8 +42,9 @@ class Stage:
     params: tuple[str, ...]
     per_target: bool = False
     tracked: bool = True
-    metrics: tuple[tuple[str, str], ...] = ()
-    plots: tuple[tuple[str, str], ...] = ()
+    metrics: tuple[tuple[str, View], ...] = ()
+    plots: tuple[tuple[str, View], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
     sealed: bool = False
 
     def address(self, target: str = "") -> str:
@@ -243,7 +249,8 @@ PIPELINE: tuple[Stage, ...] = (
         f"{_TARGET}/candidate",
         ("family.dtype", "calibrate"),
         per_target=True,
-        plots=(("coefficients.csv", "data/plots/coefficients/{target}.csv"),),
+        plots=(("data/plots/coefficients/{target}.svg", coefficients_picture),),
+        copies=(("coefficients.csv", "data/plots/coefficients/{target}.csv"),),
     ),
     Stage(
         "evaluate",
@@ -270,8 +277,9 @@ PIPELINE: tuple[Stage, ...] = (
         f"{_TARGET}/verdict",
         ("gate",),
         per_target=True,
-        metrics=(("metrics.json", "data/metrics/{target}.json"),),
-        plots=(("rates.csv", "data/plots/rates/{target}.csv"),),
+        metrics=(("data/metrics/{target}.json", metrics),),
+        plots=(("data/plots/rates/{target}.svg", rates_picture),),
+        copies=(("rates.csv", "data/plots/rates/{target}.csv"),),
     ),
     Stage("promote", _promote, (f"{_TARGET}/verdict",), "", ("promote",), per_target=True, tracked=False),
 )

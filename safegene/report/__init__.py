@@ -16,7 +16,7 @@ from safegene.text import cell, percent
 from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
 
-__all__ = ["write_markdown", "write_report"]
+__all__ = ["rates_markdown", "write_markdown", "write_report"]
 
 HEAD = ("target", "verdict", "HRR before", "after", "aligned", "ASR", "over-refusal", "utility", "live")
 
@@ -52,6 +52,22 @@ def write_markdown(workspace: Workspace, *, live: LiveLookup | None = None) -> s
     table = [f"| {' | '.join(row)} |" for row in rows]
     reasons = [f"- **{cell(target.name)}**: {cell(describe_target(target).sentence)}" for target in targets]
     return "\n".join([*table, "", *reasons]) + "\n"
+
+
+def rates_markdown(target: TargetState) -> list[str]:
+    """A target's rates as lines of a Markdown table: each with its 95% interval and n; "–" for what is not known."""
+    arms = (*SHOWN_ARMS, "incumbent")
+    lines = [
+        f"| rate | {' | '.join(('live' if arm == 'incumbent' else arm) for arm in arms)} |",
+        "|---|---|---|---|---|",
+    ]
+    for measure in ("hrr", "asr", "over_refusal", "utility"):
+        cells = []
+        for rate in (target.rate(measure, arm) for arm in arms):
+            spread = f" ({percent(rate.interval[0])} to {percent(rate.interval[1])})" if rate.interval else ""
+            cells.append("–" if rate.rate is None else f"{percent(rate.rate)}{spread}, n = {rate.n}")
+        lines.append(f"| {cell(measure)} | {' | '.join(cells)} |")
+    return lines
 
 
 def _row(target: TargetState) -> tuple[str, ...]:

@@ -328,11 +328,13 @@ class Targets(Frozen):
     """The content of ``data/targets.yaml``.
 
     ``aligned`` is the pinned fingerprint of ``family.aligned``; ``degraded`` holds those of ``family.degraded``.
+    ``aliases`` maps a watched source to the target that has the same content, so that it is evaluated once.
     """
 
     aligned: str | None = None
     degraded: dict[Uri, str] = Field(default_factory=dict)
     targets: dict[Name, Target] = Field(default_factory=dict)
+    aliases: dict[Uri, Name] = Field(default_factory=dict)
 
 
 def load_params(path: Path) -> Params:

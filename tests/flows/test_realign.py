@@ -41,10 +41,12 @@ def test_dvc_shows_metrics_and_plots(built: Path, tmp_path: Path) -> None:
     assert "data/metrics/sentiment.json" in text
     assert "hrr" in text
     assert "over_refusal" in text
+    assert all(f"hrr_after{part}" in text for part in ("_n", "_low", "_high"))
     dvc(built, "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots" / "index.html").read_text()
-    for plot in ("scores_csv", "coefficients_sentiment", "rates_sentiment"):
+    for plot in ("scores", "coefficients", "rates"):
         assert plot in page
+    assert "http" not in page, "it opens without a network"
 
 
 def test_the_report_is_written_and_names_the_outcome(built: Path) -> None:

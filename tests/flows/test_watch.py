@@ -61,12 +61,40 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_seen(
 
 
 def test_two_folders_of_one_name_stay_two_targets(ws: Workspace, llama: Path) -> None:
+    watch_more(ws)
+    copy(llama, ws.root / "models" / "same")
+    save_llama(ws.root / "more" / "same", seed=1)
+    seen = look(Workspace(ws.root))
+    assert set(seen.targets) == {"same", "same-2"}
+    assert seen.aliases == {}
+
+
+def watch_more(ws: Workspace) -> None:
+    """Watch the folder ``more`` too."""
     (ws.root / "more").mkdir()
-    for folder in ("models", "more"):
-        copy(llama, ws.root / folder / "same")
     text = (ws.root / "params.yaml").read_text()
     (ws.root / "params.yaml").write_text(text.replace("/models']", f"/models', 'file://{ws.root}/more']"))
-    assert set(look(Workspace(ws.root)).targets) == {"same", "same-2"}
+
+
+def test_one_digest_in_two_folders_is_one_target_with_two_names(
+    ws: Workspace, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch_more(ws)
+    for place in ("models/first", "more/second", "more/third"):
+        copy(llama, ws.root / place)
+    seen = look(ws)
+    sources = [f"file://{ws.root}/more/{name}" for name in ("second", "third")]
+    assert set(seen.targets) == {"first"}
+    assert seen.aliases == dict.fromkeys(sources, "first")
+    assert f"same {sources[0]} has the content of first" in capsys.readouterr().err
+    save_targets(ws.targets_file, seen)
+    assert look(ws) == seen
+    assert capsys.readouterr().err == "", "said once"
+    shutil.rmtree(ws.root / "more" / "third")
+    save_llama(ws.root / "more" / "third", seed=1)
+    changed = look(ws)
+    assert set(changed.targets) == {"first", "third"}, "with another content it is a target of its own"
+    assert changed.aliases == {sources[0]: "first"}
 
 
 def test_a_watched_folder_without_a_task_is_refused(ws: Workspace) -> None:

@@ -47,8 +47,8 @@ def test_dvc_entry_equals_the_table(stage: Stage) -> None:
     assert entry.get("deps", []) == [in_dvc(path) for path in stage.inputs]
     assert entry["outs"] == [in_dvc(stage.output)]
     assert params_of(entry) == [in_dvc(key) for key in stage.params]
-    assert views_of(entry, "metrics") == [in_dvc(copy) for _, copy in stage.metrics]
-    assert views_of(entry, "plots") == [in_dvc(copy) for _, copy in stage.plots]
+    assert views_of(entry, "metrics") == [in_dvc(place) for place, _ in stage.metrics]
+    assert views_of(entry, "plots") == [in_dvc(place) for place, _ in stage.plots]
 
 
 def test_outputs_lie_where_the_workspace_says() -> None:
