@@ -52,6 +52,7 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = dict(os.environ)
     os.environ["SAFEGENE_KEYS"] = str(box / "keys")
     os.environ["SAFEGENE_STATE"] = str(box / "state")
+    os.environ["SAFEGENE_REMOTES"] = str(box / "remotes")
     (box / "keys").mkdir(mode=0o700)
     (box / "keys" / KEY).touch(0o600)
     (box / "keys" / KEY).write_text("5e" * BYTES)  # the same in every session, so that the cache is of use

@@ -38,11 +38,12 @@ AFTER_STAGES: tuple[Callable[..., None], ...] = (
     workspace.deploy,
 )
 DEBUG = {"on": False}
+LICENCE = f"safegene {__version__}: Apache License 2.0 (Apache-2.0), https://www.apache.org/licenses/LICENSE-2.0"
 
 app = typer.Typer(
     name="safegene",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     help="Re-align fine-tunes of open-weight language models, gate them statistically, and keep a signed ledger.",
 )
@@ -60,11 +61,15 @@ def options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    licence: Annotated[bool, typer.Option("--license", "--licence", help="Print the licence and exit.")] = False,
 ) -> None:
     """Options of every command."""
     DEBUG["on"] = debug
     if version:
         console.print(__version__)
+        raise typer.Exit
+    if licence:
+        console.print(LICENCE, soft_wrap=True)
         raise typer.Exit
     if context.invoked_subcommand is None:
         console.print(context.get_help())

@@ -21,7 +21,19 @@ def _width() -> int | None:
 
 
 console = Console(highlight=False, width=_width())
-Target = Annotated[str, typer.Argument(help="A target of data/targets.yaml.", show_default=False)]
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """Targets of the workspace for the shell; none where there is no usable workspace."""
+    try:
+        return [name for name in Workspace.find().targets.targets if name.startswith(incomplete)]
+    except (SafegeneError, OSError):
+        return []
+
+
+Target = Annotated[
+    str, typer.Argument(help="A target of data/targets.yaml.", show_default=False, autocompletion=complete_target)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; rates and shares are in 0..1.")]
 
 

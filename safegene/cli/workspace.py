@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ OUTCOME_EXIT = {
     "fail": 3,
     "inconclusive": 4,
     "pending": 4,
+    "unknown": 4,
 }  # of several outcomes the first in this order decides
 
 
@@ -46,16 +48,37 @@ def demo(folder: Annotated[Path, typer.Argument(help="Folder of the demo's works
 def run(
     targets: Annotated[list[str] | None, typer.Argument(help="Targets (default: all).", show_default=False)] = None,
     trigger: Annotated[str, typer.Option(help="The reason for the run, for the record.")] = "manual",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and how it would end; exit 4 where stages must run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Update the family, then re-align, gate and promote. Exit 0 pass, 3 fail, 4 inconclusive, 1 error."""
     from safegene.report.state import read_state
 
     ws = Workspace.find()
+    if dry_run:
+        raise typer.Exit(_dry_run(ws, targets or [], as_json))
     outcomes = run_flow(ws, targets or None, trigger)
     code = exit_code(set(outcomes.values()))
     show_targets([target for target in read_state(ws).targets if target.name in outcomes], as_json, exit_code=code)
     raise typer.Exit(code)
+
+
+def _dry_run(ws: Workspace, names: "Sequence[str]", as_json: bool) -> int:
+    """Print what a run would do; its exit code as far as it is known, 4 where stages must run first."""
+    from safegene.pipeline.foresee import foresee
+
+    known = ws.targets.targets
+    if unknown := sorted(set(names) - set(known)):
+        raise ParamsError(f"expected targets among {sorted(known)}, got {unknown}, for {ws.targets_file}")
+    foreseen = foresee(ws, sorted(names or known))
+    code = exit_code({run.outcome for run in foreseen})
+    if as_json:
+        write_json({"targets": [asdict(run) for run in foreseen], "exit_code": code})
+    for line in [run.message for run in foreseen] if not as_json else []:
+        console.print(line, soft_wrap=True, markup=False)
+    return code
 
 
 def show_targets(targets: "Sequence[TargetState]", as_json: bool, **more: object) -> None:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -10,7 +11,7 @@ from safegene.errors import ParamsError
 from safegene.text import redact, redact_text
 from safegene.workspace.atomic import write_file
 from safegene.workspace.git import config_value, git
-from safegene.workspace.layout import Workspace
+from safegene.workspace.layout import Workspace, remotes_folder
 from safegene.workspace.params import Target, Targets, load_params, save_targets
 
 TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
@@ -33,7 +34,8 @@ def init(
 
     Args:
         folder: a new or empty folder.
-        remote: the DVC remote: ``s3://bucket/prefix`` or a folder; by default a folder in the workspace.
+        remote: the DVC remote: ``s3://bucket/prefix`` or a folder; by default a folder of this user, outside of the
+            workspace, where clones on this machine find it (`safegene.workspace.layout.remotes_folder`).
         ledger: the ledger: ``s3://bucket/prefix`` or a folder; by default the one that ``params.yaml`` names.
         params: a ``params.yaml`` to copy instead of the template's.
 
@@ -109,7 +111,7 @@ def _init_dvc(ws: Workspace, remote: str | None) -> None:
     from dvc.config_schema import RelPath
     from dvc.repo import Repo
 
-    url = remote or ".safegene/remote"
+    url = remote or str(remotes_folder().resolve() / f"{ws.root.name}-{uuid4().hex[:8]}")
     if "://" not in url:
         (ws.root / url).mkdir(parents=True, exist_ok=True)
         url = url if Path(url).is_absolute() else RelPath(ws.root / url)

@@ -197,3 +197,12 @@ def keys_folder() -> Path:
     """The folder of private keys: ``SAFEGENE_KEYS``, otherwise a folder in the user's configuration folder."""
     named = os.environ.get("SAFEGENE_KEYS")
     return Path(named) if named else Path(platformdirs.user_config_dir("safegene")) / "keys"
+
+
+def remotes_folder() -> Path:
+    """The folder of the DVC remotes of workspaces without one of their own: ``SAFEGENE_REMOTES``, else the user's data.
+
+    It lies outside of every workspace, so that clones on this machine find what a workspace pushed.
+    """
+    named = os.environ.get("SAFEGENE_REMOTES")
+    return Path(named) if named else Path(platformdirs.user_data_dir("safegene")) / "remotes"

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import pytest
 import typer
 
 from safegene.cli.app import app
+from safegene.cli.console import complete_target
 from safegene.cli.workspace import exit_code
 from safegene.errors import SafegeneError
 from safegene.pipeline.table import PIPELINE
 from tests.factories.commands import call, git, run
 
+ROOT = Path(__file__).parents[2]
 CHANGING = {
     *("init", "demo", "promote", "approve", "rollback", "merge", "export", "report", "watch", "deploy"),
     *("target add", "target remove", "suite add", "suite use", "judge calibrate", "tiny build"),
@@ -64,6 +68,25 @@ def test_light_commands_import_nothing_heavy(empty: Path, command: tuple[str, ..
 @pytest.mark.parametrize("command", [("status",), ("audit", "verify"), ("audit", "history", "topic")])
 def test_reading_commands_import_no_models(empty: Path, command: tuple[str, ...]) -> None:
     assert imported_by(*command, cwd=empty).isdisjoint({"torch", "transformers", "great_expectations", "prefect"})
+
+
+@pytest.mark.parametrize("option", ["--license", "--licence"])
+def test_the_licence_is_named(tmp_path: Path, option: str) -> None:
+    said = call(tmp_path, option).stdout
+    assert "Apache-2.0" in said
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] in said
+
+
+def test_the_shell_completes_commands_options_and_targets(workspace: Path) -> None:
+    assert "complete_safegene" in call(workspace, "--show-completion", "bash").stdout.lower()
+    targets = workspace / "data" / "targets.yaml"
+    entry = "{source: 'tiny://topic?seed=0', task: topic, fingerprint: x}"
+    targets.write_text(f"targets: {{support: {entry}, sales: {entry}}}\n")
+    with chdir(workspace):
+        assert complete_target("su") == ["support"]
+        assert complete_target("s") == ["support", "sales"]
+        targets.write_text("nonsense: [")
+        assert complete_target("s") == []
 
 
 def test_init_makes_a_clean_git_and_dvc_repository(empty: Path) -> None:

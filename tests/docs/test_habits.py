@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -34,3 +35,36 @@ def test_every_issue_template_has_a_name_and_says_what_it_is_for() -> None:
         _, head, body = path.read_text(encoding="utf-8").split("---\n", 2)
         assert {"name", "about"} <= set(yaml.safe_load(head))
         assert body.strip()
+
+
+VARIABLE = re.compile(r"[\"'](SAFEGENE_[A-Z0-9_]+)[\"']")
+
+
+def test_every_environment_variable_is_documented_and_no_other() -> None:
+    """Variables that the code names, and the others that it reads from the environment."""
+    page = (ROOT / "docs" / "reference" / "environment.md").read_text(encoding="utf-8")
+    documented = {name for text in re.findall(r"`([^`]+)`", page) for name in re.findall(r"[A-Z][A-Z0-9_]{3,}", text)}
+    sources = [
+        path.read_text(encoding="utf-8") for room in ("safegene", "flows") for path in (ROOT / room).rglob("*.py")
+    ]
+    named = {name for text in sources for name in VARIABLE.findall(text)}
+    read = {name for text in sources for name in re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", text)}
+    assert (named | read) - documented == {"GX_ANALYTICS_ENABLED"}, "which nobody can set"
+    ours = {name for name in documented if name.startswith("SAFEGENE_")}
+    assert ours - named == {"SAFEGENE_TEST_DATA", "SAFEGENE_TEST_S3"}
+    assert {"PREFECT_API_URL", "HF_TOKEN", "AWS_ENDPOINT_URL"} <= documented
+
+
+def test_the_dockerfile_installs_the_lock_as_no_root_and_python_versions_agree() -> None:
+    """It is built by no test. Its base image, the Makefile and pyproject.toml must name the same versions of Python."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    steps = [line for line in lines if line and not line.startswith(("#", " "))]
+    images = [step.split()[1] for step in steps if step.startswith("FROM")]
+    assert all(re.fullmatch(r"(python:3\.1[1-3]-slim-bookworm|build)", image) for image in images)
+    assert any(step.startswith("USER ") and "root" not in step for step in steps)
+    assert "requirements.lock" in "\n".join(lines)
+    (torch,) = re.findall(r"^TORCH := (\S+)", (ROOT / "Makefile").read_text(), re.M)
+    assert torch in "\n".join(lines)
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert requires == ">=3.11,<3.14"
+    assert "(3, 11) <= v < (3, 14)" in (ROOT / "Makefile").read_text()

@@ -126,6 +126,18 @@ def test_promoting_again_changes_nothing(copy: Path) -> None:
     assert sorted(copy.glob("ledger/records/*")) == records
 
 
+def test_a_dry_run_exits_as_the_run_would_and_names_what_must_run(copy: Path) -> None:
+    before = git(copy, "rev-parse", "HEAD")
+    assert "live on production already" in run(copy, "run", "--dry-run").stdout
+    path = copy / "params.yaml"
+    path.write_text(path.read_text().replace("rank: 64\n\nselect", "rank: 16\n\nselect"))
+    said = json.loads(run(copy, "run", "--dry-run", "--json", code=4).stdout)
+    (target,) = said["targets"]
+    assert target["outcome"] == "unknown"
+    assert target["stages"] == ["compress", "select", *(f"{s}@sentiment" for s in ("calibrate", "evaluate", "gate"))]
+    assert (git(copy, "rev-parse", "HEAD"), git(copy, "status", "--porcelain")) == (before, "M params.yaml")
+
+
 def test_the_exported_adapter_carries_its_card(built: Path, tmp_path: Path) -> None:
     said = run(built, "export", "sentiment", str(tmp_path / "out")).stdout
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
@@ -159,9 +171,8 @@ def test_judgements_that_nobody_with_the_key_made_are_made_again(copy: Path, pre
 
 
 def test_the_workspace_travels_by_git_and_dvc(copy: Path, tmp_path: Path) -> None:
-    dvc(copy, "push")
+    """After a run, as it is by default: it was pushed to a place that a clone finds."""
     git(tmp_path, "clone", "-q", str(copy), str(tmp_path / "clone"))
-    dvc(tmp_path / "clone", "remote", "modify", "--local", "store", "url", str(copy / ".safegene/remote"))
     dvc(tmp_path / "clone", "pull")
     run(tmp_path / "clone", "audit", "verify")
     shutil.rmtree(tmp_path / "clone" / "data/targets/sentiment/verdict")
