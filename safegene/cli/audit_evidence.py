@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from safegene.cli.console import AsJson, console, write_json
+from safegene.text import redact
 from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
 
@@ -60,7 +61,7 @@ def audit_pack(
     console.print(f"{page}", soft_wrap=True)
 
 
-export_app = typer.Typer(no_args_is_help=True, help="Write records in the formats of other tools; asks no network.")
+export_app = typer.Typer(no_args_is_help=True, help="Write records in the formats of other tools.")
 Out = Annotated[Path | None, typer.Option(help="A file to write; default: standard output.")]
 
 
@@ -120,6 +121,19 @@ def export_gto(
     if create:
         created = create_tags(ws.root, tags)
         console.print(f"created {len(created)} tags; push them with `git push --tags`")
+
+
+@export_app.command("mlflow")
+def export_mlflow(
+    to: Annotated[str, typer.Option(help="The tracking server, such as http://127.0.0.1:5000.", show_default=False)],
+) -> None:
+    """Register every release on an MLflow server: targets as models, releases as versions, channels as aliases."""
+    from safegene.ledger.exports.mlflow import register, registry_versions
+
+    _, ledger = _open()
+    versions = registry_versions(tuple(ledger.walk()), store=ledger.store.uri)
+    created = register(versions, to)
+    console.print(f"{len(versions)} releases are on {redact(to)}, {created} of them new", soft_wrap=True, markup=False)
 
 
 def _open() -> "tuple[Workspace, Ledger]":

@@ -10,10 +10,12 @@ import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from safegene.gate import VerdictFile
 from safegene.workspace.digest import canonical_json
+
+if TYPE_CHECKING:
+    from safegene.gate import VerdictFile
 
 LABEL, PLOT, ROW, TOP = 190, 380, 20, 58  # widths and heights in pixels
 AXIS, GRID = "#111827", "#d1d5db"
@@ -34,8 +36,7 @@ def metrics(verdict: Path) -> str:
 
     `dvc metrics diff` shows all that changed, so a rate that moved with its n shows both.
     """
-    path = verdict / "verdict.json"
-    content = VerdictFile.parse(path.read_bytes(), where=str(path))
+    content = _verdict(verdict)
     numbers: dict[str, float] = json.loads((verdict / "metrics.json").read_bytes())
     for measure, arms in content.rates.items():
         for arm, rate in arms.items():
@@ -47,8 +48,7 @@ def metrics(verdict: Path) -> str:
 
 def rates_picture(verdict: Path) -> str:
     """Every rate of a verdict with its 95% interval and n, on one axis from 0 to 100%."""
-    path = verdict / "verdict.json"
-    content = VerdictFile.parse(path.read_bytes(), where=str(path))
+    content = _verdict(verdict)
     bars = [
         Bar(f"{measure} {arm}, n = {rate.n}", 100 * rate.rate, 100 * rate.interval[0], 100 * rate.interval[1])
         for measure, arms in content.rates.items()
@@ -71,6 +71,13 @@ def coefficients_picture(candidate: Path) -> str:
     ]
     ends = (min([0.0, *(bar.low for bar in bars)]), max([0.0, *(bar.high for bar in bars)]))
     return _chart("Coefficients by layer: mean (dot), smallest to largest (line)", bars, ends)
+
+
+def _verdict(folder: Path) -> "VerdictFile":
+    from safegene.gate import VerdictFile
+
+    path = folder / "verdict.json"
+    return VerdictFile.parse(path.read_bytes(), where=str(path))
 
 
 def _chart(title: str, bars: Sequence[Bar], ends: tuple[float, float]) -> str:

@@ -27,7 +27,7 @@ CHANGING = {
     *("target add", "target remove", "suite add", "suite use", "judge calibrate", "tiny build"),
     *("keys create", "keys pin", "keys rotate", "keys require", "keys revoke", "audit revoke", "audit pack"),
     *("resolve", "keys show"),  # print JSON always
-    *(f"audit export {form}" for form in ("openlineage", "cyclonedx", "model-card", "gto")),
+    *(f"audit export {form}" for form in ("openlineage", "cyclonedx", "model-card", "gto", "mlflow")),
 }
 HEAVY = ("torch", "transformers", "peft", "great_expectations", "prefect", "dvc", "boto3", "matplotlib", "scipy")
 
