@@ -12,7 +12,7 @@ from rich.markup import escape
 from flows.build import build_stages
 from flows.shown import final_state, run_name, tag_run
 from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
-from safegene.errors import ParamsError, SafegeneError, as_safegene_error
+from safegene.errors import SafegeneError, as_safegene_error
 from safegene.pipeline.work import working_alone
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
@@ -67,10 +67,9 @@ def _report(root: str, names: list[str]) -> None:
 
 
 def _chosen(ws: Workspace, targets: list[str] | None) -> list[str]:
-    known = ws.targets.targets
-    if unknown := sorted(set(targets or ()) - set(known)):
-        raise ParamsError(f"expected targets among {sorted(known)}, got {unknown}, for {ws.targets_file}")
-    return sorted(targets or known)
+    for name in targets or ():
+        ws.require_target(name)
+    return sorted(targets or ws.targets.targets)
 
 
 def _each(root: str, names: list[str], run: dict[str, str]) -> tuple[dict[str, str], list[SafegeneError]]:

@@ -4,7 +4,7 @@ import base64
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ def final_state(ws: Workspace, outcomes: Mapping[str, str]) -> State[dict[str, s
     A refusal is a result, so the type is COMPLETED; FAILED and CRASHED mean that somebody must repair something.
     """
     worst = next((name for outcome, name in STATES.items() if outcome in outcomes.values()), PROMOTED)
-    why = {target.name: describe_target(target).sentence for target in read_state(ws, targets=[*outcomes]).targets}
+    why = dict[str, str]()
+    with suppress(SafegeneError, OSError):  # what has been decided stands all the same
+        why = {target.name: describe_target(target).sentence for target in read_state(ws, targets=[*outcomes]).targets}
     lines = [f"{name} {outcome}: {why.get(name, '')}" for name, outcome in outcomes.items()]
     return Completed(name=worst, message="\n".join(lines) or "no targets", data=dict(outcomes))
 
@@ -85,7 +87,7 @@ def show_targets(ws: Workspace, names: Sequence[str], report: Path) -> None:
     """An artifact for each target: the decision, its rates with n and intervals, and the evidence as a picture."""
     create_link_artifact(link=report.as_uri(), link_text="report", key="safegene-report", description="The report")
     for target in read_state(ws, targets=names).targets:
-        key = f"safegene-{target.name.replace('_', '-')}"
+        key = f"safegene-target-{target.name.replace('_', '-')}"
         create_markdown_artifact(markdown=_markdown(target, report), key=key, description=target.name)
         if picture := _evidence(ws, target):
             data = base64.b64encode(picture.encode()).decode()

@@ -33,18 +33,20 @@ class SafegeneError(Exception):
 
     Attributes:
         message: the sentence.
-        remedy: what the user can do about it; "" if nothing is known.
+        remedy: what the user can do about it; by default what helps with most errors of the class, "" for none.
         exit_code: the exit code of a command that ends with this error.
+        usual_remedy: of errors of the class that name no other.
         stage: the stage whose child process raised it, as DVC names it; "" if it was raised in this process.
         record: digest of the ledger record that reports it; "" if there is none.
     """
 
     exit_code = 1
+    usual_remedy = ""
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(redact_text(message))
         self.message = redact_text(message)
-        self.remedy = redact_text(remedy)
+        self.remedy = redact_text(remedy) or self.usual_remedy
         self.stage = ""
         self.record = ""
 
@@ -59,26 +61,43 @@ class ParamsError(SafegeneError):
     """params.yaml, targets.yaml or an argument is unusable."""
 
     exit_code = 2
+    usual_remedy = "give what is expected; `safegene COMMAND --help` and docs/reference/parameters.md explain it"
 
 
 class ArtifactError(SafegeneError):
     """An artefact cannot be used: it is missing, malformed, changed or out of date."""
 
+    usual_remedy = "`safegene run` makes it, and what it is made from"
+
 
 class FormatError(ArtifactError):
     """A file is malformed."""
+
+    usual_remedy = (
+        "correct the file that is named; or bring it back: `git checkout` where Git tracks it, `safegene run` where a "
+        "stage makes it"
+    )
 
 
 class DigestMismatch(ArtifactError):
     """The bytes of an artefact differ from the recorded digest."""
 
+    usual_remedy = (
+        "bring the bytes back: `safegene run` or `dvc checkout` for an artefact, `git checkout` or the store's backup for "
+        "the ledger; `safegene audit verify` names all that differ"
+    )
+
 
 class StaleArtifact(ArtifactError):
     """An input of an artefact has changed since it was made."""
 
+    usual_remedy = "`safegene run` makes it again from what is there now"
+
 
 class CheckpointError(SafegeneError):
     """A model checkpoint cannot be used."""
+
+    usual_remedy = "name a complete checkpoint of the family in safetensors; docs/how-to/targets.md lists what fits"
 
 
 class TensorMissing(CheckpointError):
@@ -96,21 +115,31 @@ class UnsafeCheckpoint(CheckpointError):
 class SourceError(SafegeneError):
     """A checkpoint cannot be found or fetched."""
 
+    usual_remedy = "check the address, and that this machine may read it; docs/how-to/targets.md lists the sources"
+
 
 class JudgeError(SafegeneError):
     """A judge cannot be built or does not answer."""
+
+    usual_remedy = "see docs/reference/judges.md for what each judge needs in evaluate.judge"
 
 
 class EmptySample(SafegeneError):
     """There is nothing to measure."""
 
+    usual_remedy = "add rows to the set that is named; docs/how-to/prompts.md says what each stage needs"
+
 
 class ContaminatedSample(SafegeneError):
     """The gate would be measured on prompts used for fitting."""
 
+    usual_remedy = "remove the rows that are named from one of the two sets"
+
 
 class StoreError(SafegeneError):
     """An object store failed or does not honour conditions."""
+
+    usual_remedy = "check address, credentials and network, and run it again; docs/how-to/s3.md has the settings"
 
 
 class PreconditionFailed(StoreError):
@@ -120,11 +149,14 @@ class PreconditionFailed(StoreError):
 class LedgerError(SafegeneError):
     """The ledger's chain or a signature is broken."""
 
+    usual_remedy = "`safegene audit verify` names all that is wrong; restore it by `git checkout`, or in the store"
+
 
 class PromotionRefused(SafegeneError):
     """The rules do not allow this promotion."""
 
     exit_code = 3
+    usual_remedy = "see `safegene status` and `safegene audit history TARGET` for what is live and why"
 
 
 def as_safegene_error(error: BaseException) -> SafegeneError:

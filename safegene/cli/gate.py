@@ -11,7 +11,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from safegene.cli.console import AsJson, Target, console, write_json
-from safegene.errors import ArtifactError, ParamsError
+from safegene.errors import ArtifactError
 from safegene.text import percent, visible
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
@@ -54,8 +54,7 @@ def show(
 ) -> None:
     """Show why a verdict is what it is: endpoints, changed prompts, categories and the judge."""
     ws = Workspace.find()
-    if target not in ws.targets.targets:
-        raise ParamsError(f"expected one of the targets {sorted(ws.targets.targets)}, got {target!r}")
+    ws.require_target(target)
     verdict, rows, plan = _read(ws, target)
     policy = ws.params.gate
     if picture is not None:

@@ -109,6 +109,7 @@ def merge(
     from safegene.pipeline.export import merge as write
 
     ws = Workspace.find()
+    ws.require_target(target)
     folders = {"aligned": ws.aligned, "target": ws.checkpoint(target), "candidate": ws.candidate(target)}
     verdict = _verdict_of(ws, target, unverified=unverified)
     merged = write(**folders, out=out, dtype=dtype, lossy=lossy, verdict=verdict, limits=ws.params.fetch)
@@ -131,6 +132,7 @@ def export(
     from safegene.pipeline.export import export as write
 
     ws = Workspace.find()
+    ws.require_target(target)
     verdict = _verdict_of(ws, target, unverified=unverified)
     checkpoint = ws.checkpoint(target)
     own = checkpoint if read_record(checkpoint).kind == "lora" else None

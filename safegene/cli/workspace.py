@@ -69,10 +69,9 @@ def _dry_run(ws: Workspace, names: "Sequence[str]", as_json: bool) -> int:
     """Print what a run would do; its exit code as far as it is known, 4 where stages must run first."""
     from safegene.pipeline.foresee import foresee
 
-    known = ws.targets.targets
-    if unknown := sorted(set(names) - set(known)):
-        raise ParamsError(f"expected targets among {sorted(known)}, got {unknown}, for {ws.targets_file}")
-    foreseen = foresee(ws, sorted(names or known))
+    for name in names:
+        ws.require_target(name)
+    foreseen = foresee(ws, sorted(names or ws.targets.targets))
     code = exit_code({run.outcome for run in foreseen})
     if as_json:
         write_json({"targets": [asdict(run) for run in foreseen], "exit_code": code})

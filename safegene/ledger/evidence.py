@@ -12,7 +12,7 @@ from typing import Any
 
 from safegene.checkpoints.record import RECORD
 from safegene.datasets.receipt import validated_receipt
-from safegene.errors import ArtifactError, ParamsError, StaleArtifact
+from safegene.errors import ArtifactError, StaleArtifact
 from safegene.gate import VerdictFile, evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.ledger.incumbent import read_incumbent
@@ -96,10 +96,8 @@ def require_entry(workspace: Workspace, target: str) -> None:
         ArtifactError: there is no checkpoint.
         StaleArtifact: an artefact is of another entry; names both.
     """
-    entries, folder = workspace.targets.targets, workspace.checkpoint(target)
-    if target not in entries:
-        raise ParamsError(f"expected one of the targets {sorted(entries)}, got {target!r}, in {workspace.targets_file}")
-    entry, fetched = entries[target], _fetched_entry(folder)
+    entry, folder = workspace.require_target(target), workspace.checkpoint(target)
+    entries, fetched = workspace.targets.targets, _fetched_entry(folder)
     expected = {"name": target, "source": entry.source, "fingerprint": entry.fingerprint, "task": entry.task}
     for name, value in fetched.items():
         if value != expected[name]:

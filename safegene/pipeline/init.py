@@ -152,7 +152,10 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
 
     if not (ws.tasks / f"{task}.jsonl").is_file():
         tasks = sorted(path.stem for path in ws.tasks.glob("*.jsonl"))
-        raise ParamsError(f"expected one of the tasks {tasks}, got {task!r}, in {ws.tasks}")
+        raise ParamsError(
+            f"expected one of the tasks {tasks}, got {task!r}, in {ws.tasks}",
+            remedy=f"add its task set, {ws.tasks / task}.jsonl",
+        )
     targets = ws.targets
     try:
         Target(source=source, task=task, fingerprint="unpinned")
@@ -172,8 +175,7 @@ def remove_target(ws: Workspace, name: str) -> None:
     Raises:
         ParamsError: there is no such target.
     """
+    ws.require_target(name)
     targets = ws.targets
-    if name not in targets.targets:
-        raise ParamsError(f"expected one of the targets {sorted(targets.targets)}, got {name!r}, in {ws.targets_file}")
     rest = {key: target for key, target in targets.targets.items() if key != name}
     save_targets(ws.targets_file, targets.model_copy(update={"targets": rest}))

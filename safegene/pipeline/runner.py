@@ -36,11 +36,8 @@ def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
         ParamsError: a per-target stage without a known target, or a family stage with one.
         SafegeneError: the stage failed.
     """
-    if stage.per_target and target not in ws.targets.targets:
-        raise ParamsError(
-            f"expected one of the targets {sorted(ws.targets.targets)}, got {target!r}, in {ws.targets_file}",
-            remedy="add it with `safegene target add NAME SOURCE --task TASK`",
-        )
+    if stage.per_target:
+        ws.require_target(target)
     if target and not stage.per_target:
         raise ParamsError(f"expected no target for the family's stage {stage.name!r}, got {target!r}")
     start = time.process_time()

@@ -152,9 +152,11 @@ def serve_plan(
         hub: name full checkpoints by their ids on the Hub, for servers elsewhere; by default their verified copies.
 
     Raises:
+        ParamsError: there is no such target.
         ArtifactError: the target has no candidate, or an artefact is altered.
         CheckpointError: an arm cannot be served.
     """
+    ws.require_target(target)
     pinned = ws.incumbent(target)
     models = evaluated_models(
         ws.aligned,

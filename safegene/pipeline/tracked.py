@@ -50,7 +50,7 @@ def commit_ledger(ws: Workspace, message: str) -> str:
     try:
         after = commit_files(ws.root, message, files)
     except SafegeneError as error:
-        return f"the ledger is not committed: {error.message}; {by_hand}"
+        return f"the ledger is not committed: {' '.join(error.message.split())}; {by_hand}"
     return f"committed {names} as {after[:12]}" if after != before else ""
 
 

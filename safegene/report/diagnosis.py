@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safegene.errors import ArtifactError, ParamsError, StaleArtifact
+from safegene.errors import ArtifactError, StaleArtifact
 from safegene.repair.diagnosis.findings import Diagnosis
 from safegene.report.state import read_state
 from safegene.text import percent, visible
@@ -63,12 +63,7 @@ def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
         ArtifactError: it is not calibrated yet, or was calibrated by a version of safegene without a diagnosis.
         StaleArtifact: its candidate was altered, or was made from something that has changed since.
     """
-    known = workspace.targets.targets
-    if target not in known:
-        raise ParamsError(
-            f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}",
-            remedy="add it with `safegene target add NAME SOURCE --task TASK`",
-        )
+    workspace.require_target(target)
     (state,) = read_state(workspace, targets=[target], live=lambda _: None).targets
     candidate, coefficients = state.artefacts["candidate"], state.coefficients
     rerun = f"run `safegene run {target}`"

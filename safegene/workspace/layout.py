@@ -11,7 +11,7 @@ from pathlib import Path
 import platformdirs
 
 from safegene.errors import ParamsError
-from safegene.workspace.params import Params, PromoteParams, Targets, load_params, load_targets
+from safegene.workspace.params import Params, PromoteParams, Target, Targets, load_params, load_targets
 from safegene.workspace.places import local_path, written_by_others
 
 MARKER = "params.yaml"
@@ -71,6 +71,20 @@ class Workspace:
     def targets(self) -> Targets:
         """The targets in ``data/targets.yaml``, validated."""
         return load_targets(self.targets_file)
+
+    def require_target(self, name: str) -> Target:
+        """A target's entry.
+
+        Raises:
+            ParamsError: there is none of that name.
+        """
+        known = self.targets.targets
+        if name not in known:
+            raise ParamsError(
+                f"expected one of the targets {sorted(known)}, got {name!r}, in {self.targets_file}",
+                remedy="`safegene target list` shows them; add one with `safegene target add NAME SOURCE --task TASK`",
+            )
+        return known[name]
 
     @property
     def data(self) -> Path:
@@ -188,7 +202,8 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ParamsError(
-            f"expected a folder for the cache, got {error}", remedy="set SAFEGENE_CACHE to a folder you can write"
+            f"expected SAFEGENE_CACHE, or its default, to be a folder that can be made, got {error.strerror}: {folder}",
+            remedy="set SAFEGENE_CACHE to a folder you can write",
         ) from None
     return folder
 

@@ -68,8 +68,8 @@ def test_prefect_shows_what_people_ask(built: Path, prefect_api: str) -> None:
     assert any("prompts asked" in line for line in lines), "the stage's own lines"
     assert any(line.startswith("evaluate@sentiment: ") for line in lines)
     artifacts = {one["key"]: one for one in asked(prefect_api, "artifacts")}
-    assert "n = " in artifacts["safegene-sentiment"]["data"]
-    assert artifacts["safegene-sentiment-evidence"]["type"] == "image"
+    assert "n = " in artifacts["safegene-target-sentiment"]["data"]
+    assert artifacts["safegene-target-sentiment-evidence"]["type"] == "image"
     assert str(built / "reports") in artifacts["safegene-report"]["data"]
 
 

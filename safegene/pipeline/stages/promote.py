@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from safegene.errors import LedgerError, ParamsError, PromotionRefused, SafegeneError, StoreError, as_safegene_error
+from safegene.errors import LedgerError, PromotionRefused, SafegeneError, StoreError, as_safegene_error
 from safegene.ledger.approval import PendingPromotion, find_pending
 from safegene.ledger.approval import approve as approve_pending
 from safegene.ledger.attempts import present_attempt
@@ -78,7 +78,7 @@ def promote(
         >>> promotion.outcome
         'pass'
     """
-    _require_target(workspace, target)
+    workspace.require_target(target)
     ledger, channel = _open(workspace), channel or workspace.params.promote.channel
     signer = load_signer(ledger.keys)
     try:
@@ -235,12 +235,6 @@ def _keeping_seen(ledger: Ledger, workspace: Workspace) -> Iterator[list[str]]:
         )
         error.record = done[1] if len(done) > 1 else ""
         raise error from None
-
-
-def _require_target(workspace: Workspace, target: str) -> None:
-    known = workspace.targets.targets
-    if target not in known:
-        raise ParamsError(f"expected one of the targets {sorted(known)}, got {target!r}, in {workspace.targets_file}")
 
 
 def _claim(
