@@ -83,8 +83,8 @@ class DigestMismatch(ArtifactError):
     """The bytes of an artefact differ from the recorded digest."""
 
     usual_remedy = (
-        "bring the bytes back: `safegene run` or `dvc checkout` for an artefact, `git checkout` or the store's backup for "
-        "the ledger; `safegene audit verify` names all that differ"
+        "bring the bytes back: `safegene run` or `dvc checkout` for an artefact, `git checkout` or the store's backup "
+        "for the ledger; `safegene audit verify` names all that differ"
     )
 
 
