@@ -181,7 +181,7 @@ def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sa
     assert entry["live"] == entry["release"]["release"]
     assert entry["candidate"]["is_live"] is False
     assert entry["outcome"] is None
-    assert "expected verdict made from the present candidate" in entry["reason"]
+    assert "made from the present candidate, got it made from another" in entry["reason"]
     assert entry["last_attempt"]["outcome"] == "pass", "the promotion of the candidate before"
     assert entry["candidate"]["decided"] is None, "nobody decided on this one yet"
 
