@@ -78,8 +78,8 @@ def suite_formats(as_json: AsJson = False) -> None:
     from safegene.datasets.suites import SUITE_FORMATS
 
     if as_json:
-        known = {name: SUITE_FORMATS[name] for name in SUITE_FORMATS}
-        rows = [{"name": name, "files": [*one.files], "licence": one.licence} for name, one in known.items()]
+        every = [(name, SUITE_FORMATS[name]) for name in SUITE_FORMATS]
+        rows = [{"name": name, "files": [*one.files], "licence": one.licence} for name, one in every]
         write_json({"formats": rows})
         return
     table = Table("format", "published file", "licence")

@@ -225,7 +225,7 @@ def test_a_fault_is_one_sentence_with_a_remedy(
     if case.name == "log level":
         with pytest.raises(Exception, match="SAFEGENE_LOG") as raised:
             show_progress()
-        error = raised.value
+        error: BaseException | None = raised.value
     else:
         error = call(root, *case.command.format(root=root).split(" "), code=case.code).error
     assert error is not None, "an exit code alone says nothing"
