@@ -78,7 +78,7 @@ def test_the_licence_is_named(tmp_path: Path, option: str) -> None:
 
 
 def test_the_shell_completes_commands_options_and_targets(workspace: Path) -> None:
-    assert "complete_safegene" in call(workspace, "--show-completion", "bash").stdout.lower()
+    assert "_SAFEGENE_COMPLETE=complete_bash" in call(workspace, "--show-completion", "bash").stdout
     targets = workspace / "data" / "targets.yaml"
     entry = "{source: 'tiny://topic?seed=0', task: topic, fingerprint: x}"
     targets.write_text(f"targets: {{support: {entry}, sales: {entry}}}\n")
