@@ -161,18 +161,39 @@ def _default(field: Any) -> str:
 
 
 def sets() -> str:
-    """What each prompt and task set may hold, from the stage ``validate``."""
-    from safegene.pipeline.stages.validate import PARTS, SETS
+    """What each prompt and task set may hold, and how many rows of what the stages need."""
+    from safegene.datasets.set_rules import RULES
 
-    lines = [
-        "| set | kinds | splits | may not be empty | at least `validate.min_rows` rows of |",
-        "|---|---|---|---|---|",
-    ]
-    for name, columns in SETS.items():
-        parts = "; ".join(", ".join(f"`{value}`" for value in part.values()) for part in PARTS[name])
-        cells = (", ".join(f"`{value}`" for value in values) for values in columns)
-        lines.append(f"| {name} | {' | '.join(cells)} | {parts or 'no part'} |")
+    lines = ["| set | kinds | splits | may not be blank | at least | for |", "|---|---|---|---|---|---|"]
+    for rules in RULES.values():
+        columns = (", ".join(f"`{value}`" for value in values) for values in (rules.kinds, rules.splits, rules.filled))
+        head = f"| `{rules.file}` | {' | '.join(columns)} |"
+        for part in rules.parts:
+            least = "`validate.min_rows`" if part.least is None else str(part.least)
+            lines.append(f"{head} {least} {('of ' + part.words) if part.words else 'rows'} | {_cell(part.used)} |")
+            head = "| | | | |"
     return "\n".join(lines)
+
+
+def row() -> str:
+    """The fields of a row."""
+    from safegene.datasets.set_rules import row_schema
+
+    schema = row_schema()
+    lines = ["| field | meaning | values |", "|---|---|---|"]
+    for name, field in schema["properties"].items():
+        values = ", ".join(f"`{value}`" for value in field.get("enum", [])) or "text"
+        optional = "" if name in schema["required"] else '; `""` where it is absent'
+        lines.append(f"| `{name}` | {_cell(field['description'])} | {values}{optional} |")
+    return "\n".join(lines)
+
+
+def pools() -> str:
+    """The pools that have templates."""
+    from safegene.datasets.set_rules import POOLS
+
+    rows = (f"| `{name}` | {_cell(meaning)} |" for name, meaning in POOLS.items())
+    return "\n".join(["| pool | rows |", "|---|---|", *rows])
 
 
 def fields() -> str:
@@ -242,6 +263,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "parameters": parameters,
     "sets": sets,
+    "row": row,
+    "pools": pools,
     "fields": fields,
     "baselines": baselines,
     "errors": errors,

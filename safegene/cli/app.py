@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safegene.cli import audit, gate, judge, keys, releases, serve, stages, suite, targets, tiny, workspace
+from safegene.cli import audit, data, gate, judge, keys, releases, serve, stages, suite, targets, tiny, workspace
 from safegene.cli.console import console
 from safegene.errors import as_safegene_error
 from safegene.pipeline.process import end_with_flow, open_standard_streams, report_error, show_progress
@@ -17,6 +17,7 @@ from safegene.version import __version__
 GROUPS = {
     "target": targets.app,
     "gate": gate.app,
+    "data": data.app,
     "suite": suite.app,
     "audit": audit.app,
     "judge": judge.app,

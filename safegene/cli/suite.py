@@ -145,11 +145,12 @@ def suite_use(
     names: Annotated[
         list[str], typer.Argument(help="Names of suites; of repeated behaviours the first is kept.", show_default=False)
     ],
+    replace: Annotated[bool, typer.Option(help="Write over a gate set that was written by hand.")] = False,
 ) -> None:
     """Write the test rows of suites as the gate's prompt set, data/prompts/gate.jsonl."""
     from safegene.datasets.suite_library import use_suites
 
-    gate_set = use_suites(Workspace.find(), names)
+    gate_set = use_suites(Workspace.find(), names, replace=replace)
     console.print(f"{gate_set.path}: {len(gate_set.rows)} prompts", soft_wrap=True, markup=False)
     for name, count in gate_set.left_out.items():
         if count:

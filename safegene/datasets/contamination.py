@@ -15,6 +15,8 @@ _SIGN = re.compile(r"[-\u2010-\u2015\u2212](?=\s*\d)")
 # that differ would compare as equal.
 _KEPT = ("Mn", "Mc", "Sm")
 
+UNSEEN_REMEDY = "take these rows out of the gate set or out of the fitted set, or make both by `safegene data split`"
+
 
 def normalised(text: str) -> str:
     """The form in which texts are compared.
@@ -51,44 +53,54 @@ def check_task_contamination(tested: Sequence[Prompt], fitted: Sequence[Prompt],
 def check_contamination(
     tested: Sequence[Prompt], fitted: Sequence[Prompt], *, ngram: int, max_overlap: float, where: str
 ) -> None:
-    """Refuse tested prompts that were seen in fitting.
+    """Refuse tested prompts that were seen in fitting, see `seen_in_fitting`.
 
-    A tested prompt is contaminated when its normalised text equals that of a fitted prompt, when it has the behaviour
-    id of a fitted prompt, or when more than ``max_overlap`` of its ``ngram``-grams occur in the fitted prompts.
+    Raises:
+        ContaminatedSample: names ``where``, every rule that is broken and its first rows.
+    """
+    broken = [
+        f"{rule} in {', '.join(f'{row} {what}' for row, what in list(rows.items())[:5])}"
+        + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        for rule, rows in seen_in_fitting(tested, fitted, ngram=ngram, max_overlap=max_overlap).items()
+    ]
+    if broken:
+        raise ContaminatedSample(
+            f"expected gate prompts unseen in fitting, got {'; '.join(broken)}, in {where}", remedy=UNSEEN_REMEDY
+        )
+
+
+def seen_in_fitting(
+    tested: Sequence[Prompt], fitted: Sequence[Prompt], *, ngram: int, max_overlap: float
+) -> dict[str, dict[str, str]]:
+    """Rule -> id of each tested prompt that breaks it -> what it was found in.
+
+    A tested prompt was seen when its normalised text equals that of a fitted prompt, when it has the behaviour id of a
+    fitted prompt, or when more than ``max_overlap`` of its ``ngram``-grams occur in the fitted prompts.
 
     Args:
         tested: prompts that the gate asks.
         fitted: prompts that extraction, selection or calibration used.
         ngram: words per n-gram.
         max_overlap: largest share of shared n-grams that is allowed, in 0..1.
-        where: files to name in the error.
-
-    Raises:
-        ContaminatedSample: names ``where``, the rule and the first rows.
     """
     texts = {normalised(row.prompt): row.id for row in fitted}
     behaviours = {row.behaviour: row.id for row in fitted if row.behaviour}
     grams: set[tuple[str, ...]] = set()
     for text in texts:
         grams |= ngrams(text, ngram)
-    same, alike, overlapping = [], [], []
+    same, alike, overlapping = dict[str, str](), dict[str, str](), dict[str, str]()
     for row in tested:
         text = normalised(row.prompt)
         row_grams = ngrams(text, ngram)
         if text in texts:
-            same.append(f"{row.id} = {texts[text]}")
+            same[row.id] = f"= {texts[text]}"
         elif row.behaviour in behaviours:
-            alike.append(f"{row.id} ~ {behaviours[row.behaviour]}")
+            alike[row.id] = f"~ {behaviours[row.behaviour]}"
         elif row_grams and len(row_grams & grams) > max_overlap * len(row_grams):
-            overlapping.append(f"{row.id} ({len(row_grams & grams)} of {len(row_grams)})")
-    for rule, rows in (
-        ("the same text", same),
-        ("the same behaviour", alike),
-        (f"more than {max_overlap:g} of the {ngram}-grams", overlapping),
-    ):
-        if rows:
-            more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-            raise ContaminatedSample(
-                f"expected gate prompts unseen in fitting, got {rule} in {', '.join(rows[:5])}{more}, in {where}",
-                remedy="take these rows out of the gate set or out of the fitted set",
-            )
+            overlapping[row.id] = f"({len(row_grams & grams)} of {len(row_grams)})"
+    rules = {
+        "the same text": same,
+        "the same behaviour": alike,
+        f"more than {max_overlap:g} of the {ngram}-grams": overlapping,
+    }
+    return {rule: rows for rule, rows in rules.items() if rows}

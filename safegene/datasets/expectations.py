@@ -26,6 +26,8 @@ STYLE = (
     ".navbar,.modal,button,.breadcrumb,.alert-info,.navigation-pane,.cooltip,footer{display:none}"
     ".badge,.alert{padding:.1rem .5rem}.text-success{color:#176f2c}.text-danger{color:#b3261e}"
 )
+HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style>'
+INDEX = "index.html"  # beside the pages, linked from each
 MAX_TEXT = 1000  # characters
 CardText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, strip_whitespace=True)]
 
@@ -130,8 +132,43 @@ def _page(validation: Any) -> str:
         lambda match: names.setdefault(match[0], f"part{len(names)}"),
         page,
     )
-    head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style>'
-    return page.replace("<head>", f"<head>{head}", 1)
+    return _with_own_links(page).replace("<head>", f"<head>{HEAD}", 1)
+
+
+def _with_own_links(page: str) -> str:
+    """The page with links that resolve: to its own parts, and to `index_page` beside it.
+
+    The library writes a page for the site that it builds itself, four folders up; other links lead to its own site, and
+    to parts that only a script opens.
+    """
+    names = set(re.findall(r"""\bid=["']([^"']+)["']""", page))
+
+    def kept(link: re.Match[str]) -> str:
+        place = link[1]
+        if place.endswith("/index.html"):
+            return f'href="{INDEX}"'
+        return link[0] if place.startswith("#") and place[1:] in names else ""
+
+    return re.sub(r"""href=["']([^"']*)["']""", kept, page)
+
+
+def index_page(title: str, rows: Sequence[tuple[str, str, str]]) -> str:
+    """The page `INDEX` of a folder of result pages.
+
+    Args:
+        title: of the page.
+        rows: (name of a page without ``.html``, or "" for none; what it is about; its result).
+    """
+    cells = [f"<tr><td>{_link(name, about)}</td><td>{html.escape(result)}</td></tr>\n" for name, about, result in rows]
+    return (
+        f'<!doctype html><html lang="en"><head>{HEAD}<meta charset="utf-8"><title>{html.escape(title)}</title></head>'
+        f"<body><h1>{html.escape(title)}</h1>\n<table><tr><th>set</th><th>result</th></tr>\n{''.join(cells)}"
+        "</table></body></html>\n"
+    )
+
+
+def _link(name: str, about: str) -> str:
+    return f'<a href="{html.escape(name)}.html">{html.escape(about)}</a>' if name else html.escape(about)
 
 
 def _escaped(value: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from safegene.errors import ArtifactError, EmptySample, FormatError
 from safegene.workspace.digest import canonical_json, digest_bytes
@@ -22,7 +22,7 @@ MAX_BYTES = 256 << 20  # of a set's file
 
 
 class Prompt(Strict):
-    """One prompt.
+    """One prompt; docs/data.md says what each stage needs.
 
     Attributes:
         id: unique within its file.
@@ -33,17 +33,20 @@ class Prompt(Strict):
         behaviour: id of the base behaviour; a wrapped prompt shares it with its direct form. Empty where there is none.
         split: ``fit``, ``validation`` or ``test``.
         response: the gold answer of a task row, or the training reply of a row of ``degrade.jsonl``.
-        pool: which pool of ``degrade.jsonl`` the row belongs to.
+        pool: which pool of ``degrade.jsonl`` the row belongs to; empty elsewhere.
     """
 
-    id: Text
-    prompt: Text
-    kind: Kind
-    category: str
-    behaviour: str
-    split: Split
-    response: str = ""
-    pool: str = ""
+    id: Text = Field(description="Unique within its file.")
+    prompt: Text = Field(description="The user's message, without chat template.")
+    kind: Kind = Field(
+        description="harmful (asked directly), wrapped (the same inside a jailbreak wrapper), lookalike (safe, but "
+        "looks harmful), generic (an ordinary instruction) or task (of a target's task)."
+    )
+    category: str = Field(description="The group for which rates are reported.")
+    behaviour: str = Field(description="Shared by the prompts that ask for the same thing; one unit of evidence.")
+    split: Split = Field(description="fit and validation for fitting, test for measuring.")
+    response: str = Field("", description="Gold answer of a task row; training reply of a row of degrade.jsonl.")
+    pool: str = Field("", description="Which pool of degrade.jsonl the row belongs to; empty elsewhere.")
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field
 
 from safegene.datasets.contamination import check_contamination, check_task_contamination
 from safegene.datasets.expectations import check_rows
+from safegene.datasets.findings import all_findings, listed_findings, read_rows
+from safegene.datasets.made_sets import GATE_SUITES_FILE, GateSuites, read_made, require_replaceable
 from safegene.datasets.prompts import Prompt, prompt_lines, read_prompts
 from safegene.datasets.suites import Suite, read_suite
 from safegene.datasets.suites.loading import comparable_text
 from safegene.errors import EmptySample, FormatError, ParamsError
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, digest_bytes
-from safegene.workspace.fields import Digest
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import ValidateParams
-from safegene.workspace.parsing import Strict
 
-GATE_SUITES_FILE = "gate.json"
 GATE_KINDS = ("harmful", "wrapped", "lookalike")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -43,23 +39,6 @@ class CheckedSuite:
     suite: Suite
     expectations: int
     page: str
-
-
-class GateSuites(Strict):
-    """Content of ``data/suites/gate.json``: what the gate's prompt set was made from.
-
-    Attributes:
-        schema_: the format's name.
-        gate: digest of the prompt set.
-        suites: name -> digest of each suite.
-        left_out: name -> number of rows left out, because a prompt of their behaviour has the same text as a prompt of
-            an earlier suite.
-    """
-
-    schema_: Literal["safegene/gate-suites/v1"] = Field(default="safegene/gate-suites/v1", alias="schema")
-    gate: Digest
-    suites: dict[str, Digest]
-    left_out: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -139,28 +118,34 @@ def check_suites(ws: Workspace, names: Sequence[str]) -> list[CheckedSuite]:
     sets, params, checked = fitted_prompts(ws), ws.params.validate_, []
     if not sets:
         raise EmptySample(f"expected prompt sets to compare the suites with, got none, in {ws.prompts}")
+    divided = {name: digest for made in read_made(ws).sets.values() for name, digest in made.suites.items()}
     for suite in read_suites(ws, names):
-        check_unseen(suite, sets, params)
-        rows = suite.prompts.rows
-        failed, page = check_rows(suite.card.name, [row.model_dump() for row in rows], suite.card.expectations)
-        if failed:
-            listed = "; ".join(
-                f"{failure.expectation.name[:200]} broken by {[rows[at].id for at in failure.rows[:3]]}"
-                for failure in failed[:3]
+        if divided.get(suite.card.name) != suite.digest:  # else part of it is fitted on, and `validate` checks the gate
+            check_unseen(suite, sets, params)
+        path = suite.prompts.path
+        raw = read_rows(path.read_bytes(), path)
+        failed, page = check_rows(suite.card.name, raw.rows, suite.card.expectations)
+        if findings := [finding.words(path) for finding in all_findings(raw, failed)]:
+            raise FormatError(
+                f"expected rows that keep the rules of the suite's card, got {len(findings)} findings:"
+                f"{listed_findings([findings])}",
+                remedy="add the suite again from its source: `safegene suite add` or `safegene data add`",
             )
-            raise FormatError(f"expected every expectation to hold, got {listed}, in {suite.prompts.path}")
         checked.append(CheckedSuite(suite, len(suite.card.expectations), page))
     return checked
 
 
-def use_suites(ws: Workspace, names: Sequence[str]) -> GateSet:
+def use_suites(ws: Workspace, names: Sequence[str], *, replace: bool = False) -> GateSet:
     """Write the test rows of suites, in the order named, as the gate's prompt set.
+
+    A gate set that a person wrote is written over only where ``replace`` says so.
 
     If one prompt of a behaviour has the same text as a prompt of an earlier suite, all rows of that behaviour are left
     out.
 
     Raises:
-        ParamsError: a suite is named twice, or holds rows of a kind that the gate does not ask.
+        ParamsError: a suite is named twice, or holds rows of a kind that the gate does not ask; or a person wrote the
+            gate set that is there.
         EmptySample: a suite has no test rows.
         FormatError: two suites use one id for different rows.
         ContaminatedSample: see `check_unseen`.
@@ -187,6 +172,8 @@ def use_suites(ws: Workspace, names: Sequence[str]) -> GateSet:
         texts |= {comparable_text(row) for row in kept}
         left_out[name] = len(tested) - len(kept)
     path, data = ws.prompts / "gate.jsonl", prompt_lines(list(rows.values()))
+    if not replace:
+        require_replaceable(ws, path, data)
     write_file(path, data)
     pins = GateSuites(
         gate=digest_bytes(data), suites={suite.card.name: suite.digest for suite in suites}, left_out=left_out

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from safegene.checkpoints.record import RECORD
-from safegene.datasets.receipt import validated_receipt
+from safegene.datasets.receipt import parts_digest, read_receipt
 from safegene.errors import ArtifactError, StaleArtifact
 from safegene.gate import VerdictFile, evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
 from safegene.ledger.incumbent import read_incumbent
 from safegene.text import redact, visible
-from safegene.workspace.digest import digest_file, strict_json
+from safegene.workspace.digest import digest_bytes, digest_file, strict_json
 from safegene.workspace.layout import Workspace, keys_folder
 from safegene.workspace.manifest import NAME, Manifest, read_manifest
 from safegene.workspace.params import GateParams, Params
@@ -77,6 +77,7 @@ def gather_evidence(workspace: Workspace, target: str) -> Evidence:
     needed = {name: at for name, at in folders.items() if name not in OPTIONAL or (at / NAME).is_file()}
     manifests = {name: read_manifest(at) for name, at in needed.items()}
     current = {name: manifest.digest for name, manifest in manifests.items()} | _current_files(workspace, target)
+    current["validation"] = _receipt_digest(workspace, target, manifests["judgements"].inputs.get("validation"))
     data = data_digests(workspace)
     for name, manifest in manifests.items():
         required = [used for used in REQUIRED.get(name, ()) if used in current or used != "incumbent"]
@@ -160,8 +161,7 @@ def _current_files(workspace: Workspace, target: str) -> dict[str, str]:
     """Input name -> present digest, of the files that judgements depend on."""
     evaluate, incumbent = workspace.params.evaluate, workspace.incumbent(target)
     task = workspace.tasks / f"{workspace.targets.targets[target].task}.jsonl"
-    digests = {"validation": validated_receipt(workspace.validation)}
-    digests |= {"prompts": _digest_of(workspace.prompts / "gate.jsonl"), "task": _digest_of(task)}
+    digests = {"prompts": _digest_of(workspace.prompts / "gate.jsonl"), "task": _digest_of(task)}
     if incumbent.is_file():
         digests["incumbent"] = digest_file(incumbent)
     labels = {
@@ -172,6 +172,17 @@ def _current_files(workspace: Workspace, target: str) -> dict[str, str]:
         if file:
             digests[name] = _digest_of(workspace.root / file)
     return digests
+
+
+def _receipt_digest(workspace: Workspace, target: str, used: str | None) -> str:
+    """Digest of the present receipt's parts of the gate's and the target's task set.
+
+    Judgements of earlier versions name the digest of the whole receipt, which stays valid while nothing in it changes.
+    """
+    receipt = read_receipt(workspace.validation)
+    if used is not None and used == digest_bytes(receipt.content):
+        return used
+    return parts_digest(receipt, ("gate", f"task-{workspace.targets.targets[target].task}"))
 
 
 def _digest_of(path: Path) -> str:

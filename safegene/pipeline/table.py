@@ -55,7 +55,10 @@ class Stage:
 def _validate(ws: Workspace, target: str) -> Manifest:
     from safegene.pipeline.stages.validate import validate
 
-    return validate(prompts=ws.prompts, tasks=ws.tasks, out=ws.validation, params=ws.params.validate_)
+    params = ws.params
+    named = () if params.family.degraded else params.degrade.surrogates.values()
+    pools = {pool for surrogate in named for pool in surrogate.pools}
+    return validate(prompts=ws.prompts, tasks=ws.tasks, out=ws.validation, params=params.validate_, pools=pools)
 
 
 def _fetch(ws: Workspace, target: str) -> Manifest:
@@ -195,24 +198,32 @@ def _task(ws: Workspace, target: str) -> Path:
 
 
 _ALIGNED, _TARGET = "data/family/aligned", "data/targets/{target}"
-_SAFETY, _RECEIPT = "data/prompts/safety.jsonl", "data/validation/receipt.json"
+_DEGRADE, _SAFETY, _GATE = (f"data/prompts/{name}.jsonl" for name in ("degrade", "safety", "gate"))
 _TASK = "data/tasks/{task}.jsonl"
+_RECEIPTS = "data/validation/receipts"  # one for each set, so that a set that is added changes no other's
 _JUDGES = "data/judges"
 
 PIPELINE: tuple[Stage, ...] = (
-    Stage("validate", _validate, ("data/prompts", "data/tasks"), "data/validation", ("validate",), sealed=True),
+    Stage(
+        "validate",
+        _validate,
+        ("data/prompts", "data/tasks"),
+        "data/validation",
+        ("validate", "degrade", "family.degraded"),
+        sealed=True,
+    ),
     Stage("fetch", _fetch, (), _ALIGNED, ("family.aligned", "fetch", "data/targets.yaml:aligned"), sealed=True),
     Stage(
         "degrade",
         _degrade,
-        (_ALIGNED, "data/prompts/degrade.jsonl", _SAFETY, _RECEIPT),
+        (_ALIGNED, _DEGRADE, _SAFETY, f"{_RECEIPTS}/degrade.json", f"{_RECEIPTS}/safety.json"),
         "data/family/degraded",
         ("family.degraded", "family.dtype", "degrade", "evaluate.judge"),
     ),
     Stage(
         "extract",
         _extract,
-        (_ALIGNED, "data/family/degraded", _SAFETY, _RECEIPT),
+        (_ALIGNED, "data/family/degraded", _SAFETY, f"{_RECEIPTS}/safety.json"),
         "data/family/delta",
         ("family.degraded", "family.dtype", "fetch", "extract", "data/targets.yaml:degraded"),
     ),
@@ -220,7 +231,7 @@ PIPELINE: tuple[Stage, ...] = (
     Stage(
         "select",
         _select,
-        (_ALIGNED, "data/family/degraded", "data/family/vector", _SAFETY, _RECEIPT),
+        (_ALIGNED, "data/family/degraded", "data/family/vector", _SAFETY, f"{_RECEIPTS}/safety.json"),
         "data/family/selection",
         ("family.dtype", "select"),
     ),
@@ -244,7 +255,8 @@ PIPELINE: tuple[Stage, ...] = (
             f"{_TARGET}/checkpoint",
             _SAFETY,
             _TASK,
-            _RECEIPT,
+            f"{_RECEIPTS}/safety.json",
+            f"{_RECEIPTS}/task-{{task}}.json",
         ),
         f"{_TARGET}/candidate",
         ("family.dtype", "calibrate"),
@@ -260,10 +272,11 @@ PIPELINE: tuple[Stage, ...] = (
             f"{_TARGET}/checkpoint",
             f"{_TARGET}/candidate",
             f"{_TARGET}/incumbent.json",
-            "data/prompts/gate.jsonl",
+            _GATE,
             _TASK,
             _JUDGES,
-            _RECEIPT,
+            f"{_RECEIPTS}/gate.json",
+            f"{_RECEIPTS}/task-{{task}}.json",
         ),
         f"{_TARGET}/judgements",
         ("family.dtype", "evaluate", "gate"),

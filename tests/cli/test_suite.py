@@ -163,7 +163,7 @@ def test_validate_holds_all_suites_or_those_named(ws: Workspace) -> None:
         assert f"{name}: 4 harmful, {rules} expectations hold, unseen in fitting, {suite.digest}" in shown
     change_rows(two.folder, lambda rows: rows[0].update(prompt=rows[1]["prompt"]))
     refused = run(ws.root, "suite", "validate", code=1)
-    assert "ExpectColumnValuesToBeUnique(prompt) broken by ['advbench-0', 'advbench-1']" in refused.stderr
+    assert "lines 1, 2 ('advbench-0'): expected every `prompt` once" in refused.stderr
     assert "two: " not in run(ws.root, "suite", "validate", "one").stdout
     assert "no such" in run(ws.root, "suite", "validate", "three", code=1).stderr
 
@@ -200,3 +200,18 @@ def test_a_gate_that_cannot_be_is_not_written(ws: Workspace, names: tuple[str, .
     assert "Traceback" not in done.stderr
     assert digest_file(ws.prompts / "gate.jsonl") == before
     assert not (ws.suites / "gate.json").exists()
+
+
+def test_a_gate_set_written_by_hand_is_kept_unless_asked(ws: Workspace) -> None:
+    add_suite(ws, request(ws, "one"))
+    gate = ws.prompts / "gate.jsonl"
+    run(ws.root, "suite", "use", "one")
+    run(ws.root, "suite", "use", "one")  # what a command wrote may be written again
+    mine = gate.read_bytes() + b"\n"
+    gate.write_bytes(mine)
+    refused = run(ws.root, "suite", "use", "one", code=2)
+    assert "got one that somebody wrote or changed by hand" in refused.stderr
+    assert "--replace" in refused.stderr
+    assert gate.read_bytes() == mine
+    run(ws.root, "suite", "use", "one", "--replace")
+    assert gate.read_bytes() != mine

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from safegene.datasets.receipt import RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt, validated_receipt
+from safegene.datasets.receipt import (
+    RECEIPT,
+    OverlapRule,
+    SetReceipt,
+    ValidatedSet,
+    ValidationReceipt,
+    parts_digest,
+    read_receipt,
+    validated_receipt,
+)
 from safegene.errors import DigestMismatch, FormatError, StaleArtifact
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.manifest import write_artefact
@@ -32,10 +41,20 @@ def gate(tmp_path: Path) -> Path:
     return tmp_path / "gate.jsonl"
 
 
-def test_a_validated_set_gives_the_receipts_digest(gate: Path) -> None:
+def test_a_validated_set_gives_the_digest_of_its_part(gate: Path) -> None:
     folder = gate.with_name("validation")
-    assert validated_receipt(folder) == validated_receipt(folder, {"gate": digest_file(gate)})
-    assert validated_receipt(folder) == digest_file(folder / RECEIPT)
+    digest = digest_file(gate)
+    assert validated_receipt(folder, {"gate": digest}) == parts_digest(read_receipt(folder), ["gate"])
+    assert parts_digest(read_receipt(folder), ["gate"]) != parts_digest(read_receipt(folder), ["gate", "task-none"])
+
+
+def test_the_part_of_a_set_says_nothing_of_other_sets() -> None:
+    other = NOTE.model_copy(update={"sets": {**NOTE.sets, "task-x": SET}, "great_expectations": "2"})
+    assert other.part("gate") == NOTE.part("gate")
+    assert other.part("task-x").disjoint is None
+    rule = OverlapRule(ngram=7, max_overlap=0.5)
+    assert NOTE.model_copy(update={"disjoint": rule}).part("gate") != NOTE.part("gate")
+    assert parse_json(SetReceipt, NOTE.part("gate").content, where="f") == NOTE.part("gate")
 
 
 def test_a_set_that_was_changed_or_never_validated_is_stale(gate: Path) -> None:
@@ -50,8 +69,8 @@ def test_a_changed_or_malformed_receipt_is_refused(gate: Path, tmp_path: Path) -
     receipt = gate.with_name("validation") / RECEIPT
     receipt.write_bytes(receipt.read_bytes() + b" ")
     with pytest.raises(DigestMismatch):
-        validated_receipt(receipt.parent)
+        validated_receipt(receipt.parent, {})
     with write_artefact(tmp_path / "other", stage="validate", params={}, inputs={}) as draft:
         (draft.path / RECEIPT).write_text('{"schema": "safegene/validation/v1", "sets": {}}')
     with pytest.raises(FormatError, match=r"expected a ValidationReceipt, got disjoint: .*receipt\.json"):
-        validated_receipt(tmp_path / "other")
+        validated_receipt(tmp_path / "other", {})

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safegene.datasets.receipt import parts_digest, read_receipt
 from safegene.errors import PreconditionFailed
 from safegene.gate.decision import policy_digest
 from safegene.ledger.audit import audit_workspace
@@ -54,7 +55,7 @@ def make_workspace(root: Path, *, ledger: str = "ledger", outcome: str = "pass",
 
 def make_receipt(ws: Workspace) -> None:
     """What stage ``validate`` leaves, of the sets that lie here."""
-    sets = {"gate": ws.prompts / "gate.jsonl", "task-sentiment": ws.tasks / "sentiment.jsonl"}
+    sets = {"gate": ws.prompts / "gate.jsonl"} | {f"task-{path.stem}": path for path in ws.tasks.glob("*.jsonl")}
     write_receipt(ws.validation, sets)
 
 
@@ -115,7 +116,7 @@ def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") 
         "candidate": ws.candidate(target),
         "prompts": digest_file(ws.prompts / "gate.jsonl"),
         "task": digest_file(ws.tasks / "sentiment.jsonl"),
-        "validation": digest_file(ws.validation / "receipt.json"),
+        "validation": parts_digest(read_receipt(ws.validation), ("gate", "task-sentiment")),
     }
     arms: tuple[str, ...] = ARMS
     if ws.incumbent(target).is_file():

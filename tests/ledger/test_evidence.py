@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from safegene.errors import ArtifactError, DigestMismatch, PromotionRefused, StaleArtifact
+from safegene.ledger.evidence import gather_evidence
 from safegene.pipeline.runner import run_stage
 from safegene.pipeline.stages.gate import decide
 from safegene.pipeline.stages.promote import pin_incumbent, promote
@@ -123,6 +124,27 @@ def test_judgements_of_sets_that_were_not_validated_are_refused(ws: Workspace) -
     shutil.rmtree(ws.validation)
     with pytest.raises(ArtifactError, match="validation"):
         promote(ws, TARGET)
+
+
+def test_another_tasks_receipt_leaves_a_verdict_valid(ws: Workspace) -> None:
+    (ws.tasks / "new.jsonl").write_bytes(b'{"id": "d"}\n')
+    make_receipt(ws)
+    seal_artefact(read_manifest(ws.validation).digest)
+    promote(ws, TARGET)
+    assert [record.outcome for record in records(ws)] == ["pass"]
+
+
+def test_judgements_of_earlier_versions_name_the_whole_receipt(ws: Workspace) -> None:
+    judged, whole = read_manifest(ws.judgements(TARGET)), digest_file(ws.validation / "receipt.json")
+    earlier = judged.model_copy(update={"inputs": {**judged.inputs, "validation": whole}})
+    (ws.judgements(TARGET) / "manifest.json").write_bytes(earlier.content)
+    decide(ws.candidate(TARGET), ws.judgements(TARGET), out=ws.verdict(TARGET), params=ws.params.gate)
+    evidence = gather_evidence(ws, TARGET)
+    assert evidence.manifests["judgements"].inputs["validation"] == whole
+    (ws.tasks / "new.jsonl").write_bytes(b'{"id": "d"}\n')
+    make_receipt(ws)
+    with pytest.raises(StaleArtifact, match="made from the present validation"):
+        gather_evidence(ws, TARGET)
 
 
 @pytest.mark.parametrize("endpoints", ["kept", "passing"])

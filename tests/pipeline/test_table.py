@@ -83,6 +83,46 @@ def test_every_input_is_an_output_before_or_data_of_people() -> None:
         made.add(stage.output)
 
 
+def runs_after(changed: str, task: str = "own") -> set[str]:
+    """The stages that ``dvc.yaml`` runs when one file of a person changes, for a target of that task."""
+    paths, ran = {changed}, set[str]()
+    for name, entry in DVC["stages"].items():
+        entry = entry.get("do", entry)
+        reads = [dep.replace("${item.task}", task) for dep in entry.get("deps", [])]
+        if any(
+            path == dep or path.startswith(dep + "/") or dep.startswith(path + "/") for path in paths for dep in reads
+        ):
+            ran.add(name)
+            paths |= (
+                {*entry["outs"]} if name != "validate" else {f"data/validation/receipts/{receipt_of(changed)}.json"}
+            )
+    return ran
+
+
+def receipt_of(path: str) -> str:
+    """The set whose receipt changes with the file; tests/pipeline/stages/test_validate.py shows that no other does."""
+    return f"task-{Path(path).stem}" if path.startswith("data/tasks") else Path(path).stem
+
+
+FAMILY = {"validate", "extract", "compress", "select", "calibrate", "evaluate", "gate"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ("data/tasks/new.jsonl", {"validate"}),
+        ("data/tasks/own.jsonl", {"validate", "calibrate", "evaluate", "gate"}),
+        ("data/prompts/gate.jsonl", {"validate", "evaluate", "gate"}),
+        ("data/prompts/degrade.jsonl", FAMILY | {"degrade"}),
+        ("data/prompts/safety.jsonl", FAMILY | {"degrade"}),
+        ("data/judges/mine.json", {"evaluate", "gate"}),
+        ("data/suites/mine/data.jsonl", set()),
+    ],
+)
+def test_a_changed_set_runs_only_what_reads_it(changed: str, stages: set[str]) -> None:
+    assert runs_after(changed) == stages
+
+
 def test_the_template_is_valid() -> None:
     load_params(ROOT / "params.yaml")
     assert load_targets(ROOT / "data" / "targets.yaml").targets == {}

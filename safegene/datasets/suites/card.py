@@ -153,14 +153,20 @@ def count_kinds(rows: Sequence[Prompt]) -> dict[Kind, int]:
     return dict(sorted(Counter(row.kind for row in rows).items()))
 
 
-def write_suite(folder: Path, card: Card, rows: Sequence[Prompt]) -> Suite:
+def write_suite(folder: Path, card: Card, rows: Sequence[Prompt], *, replace: bool = False) -> Suite:
     """Write a new suite in one step, and read it back.
 
+    Args:
+        folder: of the suite.
+        card: its card.
+        rows: its rows.
+        replace: whether it may take the place of a suite that is there.
+
     Raises:
-        ArtifactError: the folder exists.
+        ArtifactError: the folder exists, and may not be replaced.
         DigestMismatch, FormatError: the card does not describe these rows; nothing is written.
     """
-    if folder.exists() or folder.is_symlink():
+    if folder.is_symlink() or (folder.exists() and not (replace and (folder / CARD).is_file())):
         raise ArtifactError(
             f"expected no suite of that name yet, got {folder}", remedy="take another name, or remove that folder first"
         )

@@ -62,8 +62,13 @@ def decode_text(data: bytes, where: str) -> str:
         raise FormatError(f"expected UTF-8, got {error.reason} at byte {error.start}, in {where}") from None
 
 
-def records(data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] = ()) -> Iterator[Record]:
-    """Rows of a JSON-lines file (its first character is ``{``), or of a CSV or TSV file with a header."""
+def records(
+    data: bytes, columns: Sequence[str], where: str, *, optional: Sequence[str] | None = ()
+) -> Iterator[Record]:
+    """Rows of a JSON-lines file (its first character is ``{``), or of a CSV or TSV file with a header.
+
+    ``optional``: columns that may be there too; None for any.
+    """
     text = decode_text(data, where)
     if text.lstrip()[:1] == "{":
         return _lines(text, columns, where, optional)
@@ -85,7 +90,29 @@ def json_value(data: bytes, where: str) -> Any:
     return strict_json(decode_text(data, where), where=where)
 
 
-def _lines(text: str, columns: Sequence[str], where: str, optional: Sequence[str]) -> Iterator[Record]:
+def parquet_records(data: bytes, where: str) -> Iterator[Record]:
+    """Rows of a Parquet file; an absent value is "".
+
+    Raises:
+        FormatError: no reader of Parquet is installed, or the file is malformed.
+    """
+    import pandas
+
+    try:
+        frame = pandas.read_parquet(io.BytesIO(data))
+    except ImportError:
+        raise FormatError(
+            f"expected CSV or JSON lines, or a Parquet reader (pyarrow, which safegene does not install), got none, "
+            f"for {where}",
+            remedy="`pip install pyarrow`, or write the file as CSV or JSON lines",
+        ) from None
+    except (ValueError, OSError) as error:
+        raise FormatError(f"expected a Parquet file, got {error}, in {where}") from None
+    for number, row in enumerate(frame.astype(object).where(frame.notna(), "").to_dict("records"), start=1):
+        yield f"{where}, row {number}", {str(column): value for column, value in row.items()}
+
+
+def _lines(text: str, columns: Sequence[str], where: str, optional: Sequence[str] | None) -> Iterator[Record]:
     empty = True
     for number, line in json_lines(text.encode()):
         at = f"{where}, line {number}"
@@ -99,7 +126,7 @@ def _lines(text: str, columns: Sequence[str], where: str, optional: Sequence[str
         raise EmptySample(f"expected at least one row, got none, in {where}")
 
 
-def _table(text: str, columns: Sequence[str], where: str, optional: Sequence[str]) -> Iterator[Record]:
+def _table(text: str, columns: Sequence[str], where: str, optional: Sequence[str] | None) -> Iterator[Record]:
     header_line = text.partition("\n")[0]
     delimiter = "\t" if "\t" in header_line and "," not in header_line else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -121,9 +148,9 @@ def _table(text: str, columns: Sequence[str], where: str, optional: Sequence[str
         raise EmptySample(f"expected at least one row, got none, in {where}")
 
 
-def _check_columns(header: Sequence[str], columns: Sequence[str], optional: Sequence[str], where: str) -> None:
+def _check_columns(header: Sequence[str], columns: Sequence[str], optional: Sequence[str] | None, where: str) -> None:
     missing = [name for name in columns if name not in header]
-    undocumented = [name for name in header if name not in (*columns, *optional)]
+    undocumented = [name for name in header if optional is not None and name not in (*columns, *optional)]
     if missing or undocumented or len(set(header)) != len(header):
         wanted = ", ".join(columns) + (f" (and perhaps {', '.join(map(repr, optional))})" if optional else "")
         got = ", ".join(map(repr, header[:12])) or "none"

@@ -1,0 +1,84 @@
+"""`safegene data ...` as a new user types it, from a csv of 200 prompts to sets that `safegene validate` takes."""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from safegene.datasets.prompts import Prompt, read_prompts
+from safegene.datasets.set_rules import RULES, row_schema
+from safegene.workspace.layout import Workspace
+from tests.factories.commands import run
+from tests.factories.own_data import write_prompts, write_task
+
+ROOT = Path(__file__).parents[2]
+
+
+def chain() -> list[list[str]]:
+    """The commands of the walk, as docs/data.md prints them."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    block = text.split("<!-- walk -->")[1].split("```console\n")[1].split("```")[0]
+    return [shlex.split(line.removeprefix("$ safegene ")) for line in block.splitlines()]
+
+
+def data_rows(path: Path) -> int:
+    with path.open(encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.reader(file)) - 1
+
+
+def test_from_a_csv_of_200_prompts_to_sets_that_hold(tmp_path: Path) -> None:
+    """The walk of docs/data.md: at most 300 rows come from a person, and every stage has its sets."""
+    run(tmp_path, "init", "ws")
+    ws = Workspace(tmp_path / "ws")
+    for path in (*ws.prompts.glob("*.jsonl"), *ws.tasks.glob("*.jsonl")):
+        path.unlink()
+    files = [write_prompts(ws.root / "prompts.csv"), write_task(ws.root / "support.csv")]
+    assert sum(map(data_rows, files)) <= 300
+    shown = [run(ws.root, *command) for command in chain()]
+    assert [command[:2] for command in chain()][-1] == ["validate"]
+    assert "next: safegene validate" in shown[-2].stdout
+    assert "4 sets keep their rules" in shown[-1].stderr
+    for name, path in {"degrade": ws.prompts, "safety": ws.prompts, "gate": ws.prompts, "task": ws.tasks}.items():
+        file = path / f"{'support' if name == 'task' else name}.jsonl"
+        for row in read_prompts(file).rows:
+            jsonschema.validate(row.model_dump(), row_schema(name))
+    receipt = json.loads((ws.validation / "receipt.json").read_bytes())["sets"]
+    assert receipt["gate"]["parts"] == {"harmful/test": 60, "wrapped/test": 60, "lookalike/test": 64}
+    mine = (ws.prompts / "gate.jsonl").read_bytes() + b"\n"
+    (ws.prompts / "gate.jsonl").write_bytes(mine)
+    for command in (["data", "split", "--seed", "1"], ["suite", "use", "prompts"]):
+        refused = run(ws.root, *command, code=(1, 2))
+        assert (ws.prompts / "gate.jsonl").read_bytes() == mine
+    assert "--replace" in run(ws.root, "data", "split", "--seed", "1", code=2).stderr
+    assert "Traceback" not in refused.stderr
+    run(ws.root, "data", "split", "--seed", "1", "--replace")
+    assert (ws.prompts / "gate.jsonl").read_bytes() != mine
+
+
+def test_the_schema_is_the_models_and_holds_for_every_shipped_row() -> None:
+    printed = json.loads(run(ROOT, "data", "schema").stdout)
+    assert printed == {**Prompt.model_json_schema(), "$schema": printed["$schema"]}
+    for path in sorted((ROOT / "data").glob("*/*.jsonl")):
+        name = "task" if path.parent.name == "tasks" else path.stem
+        validator = jsonschema.Draft202012Validator(row_schema(name))
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert not [error for line in lines[::20] for error in validator.iter_errors(json.loads(line))], path
+        row = json.loads(lines[0])
+        for wrong in ({"kind": "attack"}, {"split": "train"}, {"more": 1}, {RULES[name].filled[-1]: ""}):
+            assert list(validator.iter_errors({**row, **wrong})), wrong
+
+
+def test_a_schema_of_no_set_is_refused() -> None:
+    assert "expected a set of degrade, safety, gate, task, got 'x'" in run(ROOT, "data", "schema", "x", code=2).stderr
+
+
+@pytest.mark.parametrize("command", [["data", "add", "none.csv"], ["data", "split", "nothing"]], ids=" ".join)
+def test_what_is_not_there_is_one_sentence(tmp_path: Path, command: list[str]) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    done = run(tmp_path, *command, code=(1, 2))
+    assert "expected" in done.stderr
+    assert "Traceback" not in done.stderr
