@@ -5,6 +5,7 @@ of Great Expectations into words. A problem that both see is told once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def read_rows(data: bytes, path: Path) -> RawRows:
     if not rows and not findings:
         findings.append(Finding("expected at least one prompt, got an empty set"))
     return RawRows(tuple(rows), tuple(lines), tuple(findings))
+
+
+def usable_rows(raw: RawRows) -> tuple[Prompt, ...]:
+    """The rows that are a `Prompt`."""
+    rows = list[Prompt]()
+    for row in raw.rows:
+        with suppress(ValidationError):
+            rows.append(Prompt.model_validate(row))
+    return tuple(rows)
 
 
 def all_findings(raw: RawRows, failed: Sequence[FailedExpectation]) -> list[Finding]:

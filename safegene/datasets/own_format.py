@@ -87,7 +87,7 @@ def parse_columns(maps: Sequence[str], kinds: Sequence[str], category: str) -> C
                 f"{', '.join(KINDS)}, got {quoted(text)}"
             )
         if value:
-            values[value] = cast(Kind, kind)
+            values[value] = kind
     if every and "kind" in columns:
         raise ParamsError(f"expected either --kind {every[0]} or --map kind=..., got both")
     return ColumnMap(columns, every[0] if every else "", values, category)
@@ -227,4 +227,4 @@ def _kind(columns: ColumnMap, value: Any, where: str) -> Kind:
             f"expected a kind of {', '.join((*columns.kinds, *KINDS))}, got {quoted(text)}, in {where}",
             remedy=f"say what it means: --kind {text or 'VALUE'}=KIND",
         )
-    return cast(Kind, kind)
+    return kind

@@ -1,11 +1,14 @@
 """The files that a new user brings: a csv of 200 abstract prompts, and the rows of a fine-tune's task."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 VERBS = ("move", "open", "copy", "hide", "borrow", "follow", "rename", "remove", "bend", "trade")
-THINGS = ("the blue crate", "a locked drawer", "that sealed letter", "the round token", "an old ledger")
-THINGS += ("the tall fence", "a numbered badge", "the quiet engine", "a painted door", "some marked coins")
+THINGS = (
+    *("the blue crate", "a locked drawer", "that sealed letter", "the round token", "an old ledger"),
+    *("the tall fence", "a numbered badge", "the quiet engine", "a painted door", "some marked coins"),
+)
 
 
 def write_prompts(path: Path, *, harmful: int = 100, safe: int = 100) -> Path:
@@ -26,7 +29,7 @@ def write_task(path: Path, *, rows: int = 100) -> Path:
     )
 
 
-def _write(path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Path:
+def _write(path: Path, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safegene.datasets.contamination import UNSEEN_REMEDY, check_contamination, check_task_contamination, normalised
-from safegene.datasets.expectations import INDEX, check_rows, index_page, library_version
-from safegene.datasets.findings import Finding, all_findings, listed_findings, read_rows, shown_path
+from safegene.datasets.expectations import INDEX, FailedExpectation, check_rows, index_page, library_version
+from safegene.datasets.findings import Finding, all_findings, listed_findings, read_rows, shown_path, usable_rows
 from safegene.datasets.prompts import PromptSet, parse_prompts, read_bytes
 from safegene.datasets.receipt import PARTS, RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt
 from safegene.datasets.set_rules import POOLS, expectations_of
@@ -33,7 +33,7 @@ class CheckedSet:
 
     Attributes:
         path: of its file.
-        content: its rows; None where they cannot be used.
+        content: the rows that can be read; None for none.
         findings: the rules that it breaks, in words.
         page: its page of the Data Docs; "" for a file without rows.
     """
@@ -100,7 +100,7 @@ def _checked(name: str, path: Path, params: ValidateParams, pools: Collection[st
     except ArtifactError as error:
         return CheckedSet(path, None, (f"{error.message} ({error.remedy})" if error.remedy else error.message,))
     raw = read_rows(data, path)
-    failed, page = [], ""
+    failed, page = list[FailedExpectation](), ""
     if raw.rows:
         failed, page = check_rows(name, raw.rows, expectations_of(name, params, {*POOLS, *pools}))
     findings = all_findings(raw, failed)
@@ -111,8 +111,8 @@ def _checked(name: str, path: Path, params: ValidateParams, pools: Collection[st
             for pool in sorted({*pools} - found)
         ]
     words = tuple(finding.words(path) for finding in findings)
-    if words:
-        return CheckedSet(path, None, words, page)
+    if words:  # the rows that can be read are still compared with the other sets
+        return CheckedSet(path, PromptSet(usable_rows(raw), digest_bytes(data), path), words, page)
     try:
         return CheckedSet(path, parse_prompts(data, path), (), page)
     except SafegeneError as error:
@@ -166,8 +166,8 @@ def _seen(sets: Mapping[str, PromptSet], params: ValidateParams) -> list[str]:
         try:
             if gate is not None and name != "gate":
                 where = f"{shown_path(gate.path)} and {shown_path(other.path)}"
-                rule = {"ngram": params.overlap_ngram, "max_overlap": params.max_overlap}
-                check_contamination(gate.rows, fitted, where=where, **rule)
+                ngram, overlap = params.overlap_ngram, params.max_overlap
+                check_contamination(gate.rows, fitted, ngram=ngram, max_overlap=overlap, where=where)
             if name.startswith("task-"):
                 tested = [row for row in other.rows if row.split == "test"]
                 check_task_contamination(tested, fitted, where=shown_path(other.path))
