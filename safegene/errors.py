@@ -127,7 +127,7 @@ class JudgeError(SafegeneError):
 class EmptySample(SafegeneError):
     """There is nothing to measure."""
 
-    usual_remedy = "add rows to the set that is named; docs/how-to/prompts.md says what each stage needs"
+    usual_remedy = "add rows to the set that is named; docs/data.md says what each stage needs"
 
 
 class ContaminatedSample(SafegeneError):
