@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from safegene.cli.audit_evidence import NAMED, audit_pack, audit_replay, export_app
-from safegene.cli.console import AsJson, Target, console, ledger_committed, manual_run, write_json
+from safegene.cli.console import AsJson, Target, console, ledger_committed, manual_run, table, write_json
 from safegene.errors import ParamsError
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
@@ -122,11 +121,11 @@ def audit_blast(
     if as_json:
         write_json(radius.to_json())
         return
-    table = Table("sequence", "outcome", "target", "channel", "live", "named in", box=None)
+    drawn = table("sequence", "outcome", "target", "channel", "live", "named in")
     for row in radius.to_json()["records"]:
         shown = (row["sequence"], row["outcome"], row["target"], row["channel"], "yes" if row["live"] else "no")
-        table.add_row(*(_plain(value) for value in (*shown, ", ".join(row["places"]))))
-    console.print(table)
+        drawn.add_row(*(_plain(value) for value in (*shown, ", ".join(row["places"]))))
+    console.print(drawn)
     _print_unread(radius.unread)
     if radius.revoked:
         console.print(f"[yellow]revoked[/] {escape(radius.revoked)}", soft_wrap=True)
@@ -146,17 +145,18 @@ def audit_history(target: Target, as_json: AsJson = False) -> None:
     if not rows:
         console.print(f"{target} has no record yet")
         return
-    table = Table(*(field.name for field in fields(rows[0])), box=None)
+    drawn = table(*(field.name for field in fields(rows[0])))
     for row in rows:
         cells = (*astuple(row)[:-1], "yes" if row.live else "no")
-        table.add_row(*(escape(visible(str(cell))) for cell in cells))
-    console.print(table)
+        drawn.add_row(*(escape(visible(str(cell))) for cell in cells))
+    console.print(drawn)
 
 
 @app.command("reuse")
 def audit_reuse(as_json: AsJson = False) -> None:
     """List every safety vector: the targets that it repaired, their rates, and the cost of one more target."""
-    from safegene.report.reuse import plain, reuse, table
+    from safegene.report.reuse import plain, reuse
+    from safegene.report.reuse import table as vector_table
 
     vectors = reuse(Workspace.find())
     if as_json:
@@ -165,7 +165,7 @@ def audit_reuse(as_json: AsJson = False) -> None:
     if not vectors:
         console.print("there is no safety vector yet, neither in the workspace nor in the ledger")
     for vector in vectors:
-        console.print(table(vector))
+        console.print(vector_table(vector))
 
 
 @app.command("revoke")

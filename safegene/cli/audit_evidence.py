@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from safegene.cli.console import AsJson, console, write_json
+from safegene.cli.console import AsJson, console, table, write_json
 from safegene.text import redact
 from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
@@ -34,11 +33,11 @@ def audit_replay(name: Record, as_json: AsJson = False) -> None:
     else:
         for note in result.notes:
             console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
-        table = Table("artefact", "recorded", "made again", "", box=None)
+        drawn = table("artefact", "recorded", "made again", "")
         for one in result.artefacts:
             word = "[green]same[/]" if one.same else "[red]differs[/]" if one.recorded else "not recorded"
-            table.add_row(one.name, one.recorded[7:27], one.rebuilt[7:27], word)
-        console.print(table)
+            drawn.add_row(one.name, one.recorded[7:27], one.rebuilt[7:27], word)
+        console.print(drawn)
         for one in result.artefacts:
             if one.differs_in:
                 console.print(f"{one.name} differs in {escape(', '.join(one.differs_in))}", soft_wrap=True)

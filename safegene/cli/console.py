@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from safegene.errors import SafegeneError
 from safegene.workspace.git import head_commit
@@ -35,6 +36,14 @@ Target = Annotated[
     str, typer.Argument(help="A target of data/targets.yaml.", show_default=False, autocompletion=complete_target)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; rates and shares are in 0..1.")]
+
+
+def table(*names: str) -> Table:
+    """A table without lines, whose cells are folded where the terminal is narrow, and never cut off."""
+    drawn = Table(box=None)
+    for name in names:
+        drawn.add_column(name, overflow="fold")
+    return drawn
 
 
 def write_json(content: Any) -> None:

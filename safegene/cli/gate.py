@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 from typer.core import TyperGroup
 
-from safegene.cli.console import AsJson, Target, console, write_json
+from safegene.cli.console import AsJson, Target, console, table, write_json
 from safegene.errors import ArtifactError
 from safegene.text import percent, visible
 from safegene.workspace.layout import Workspace
@@ -99,7 +98,7 @@ def _show_verdict(target: str, verdict: "VerdictFile") -> None:
     heading = f"[bold]{target}[/] [{colour}]{verdict.outcome}[/]: {escape(visible(verdict.reason))}"
     console.print(heading, soft_wrap=True)
     names = ("endpoint", "outcome", "estimate", "bound", "limit", "units", "newly bad", "newly good", "lost")
-    endpoints = Table(*names, box=None)
+    endpoints = table(*names)
     for endpoint in verdict.endpoints:
         shares = (_percent(share) for share in (endpoint.estimate, endpoint.bound, endpoint.limit))
         counts = (str(n) for n in (endpoint.n, endpoint.newly_bad, endpoint.newly_good, endpoint.lost))
@@ -107,7 +106,7 @@ def _show_verdict(target: str, verdict: "VerdictFile") -> None:
     console.print(endpoints)
     for name, text in _facts(verdict):
         console.print(f"  [dim]{name}:[/] {escape(visible(text))}", soft_wrap=True)
-    categories = Table("category", "harmful before", "after", "aligned", box=None)
+    categories = table("category", "harmful before", "after", "aligned")
     for category, arms in verdict.hrr_by_category.items():
         rates = (_rate(arms.get(arm)) for arm in ("before", "after", "aligned"))
         categories.add_row(escape(visible(category)), *rates)

@@ -5,9 +5,8 @@ from typing import Annotated, cast, get_args
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from safegene.cli.console import AsJson, console, write_json
+from safegene.cli.console import AsJson, console, table, write_json
 from safegene.datasets.prompts import Kind, Split
 from safegene.errors import ParamsError, SafegeneError
 from safegene.text import visible
@@ -82,11 +81,11 @@ def suite_formats(as_json: AsJson = False) -> None:
         rows = [{"name": name, "files": [*one.files], "licence": one.licence} for name, one in every]
         write_json({"formats": rows})
         return
-    table = Table("format", "published file", "licence")
+    drawn = table("format", "published file", "licence")
     for name in SUITE_FORMATS:
         known = SUITE_FORMATS[name]
-        table.add_row(*(escape(visible(cell)) for cell in (name, " or ".join(known.files), known.licence)))
-    console.print(table)
+        drawn.add_row(*(escape(visible(cell)) for cell in (name, " or ".join(known.files), known.licence)))
+    console.print(drawn)
 
 
 @app.command("list")
@@ -96,7 +95,7 @@ def suite_list(as_json: AsJson = False) -> None:
     from safegene.datasets.suites import read_suite
 
     ws = Workspace.find()
-    table = Table("suite", "rows", "licence", "source", "digest")
+    drawn = table("suite", "rows", "licence", "source", "digest")
     plain, broken = list[dict[str, object]](), dict[str, str]()
     for name in suite_names(ws):
         try:
@@ -109,12 +108,12 @@ def suite_list(as_json: AsJson = False) -> None:
             {"name": name, "digest": suite.digest, "rows": card.rows, "licence": card.licence, "source": card.source}
         )
         cells = (name, _counts(card.rows), card.licence, card.source, suite.digest[:19])
-        table.add_row(*(escape(visible(cell)) for cell in cells))
+        drawn.add_row(*(escape(visible(cell)) for cell in cells))
     if as_json:
         write_json({"suites": plain, "broken": broken})
     else:
         if plain or not broken:
-            console.print(table if plain else "no suites; add one with `safegene suite add`")
+            console.print(drawn if plain else "no suites; add one with `safegene suite add`")
         for name, why in broken.items():
             console.print(f"[red]broken[/] {escape(visible(name))}: {escape(visible(why))}", soft_wrap=True)
     if broken:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from safegene.cli.console import AsJson, Target, console, write_json
+from safegene.cli.console import AsJson, Target, console, table, write_json
 from safegene.workspace.layout import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="The fine-tunes of a workspace (data/targets.yaml).")
@@ -34,15 +34,11 @@ def remove(name: Target) -> None:
 @app.command("list")
 def show(as_json: AsJson = False) -> None:
     """List the fine-tunes with their sources and tasks."""
-    from rich.table import Table
-
     entries = sorted(Workspace.find().targets.targets.items())
     if as_json:
         write_json({"targets": [{"name": name, **entry.model_dump(mode="json")} for name, entry in entries]})
         return
-    table = Table("target", "source", "task", "fingerprint")
-    for column in table.columns:
-        column.overflow = "fold"
+    drawn = table("target", "source", "task", "fingerprint")
     for name, entry in entries:
-        table.add_row(name, entry.source, entry.task, entry.fingerprint[:19])
-    console.print(table)
+        drawn.add_row(name, entry.source, entry.task, entry.fingerprint[:19])
+    console.print(drawn)

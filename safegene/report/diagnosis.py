@@ -113,7 +113,7 @@ def table(target: TargetDiagnosis) -> "Table":
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("", "measured", "limit", "finding"):
-        drawn.add_column(name, justify="right" if name in ("measured", "limit") else "left", no_wrap=name != "finding")
+        drawn.add_column(name, justify="right" if name in ("measured", "limit") else "left", overflow="fold")
     diagnosis = target.diagnosis
     for finding in diagnosis.findings:
         what, tone = finding.what, "red" if finding.kind == "symptom" else "yellow"

@@ -230,7 +230,7 @@ def table(vector: VectorUse) -> "Table":
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
     drawn.title = f"vector {short(vector.vector)}, {state}"
     for name in ("target", "HRR %", "ASR %", "utility %", "extra %", "outcome", "live", "CPU s"):
-        drawn.add_column(name, justify="right" if name[-1] in "%s" else "left", no_wrap=name != "target")
+        drawn.add_column(name, justify="right" if name[-1] in "%s" else "left", overflow="fold")
     for use in vector.uses:
         rates = [_arrow(use.rates[name]) for name in ("hrr", "asr", "utility")]
         extra = "-" if use.extra_params is None else f"{100 * use.extra_params:.2f}"

@@ -1,5 +1,6 @@
 """The command line: what it imports, what it refuses, and its exit codes."""
 
+import io
 import json
 import os
 import shutil
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 
 from safegene.cli.app import app
-from safegene.cli.console import complete_target
+from safegene.cli.console import complete_target, table
 from safegene.cli.workspace import exit_code
 from safegene.errors import SafegeneError
 from safegene.pipeline.table import PIPELINE
@@ -87,6 +89,17 @@ def test_the_shell_completes_commands_options_and_targets(workspace: Path) -> No
         assert complete_target("s") == ["support", "sales"]
         targets.write_text("nonsense: [")
         assert complete_target("s") == []
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_tables_fold_and_never_cut_a_name(width: int) -> None:
+    drawn, name = table("target", "source", "task"), "support-bot-of-the-northern-region"
+    drawn.add_row(name, "s3://models/support-bot/v7", "support")
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(drawn)
+    text = console.export_text()
+    assert "\u2026" not in text
+    assert name in "".join(line[: text.index("source")].strip() for line in text.splitlines())
 
 
 def test_init_makes_a_clean_git_and_dvc_repository(empty: Path) -> None:
