@@ -59,6 +59,7 @@ def final_state(ws: Workspace, outcomes: Mapping[str, str]) -> State[dict[str, s
 def stage_log(path: Path) -> Iterator[None]:
     """Send the lines that a stage's process writes to ``path`` to the log of the present task, as they come."""
     logger, done = get_run_logger(), threading.Event()
+    path.unlink(missing_ok=True)  # of the stage before
 
     def follow() -> None:
         sent = 0

@@ -73,7 +73,6 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     address, error_file = stage.address(target), ws.root / ".safegene" / "error.json"
     error_file.parent.mkdir(exist_ok=True)
     error_file.unlink(missing_ok=True)
-    log_file(ws).unlink(missing_ok=True)
     with chdir(ws.root), child_environment(error_file), Repo(str(ws.root)) as repo:
         try:
             ran = bool(repo.reproduce(targets=[address], single_item=True))

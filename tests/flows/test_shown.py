@@ -61,6 +61,7 @@ def test_the_lines_of_a_stage_go_to_the_log_of_its_task_with_their_levels(
 ) -> None:
     monkeypatch.setattr(shown, "get_run_logger", lambda: logging.getLogger("task"))
     path = tmp_path / "stage.log"
+    path.write_text("INFO of the stage before\n")
     with caplog.at_level(logging.INFO, "task"), stage_log(path):
         path.write_text("INFO 75 of 300 prompts asked\nWARNING not kept\nwithout a level\nINFO cut off here")
     lines = [(record.levelname, record.getMessage()) for record in caplog.records]
