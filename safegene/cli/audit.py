@@ -185,23 +185,21 @@ def audit_revoke(
     with ledger_committed(ws, f"revoke {digest}"):
         revocation = revoke(ws, digest, reason, run=manual_run(ws))
         console.print(f"revoked {digest}, record {revocation.record.digest}", soft_wrap=True)
+        _print_unread(revocation.unread)
         done = roll_back_revoked(ws, revocation, run=manual_run(ws)) if rollback else ()
-    _print_unread(revocation.unread)
-    if rollback:
         for one in done:
             tone = "red" if one.failed else "green" if one.restored else "yellow"
             console.print(f"[{tone}]affected[/] {escape(one.message)}", soft_wrap=True)
-        if revocation.unread or any(one.failed for one in done):
-            raise typer.Exit(1)
-        return
-    for live in revocation.affected:
-        record = live.record
-        option = "" if record.channel == ws.params.promote.channel else f" --channel {record.channel}"
-        console.print(
-            f"[red]affected[/] {record.target} is live on {record.channel} and rests on it; roll it back: "
-            f"[bold]safegene rollback {record.target}{option}[/]",
-            soft_wrap=True,
-        )
+        for live in revocation.affected if not rollback else ():
+            record = live.record
+            option = "" if record.channel == ws.params.promote.channel else f" --channel {record.channel}"
+            console.print(
+                f"[red]affected[/] {record.target} is live on {record.channel} and rests on it; roll it back: "
+                f"[bold]safegene rollback {record.target}{option}[/]",
+                soft_wrap=True,
+            )
+    if rollback and (revocation.unread or any(one.failed for one in done)):
+        raise typer.Exit(1)
 
 
 def _open(ws: Workspace) -> "Ledger":
