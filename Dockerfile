@@ -13,13 +13,15 @@ COPY . .
 RUN /opt/safegene/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.11-slim-bookworm
+# Debian removes the versions of a release that it replaces, so that a pinned one cannot be installed later.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 safegene
 COPY --from=build /opt/safegene /opt/safegene
 ENV PATH=/opt/safegene/bin:$PATH DO_NOT_TRACK=1 DVC_NO_ANALYTICS=1
-USER safegene
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["safegene"]
 CMD ["--help"]
