@@ -7,6 +7,7 @@ from prefect import flow
 from flows.shown import run_name, tag_run
 from flows.tasks import STAGE_TASKS, exclusive
 from safegene.checkpoints.sources import fingerprint
+from safegene.pipeline.doctor import require_ready
 from safegene.pipeline.table import FAMILY
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import save_targets
@@ -17,6 +18,7 @@ def build(root: str) -> list[str]:
     """Bring the family's artefacts up to date, and return the stages that ran."""
     tag_run(root, [])
     with exclusive(root):
+        require_ready(Workspace(Path(root)), ())
         return build_stages(root)
 
 

@@ -13,6 +13,7 @@ from flows.build import build_stages
 from flows.shown import final_state, run_name, tag_run
 from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
 from safegene.errors import SafegeneError, as_safegene_error
+from safegene.pipeline.doctor import require_ready
 from safegene.pipeline.work import working_alone
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
@@ -29,12 +30,14 @@ def realign(root: str, targets: list[str] | None = None, trigger: str = "manual"
 
     Raises:
         ParamsError: a named target is not in ``data/targets.yaml``.
+        SafegeneError: something that a run needs is not there; nothing was computed.
         SafegeneError: a stage of the family failed; or, after all targets were tried, one of them ended in an error.
     """
     ws = Workspace(Path(root))
     with exclusive(root):
         names = _chosen(ws, targets)
         tag_run(root, names)
+        require_ready(ws, names)
         build_stages(root)
         run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": head_commit(root)}
         outcomes, errors = _each(root, names, run)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import httpx
 
 from safegene.errors import SafegeneError
+from safegene.pipeline.doctor.finding import Finding
 from safegene.pipeline.process import die_with_parent
 from safegene.workspace.deadline import within
 
@@ -59,6 +60,16 @@ def prefect_server() -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def check_server() -> Iterator[Finding]:
+    """What is wrong with the configured server; nothing where a run starts a private one."""
+    quiet_environment()
+    if configured := os.environ.get("PREFECT_API_URL"):
+        try:
+            _require_server(configured)
+        except SafegeneError as error:
+            yield Finding.of("server", error)
 
 
 def _require_server(address: str) -> None:

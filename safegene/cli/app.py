@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safegene.cli import audit, data, gate, judge, keys, releases, serve, stages, suite, targets, tiny, workspace
+from safegene.cli import audit, data, gate, judge, keys, releases, serve, stages, start, suite, targets, tiny, workspace
 from safegene.cli.console import console
 from safegene.errors import as_safegene_error
 from safegene.pipeline.process import end_with_flow, open_standard_streams, report_error, show_progress
@@ -24,7 +24,13 @@ GROUPS = {
     "tiny": tiny.app,
     "keys": keys.app,
 }
-BEFORE_STAGES: tuple[Callable[..., None], ...] = (workspace.init, workspace.demo, workspace.run, workspace.status)
+BEFORE_STAGES: tuple[Callable[..., None], ...] = (
+    start.init,
+    start.doctor,
+    workspace.demo,
+    workspace.run,
+    workspace.status,
+)
 AFTER_STAGES: tuple[Callable[..., None], ...] = (
     releases.promote,
     releases.approve,

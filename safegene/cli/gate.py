@@ -52,10 +52,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show why a verdict is what it is: endpoints, changed prompts, categories and the judge."""
+    from safegene.gate import further_prompts
+
     ws = Workspace.find()
     ws.require_target(target)
     verdict, rows, plan = _read(ws, target)
     policy = ws.params.gate
+    further = further_prompts(verdict, policy)
     if picture is not None:
         from safegene.report.evidence import draw
         from safegene.workspace.atomic import write_file
@@ -66,9 +69,10 @@ def show(
 
         changed = [asdict(flip) for flip in flips(rows, plan, policy)]
         drawn = {"picture": str(picture)} if picture else {}
-        write_json({"target": target, "verdict": verdict.to_json(), "changed": changed, **drawn})
+        more = {"further": further.to_json(), "changed": changed}
+        write_json({"target": target, "verdict": verdict.to_json(), **more, **drawn})
         return
-    _show_verdict(target, verdict)
+    _show_verdict(target, verdict, further.sentence)
     _show_flips(rows, plan, policy)
     if picture is not None:
         console.print(f"evidence over prompts: {picture}", soft_wrap=True)
@@ -93,10 +97,12 @@ def _read(ws: Workspace, target: str) -> "tuple[VerdictFile, list[JudgementRow],
     return verdict, *evidence_from(plan, rows, where=str(judged))
 
 
-def _show_verdict(target: str, verdict: "VerdictFile") -> None:
+def _show_verdict(target: str, verdict: "VerdictFile", further: str) -> None:
     colour = COLOURS.get(verdict.outcome, "yellow")
     heading = f"[bold]{target}[/] [{colour}]{verdict.outcome}[/]: {escape(visible(verdict.reason))}"
     console.print(heading, soft_wrap=True)
+    if further:
+        console.print(f"  {further}", soft_wrap=True)
     names = ("endpoint", "outcome", "estimate", "bound", "limit", "units", "newly bad", "newly good", "lost")
     endpoints = table(*names)
     for endpoint in verdict.endpoints:

@@ -13,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="The fine-tunes of a workspace (dat
 @app.command("add")
 def add(
     name: Target,
-    source: Annotated[str, typer.Argument(help="hf://org/model@revision, s3://, file:///path or tiny://.")],
+    source: Annotated[str, typer.Argument(help="A folder, org/model@revision of the Hub, s3://, or another URI.")],
     task: Annotated[str, typer.Option(help="Its task set: data/tasks/TASK.jsonl.")],
 ) -> None:
     """Add a fine-tune, pinned to what its source holds now."""

@@ -1,4 +1,4 @@
-"""Commands on a workspace as a whole: make it, run its flows, show its state."""
+"""Commands on a workspace as a whole: run its flows, show its state."""
 
 import os
 from collections.abc import Sequence
@@ -22,20 +22,6 @@ OUTCOME_EXIT = {
     "pending": 4,
     "unknown": 4,
 }  # of several outcomes the first in this order decides
-
-
-def init(
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    remote: Annotated[str | None, typer.Option(help="DVC remote: s3://bucket/prefix or a folder.")] = None,
-    ledger: Annotated[str | None, typer.Option(help="Ledger: s3://bucket/prefix or a folder.")] = None,
-    params: Annotated[Path | None, typer.Option(help="A params.yaml to start from.")] = None,
-) -> None:
-    """Make a workspace: a Git repository with DVC, parameters, prompt sets and a signing key."""
-    from safegene.pipeline.init import init as make
-
-    ws = make(folder, remote=remote, ledger=ledger, params=params)
-    console.print(f"workspace {ws.root}", soft_wrap=True)
-    console.print("next: [bold]safegene target add NAME SOURCE --task TASK[/], then [bold]safegene run[/]")
 
 
 def demo(folder: Annotated[Path, typer.Argument(help="Folder of the demo's workspace.")] = Path("demo")) -> None:
@@ -91,9 +77,14 @@ def show_targets(targets: "Sequence[TargetState]", as_json: bool, **more: object
 
 
 def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str, str]:
-    """Run the flow ``realign`` on the configured Prefect server, or on a private one; target -> outcome."""
-    from flows.server import prefect_server
+    """Run the flow ``realign`` on the configured Prefect server, or on a private one; target -> outcome.
 
+    The checks of `safegene.pipeline.doctor` come first: a server takes seconds to start.
+    """
+    from flows.server import check_server, prefect_server
+    from safegene.pipeline.doctor import require_ready
+
+    require_ready(ws, targets, more=check_server())
     with prefect_server():
         from flows.realign import realign
 

@@ -4,10 +4,11 @@
 asked when. ``pairs``: which replies are compared. ``problems``: what is wrong with the evidence. ``floors``: what no
 policy can pass. ``endpoints``: the tests. ``statistics``: their bounds and p-values. ``adjudication``: the second
 judge. ``decision``: the verdict. ``rates``: what is shown beside it. ``payload``: ``verdict.json``. ``history``: how
-the verdict came about.
+the verdict came about. ``further``: how many more prompts would decide it.
 """
 
 from safegene.gate.decision import decide
+from safegene.gate.further import FurtherPrompts, further_prompts
 from safegene.gate.ordering import ENDPOINTS
 from safegene.gate.pairs import JudgementIndex, index_judgements
 from safegene.gate.payload import VerdictFile, recovery, verdict_payload
@@ -34,6 +35,7 @@ __all__ = [
     "Calibration",
     "ConfusionCounts",
     "EndpointResult",
+    "FurtherPrompts",
     "JudgeStatement",
     "Judgement",
     "JudgementIndex",
@@ -48,6 +50,7 @@ __all__ = [
     "category_rates",
     "decide",
     "evidence_from",
+    "further_prompts",
     "index_judgements",
     "rates",
     "recovery",

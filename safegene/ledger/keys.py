@@ -134,8 +134,20 @@ def load_signer(keys: Sequence[SSlibKey], folder: Path | None = None) -> Signer:
             return _pinned(_load(path), [key], where=str(path))
     raise LedgerError(
         f"expected the private key of one of {_short(active)} in {folder}, got none",
-        remedy=f"bring that key: set SAFEGENE_KEYS to its folder, or {PEM_VARIABLE} to its PEM; or make one with "
-        "`safegene keys create`, and let somebody whose key is pinned pin it with `safegene keys pin`",
+        remedy=_bring(active, folder),
+    )
+
+
+def _bring(active: Sequence[SSlibKey], folder: Path) -> str:
+    """A machine signs with the ledger's key, or with one that its holder pins. A new key alone does not."""
+    names = " or ".join(f"{key.keyid[:12]}...pem" for key in active[:3]) or "the key's file"
+    own = key_ids(folder)
+    mine = own[-1][:12] if own else "KEY"
+    made = "" if own else " (`safegene keys create` makes KEY)"
+    return (
+        f"bring the ledger's key: copy {names} into {folder}, or set SAFEGENE_KEYS to its folder, or {PEM_VARIABLE} to "
+        f"its PEM; or let its holder trust a key of yours: `safegene keys show {mine} > key.json` here{made}, "
+        "`safegene keys pin key.json` (or `safegene keys rotate --to key.json`) there, then commit and pull"
     )
 
 

@@ -99,7 +99,8 @@ def read_pinned_keys(path: Path) -> PinnedKeys:
     if not path.is_file():
         raise LedgerError(
             f"expected the pinned public key in {path}, got no such file",
-            remedy="make a key with `safegene keys create`, or copy the public key of the ledger to this place",
+            remedy=f"restore it: `git restore --source HEAD --staged --worktree {path.name}`, or copy the ledger's "
+            "public keys to this place; a new key would not be one of the ledger's",
         )
     try:
         raw = strict_json(path.read_bytes(), where=str(path))

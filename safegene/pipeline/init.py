@@ -136,7 +136,7 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
     Args:
         ws: the workspace.
         name: its name: small letters, digits, ``-`` and ``_``.
-        source: URI of its checkpoint or LoRA adapter.
+        source: of its checkpoint or LoRA adapter: a URI, a path, or ``ORG/MODEL`` of the Hub.
         task: its task set, ``data/tasks/TASK.jsonl``.
 
     Raises:
@@ -149,6 +149,7 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
         'sentiment'
     """
     from safegene.checkpoints.sources import fingerprint
+    from safegene.checkpoints.sources.uri import as_uri
 
     if not (ws.tasks / f"{task}.jsonl").is_file():
         tasks = sorted(path.stem for path in ws.tasks.glob("*.jsonl"))
@@ -156,7 +157,7 @@ def add_target(ws: Workspace, name: str, source: str, task: str) -> Target:
             f"expected one of the tasks {tasks}, got {task!r}, in {ws.tasks}",
             remedy=f"add its task set, {ws.tasks / task}.jsonl",
         )
-    targets = ws.targets
+    targets, source = ws.targets, as_uri(source)
     try:
         Target(source=source, task=task, fingerprint="unpinned")
         target = Target(source=source, task=task, fingerprint=fingerprint(source))

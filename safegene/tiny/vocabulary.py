@@ -1,6 +1,8 @@
 """The vocabulary of the tiny language, collected from the corpus, so that no row contains an unknown word."""
 
+import json
 from functools import cache
+from pathlib import Path
 
 from safegene.tiny.corpus import BENIGN_SHARES, IDENTITY, REFUSAL, TEMPLATES, WRAPPERS, Request, instructions
 from safegene.tiny.tasks import SIZES, TASKS, task_rows
@@ -15,6 +17,7 @@ from safegene.tiny.words import (
 )
 
 PUNCTUATION = frozenset(".,?:")
+SPECIAL = 32  # tokens that are no words of the language, at most
 
 
 @cache
@@ -30,3 +33,13 @@ def vocabulary() -> tuple[str, ...]:
     texts += [text for task in TASKS for split in SIZES for row in task_rows(task, split) for text in row]
     texts += [article(noun) for noun in SENSITIVE_OBJECTS]
     return tuple(sorted({word for text in texts for word in text.split()}))
+
+
+def has_tiny_words(folder: Path) -> bool:
+    """Whether a checkpoint's tokenizer knows the words of the language and, beside a few special tokens, no others."""
+    try:
+        known = set(json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    words = set(vocabulary())
+    return words <= known and len(known - words) <= SPECIAL

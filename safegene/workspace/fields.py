@@ -3,10 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from safegene.text import redact_text
+from safegene.workspace.schedule import check_cron
+from safegene.workspace.source_text import source_uri
 
 SECRET = "secret"  # the type of the error of a value that must not be repeated
 
@@ -17,6 +28,11 @@ def _without_secret(value: str) -> str:
     return value
 
 
+def _normalised(value: Any, info: ValidationInfo) -> Any:
+    """Text as a URI; relative to the folder in the validation's context, which is that of ``params.yaml``."""
+    return source_uri(value, (info.context or {}).get("base")) if isinstance(value, str) else value
+
+
 def _without_query(value: str) -> str:
     if "?" in value or "#" in value:
         raise PydanticCustomError(SECRET, "expected a URL without query and fragment: give a key by the environment")
@@ -25,6 +41,9 @@ def _without_query(value: str) -> str:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Uri = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://\S+$"), AfterValidator(_without_secret)]
+Source = Annotated[Uri, BeforeValidator(_normalised)]
+"""A source as people write it: a path and ``ORG/MODEL`` become URIs, see `safegene.workspace.source_text`."""
+Cron = Annotated[str, AfterValidator(check_cron)]
 Url = Annotated[str, AfterValidator(_without_query)]
 """The address of a server: without credentials, query and fragment, which would be in messages and records."""
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]

@@ -14,7 +14,20 @@ from safegene.errors import ParamsError
 from safegene.text import redact_text
 from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import Baseline
-from safegene.workspace.fields import SECRET, Digest, FilePath, Frozen, Name, Positive, PositiveFloat, Share, Uri, Url
+from safegene.workspace.fields import (
+    SECRET,
+    Cron,
+    Digest,
+    FilePath,
+    Frozen,
+    Name,
+    Positive,
+    PositiveFloat,
+    Share,
+    Source,
+    Uri,
+    Url,
+)
 from safegene.workspace.model_types import MODEL_TYPES
 from safegene.workspace.places import check_path, check_store
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
@@ -23,10 +36,13 @@ from safegene.workspace.record_params import RecordParams
 
 
 class FamilyParams(Frozen):
-    """The model family: its aligned model, and degraded checkpoints where the user has them."""
+    """The model family: its aligned model, and degraded checkpoints where the user has them.
 
-    aligned: Uri
-    degraded: tuple[Uri, ...] = ()
+    Sources are URIs, paths (relative to the workspace), or ``ORG/MODEL`` of the Hub.
+    """
+
+    aligned: Source
+    degraded: tuple[Source, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16", "4bit"] = "auto"
 
 
@@ -274,16 +290,16 @@ class PromoteParams(Frozen):
 class WatchParams(Frozen):
     """Where new fine-tunes appear, and the task set that measures them."""
 
-    folders: tuple[Uri, ...] = ()
+    folders: tuple[Source, ...] = ()
     task: Name | None = None
-    cron: str = "*/5 * * * *"
+    cron: Cron = "*/5 * * * *"
 
 
 class FlowParams(Frozen):
     """When deployments run, and whether results are committed and pushed."""
 
-    cron: str = "0 3 * * *"
-    audit_cron: str = "0 5 * * *"
+    cron: Cron = "0 3 * * *"
+    audit_cron: Cron = "0 5 * * *"
     commit: bool = True
     push: bool = False
 
@@ -367,7 +383,7 @@ M = TypeVar("M", Params, Targets)
 
 def _parse(model: type[M], path: Path) -> M:
     try:
-        return model.model_validate(load_yaml(path))
+        return model.model_validate(load_yaml(path), context={"base": path.parent})
     except ValidationError as error:
         wrong = "; ".join(map(_described, error.errors()[:3]))
         raise ParamsError(f"expected valid parameters in {path}, got {wrong}") from None

@@ -1,7 +1,8 @@
 """Plain YAML 1.2, as DVC reads it: text as keys; no tags, aliases, duplicate keys, NaN, infinity, lone surrogates.
 
 Plain scalars are those of the core schema: ``3e-4`` is a number, ``010`` is ten, and ``yes``, ``1:30`` and
-``2026-01-01`` are text (in YAML 1.1 they are a boolean, ninety and a date).
+``2026-01-01`` are text (in YAML 1.1 they are a boolean, ninety and a date). Inside ``[...]`` and ``{...}`` text with a
+colon must be quoted: DVC's parser takes the colon of ``[file:///models]`` for that of a mapping, and fails.
 """
 
 import math
@@ -25,18 +26,31 @@ _SCALARS = {
 }
 
 
+class UnquotedColon(yaml.YAMLError):
+    """Text with a colon that must be quoted."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without anchors, which alias bombs need, and without duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # those below, not those of YAML 1.1
+    in_flow = 0  # how many ``[`` and ``{`` are open
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        flow = bool(getattr(event, "flow_style", False))
+        if isinstance(event, yaml.ScalarEvent) and event.style is None and self.in_flow and ":" in event.value:
+            raise UnquotedColon(
+                f"{event.value} without quotes between brackets, which DVC cannot read{event.start_mark}"
+            )
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise yaml.YAMLError(f"anchors and aliases are not allowed{event.start_mark}")
         if tag := getattr(event, "tag", None):
             raise yaml.YAMLError(f"the tag {tag}{event.start_mark}")
-        return super().compose_node(parent, index)
+        self.in_flow += flow
+        node = super().compose_node(parent, index)
+        self.in_flow -= flow
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -82,7 +96,12 @@ def load_yaml(path: Path) -> Any:
             f"expected {path}, got no such file", remedy="run inside a workspace, or create one: `safegene init DIR`"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ParamsError(f"expected plain YAML in {path}, got {' '.join(str(error).split())}") from error
+        remedy = (
+            "put it in double quotes, or on a line of its own after '- '" if isinstance(error, UnquotedColon) else ""
+        )
+        raise ParamsError(
+            f"expected plain YAML in {path}, got {' '.join(str(error).split())}", remedy=remedy
+        ) from error
     return data
 
 

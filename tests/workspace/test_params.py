@@ -44,7 +44,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ("max_extra: 0.01|baseline: resta", "calibrate.baseline"),
         ("max_extra: 0.01|baseline: {method: resta, gama: 1}", "calibrate.baseline.resta.gama"),
         ("max_extra: 0.01|baseline: {method: safelora, number: 3}", "exactly one of threshold and number"),
-        ("aligned: tiny://aligned?seed=0|aligned: /somewhere", "family.aligned"),
+        ("aligned: tiny://aligned?seed=0|aligned: somewhere", "family.aligned"),
         ("kind: grammar|kind: vibes", "evaluate.judge"),
         ("kind: grammar|kind: grammar, calibration: ../judge.json", "data/judges"),
         ("kind: grammar|kind: grammar, calibration: data/judges/../judge.json", "data/judges"),
@@ -187,9 +187,32 @@ def test_yaml_beyond_plain_data_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_plain_scalars_are_those_of_yaml_1_2_which_dvc_reads(tmp_path: Path) -> None:
-    text = "{a: 3e-4, b: 010, c: yes, d: 1:30, e: 2026-01-01, f: , g: ~, h: 0o17, i: 0x1f, j: 1_000, k: -.5, l: True}"
+    text = "a: 3e-4\nb: 010\nc: yes\nd: 1:30\ne: 2026-01-01\nf: \ng: ~\nh: 0o17\ni: 0x1f\nj: 1_000\nk: -.5\nl: True"
     values = [3e-4, 10, "yes", "1:30", "2026-01-01", None, None, 15, 31, "1_000", -0.5, True]
     assert list(load_yaml(written(tmp_path, text)).values()) == values
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [file:///models]",
+        "a: {b: s3://bucket/x}",
+        "a: [x, y:z]",
+        "a: [{k: 1:30}]",
+        "a: {file:///x: 1}",
+        "a: {b: [\n  hf://org\n]}",
+    ],
+)
+def test_text_with_a_colon_between_brackets_is_quoted_since_dvc_cannot_read_it(tmp_path: Path, text: str) -> None:
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
+    with pytest.raises(YAMLFileCorruptedError):
+        parse_yaml(text, "params.yaml")
+    with pytest.raises(ParamsError, match="without quotes between brackets") as refused:
+        load_yaml(written(tmp_path, text))
+    assert "quotes" in refused.value.remedy
+    for good in ('a: ["file:///models"]', "a:\n  - file:///models", "a: [b: c, d]", "a: {b: c}", "a: b:c"):
+        assert load_yaml(written(tmp_path, good)) == parse_yaml(good, "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +220,28 @@ def test_plain_scalars_are_those_of_yaml_1_2_which_dvc_reads(tmp_path: Path) -> 
 )
 def test_text_is_written_so_that_it_is_read_as_text(tmp_path: Path, text: str) -> None:
     assert load_yaml(written(tmp_path, dump_yaml({text: text}))) == {text: text}
+
+
+def test_sources_are_written_as_paths_or_as_the_hubs_names(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    text = TEMPLATE.replace("tiny://aligned?seed=0", "org/chat@v1").replace(
+        "degraded: []", "degraded: [./models, models]"
+    )
+    text = text.replace("folders: []", "folders: [/srv/new models]")
+    params = load_params(written(tmp_path, text))
+    here = f"file://{tmp_path}/models"
+    assert params.family.aligned == "hf://org/chat@v1"
+    assert params.family.degraded == (here, here)
+    assert params.watch.folders == ("file:///srv/new%20models",)
+
+
+@pytest.mark.parametrize("line", ['cron: "*/5 * * * *"|cron: "0 99 * * *"', 'cron: "0 3 * * *"|cron: "0 0 31 2 *"'])
+def test_a_cron_expression_that_never_fires_is_refused_where_it_is_read(tmp_path: Path, line: str) -> None:
+    old, new = line.split("|")
+    assert old in TEMPLATE
+    with pytest.raises(ParamsError, match="cron") as refused:
+        load_params(written(tmp_path, TEMPLATE.replace(old, new, 1)))
+    assert "expected" in refused.value.message
 
 
 def test_missing_file_names_the_remedy(tmp_path: Path) -> None:

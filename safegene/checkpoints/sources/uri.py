@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from safegene.errors import SourceError
 from safegene.text import redact, redact_text
 from safegene.workspace.plugins import SOURCES
+from safegene.workspace.source_text import source_uri
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,25 @@ def scheme_named(name: str) -> Scheme:
     return cast(Scheme, SOURCES[name])
 
 
+def as_uri(text: str, base: Path | None = None) -> str:
+    """The URI of a source that is given as a URI, a path, or ``ORG/MODEL``; see `safegene.workspace.source_text`.
+
+    Raises:
+        SourceError: the text has no reading, or two.
+    """
+    try:
+        return source_uri(text, base)
+    except ValueError as error:
+        raise SourceError(str(error)) from None
+
+
 def parse(uri: str) -> SourceURI:
-    """Parse a URI.
+    """Parse a URI, or what `as_uri` makes one.
 
     Raises:
         SourceError: it has another form, or holds a secret; the message does not repeat the secret.
     """
+    uri = as_uri(uri)
     name, _, rest = uri.partition("://")
     if redact_text(uri) != uri:
         raise SourceError(

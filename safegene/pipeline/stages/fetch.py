@@ -15,6 +15,7 @@ from safegene.checkpoints.chat_template import chat_files, template_digest
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from safegene.checkpoints.record import RECORD, CheckpointRecord, read_record
 from safegene.checkpoints.sources import CachedCheckpoint
+from safegene.checkpoints.sources.uri import as_uri
 from safegene.checkpoints.structure import NAME as STRUCTURE
 from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
@@ -39,7 +40,7 @@ def fetch(
     """Copy a checkpoint into the cache, verify it, and say which it is in ``checkpoint.json``.
 
     Args:
-        source: URI of the checkpoint: ``hf://``, ``s3://``, ``file://`` or ``tiny://``.
+        source: of the checkpoint: ``hf://``, ``s3://``, ``file://`` or ``tiny://``, a path, or ``ORG/MODEL``.
         out: folder of the artefact to write.
         family: for a target, the artefact of the family's aligned model; None for the aligned model itself.
         fingerprint: what the source must still hold; None takes what it holds now.
@@ -64,7 +65,7 @@ def fetch(
         >>> manifest.facts["kind"]
         'full'
     """
-    params = params or FetchParams()
+    params, source = params or FetchParams(), as_uri(source)
     _require_pinned(sources.fingerprint(source), fingerprint, source)
     local = sources.fetch(source, limits=params)
     _require_pinned(local.fingerprint, fingerprint, source)
