@@ -190,14 +190,9 @@ def audit_revoke(
         for one in done:
             tone = "red" if one.failed else "green" if one.restored else "yellow"
             console.print(f"[{tone}]affected[/] {escape(one.message)}", soft_wrap=True)
-        for live in revocation.affected if not rollback else ():
-            record = live.record
-            option = "" if record.channel == ws.params.promote.channel else f" --channel {record.channel}"
-            console.print(
-                f"[red]affected[/] {record.target} is live on {record.channel} and rests on it; roll it back: "
-                f"[bold]safegene rollback {record.target}{option}[/]",
-                soft_wrap=True,
-            )
+        for live, out in zip(revocation.affected, revocation.ways_out, strict=True) if not rollback else ():
+            what = f"{live.record.target} is live on {live.record.channel} and rests on it; {out}"
+            console.print(f"[red]affected[/] {escape(what)}", soft_wrap=True)
     if rollback and (revocation.unread or any(one.failed for one in done)):
         raise typer.Exit(1)
 

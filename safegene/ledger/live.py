@@ -246,6 +246,31 @@ def revocations(ledger: Ledger, reading: Reading | None = None) -> tuple[Revoked
     return tuple(sorted(sound, key=lambda entry: -entry.sequence))
 
 
+def sound_releases(live: LiveRecord, revoked: Sequence[RevokedDigest]) -> tuple[Record, ...]:
+    """The records that were live before, of other releases, newest first, that can be put live again."""
+    return tuple(
+        record
+        for record in live.was_live[1:]
+        if record.release != live.release
+        and not why_revoked(revoked, digests_of_record(record))
+        and not why_untrusted(live.ledger, record, revoked)
+    )
+
+
+def way_out(live: LiveRecord, revoked: Sequence[RevokedDigest]) -> str:
+    """The command that leads from what is live to something sound: a rollback that works, or another candidate."""
+    target, channel = live.record.target, live.record.channel
+    for record in sound_releases(live, revoked):
+        return f"`safegene rollback {target} --channel {channel} --to {record.sequence}`"
+    if live.revoked:
+        return (
+            f"no earlier release of {target} on {channel} is sound, so nothing is served; replace what was revoked "
+            f"(`safegene audit show {live.record.sequence}` names what the release rests on), then "
+            f"`safegene run {target}`"
+        )
+    return f"no other release of {target} on {channel} is sound; another candidate goes live by `safegene run {target}`"
+
+
 def find_record(name: str, records: Sequence[Record]) -> Record | None:
     """The record with that sequence number, or with a digest (its own or its release's) that starts with ``name``.
 

@@ -18,7 +18,7 @@ from securesystemslib.signer import Signer
 from safegene.errors import LedgerError, PromotionRefused, StoreError, as_safegene_error
 from safegene.ledger.chain import Ledger
 from safegene.ledger.lease import require_fence
-from safegene.ledger.live import LiveRecord, live_record, settled_record, took_effect
+from safegene.ledger.live import LiveRecord, live_record, revocations, settled_record, took_effect, way_out
 from safegene.ledger.model_signature import FIELD, sign_models, verify_models
 from safegene.ledger.pins import owner_of
 from safegene.ledger.pointers import channel_name
@@ -87,8 +87,11 @@ def resolve_release(ledger: Ledger, target: str, channel: str) -> ResolvedReleas
     """
     live = settled_record(ledger, target, channel)
     if live is None:
-        raise LedgerError(f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}")
-    raise_if_revoked(live.revoked)
+        raise LedgerError(
+            f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}",
+            remedy=f"`safegene run {target}` makes a candidate and promotes it if it passes",
+        )
+    raise_if_revoked(live.revoked, way_out(live, revocations(ledger)) if live.revoked else "")
     if live.unsettled:
         verb = "rollback" if live.record.outcome == "rollback" else "promote"
         raise LedgerError(live.unsettled, remedy=f"`safegene {verb} {target}` again moves the pointer on")

@@ -1,7 +1,7 @@
 """Revocation: record that a digest must not be relied on any more."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from securesystemslib.signer import Signer
@@ -9,7 +9,7 @@ from securesystemslib.signer import Signer
 from safegene.errors import FormatError, SafegeneError
 from safegene.ledger.blast import live_records
 from safegene.ledger.chain import Ledger
-from safegene.ledger.live import LiveRecord, digests_of_record, revocations, why_revoked
+from safegene.ledger.live import LiveRecord, digests_of_record, revocations, sound_releases, way_out
 from safegene.ledger.memory import RevokedDigest
 from safegene.ledger.record import EVERY, Record, RecordDraft
 from safegene.ledger.rollback import record_rollback
@@ -26,11 +26,13 @@ class Revocation:
         affected: every live release that rests on the revoked digest. It stays live until somebody rolls it back, but
             `safegene.ledger.promotion.resolve_release` refuses it.
         unread: why a channel could not be read, for each such channel; it may hold an affected release.
+        ways_out: of each affected release, what leads to something sound; see `safegene.ledger.live.way_out`.
     """
 
     record: Record
     affected: tuple[LiveRecord, ...]
     unread: tuple[str, ...]
+    ways_out: tuple[str, ...] = ()
 
 
 def record_revocation(
@@ -55,7 +57,10 @@ def record_revocation(
     affected = tuple(one for one in live if digest in digests_of_record(one.record))
     artefacts = {f"{live.record.channel}/{live.record.target}": live.release for live in affected}
     draft = RecordDraft("revocation", EVERY, EVERY, reason, artefacts, fields, revokes=digest)
-    return Revocation(ledger.append(draft, signer), affected, unread)
+    record = ledger.append(draft, signer)
+    revoked = revocations(ledger)
+    ways_out = tuple(way_out(replace(live, revoked=reason), revoked) for live in affected)
+    return Revocation(record, affected, unread, ways_out)
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,7 @@ def _roll_back(
     ledger: Ledger, signer: Signer, live: LiveRecord, revoked: Sequence[RevokedDigest], fields: Mapping[str, Any]
 ) -> AffectedRollback:
     target, channel = live.record.target, live.record.channel
-    sound = [
-        record
-        for record in live.was_live[1:]
-        if record.release != live.release and not why_revoked(revoked, digests_of_record(record))
-    ]
+    sound = sound_releases(live, revoked)
     if not sound:
         message = f"{target}: no earlier release on {channel} that is not revoked; nothing is served from now on"
         return AffectedRollback(live, None, message, failed=False)

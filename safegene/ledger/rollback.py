@@ -7,7 +7,7 @@ from securesystemslib.signer import Signer
 
 from safegene.errors import PromotionRefused
 from safegene.ledger.chain import Ledger
-from safegene.ledger.live import digests_of_record, find_record, live_record, revocations, why_revoked
+from safegene.ledger.live import digests_of_record, find_record, live_record, revocations, way_out, why_revoked
 from safegene.ledger.promotion import AttemptResult, put_live
 from safegene.ledger.record import RecordDraft
 from safegene.ledger.release import require_release_of
@@ -43,20 +43,24 @@ def record_rollback(
     require_conditions(ledger.store)
     live = live_record(ledger, target, channel, signer=signer)
     if live is None:
-        raise PromotionRefused(f"expected something live for {target} on {channel} to roll back, got nothing")
+        raise PromotionRefused(
+            f"expected something live for {target} on {channel} to roll back, got nothing",
+            remedy=f"`safegene run {target}` makes a candidate and promotes it if it passes",
+        )
     if live.settled and live.record.outcome == "rollback" and not to:
         message = f"{target}: the interrupted rollback of record {live.record.sequence} is complete now, on {channel}"
         return AttemptResult("rollback", message, None, live.release)
     restored = find_record(to, live.was_live) if to else live.predecessor
+    revoked = revocations(ledger)
     if restored is None:
         raise PromotionRefused(
             f"expected {to or 'an earlier release'} among what was live for {target} on {channel}, got none such",
-            remedy=f"see `safegene audit history {target}`",
+            remedy=way_out(live, revoked),
         )
     if restored.release == live.release:
         return AttemptResult("rollback", f"{target}: that release is live already; nothing changed", None, live.release)
-    revoked = revocations(ledger)
-    raise_if_revoked(why_revoked(revoked, digests_of_record(restored)) or why_untrusted(ledger, restored, revoked))
+    why = why_revoked(revoked, digests_of_record(restored)) or why_untrusted(ledger, restored, revoked)
+    raise_if_revoked(why, way_out(live, revoked) if why else "")
     require_release_of(ledger.store, str(restored.release), restored.artefacts)
     draft = RecordDraft(
         "rollback",

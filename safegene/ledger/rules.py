@@ -66,17 +66,14 @@ class PromotionClaim:
         return "override" if self.override else "pass"
 
 
-def raise_if_revoked(why: str) -> None:
+def raise_if_revoked(why: str, remedy: str) -> None:
     """Raise if something is revoked; ``why`` is the answer of `why_revoked`, empty for nothing.
 
     Raises:
-        PromotionRefused: something is.
+        PromotionRefused: something is; ``remedy`` leads to something that is not.
     """
     if why:
-        raise PromotionRefused(
-            f"expected nothing revoked, got: {why}",
-            remedy="roll back to a release that is not revoked: `safegene rollback TARGET --to RECORD`",
-        )
+        raise PromotionRefused(f"expected nothing revoked, got: {why}", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def ruling_on(claim: PromotionClaim, channel: str, live: LiveRecord | None, ledg
         return Ruling(claim.outcome, claim.reason, remedy)
     used = digests_named({"artefacts": claim.artefacts, "fields": claim.fields}) | {release}
     if reason := why_revoked(revocations(ledger), used):
-        return Ruling("fail", reason, "replace what was revoked, then `safegene run` to make another candidate")
+        return Ruling("fail", reason, _replacing(claim, reason))
     candidate = claim.artefacts.get("candidate")
     if live and candidate in live.rolled_back and candidate != live.record.artefacts.get("candidate"):
         return Ruling(
@@ -132,6 +129,28 @@ def ruling_on(claim: PromotionClaim, channel: str, live: LiveRecord | None, ledg
     if claim.override:
         return Ruling("pass", f"override of {claim.outcome} until {claim.override.expires}: {claim.override.reason}")
     return Ruling("pass", claim.reason)
+
+
+REPLACE = {
+    "target": "name its next version, `safegene target add {target} SOURCE --task TASK`",
+    "aligned": "set family.aligned in params.yaml to another model",
+    "degraded": "change section degrade of params.yaml, such as its seed",
+    "delta": "change section degrade or extract of params.yaml, such as degrade.seed",
+    "vector": "change section compress or degrade of params.yaml, such as degrade.seed",
+    "selection": "change section select of params.yaml",
+    "candidate": "change section calibrate of params.yaml, such as its seed",
+    "judgements": "change the gate's prompts or section evaluate of params.yaml",
+    "verdict": "change the gate's prompts or section evaluate of params.yaml",
+}
+"""Artefact -> what gives another one in the place of a revoked one."""
+
+
+def _replacing(claim: PromotionClaim, reason: str) -> str:
+    """What replaces the revoked digest that a reason names."""
+    names = [name for name, digest in claim.artefacts.items() if digest in reason]
+    what = REPLACE.get(names[0], "") if names else ""
+    what = what.format(target=claim.target) or "replace the set, judge or model that has this digest"
+    return f"{what}, then `safegene run {claim.target}` makes another candidate"
 
 
 def refusal_error(

@@ -23,9 +23,13 @@ def trace_live(ledger: Ledger, target: str, channel: str) -> dict[str, Any]:
     """
     live = live_record(ledger, target, channel)
     if live is None:
+        last = next((record for record in ledger.walk() if record.target == target), None)
+        attempts = (
+            f"`safegene audit show {last.sequence}` shows the last attempt" if last else "there was no attempt yet"
+        )
         raise LedgerError(
             f"expected something live for {target} on {channel}, got nothing, in {ledger.store.uri}",
-            remedy=f"see the attempts so far: `safegene audit history {target}`",
+            remedy=f"{attempts}; `safegene run {target}` makes another and promotes it if it passes",
         )
     record, content = live.record, live.record.predicate
     return {
@@ -85,7 +89,7 @@ def named_record(ledger: Ledger, name: str, channel: str) -> Record:
     raise LedgerError(
         f"expected a target that is live on {channel}, or the number or at least 8 digits of the digest of a record, "
         f"got {name!r}, in {ledger.store.uri}",
-        remedy="see the records of a target: `safegene audit history TARGET`",
+        remedy="`safegene audit history TARGET` lists the records of a target by their numbers",
     )
 
 

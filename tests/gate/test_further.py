@@ -18,7 +18,7 @@ from safegene.workspace.params import GateParams
 from safegene.workspace.parsing import parse
 from tests.factories.runs import judged
 
-GATES, RUNS, LONGEST = 50, 41, 1200
+GATES, RUNS, LONGEST = 50, 100, 1500
 POLICY = GateParams()
 ALPHA = 0.9 * POLICY.alpha
 
