@@ -1,28 +1,83 @@
 """Commands before the first run: make a workspace, and say what it still needs."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from safegene.cli.console import AsJson, console, write_json
+from safegene.errors import ParamsError
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
+
+if TYPE_CHECKING:
+    from safegene.pipeline.init import OwnFamily
 
 
 def init(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    aligned: Annotated[
+        str | None, typer.Option(help="Your aligned model: a folder, org/model of the Hub, or s3://bucket/prefix.")
+    ] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="The tiny family of the demo, with its prompts.")] = False,
+    judge: Annotated[str, typer.Option(help="With --aligned: phrases, guard, classifier or chat.")] = "phrases",
+    judge_model: Annotated[str | None, typer.Option(help="Folder or Hub id of the judge's model.")] = None,
+    judge_revision: Annotated[str | None, typer.Option(help="Commit of the Hub id.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --aligned: a folder with your prompt sets, and tasks/*.jsonl.")
+    ] = None,
     remote: Annotated[str | None, typer.Option(help="DVC remote: s3://bucket/prefix or a folder.")] = None,
     ledger: Annotated[str | None, typer.Option(help="Ledger: s3://bucket/prefix or a folder.")] = None,
     params: Annotated[Path | None, typer.Option(help="A params.yaml to start from.")] = None,
 ) -> None:
-    """Make a workspace: a Git repository with DVC, parameters, prompt sets and a signing key."""
+    """Make a workspace: a Git repository with DVC, parameters and a signing key; for your models, or the tiny family.
+
+    On a terminal it asks what no option says.
+    """
+    from safegene.pipeline.init import OwnFamily
     from safegene.pipeline.init import init as make
 
-    ws = make(folder, remote=remote, ledger=ledger, params=params)
+    if tiny and aligned or (data and not aligned):
+        raise ParamsError("expected --aligned SOURCE, alone or with --data, or --tiny, got a mixture of them")
+    family = OwnFamily(aligned, judge, judge_model, judge_revision, data) if aligned else None
+    if family is None and not tiny and params is None and sys.stdin.isatty() and sys.stdout.isatty():
+        family = ask_for_family(typer.prompt)
+    ws = make(folder, remote=remote, ledger=ledger, params=params, family=family)
     console.print(f"workspace {ws.root}", soft_wrap=True)
-    console.print("next: [bold]safegene target add NAME SOURCE --task TASK[/], then [bold]safegene run[/]")
+    if family is None and params is None and not tiny:
+        console.print("it has the tiny family and its prompts; for your own models: --aligned SOURCE")
+    for line in next_steps(ws):
+        console.print(line, soft_wrap=True)
+
+
+def ask_for_family(ask: Callable[..., str]) -> "OwnFamily | None":
+    """The family, by questions; None for the tiny one.
+
+    Args:
+        ask: shows a text with a default, and returns the answer; `typer.prompt`.
+    """
+    from safegene.pipeline.init import OwnFamily
+
+    aligned = ask("Aligned model (a folder, org/model, s3://...; or tiny, for the demo's family)", default="tiny")
+    if aligned.strip() == "tiny":
+        return None
+    judge = ask("Judge (phrases, guard, classifier, chat)", default="phrases")
+    model = ask("Folder or Hub id of the judge's model", default="") if judge != "phrases" else ""
+    revision = ask("Commit of the Hub id (empty for a folder)", default="") if model else ""
+    data = ask("Folder with your prompt sets (empty: you add them later)", default="")
+    return OwnFamily(aligned.strip(), judge, model or None, revision or None, Path(data).expanduser() if data else None)
+
+
+def next_steps(ws: Workspace) -> list[str]:
+    """What the workspace still needs, each with its command, and the run at the end."""
+    from safegene.pipeline.doctor import examine
+
+    found = examine(ws, only=("judge", "prompts", "sources")).findings
+    steps = [f"  {escape(visible(one.remedy))}   [dim]{escape(visible(one.message))}[/]" for one in found]
+    return ["next:", *steps, "  safegene run"]
 
 
 def doctor(

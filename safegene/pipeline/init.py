@@ -1,7 +1,10 @@
 """New workspaces, and the targets in ``data/targets.yaml``."""
 
+import json
 import logging
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +19,7 @@ from safegene.workspace.params import Target, Targets, load_params, save_targets
 
 TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
 TEMPLATE_DATA = ("prompts", "tasks", "judges")
+PROMPT_SETS = ("degrade", "safety", "gate")
 GITIGNORE = "/.safegene/\n/reports/\n.*.draft\n"
 
 
@@ -25,8 +29,33 @@ def template_folder() -> Path:
     return package / "template" if (package / "template").is_dir() else package.parent
 
 
+@dataclass(frozen=True)
+class OwnFamily:
+    """A family of one's own, as `init` writes it into ``params.yaml``; the workspace gets none of the tiny prompts.
+
+    Attributes:
+        aligned: its aligned model: a folder, ``ORG/MODEL`` of the Hub, or a URI.
+        judge: kind of the judge.
+        judge_model: folder or Hub id of the judge's model, where its kind has one.
+        judge_revision: commit of the Hub id.
+        data: a folder with prompt sets of one's own (``degrade.jsonl``, ``safety.jsonl``, ``gate.jsonl``, also in
+            ``prompts/``) and task sets (``tasks/*.jsonl``), which are copied; None for none.
+    """
+
+    aligned: str
+    judge: str = "phrases"
+    judge_model: str | None = None
+    judge_revision: str | None = None
+    data: Path | None = None
+
+
 def init(
-    folder: Path, *, remote: str | None = None, ledger: str | None = None, params: Path | None = None
+    folder: Path,
+    *,
+    remote: str | None = None,
+    ledger: str | None = None,
+    params: Path | None = None,
+    family: OwnFamily | None = None,
 ) -> Workspace:
     """Make a workspace: the template in a new Git and DVC repository, a pinned public key, a first commit.
 
@@ -38,9 +67,10 @@ def init(
             workspace, where clones on this machine find it (`safegene.workspace.layout.remotes_folder`).
         ledger: the ledger: ``s3://bucket/prefix`` or a folder; by default the one that ``params.yaml`` names.
         params: a ``params.yaml`` to copy instead of the template's.
+        family: a family of one's own; by default the tiny one, with its prompts.
 
     Raises:
-        ParamsError: the folder is not empty, or ``params`` is invalid.
+        ParamsError: the folder is not empty, ``params`` is invalid, or ``family`` names something that cannot be.
         SafegeneError: Git failed.
 
     Example:
@@ -60,7 +90,7 @@ def init(
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _fill(Workspace(folder.resolve()), remote=remote, ledger=ledger, params=params)
+        return _fill(Workspace(folder.resolve()), remote=remote, ledger=ledger, params=params, family=family)
     except BaseException:
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -69,12 +99,16 @@ def init(
         raise
 
 
-def _fill(ws: Workspace, *, remote: str | None, ledger: str | None, params: Path | None) -> Workspace:
+def _fill(
+    ws: Workspace, *, remote: str | None, ledger: str | None, params: Path | None, family: OwnFamily | None
+) -> Workspace:
     from safegene.ledger import ensure_key, open_memory, open_store, write_public_key
 
     _copy_template(ws.root, params)
     if ledger:
-        _set_ledger(ws, ledger)
+        _set(ws, "promote", "ledger", ledger)
+    if family:
+        _set_family(ws, family)
     place = open_store(ws.params.promote.ledger, base=ws.root).uri
     if "://" not in place and not Path(place).exists():  # what was there before was removed, and is not meant
         open_memory().forget_place(place)
@@ -97,13 +131,53 @@ def _copy_template(folder: Path, params: Path | None) -> None:
         shutil.copytree(source / "data" / name, folder / "data" / name)
 
 
-def _set_ledger(ws: Workspace, ledger: str) -> None:
+def _set(ws: Workspace, section: str, key: str, value: str) -> None:
+    """Write a value, as YAML, in the place of that of a key of ``params.yaml``; comments of other lines stay.
+
+    Raises:
+        ParamsError: the section has no line with that key.
+    """
     path = ws.root / "params.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    changed = [f"  ledger: {ledger}\n" if line.startswith("  ledger:") else line for line in lines]
-    if changed == lines:
-        raise ParamsError(f"expected a line '  ledger: ...', got none, in {path}")
-    write_file(path, "".join(changed))
+    text = path.read_text(encoding="utf-8")
+    form = re.compile(rf"(^{section}:[^\n]*\n(?:(?:[ #][^\n]*)?\n)*?  {key}:)[^\n]*", re.MULTILINE)
+    changed, found = form.subn(lambda match: f"{match[1]} {value}", text, count=1)
+    if not found:
+        raise ParamsError(f"expected a line '  {key}: ...' in section {section}, got none, in {path}")
+    write_file(path, changed)
+
+
+def _set_family(ws: Workspace, family: OwnFamily) -> None:
+    """Name the family and its judge in ``params.yaml``, and put its own prompts in the place of the tiny family's."""
+    from safegene.checkpoints.sources.uri import as_uri
+
+    _set(ws, "family", "aligned", json.dumps(as_uri(family.aligned), ensure_ascii=False))
+    parts = {"kind": family.judge, "model": family.judge_model, "revision": family.judge_revision}
+    judge = ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in parts.items() if value)
+    _set(ws, "evaluate", "judge", f"{{{judge}}}")
+    _set(ws, "evaluate", "max_new_tokens", "256")
+    _set(ws, "evaluate", "batch_size", "32")
+    for place in (ws.prompts, ws.tasks):
+        shutil.rmtree(place)
+        place.mkdir()
+        (place / ".gitkeep").touch()  # Git keeps no empty folder, and stage validate reads both
+    _copy_data(ws, family.data)
+    load_params(ws.root / "params.yaml")  # whatever was named must be valid
+
+
+def _copy_data(ws: Workspace, data: Path | None) -> None:
+    if data is None:
+        return
+    sets = {path for place in (data, data / "prompts") for path in place.glob("*.jsonl") if path.stem in PROMPT_SETS}
+    tasks = set((data / "tasks").glob("*.jsonl"))
+    if not sets and not tasks:
+        raise ParamsError(
+            f"expected prompt sets ({', '.join(f'{name}.jsonl' for name in PROMPT_SETS)}) or tasks/*.jsonl, got none, "
+            f"in {data}",
+            remedy="leave --data out: the command says what is missing",
+        )
+    for paths, place in ((sets, ws.prompts), (tasks, ws.tasks)):
+        for path in sorted(paths):
+            shutil.copyfile(path, place / path.name)
 
 
 def _init_dvc(ws: Workspace, remote: str | None) -> None:

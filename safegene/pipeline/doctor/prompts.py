@@ -43,6 +43,10 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
         if name == "degrade":
             yield from _pools(examined, found)
     yield from _tiny_sets(examined, paths)
+    if not any(ws.tasks.glob("*.jsonl")):
+        message = f"expected a task set for each kind of fine-tune, got none, in {ws.tasks}"
+        remedy = "write data/tasks/TASK.jsonl (docs/how-to/prompts.md says what a row is)"
+        yield Finding("prompts", message, remedy, stops=False)
 
 
 def _bring(examined: Examined, path: Path) -> str:
