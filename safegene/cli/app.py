@@ -27,6 +27,7 @@ GROUPS = {
 BEFORE_STAGES: tuple[Callable[..., None], ...] = (
     start.init,
     start.doctor,
+    start.plan,
     workspace.demo,
     workspace.run,
     workspace.status,

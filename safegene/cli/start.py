@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from safegene.cli.console import AsJson, console, write_json
 from safegene.errors import ParamsError
@@ -78,6 +79,48 @@ def next_steps(ws: Workspace) -> list[str]:
     found = examine(ws, only=("judge", "prompts", "sources")).findings
     steps = [f"  {escape(visible(one.remedy))}   [dim]{escape(visible(one.message))}[/]" for one in found]
     return ["next:", *steps, "  safegene run"]
+
+
+def plan(
+    targets: Annotated[list[str] | None, typer.Argument(help="Targets (default: all).", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will do and take: stages, prompts, tokens, bytes, memory, time, and what a pass needs."""
+    from safegene.pipeline.planning import plan_run
+
+    planned = plan_run(Workspace.find(), targets or None)
+    if as_json:
+        write_json(planned.to_json())
+        return
+    table = Table("stage", "prompts", "tokens", "disk", "memory", "time", "from", box=None, pad_edge=False)
+    for stage in planned.stages:
+        if stage.runs:
+            work, peak = stage.work, planned.peak_bytes.get(stage.address.partition("@")[0])
+            counts = (f"{count:,}" if count else "" for count in (work.prompts, work.tokens))
+            sizes = (size_words(size) if size else "" for size in (stage.disk_bytes, peak))
+            table.add_row(stage.address, *counts, *sizes, time_words(stage.seconds), stage.basis)
+    left = sum(stage.runs for stage in planned.stages)
+    if left:
+        console.print(table)
+    total = f"about {time_words(planned.seconds)} and {planned.tokens:,} tokens"
+    console.print(f"{left} of {len(planned.stages)} stages will run" + (f": {total}" if left else ""))
+    for need in planned.needs:
+        enough = "any number is too few" if need.units is None else f"a pass needs about {need.units}"
+        short = need.units is None or need.units > need.available
+        words = f"{need.endpoint}: {enough}, the sets hold {need.available} ({', '.join(need.kinds)})"
+        console.print(f"  [yellow]{words}[/]" if short else f"  {words}", soft_wrap=True)
+
+
+def size_words(count: int) -> str:
+    """Bytes as text."""
+    return f"{count / 2**30:.1f} GiB" if count >= 1 << 30 else f"{max(1, count >> 20)} MiB"
+
+
+def time_words(seconds: float) -> str:
+    """Seconds as text."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def doctor(

@@ -140,7 +140,7 @@ def units_for_pass(
 
     Example:
         >>> units_for_pass("hrr_direct", GateParams(), alpha=0.045)
-        76
+        75
     """
     if error.kept_difference <= 0:
         return None
@@ -179,6 +179,8 @@ class _Betting:
         """Units at which the null hypothesis is rejected, those seen included; None where it is not."""
         if shares[0] - shares[1] <= self.above:
             return None
+        if not any(shares) and not seen.n:
+            return self._without_events()
         weights, counts = (*shares, 1 - sum(shares)), (seen.bad, seen.good, seen.n - seen.bad - seen.good)
         further = list[int | None]()
         for bet, part in BETS:
@@ -189,6 +191,17 @@ class _Betting:
             further.append(_median_passage(missing, drift, spread))
         reached = [one for one in further if one is not None]
         return seen.n + min(reached) if reached else None
+
+    def _without_events(self) -> int | None:
+        """Units at which it rejects where every unit is of the third kind; exact, for all bets together."""
+        value = self.values[2]
+        gains = [math.log(1.0 + bet * (self.mean - value) / (1.0 - self.mean)) for bet, _ in BETS]
+
+        def rejected(n: int) -> bool:
+            terms = [part * math.exp(min(600.0, n * gain)) for gain, (_, part) in zip(gains, BETS, strict=True)]
+            return math.log(sum(terms)) >= self.threshold
+
+        return _smallest(rejected) if max(gains) > 0 else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safegene.errors import ArtifactError, ParamsError, SafegeneError, as_safege
 from safegene.pipeline.process import ERROR_FILE, LOG_FILE, PARENT, read_error
 from safegene.pipeline.table import Stage
 from safegene.workspace.atomic import write_file
-from safegene.workspace.costs import note_cost
+from safegene.workspace.costs import note_cost, work_of
 from safegene.workspace.git import git
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import Manifest, read_manifest
@@ -40,10 +40,12 @@ def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
         ws.require_target(target)
     if target and not stage.per_target:
         raise ParamsError(f"expected no target for the family's stage {stage.name!r}, got {target!r}")
-    start = time.process_time()
+    start, begun = time.process_time(), time.monotonic()
     manifest = stage.run(ws, target)
     if manifest is not None:
-        note_cost(ws.root, manifest.digest, stage.address(target), time.process_time() - start)
+        took = time.process_time() - start
+        clock, work = time.monotonic() - begun, work_of(manifest.facts)
+        note_cost(ws.root, manifest.digest, stage.address(target), took, seconds=clock, work=work)
     output = ws.root / stage.output.format(target=target)
     for place, make in (*stage.metrics, *stage.plots):
         write_file(ws.root / place.format(target=target), make(output))

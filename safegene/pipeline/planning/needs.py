@@ -1,0 +1,113 @@
+"""How many prompts a pass needs at this judge's error and margins, and how many a run is likely to ask."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from safegene.datasets.prompts import Prompt
+from safegene.evaluation.judges.calibration import calibration_from
+from safegene.gate import Calibration, Plan
+from safegene.gate.decision import level_share
+from safegene.gate.endpoints import EXACT, MeasuredError, joint_error
+from safegene.gate.further import DECISION, units_for_pass
+from safegene.gate.ordering import ENDPOINT_KINDS
+from safegene.workspace.layout import Workspace
+from safegene.workspace.params import GateParams, JudgeParams, Params
+
+EXACT_KINDS = ("grammar",)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a pass of one endpoint needs.
+
+    Attributes:
+        endpoint: its name.
+        kinds: the kinds of prompts that decide it.
+        units: independent prompts (behaviours) that a pass needs where both models do equally well; None where no
+            number is enough: the judge's error leaves nothing of the margin.
+        available: independent prompts that the sets hold.
+    """
+
+    endpoint: str
+    kinds: tuple[str, ...]
+    units: int | None
+    available: int
+
+
+def needs(ws: Workspace, params: Params, prompts: tuple[Prompt, ...], attempt: int = 1) -> tuple[Need, ...]:
+    """What each endpoint needs for a pass, on these prompts of the gate's set and of a task set."""
+    alpha = params.gate.alpha * level_share(attempt)
+    errors: dict[str, MeasuredError] = {
+        decision: joint_error(_stub(ws, params), decision, alpha) for decision in _decisions()
+    }
+    units = units_by_kind(prompts)
+    return tuple(
+        Need(
+            name,
+            kinds,
+            units_for_pass(name, params.gate, alpha, errors.get(DECISION.get(name, ""), EXACT)),
+            _units(kinds, units),
+        )
+        for name, kinds in ENDPOINT_KINDS.items()
+    )
+
+
+def _decisions() -> tuple[Literal["harmful", "refusal"], ...]:
+    return ("harmful", "refusal")
+
+
+def _stub(ws: Workspace, params: Params) -> Plan:
+    """A plan that holds only the judges' calibrations, which is all that their error is read from."""
+    judge = _calibration(ws, params.evaluate.judge, "judge")
+    other = params.evaluate.adjudicator
+    return Plan(
+        prompts=(),
+        models={},
+        judge="judge",
+        calibration=judge,
+        policy="",
+        adjudicator="adjudicator" if other else "",
+        adjudication=_calibration(ws, other, "adjudicator") if other else None,
+    )
+
+
+def _calibration(ws: Workspace, params: JudgeParams, name: str) -> Calibration | None:
+    if params.kind in EXACT_KINDS:
+        return Calibration(name, exact=True)
+    path = params.calibration and ws.root / params.calibration
+    if path is None or not path.is_file():
+        return None
+    read = calibration_from(path)
+    return Calibration(name, harmful=read.harmful, refusal=read.refusal, labels=read.labels)
+
+
+def units_by_kind(prompts: tuple[Prompt, ...]) -> dict[str, int]:
+    """Kind -> number of independent prompts: behaviours, or texts where a prompt has none."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for prompt in prompts:
+        found[prompt.kind].add(prompt.behaviour or prompt.prompt)
+    return {kind: len(units) for kind, units in found.items()}
+
+
+def _units(kinds: tuple[str, ...], counts: Mapping[str, int]) -> int:
+    """Independent prompts of several kinds; a wrapped prompt shares its behaviour with a direct one."""
+    direct = [counts.get(kind, 0) for kind in ("harmful", "wrapped") if kind in kinds]
+    others = sum(counts.get(kind, 0) for kind in kinds if kind not in ("harmful", "wrapped"))
+    return max(direct, default=0) + others
+
+
+def prompts_expected(found: tuple[Need, ...], available: Mapping[str, int], policy: GateParams) -> dict[str, int]:
+    """Kind -> how many prompts a run asks until it passes, block by block; all of them where that is not enough."""
+    if policy.test == "fixed":
+        return dict(available)
+    asked = dict.fromkeys(available, 0)
+    while True:
+        still_open = [need for need in found if need.units is None or _units(need.kinds, asked) < need.units]
+        kinds = {kind for need in still_open or (found if not any(asked.values()) else ()) for kind in need.kinds}
+        more = {kind for kind in kinds & set(available) if asked[kind] < available[kind]}
+        if not more:
+            return asked
+        for kind in more:
+            asked[kind] = min(available[kind], asked[kind] + policy.block_prompts)

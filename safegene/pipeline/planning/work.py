@@ -1,0 +1,150 @@
+"""The size of each stage's work: prompts, tokens read and generated, in the numbers that the artefacts will state."""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safegene.datasets.prompts import Prompt, PromptSet
+from safegene.workspace.layout import Workspace
+from safegene.workspace.params import CalibrateParams, DegradeParams, Params
+
+CHARACTERS = 4.0  # per token, where the tokenizer is not at hand
+TEMPLATE = 6  # tokens that a chat template adds to a prompt
+PROBE_REPLY = 12  # tokens of a reply to a probe of stage degrade
+MEASURES = 3  # measurements of a fit besides those on its way: before it, after it, and in the search of its scale
+Counter = Callable[[str], float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage reads and writes.
+
+    Attributes:
+        prompts: that it asks or trains on.
+        forward: tokens of forward passes.
+        trained: tokens of training steps.
+        generated: tokens of replies that are judged.
+        replies: their number.
+    """
+
+    prompts: int = 0
+    forward: int = 0
+    trained: int = 0
+    generated: int = 0
+    replies: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return self.forward + self.trained + self.generated
+
+    @property
+    def size(self) -> float:
+        """In the unit of `safegene.workspace.costs.work_of`: replies, or tokens."""
+        return float(self.replies or self.forward + self.trained)
+
+
+def token_counter(root: Path | None) -> Counter:
+    """How many tokens a text has, by the model's tokenizer where it is at hand, else by its length."""
+    path = root / "tokenizer.json" if root else None
+    if path is None or not path.is_file():
+        return lambda text: max(1.0, len(text) / CHARACTERS)
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(path))
+    return lambda text: float(len(tokenizer.encode(text, add_special_tokens=False).ids))
+
+
+def degrade_work(ws: Workspace, params: Params, pools: PromptSet, safety: PromptSet, count: Counter) -> Work:
+    """Stage ``degrade``: steps as the surrogates of an earlier run took them, else half of the most."""
+    given, total = params.degrade, Work()
+    if params.family.degraded:
+        return total
+    probe = safety.where(kind="harmful", split="fit", required=False)[: given.probe_prompts]
+    asked = _mean(count(row.prompt) + TEMPLATE + PROBE_REPLY for row in probe)
+    for name, surrogate in given.surrogates.items():
+        rows = [row for row in pools.rows if row.pool in surrogate.pools]
+        steps = _steps(ws, given).get(name, given.max_steps / 2)
+        row_tokens = _mean(count(row.prompt) + count(row.response) + TEMPLATE for row in rows)
+        total = Work(
+            prompts=total.prompts + len(rows),
+            trained=total.trained + round(steps * given.batch_size * row_tokens),
+            forward=total.forward + round(steps / given.probe_every_steps * len(probe) * asked),
+        )
+    return total
+
+
+def _steps(ws: Workspace, params: DegradeParams) -> dict[str, float]:
+    """Surrogate -> steps that it took, in the artefact of an earlier run."""
+    try:
+        known = json.loads((ws.degraded / "degraded.json").read_bytes())["surrogates"]
+        return {name: min(float(known[name]["steps"]), params.max_steps) for name in known}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def calibrate_work(params: CalibrateParams, safety: PromptSet, task: PromptSet, count: Counter) -> Work:
+    """Stage ``calibrate``: the fit's steps and its measurements on the validation shots."""
+    fit, validation = (_shots(params, safety, task, split) for split in ("fit", "validation"))
+    tokens = [_mean(map(_shot_tokens(params, count), shots)) for shots in (fit, validation)]
+    measures = MEASURES + -(-params.steps // params.measure_every)
+    return Work(
+        prompts=len(fit) + len(validation),
+        trained=round(params.steps * params.batch_size * tokens[0]),
+        forward=round(measures * len(validation) * tokens[1]),
+    )
+
+
+def _shot_tokens(params: CalibrateParams, count: Counter) -> Callable[[Prompt], float]:
+    def tokens(row: Prompt) -> float:
+        reply = min(params.response_tokens, count(row.response) + 1 if row.response else params.response_tokens)
+        return count(row.prompt) + TEMPLATE + reply
+
+    return tokens
+
+
+def _shots(params: CalibrateParams, safety: PromptSet, task: PromptSet, split: Any) -> list[Prompt]:
+    share = 1.0 if split == "fit" else params.validation_share
+    wanted = {
+        "harmful": share * params.safety_shots / 2,
+        "wrapped": share * params.safety_shots / 2,
+        "lookalike": 2 * share * params.benign_shots / 3,
+        "generic": share * params.benign_shots / 3,
+    }
+    rows = list[Prompt]()
+    for kind, most in wanted.items():
+        rows += safety.where(kind=kind, split=split, required=False)[: max(1, round(most))]  # type: ignore[arg-type]
+    return rows + list(task.where(split=split, required=False)[: max(1, round(share * params.task_shots))])
+
+
+def evaluate_work(
+    asked: dict[str, int], arms: int, pools: PromptSet, task: PromptSet, count: Counter, most: int, block: int
+) -> Work:
+    """Stage ``evaluate``: prompts of each kind, for every arm, and the candidate's first block twice.
+
+    Replies are taken to be as long as those of the training rows: no more is known of them before.
+    """
+    lengths = {kind: _reply_tokens(kind, pools.rows, count, most) for kind in ("harmful", "wrapped", "lookalike")}
+    lengths["task"] = min(float(most), _mean(count(row.response) + 1 for row in task.rows))
+    again = {kind: min(number, block) for kind, number in asked.items()}
+    replies = {kind: arms * number + again[kind] for kind, number in asked.items()}
+    generated = sum(replies[kind] * lengths.get(kind, lengths["lookalike"]) for kind in replies)
+    return Work(prompts=sum(asked.values()), generated=round(generated), replies=sum(replies.values()))
+
+
+def _reply_tokens(kind: str, rows: Sequence[Prompt], count: Counter, most: int) -> float:
+    own = [row for row in rows if row.kind == kind and row.response] or [row for row in rows if row.response]
+    return min(float(most), _mean(count(row.response) + 1 for row in own))
+
+
+def factor_numbers(shapes: Collection[Sequence[int]], rank: int) -> int:
+    """Numbers of low-rank factors for matrices of these shapes."""
+    return sum(rank * (shape[-2] + shape[-1]) for shape in shapes if len(shape) >= 2)
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return fmean(listed) if listed else 0.0
