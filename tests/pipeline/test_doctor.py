@@ -94,7 +94,7 @@ def test_every_problem_is_found_at_once_and_each_has_a_remedy(ws: Workspace, mon
 
 def no_identity(ws: Workspace) -> None:
     for name in ("user.name", "user.email"):
-        subprocess.run(["git", "-C", str(ws.root), "config", "--unset-all", name], check=False)
+        git(ws.root, "config", "--unset-all", name)
 
 
 def no_pins(ws: Workspace) -> None:
@@ -130,6 +130,8 @@ def test_what_git_and_dvc_need_is_mended_by_the_command_that_is_printed(
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.useConfigOnly")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
+    git(ws.root, "config", "user.name", "Ada")
+    git(ws.root, "config", "user.email", "ada@example.org")
     damage(ws)
     found = only_problem(ws)
     assert "expected" in found.message
