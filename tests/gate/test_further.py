@@ -29,7 +29,7 @@ def rounds_to_decide(values: NDArray[np.float64]) -> NDArray[np.int64]:
 
     def wealth(gains: NDArray[np.float64], mean: float) -> NDArray[np.float64]:
         logs = [math.log(p) + np.cumsum(np.log1p(bet * (mean - gains) / (1 - mean)), axis=1) for bet, p in BETS]
-        return np.logaddexp.reduce(logs)
+        return np.asarray(np.logaddexp.reduce(logs), dtype=np.float64)
 
     passed = (wealth(values, POLICY.margin_hrr) >= -math.log(ALPHA)) & (count >= POLICY.min_prompts)
     mean = np.cumsum(values, axis=1) / count

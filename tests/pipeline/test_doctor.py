@@ -5,7 +5,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,65 @@ def test_an_aligned_model_that_is_not_there_stops_a_run(ws: Workspace) -> None:
     assert [found.check for found in problems(ws)] == ["sources"]
 
 
+@contextmanager
+def dead_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A configured server that does not answer, also for a Prefect that has read its settings already."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    address = "http://127.0.0.1:9/api"
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    with temporary_settings(updates={PREFECT_API_URL: address}):
+        yield
+
+
+def test_too_few_prompts_for_a_pass_are_said_before_a_run(ws: Workspace) -> None:
+    edit(ws, "min_rows: 32", "min_rows: 30")
+    path = ws.prompts / "gate.jsonl"
+    rows = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["kind"] != "lookalike"]
+    kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["kind"] == "lookalike"][:40]
+    path.write_text("".join(rows + kept))
+    report = examine(ws)
+    assert not report.problems
+    (note,) = report.findings
+    assert "about 125 independent prompts of kind lookalike" in note.message
+    assert "add about 85" in note.remedy
+
+
+def test_a_model_larger_than_the_memory_is_named(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safegene.pipeline.doctor import machine
+    from safegene.pipeline.stages.fetch import fetch
+
+    fetch("tiny://aligned?seed=0", out=ws.aligned)
+    assert not problems(ws)
+    monkeypatch.setattr(machine, "PROCESS", 1 << 60)
+    monkeypatch.setattr(machine, "GPU", Path("/no/such/device"))
+    assert only_problem(ws).check == "memory"
+
+
+def test_a_run_is_refused_before_anything_is_computed(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.build import build
+    from flows.realign import realign
+
+    elsewhere(ws, monkeypatch)
+    for flow in (realign, build):
+        with pytest.raises(LedgerError, match="expected the private key"):
+            flow.fn(str(ws.root))
+    assert not (ws.data / "validation").exists()
+    assert not (ws.root / "dvc.lock").exists()
+
+
+def test_deploy_without_a_server_is_one_sentence(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safegene.cli.workspace import deploy
+
+    monkeypatch.chdir(ws.root)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(ParamsError, match="PREFECT_API_URL"):
+        deploy()
+    with dead_server(monkeypatch), pytest.raises(SafegeneError, match="to answer") as refused:
+        deploy()
+    assert "prefect server start" in refused.value.remedy
+
+
 def test_a_full_disk_and_other_versions_are_named(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from safegene.pipeline.doctor import machine
 
@@ -327,6 +387,5 @@ def test_a_dead_server_is_one_finding(ws: Workspace, monkeypatch: pytest.MonkeyP
 
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert not list(check_server())
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    with pytest.raises(SafegeneError, match="PREFECT_API_URL"):
+    with dead_server(monkeypatch), pytest.raises(SafegeneError, match="PREFECT_API_URL"):
         require_ready(ws, more=check_server())

@@ -7,7 +7,7 @@ from typing import Any
 from safegene.errors import SafegeneError, as_safegene_error
 from safegene.pipeline.doctor.family import check_judges, check_sources
 from safegene.pipeline.doctor.finding import Examined, Finding
-from safegene.pipeline.doctor.machine import check_disk, check_versions
+from safegene.pipeline.doctor.machine import check_disk, check_memory, check_versions
 from safegene.pipeline.doctor.prompts import check_prompts
 from safegene.pipeline.doctor.repository import check_git, check_ledger, check_yaml
 from safegene.workspace.layout import Workspace
@@ -19,6 +19,7 @@ CHECKS: dict[str, Callable[[Examined], Iterator[Finding]]] = {
     "prompts": check_prompts,
     "sources": check_sources,
     "disk": check_disk,
+    "memory": check_memory,
 }
 
 

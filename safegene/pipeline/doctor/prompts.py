@@ -9,6 +9,7 @@ from safegene.errors import EmptySample, SafegeneError
 from safegene.pipeline.doctor.family import is_other_family
 from safegene.pipeline.doctor.finding import Examined, Finding
 from safegene.pipeline.init import template_folder
+from safegene.pipeline.planning.needs import needs
 from safegene.pipeline.stages.validate import PARTS
 from safegene.workspace.digest import digest_file
 
@@ -30,6 +31,7 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
     ws = examined.workspace
     paths = {name: ws.prompts / f"{name}.jsonl" for name in SETS}
     tasks = {entry.task: ws.tasks / f"{entry.task}.jsonl" for entry in examined.chosen.values()}
+    sets = dict[str, list[PromptSet]]()
     for name, path in (*paths.items(), *(("task", path) for _, path in sorted(tasks.items()))):
         try:
             found = read_prompts(path)
@@ -39,14 +41,35 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
             stops = name != "task" or len(tasks) == 1  # one target's missing task set does not stop the others
             yield Finding("prompts", error.message, remedy, stops, type(error))
             continue
+        sets.setdefault(name, []).append(found)
         yield from _parts(examined, name, found)
         if name == "degrade":
             yield from _pools(examined, found)
     yield from _tiny_sets(examined, paths)
+    yield from _enough(examined, sets)
     if not any(ws.tasks.glob("*.jsonl")):
         message = f"expected a task set for each kind of fine-tune, got none, in {ws.tasks}"
         remedy = "write data/tasks/TASK.jsonl (docs/how-to/prompts.md says what a row is)"
         yield Finding("prompts", message, remedy, stops=False)
+
+
+def _enough(examined: Examined, sets: Mapping[str, list[PromptSet]]) -> Iterator[Finding]:
+    """Endpoints that cannot pass on the prompts that are there, at this judge's error."""
+    if "gate" not in sets or "task" not in sets:
+        return
+    task = min(sets["task"], key=lambda one: len(one.where(split="test", required=False)))
+    tested = (*sets["gate"][0].where(split="test", required=False), *task.where(split="test", required=False))
+    for need in needs(examined.workspace, examined.params, tested):
+        kinds = " and ".join(need.kinds) if len(need.kinds) < 3 else "any"
+        if need.units is None:
+            message = f"{need.endpoint}: no number of prompts gives a pass at this judge's error"
+            yield Finding("prompts", message, "choose another judge, or a wider margin in section gate", stops=False)
+        elif need.units > need.available:
+            message = (
+                f"expected about {need.units} independent prompts of kind {kinds} for a pass of {need.endpoint}, got "
+                f"{need.available}"
+            )
+            yield Finding("prompts", message, f"add about {need.units - need.available} of them", stops=False)
 
 
 def _bring(examined: Examined, path: Path) -> str:
