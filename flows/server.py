@@ -74,10 +74,13 @@ def check_server() -> Iterator[Finding]:
 
 def _require_server(address: str) -> None:
     """Ask the configured server for its health; a server that needs a login has one, as Prefect's client knows it."""
-    from prefect.client.orchestration import get_client
+    from prefect.client.orchestration import PrefectClient
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY
 
-    async def reason() -> Exception | None:
-        async with get_client() as client:
+    login = {"auth_string": PREFECT_API_AUTH_STRING.value(), "api_key": PREFECT_API_KEY.value()}
+
+    async def reason() -> Exception | None:  # with the address itself: Prefect reads its settings once only
+        async with PrefectClient(address, **login) as client:
             return await client.api_healthcheck()
 
     got: Exception | None

@@ -5,8 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -311,15 +310,7 @@ def test_an_aligned_model_that_is_not_there_stops_a_run(ws: Workspace) -> None:
     assert [found.check for found in problems(ws)] == ["sources"]
 
 
-@contextmanager
-def dead_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A configured server that does not answer, also for a Prefect that has read its settings already."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    address = "http://127.0.0.1:9/api"
-    monkeypatch.setenv("PREFECT_API_URL", address)
-    with temporary_settings(updates={PREFECT_API_URL: address}):
-        yield
+DEAD = "http://127.0.0.1:9/api"
 
 
 def test_too_few_prompts_for_a_pass_are_said_before_a_run(ws: Workspace) -> None:
@@ -365,7 +356,8 @@ def test_deploy_without_a_server_is_one_sentence(ws: Workspace, monkeypatch: pyt
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(ParamsError, match="PREFECT_API_URL"):
         deploy()
-    with dead_server(monkeypatch), pytest.raises(SafegeneError, match="to answer") as refused:
+    monkeypatch.setenv("PREFECT_API_URL", DEAD)
+    with pytest.raises(SafegeneError, match="to answer") as refused:
         deploy()
     assert "prefect server start" in refused.value.remedy
 
@@ -387,5 +379,6 @@ def test_a_dead_server_is_one_finding(ws: Workspace, monkeypatch: pytest.MonkeyP
 
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert not list(check_server())
-    with dead_server(monkeypatch), pytest.raises(SafegeneError, match="PREFECT_API_URL"):
+    monkeypatch.setenv("PREFECT_API_URL", DEAD)
+    with pytest.raises(SafegeneError, match="PREFECT_API_URL"):
         require_ready(ws, more=check_server())

@@ -217,7 +217,7 @@ def _works(
 def _asked(ws: Workspace, params: Params, gate: PromptSet, task: PromptSet) -> tuple[dict[str, int], tuple[Need, ...]]:
     tested = (*gate.where(split="test", required=False), *task.where(kind="task", split="test", required=False))
     found = needs(ws, params, tested)
-    kinds = {prompt.kind for prompt in tested}
+    kinds: set[str] = {prompt.kind for prompt in tested}
     available = {kind: sum(prompt.kind == kind for prompt in tested) for kind in sorted(kinds)}
     return prompts_expected(found, available, params.gate), found
 
