@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from safegene.errors import SafegeneError, StaleArtifact
-from safegene.gate import Rate, VerdictFile, VerdictOutcome
+from safegene.gate import Rate, VerdictFile, VerdictOutcome, further_prompts
 from safegene.gate.decision import policy_digest
 from safegene.report.files import CheckpointView, CoefficientsView, SelectionView
 from safegene.report.live import LastAttempt, LedgerView, LiveLookup, LiveRelease, read_ledger
@@ -68,6 +68,7 @@ class TargetState:
         live_problem: why it is unknown what is live; "" when it is known.
         attempt: its last attempt on record; None when there is none, or when that is unknown.
         blocked: why its candidate would be refused now although the verdict is a pass; "" when it would not be.
+        further: about how many more prompts would decide an inconclusive verdict; "" where prompts are not missing.
     """
 
     name: str
@@ -80,6 +81,7 @@ class TargetState:
     live_problem: str = ""
     attempt: LastAttempt | None = None
     blocked: str = ""
+    further: str = ""
 
     @property
     def outcome(self) -> VerdictOutcome | None:
@@ -181,6 +183,8 @@ def _target_state(ws: Workspace, name: str, entry: Target, reader: "_Reader", le
         ledger.problem,
         ledger.last(name),
     )
+    if verdict is not None and verdict.outcome == "inconclusive":
+        return replace(state, further=further_prompts(verdict, ws.params.gate).sentence)
     if verdict is None or verdict.outcome != "pass" or state.candidate_is_live:
         return state
     return replace(state, blocked=ledger.blocked(name, verdict))

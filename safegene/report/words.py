@@ -85,7 +85,8 @@ def _decision(target: TargetState) -> tuple[str, str, str]:
     if verdict.outcome == "fail":
         return "Refused", "fail", why
     if verdict.outcome == "inconclusive":
-        return "Inconclusive", "open", f"Not promoted: the evidence does not decide. {why}"
+        further = f" {_sentence(target.further)}" if target.further else ""
+        return "Inconclusive", "open", f"Not promoted: the evidence does not decide. {why}{further}"
     how = "It passes every endpoint unrepaired" if target.unrepaired else "The repair passes every endpoint"
     if any(endpoint.worse for endpoint in verdict.endpoints):
         how += ", though it is significantly worse, within a margin"

@@ -17,6 +17,7 @@ from safegene.ledger.rules import PromotionClaim
 from safegene.report import write_report
 from safegene.report.state import read_state
 from safegene.report.status import summary, table
+from safegene.report.words import describe_target
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.manifest import read_manifest
 from tests.factories.runs import Sample
@@ -259,3 +260,14 @@ def test_a_verdict_under_another_policy_or_on_other_data_gives_no_outcome(tmp_pa
     assert entry["outcome"] is None
     what = {"policy": "a verdict under the present policy", "data": "candidate made from the present prompts"}[change]
     assert f"expected {what}" in entry["problems"][0]
+
+
+def test_an_inconclusive_verdict_says_how_many_more_prompts_would_decide_it(tmp_path: Path) -> None:
+    sample = Sample(tmp_path / "ws")
+    sample.family()
+    sample.target("open", lookalike=(0.0, 0.02))
+    sample.target("closed")
+    states = {target.name: target for target in read_state(sample.ws, live=lambda _: None).targets}
+    assert states["open"].outcome == "inconclusive"
+    assert re.search(r"About \d+ more look-alike prompts would decide it", describe_target(states["open"]).sentence)
+    assert not states["closed"].further
