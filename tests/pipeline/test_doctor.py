@@ -277,8 +277,8 @@ def test_a_calibration_of_another_judge_is_refused_and_measuring_it_again_mends_
     ("name", "keep", "what"),
     [
         ("degrade", lambda row: row["pool"] != "jailbreak", "pool jailbreak"),
-        ("safety", lambda row: row["split"] == "fit", "split validation, which calibrate needs"),
-        ("safety", lambda row: row["kind"] != "harmful" or row["split"] != "fit", "rows of kind harmful and split fit"),
+        ("safety", lambda row: row["split"] == "fit", "split validation, for shots by which `calibrate` chooses"),
+        ("safety", lambda row: row["kind"] != "harmful" or row["split"] != "fit", "rows of kind harmful, split fit"),
         ("gate", lambda row: row["kind"] != "lookalike", "rows of kind lookalike"),
     ],
 )
@@ -291,7 +291,8 @@ def test_rows_that_a_stage_needs_are_counted(
     found = problems(ws)
     assert found
     assert any(what in one.message for one in found), found
-    assert {one.kind for one in found} == {EmptySample}
+    assert {(one.check, one.kind) for one in found} == {("rows", EmptySample)}
+    require_ready(ws)  # stage validate, the first, says it in full
     path.write_text("".join(lines))
     assert not problems(ws)
 

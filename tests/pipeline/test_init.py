@@ -39,7 +39,12 @@ def test_what_is_missing_is_said_with_the_commands(own: Workspace, tmp_path: Pat
     steps = next_steps(own)
     for name in ("degrade", "safety", "gate"):
         assert sum(f"data/prompts/{name}.jsonl" in step for step in steps) == 1
-    for word in ("data/tasks/TASK.jsonl", "safegene target add NAME SOURCE --task TASK", "safegene judge calibrate"):
+    for word in (
+        "data/tasks/NAME.jsonl",
+        "safegene data split",
+        "safegene target add NAME SOURCE --task TASK",
+        "safegene judge calibrate",
+    ):
         assert any(word in step for step in steps), word
     assert steps[-1].strip() == "safegene run"
     shutil.copytree(own.root, tmp_path / "ws", symlinks=True)

@@ -8,7 +8,7 @@ from safegene.errors import SafegeneError, as_safegene_error
 from safegene.pipeline.doctor.family import check_judges, check_sources
 from safegene.pipeline.doctor.finding import Examined, Finding
 from safegene.pipeline.doctor.machine import check_disk, check_memory, check_versions
-from safegene.pipeline.doctor.prompts import check_prompts
+from safegene.pipeline.doctor.prompts import ROWS, check_prompts
 from safegene.pipeline.doctor.repository import check_git, check_ledger, check_yaml
 from safegene.workspace.layout import Workspace
 
@@ -90,7 +90,7 @@ def _guarded(name: str, found: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def require_ready(ws: Workspace, targets: Collection[str] | None = None, *, more: Iterable[Finding] = ()) -> Report:
-    """`examine`, and stop where a run would fail.
+    """`examine`, and stop where a run would fail; rows that break a rule alone are left to stage ``validate``.
 
     Args:
         ws: the workspace.
@@ -102,6 +102,8 @@ def require_ready(ws: Workspace, targets: Collection[str] | None = None, *, more
     """
     report = examine(ws, targets).with_findings("server", more)
     problems = report.problems
+    if all(one.check == ROWS for one in problems):  # none, or those that the first stage states in full
+        return report
     if len(problems) == 1:
         raise problems[0].kind(problems[0].message, remedy=problems[0].remedy)
     if problems:

@@ -1,29 +1,21 @@
 """The prompt sets and task sets: there, readable, with the rows that each stage needs."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safegene.datasets.prompts import PromptSet, read_prompts
+from safegene.datasets.set_rules import RULES
 from safegene.errors import EmptySample, SafegeneError
 from safegene.pipeline.doctor.family import is_other_family
 from safegene.pipeline.doctor.finding import Examined, Finding
 from safegene.pipeline.init import template_folder
 from safegene.pipeline.planning.needs import needs
-from safegene.pipeline.stages.validate import PARTS
 from safegene.workspace.digest import digest_file
 
 SETS = ("degrade", "safety", "gate")
-NEEDED: Mapping[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
-    "safety": (
-        (("harmful", "wrapped"), "fit", "calibrate"),
-        (("harmful", "wrapped"), "validation", "calibrate"),
-        (("lookalike", "generic"), "fit", "calibrate"),
-        (("lookalike", "generic"), "validation", "calibrate"),
-    ),
-    "task": ((("task",), "fit", "calibrate"), (("task",), "validation", "calibrate"), (("task",), "test", "evaluate")),
-}
-"""Set -> (kinds of which one is enough, split, the stage that needs a row of them)."""
+ROWS = "rows"
+"""The check whose findings stage ``validate``, the first of a run, states in full: file, line, rule, allowed values."""
+LIST = "`safegene validate` lists every row that breaks a rule, and what the rule allows"
 
 
 def check_prompts(examined: Examined) -> Iterator[Finding]:
@@ -36,10 +28,11 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
         try:
             found = read_prompts(path)
         except SafegeneError as error:
-            absent = _bring(examined, path) if not path.is_file() else ""
-            remedy = absent or error.remedy or f"correct {path}, or add rows to it"
             stops = name != "task" or len(tasks) == 1  # one target's missing task set does not stop the others
-            yield Finding("prompts", error.message, remedy, stops, type(error))
+            if path.is_file():
+                yield Finding(ROWS, error.message, LIST, stops, type(error))
+            else:
+                yield Finding("prompts", error.message, _bring(examined, path), stops, type(error))
             continue
         sets.setdefault(name, []).append(found)
         yield from _parts(examined, name, found)
@@ -49,8 +42,8 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
     yield from _enough(examined, sets)
     if not any(ws.tasks.glob("*.jsonl")):
         message = f"expected a task set for each kind of fine-tune, got none, in {ws.tasks}"
-        remedy = "write data/tasks/TASK.jsonl (docs/how-to/prompts.md says what a row is)"
-        yield Finding("prompts", message, remedy, stops=False)
+        remedy = "`safegene data add FILE --kind task`, then `safegene data split`, make data/tasks/NAME.jsonl"
+        yield Finding("prompts", message, f"{remedy} (docs/data.md)", stops=False)
 
 
 def _enough(examined: Examined, sets: Mapping[str, list[PromptSet]]) -> Iterator[Finding]:
@@ -76,26 +69,19 @@ def _bring(examined: Examined, path: Path) -> str:
     tracked = path.with_name(f"{path.name}.dvc").is_file() or path.parent.with_name(f"{path.parent.name}.dvc").is_file()
     if tracked:
         return "dvc pull"
-    return f"write {path.relative_to(examined.workspace.root)} (docs/how-to/prompts.md says what a row is)"
+    name = path.relative_to(examined.workspace.root)
+    return f"`safegene data add FILE`, then `safegene data split`, make {name} (docs/data.md); or write it"
 
 
 def _parts(examined: Examined, name: str, found: PromptSet) -> Iterator[Finding]:
-    """Parts of the set with too few rows."""
-    least = examined.params.validate_.min_rows
-    for part in PARTS.get(name, ()):
-        rows = sum(all(getattr(row, key) == value for key, value in part.items()) for row in found.rows)
+    """Parts of the set with too few rows for the stages that use them."""
+    for part in RULES[name].parts:
+        least = examined.params.validate_.min_rows if part.least is None else part.least
+        rows = sum((not part.kinds or row.kind in part.kinds) and part.split in ("", row.split) for row in found.rows)
         if rows < least:
-            words = " and ".join(f"{key} {value}" for key, value in part.items())
-            message = f"expected at least {least} rows of {words}, got {rows}, in {found.path}"
-            yield Finding(
-                "prompts", message, f"add {least - rows} such rows, or lower validate.min_rows", kind=EmptySample
-            )
-    counts = Counter((row.kind, row.split) for row in found.rows)
-    for kinds, split, stage in NEEDED.get(name, ()):
-        if not any(counts[kind, split] for kind in kinds):  # type: ignore[index]
-            words = f"kind {' or '.join(kinds)} and split {split}"
-            message = f"expected rows of {words}, which {stage} needs, got none, in {found.path}"
-            yield Finding("prompts", message, f"add rows of {words}", kind=EmptySample)
+            words, used = f" of {part.words}" if part.words else "", f", for {part.used}" if part.used else ""
+            message = f"expected at least {least} rows{words}{used}, got {rows}, in {found.path}"
+            yield Finding(ROWS, message, f"add {least - rows} such rows (docs/data.md)", kind=EmptySample)
 
 
 def _pools(examined: Examined, found: PromptSet) -> Iterator[Finding]:
@@ -110,7 +96,7 @@ def _pools(examined: Examined, found: PromptSet) -> Iterator[Finding]:
                 f"{', '.join(sorted(known)) or 'none'}, in {found.path}"
             )
             remedy = f"add rows of that pool, or remove the surrogate {name} from params.yaml"
-            yield Finding("prompts", message, remedy, kind=EmptySample)
+            yield Finding(ROWS, message, remedy, kind=EmptySample)
 
 
 def _tiny_sets(examined: Examined, paths: Mapping[str, Path]) -> Iterator[Finding]:
@@ -124,7 +110,9 @@ def _tiny_sets(examined: Examined, paths: Mapping[str, Path]) -> Iterator[Findin
             f"expected prompts for {examined.params.family.aligned}, got those of the tiny family in "
             f"{', '.join(same)}, in {examined.workspace.prompts}"
         )
-        yield Finding("prompts", message, "replace them by your own (docs/how-to/prompts.md)")
+        yield Finding(
+            "prompts", message, "`safegene data add FILE`, then `safegene data split --replace` (docs/data.md)"
+        )
 
 
 def _same(path: Path, other: Path) -> bool:
