@@ -16,8 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 $(STAMP): requirements.lock pyproject.toml
 	test -d $(VENV) || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; v = sys.version_info[:2]; assert (3, 11) <= v < (3, 14), f"expected Python 3.11 to 3.13, got {v}: make PYTHON=..."'
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check $(TORCH) -r requirements.lock
+	$(BIN)/pip install --quiet --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/python scripts/check_versions.py requirements.lock $(TORCH)
 	touch $@
 

@@ -107,14 +107,14 @@ def _send_queued() -> None:
     EventsWorker.drain_all(timeout=10)
 
 
-def start_server() -> tuple[subprocess.Popen[bytes], str]:
-    """Start a server on a free port of this machine and return its process and address at once."""
+def start_server(*, pages: bool = False) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a server on a free port of this machine, with Prefect's pages or without; its process and address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-    private = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    private = {"PREFECT_UI_ENABLED": str(int(pages)), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     environment = {**os.environ, **private}
     server = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent, start_new_session=True)  # noqa: PLW1509 (Linux, one thread)
     return server, f"http://127.0.0.1:{port}/api"

@@ -24,6 +24,7 @@ from safegene.models.generation import Reply, generate
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import ServerParams
+from safegene.workspace.progress import log_progress
 from safegene.workspace.resume_log import ResumeLog
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ class Engine:
         order = sorted(prompts, key=lambda prompt: (-len(prompt.prompt), prompt.id))
         batches = [order[at : at + decoding.batch_size] for at in range(0, len(order), decoding.batch_size)]
         missing = [batch for batch in batches if any(prompt.id not in known for prompt in batch)]
-        what, n = f"{arm}, {prompts[0].kind}", len(batches)
-        log.info("%s: %d replies, %d of %d batches known", what, len(prompts), n - len(missing), n)
+        what, n = f"{arm}, {prompts[0].kind}, batches", len(batches)
+        log_progress(log, what, n - len(missing), n)
         stop, audited = decoding.stop, frozenset[str]()
         if stop:
             audited = audit_sample(ids, policy=stop.policy, weights=model.digest, share=stop.share)
@@ -117,7 +118,7 @@ class Engine:
             failed |= {prompt.id: reply for prompt, reply in made.items() if isinstance(reply, FailedReply)}
             cache.append({name: asdict(reply) for name, reply in new.items()})
             known = new | known
-            log.info("%s: batch %d of %d", what, number, len(missing))
+            log_progress(log, what, n - len(missing) + number, n)
         return [known[name] if name in known else failed[name] for name in ids]
 
     def _batch(

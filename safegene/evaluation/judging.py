@@ -20,6 +20,7 @@ from safegene.text import legible
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import JudgeParams
+from safegene.workspace.progress import log_progress
 from safegene.workspace.resume_log import ResumeLog
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class CalibratedJudge:
             new = dict(zip(batch, self._ask([missing[key] for key in batch]), strict=True))
             cache.append({key: asdict(one) for key, one in new.items() if "unscored" not in (one.harmful, one.refusal)})
             known |= new
-            log.info("judged %d of %d", start + len(batch), len(order))
+            log_progress(log, "replies judged", start + len(batch), len(order))
         return [known[key] for key in keys]
 
     def _ask(self, pairs: Sequence[tuple[str, str]]) -> list[JudgeDecision]:

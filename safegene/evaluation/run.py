@@ -14,6 +14,7 @@ from safegene.gate import Arm, JudgementRow, Plan, decide, index_judgements
 from safegene.gate.adjudication import replies_to_adjudicate
 from safegene.gate.ordering import next_block
 from safegene.workspace.params import GateParams
+from safegene.workspace.progress import log_progress
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class EvaluationRun:
 
     def run(self) -> list[JudgementRow]:
         """Ask block after block until the verdict is clear or every prompt was asked."""
+        self._tell(0)
         self._ask_ahead()
         rows: list[JudgementRow] = []
         done: list[str] = []
@@ -55,11 +57,14 @@ class EvaluationRun:
             rows = self._adjudicated(self._complete_untrusted(rows))
             done += [prompt.id for prompt in block]
             verdict = decide(rows, self.plan, self.policy)
-            log.info("%d of %d prompts asked: %s so far", len(done), len(self.plan.prompts), verdict.outcome)
+            self._tell(len(done), f"{verdict.outcome} so far")
         log_cost("judge", self.judge.judge)
         if self.adjudicator:
             log_cost("adjudicator", self.adjudicator.judge)
         return rows
+
+    def _tell(self, done: int, note: str = "") -> None:
+        log_progress(log, "prompts asked", done, len(self.plan.prompts), note, overall=True)
 
     def _ask_ahead(self) -> None:
         """Where memory does not hold every base: ask the arms on other bases than the candidate's all prompts first.

@@ -11,6 +11,7 @@ that works reads all tokens again for each new one (`safegene.models.forward`). 
 speed with transformers' loop.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,10 +23,12 @@ from safegene.errors import CheckpointError
 from safegene.models.forward import decoding_of, left_padded, pads, run, select_rows, shares_prefix
 from safegene.models.reading import ReplyReader
 from safegene.models.templates import encode_chats
+from safegene.workspace.progress import log_progress
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 SHARED_FROM = 8  # tokens; sharing a shorter prefix is not faster
 
 
@@ -118,6 +121,8 @@ def generate(
             replies[row.index] = row.reply()
             if on_done is not None:
                 on_done(row.index, replies[row.index])
+        if len(rows) > batch_size:  # a caller that gives single batches tells its own progress
+            log_progress(log, "replies", len(replies), len(rows))
     return [replies[index] for index in range(len(rows))]
 
 

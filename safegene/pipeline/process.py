@@ -13,6 +13,7 @@ from rich.console import Console
 
 from safegene import errors
 from safegene.errors import ParamsError, SafegeneError
+from safegene.pipeline.progress import ProgressHandler
 from safegene.text import redact_text, visible
 from safegene.workspace.atomic import write_file
 from safegene.workspace.parsing import Strict, parse_json
@@ -78,26 +79,16 @@ def show_progress() -> None:
         ParamsError: ``SAFEGENE_LOG`` is not a level.
     """
     log = logging.getLogger("safegene")
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("       %(message)s"))
-    log.addHandler(handler)
+    log.addHandler(ProgressHandler())
     if path := os.environ.get(LOG_FILE):
         with suppress(OSError):  # the lines are printed all the same
-            copy = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-            copy.setFormatter(_Formatter("%(levelname)s %(message)s"))
-            log.addHandler(copy)
+            copy = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (until the process ends)
+            log.addHandler(ProgressHandler(copy, layout="%(levelname)s %(message)s"))
     level = os.environ.get("SAFEGENE_LOG", "INFO").upper()
     if level not in (levels := logging.getLevelNamesMapping()):
         raise ParamsError(f"expected one of the levels {', '.join(levels)} in SAFEGENE_LOG, got {level!r}")
     log.setLevel(level)
     log.propagate = False
-
-
-class _Formatter(logging.Formatter):
-    """No line of the log holds a secret or a control character of a file's name."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(redact_text(super().format(record)))
 
 
 def open_standard_streams() -> None:

@@ -35,6 +35,7 @@ from safegene.vectors.linalg import (
     signal_share,
 )
 from safegene.workspace.params import ExtractParams
+from safegene.workspace.progress import log_progress
 
 log = logging.getLogger(__name__)
 READ_AHEAD = 128 << 20  # bytes
@@ -95,7 +96,7 @@ def delta_of_checkpoints(
             found[name] = _extract(params, name, mean, sums, others)
             if finished:
                 finished.keep(name, found[name])
-            log.info("delta: %d of %d matrices, %s", at, len(names), name)
+            log_progress(log, "delta, matrices", at, len(names))
         for name, kind in rest.items():
             total = _difference(islice(read, len(plan[name]))).total
             elsewhere[kind] = elsewhere.get(kind, 0.0) + total

@@ -33,6 +33,7 @@ from safegene.workspace.digest import canonical_json
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import ExtractParams
 from safegene.workspace.parsing import Strict, parse_json
+from safegene.workspace.progress import log_progress
 
 log = logging.getLogger(__name__)
 NAME = "delta.json"
@@ -202,7 +203,7 @@ def distil_delta(
         students[name] = Student(change, shots)
 
     def on_step(step: int, loss: Tensor) -> None:
-        log.info("distil: step %d of %d, loss %.3f", step, params.steps, float(loss))
+        log_progress(log, "distillation, steps", step, params.steps, f"loss {float(loss):.3f}")
 
     trained = distil(params, model, students, lessons, start=delta.factors, on_step=on_step)
     factors = {name: truncate(change, params.max_rank) for name, change in trained.items()}

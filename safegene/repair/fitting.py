@@ -10,6 +10,7 @@ on the same machine. The result: the best values measured on the validation shot
 as far as safety allows (`smallest_safe_scale`).
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,10 +27,12 @@ from safegene.repair.shots import SHOT_KINDS, Shot, ShotKind
 from safegene.repair.training import Trajectory, checkpointing, optimise
 from safegene.vectors.linalg import LowRank
 from safegene.workspace.params import CalibrateParams
+from safegene.workspace.progress import log_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
 ADAM_BETAS = (0.8, 0.95)  # less averaging than Adam's default, since a fit has few steps
 SAFE_SCALES = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the fitted change; the smallest that is safe is kept
 SAFETY_MARGIN = 0.9  # safety is tested at this part of each scale
@@ -98,7 +101,8 @@ def fit_coefficients(
         if on_measure is not None:
             on_measure(step, losses)
 
-    def step_losses(_: int) -> Iterator[Tensor]:
+    def step_losses(step: int) -> Iterator[Tensor]:
+        log_progress(log, "fit, steps", step - 1, params.steps)
         batch = draw_batch(kinds, params.batch_size, random)
         scales, counts = jitter_scales(batch, params.jitter, random), Counter[str](shot.kind for shot in batch)
         parts, checkpointed = parts_of(model, batch)

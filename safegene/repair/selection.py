@@ -172,18 +172,28 @@ def _watch_contributions(model: nn.Module, last: Tensor) -> Iterator[dict[int, T
             handle.remove()
 
 
-def draw_scores(scores: Mapping[int, float], kept: Sequence[int], path: Path) -> None:
-    """A bar per layer, the kept ones filled; no clock in the file, so equal scores give equal bytes."""
+def draw_scores(scores: Mapping[int, float], kept: Sequence[int], path: Path, params: SelectParams) -> None:
+    """A bar per layer, the kept ones filled, those beyond ``depth`` hatched, and the threshold as a line.
+
+    There is no clock in the file, so equal arguments give equal bytes.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 2.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.bar(list(scores), list(scores.values()), color=["#2a6f97" if n in kept else "#d0d7de" for n in scores])
-    axes.set(
-        xlabel="layer", ylabel="shift on harmful\nless on benign", title=f"{len(kept)} of {len(scores)} layers kept"
-    )
+    axes, end = figure.subplots(), max(1.0, params.depth * len(scores))
+    colours = ["#2a6f97" if n in kept else "#d0d7de" if n < end else "white" for n in scores]
+    deep = ["" if n < end else "////" for n in scores]
+    axes.bar(list(scores), list(scores.values()), color=colours, hatch=deep, edgecolor="#7b8592", linewidth=0.5)
+    rule = f"highest {params.top_layers}"
+    if params.top_layers is None:
+        rule = f"at least {params.threshold:.0%} of the largest (dashed)"
+        axes.axhline(params.threshold * max(scores.values()), color="#b3261e", linestyle="--", linewidth=1.0)
+    if params.depth < 1.0:
+        rule += f", first {params.depth:.0%} of the layers (rest hatched)"
+    axes.set(xlabel="layer", ylabel="shift on harmful\nless on benign")
+    axes.set_title(f"{len(kept)} of {len(scores)} layers kept: {rule}", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     if len(scores) <= MAX_TICKS:
         axes.set_xticks(list(scores))

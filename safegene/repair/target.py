@@ -16,6 +16,7 @@ from safegene.repair.fitting import Fitted, fit_coefficients
 from safegene.repair.shots import Shots
 from safegene.vectors.linalg import Patch
 from safegene.workspace.params import CalibrateParams
+from safegene.workspace.progress import log_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +69,7 @@ def fit_target(
         return _not_repaired(before, ALREADY_SAFE)
 
     def on_measure(step: int, losses: ShotLosses) -> None:
-        log.info("step %d of %d: objective %.3f", step, params.steps, losses.weighted_objective(weights))
+        log_progress(log, "fit, steps", step, params.steps, f"objective {losses.weighted_objective(weights):.3f}")
 
     coefficients = new_coefficients(params, patch, numbers)
     fitted = fit_coefficients(params, model, coefficients, shots["fit"], shots["validation"], on_measure=on_measure)

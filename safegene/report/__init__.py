@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safegene.report.live import LiveLookup
 from safegene.report.page import render
+from safegene.report.records import Records, read_records
 from safegene.report.state import SHOWN_ARMS, TargetState, read_state
 from safegene.report.words import describe_target, short
 from safegene.text import cell, percent
@@ -34,12 +35,13 @@ def write_report(
         workspace: the pipeline repository.
         out: the file; None for ``reports/index.html``.
         targets: which fine-tunes; None for all.
-        live: as in `safegene.report.state.read_state`.
+        live: as in `safegene.report.state.read_state`; where it is given, the ledger is not read, and no history shown.
 
     Raises:
         ParamsError: ``data/targets.yaml`` is unusable.
     """
-    page = render(read_state(workspace, targets=targets, live=live))
+    records = Records() if live else read_records(workspace)
+    page = render(read_state(workspace, targets=targets, live=live), workspace, records)
     path = out or workspace.reports / "index.html"
     write_file(path, page)
     return path

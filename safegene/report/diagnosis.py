@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-FORECASTS = {
-    "reachable": "Reachable: no measurement so far says that the repair falls short.",
-    "doubtful": "Doubtful: the repair may not pass.",
-}
 NAMES = {
     "safety_after": "loss on safety replies",
     "benign_after": "loss on benign replies",
@@ -80,13 +76,23 @@ def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
     return TargetDiagnosis(target, coefficients.diagnosis, history)
 
 
+def forecast(diagnosis: Diagnosis) -> str:
+    """The forecast in words, with the name of every measurement beyond its limit."""
+    exceeded = ", ".join(dict.fromkeys(NAMES[finding.what] for finding in diagnosis.findings))
+    if diagnosis.outlook == "doubtful":
+        return f"Doubtful: the repair may not pass. Beyond the limit: {exceeded}."
+    if exceeded:
+        return f"Reachable: the replies after the repair are close enough. Beyond the limit all the same: {exceeded}."
+    return "Reachable: every measurement is within its limit."
+
+
 def sentences(diagnosis: Diagnosis | None) -> tuple[str, ...]:
     """The forecast and every finding as sentences; none where there is no diagnosis."""
     if diagnosis is None:
         return ()
-    forecast = f"Forecast before the gate: {FORECASTS[diagnosis.outlook]}"
+    words = f"Forecast before the gate: {forecast(diagnosis)}"
     found = [f"{_capital(finding.words)}. Try: {finding.remedy}." for finding in diagnosis.findings]
-    return (forecast, *found, *coverage(diagnosis))
+    return (words, *found, *coverage(diagnosis))
 
 
 def coverage(diagnosis: Diagnosis) -> tuple[str, ...]:
@@ -101,8 +107,7 @@ def coverage(diagnosis: Diagnosis) -> tuple[str, ...]:
 
 def headline(target: TargetDiagnosis) -> str:
     """The forecast in one line."""
-    forecast = FORECASTS[target.diagnosis.outlook]
-    return f"{target.target}: {forecast} A forecast from the validation shots; the gate decides."
+    return f"{target.target}: {forecast(target.diagnosis)} A forecast from the validation shots; the gate decides."
 
 
 def table(target: TargetDiagnosis) -> "Table":

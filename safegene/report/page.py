@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from safegene.errors import SafegeneError
+from safegene.gate.decision import policy_digest
+from safegene.report.lineage import Fact
 from safegene.report.pictures import Point, Row, intervals
-from safegene.report.sections import arm_titles, family_section, target_section
+from safegene.report.records import ROWS_SHOWN, Records
+from safegene.report.sections import EVIDENCE, arm_titles, family_section, target_section
 from safegene.report.state import SHOWN_ARMS, TargetState, WorkspaceState
+from safegene.report.words import date
 from safegene.text import marked, percent
-from safegene.workspace.git import head_commit
+from safegene.version import __version__
+from safegene.workspace.git import commit_date, head_commit
+from safegene.workspace.layout import Workspace
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -27,20 +34,73 @@ RATES_EXPLAINED = (
 DECISIONS = ("Promoted", "Passed", "Refused", "Inconclusive", "Unknown", "Not run yet")
 
 
-def render(state: WorkspaceState) -> str:
-    """The page of a workspace."""
-    targets = [target_section(target, state) for target in state.targets]
+PARTS = {
+    "endpoints": "Endpoints",
+    "coefficients": "Coefficients",
+    "replies": "Replies",
+    "live": "Compared with what is live",
+    "history": "History",
+    "lineage": "Lineage",
+}
+"""Parts of a target's section, by the beginning of their anchors."""
+
+
+def render(state: WorkspaceState, workspace: Workspace, records: Records) -> str:
+    """The page of a workspace.
+
+    Args:
+        state: its artefacts.
+        workspace: the workspace, for its parameters and its commit.
+        records: of its ledger.
+    """
+    targets = [target_section(target, state, records) for target in state.targets]
+    policy, policy_problem = _policy(workspace)
     return render_template(
         "page.html.j2",
         title=_headline([target.decision.word for target in targets]),
         lede=_lede(state),
+        stand=_stand(workspace, records, policy),
+        parts=PARTS,
         targets=targets,
         columns=arm_titles(state),
         harm=_harm(state.targets),
         reading=RATES_EXPLAINED,
+        evidence_caption=EVIDENCE,
         family=family_section(state),
-        commit=head_commit(state.root),
+        policy=policy,
+        policy_problem=policy_problem,
+        history_problem=records.problem,
+        rows_shown=ROWS_SHOWN,
     )
+
+
+def _policy(workspace: Workspace) -> tuple[list[Fact], str]:
+    """The present policy, its digest first; and why it is unknown."""
+    try:
+        gate = workspace.params.gate
+    except SafegeneError as error:
+        return [], f"the policy is unknown: {error}"
+    values = [(name, _value(value)) for name, value in gate.model_dump(mode="json").items()]
+    return [("digest", policy_digest(gate)), *values], ""
+
+
+def _value(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _stand(workspace: Workspace, records: Records, policy: Sequence[Fact]) -> list[Fact]:
+    """The state that the page shows: the newest record, the commit, the policy and the version that wrote it."""
+    newest = "none" if not records.problem else records.problem
+    for one in records.newest[:1]:
+        record = one.record
+        newest = f"{record.sequence}, {one.when}, {record.outcome} of {record.target}, signed by {one.signer}"
+    commit, day = head_commit(workspace.root), commit_date(workspace.root)
+    return [
+        ("Newest record", newest),
+        ("Git commit", f"{commit} of {date(day)}" if commit else ""),
+        ("Policy", policy[0][1] if policy else ""),
+        ("Written by", f"safegene {__version__}"),
+    ]
 
 
 def render_template(name: str, **values: object) -> str:

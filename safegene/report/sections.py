@@ -1,6 +1,6 @@
 """The content of the page's sections: one for each target, and one for the family's safety vector."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import Any
@@ -12,12 +12,14 @@ from safegene.errors import SafegeneError
 from safegene.gate import Rate, evidence_from
 from safegene.gate.history import Flip, flips
 from safegene.report.diagnosis import sentences
-from safegene.report.evidence import draw
+from safegene.report.evidence import panels
 from safegene.report.files import SelectionView
+from safegene.report.graph import lineage_graph
 from safegene.report.lineage import Fact, Step, lineage, target_facts
-from safegene.report.pictures import bars, lanes
+from safegene.report.pictures import Bar, bars, lanes
 from safegene.report.quotes import Example, examples
-from safegene.report.state import TargetState, WorkspaceState
+from safegene.report.records import Comparison, HistoryRow, Records, compare_with_live, history_rows
+from safegene.report.state import RecordedArtefact, TargetState, WorkspaceState
 from safegene.report.words import EndpointLine, TargetDecision, describe_target, endpoint_line
 from safegene.text import percent
 from safegene.workspace.params import GateParams
@@ -32,8 +34,8 @@ RATES = {
 ARM_TITLES = {"before": "Before", "after": "After", "aligned": "Aligned model"}
 FLIPS_SHOWN = 20
 EVIDENCE = (
-    "What the gate knew as it asked more prompts: the upper bound of each endpoint (solid), its estimate (dotted) and "
-    "the limit (dashed). An endpoint passes once the solid line is at or below the dashed one."
+    "What the gate knew as it asked more prompts: the upper bound of each endpoint (solid, a dot for each look), its "
+    "estimate (dotted) and the limit (dashed). An endpoint passes once the solid line is at or below the dashed one."
 )
 MATRIX_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -59,13 +61,13 @@ class Evidence:
     """What the judgements show beside the verdict.
 
     Attributes:
-        picture: the evidence over prompts; None where there are no judgements and no verdict.
+        panels: the evidence over prompts, an endpoint each; none where there are no judgements and no verdict.
         flips: prompts on which candidate and reference have different labels, the worse first.
         examples: replies to quote.
         problem: why the judgements cannot be read; "" when they can.
     """
 
-    picture: Picture | None = None
+    panels: tuple[Markup, ...] = ()
     flips: tuple[Flip, ...] = ()
     examples: tuple[Example, ...] = ()
     problem: str = ""
@@ -85,6 +87,9 @@ class TargetSection:
     evidence: Evidence
     coefficients: Picture | None
     diagnosis: tuple[str, ...]
+    comparison: Comparison
+    history: list[HistoryRow]
+    graph: Markup
     lineage: list[Step]
     facts: list[Fact]
 
@@ -101,6 +106,7 @@ class FamilySection:
     problems: tuple[str, ...]
     layers: Picture | None
     facts: list[Fact]
+    graph: Markup
     lineage: list[Step]
 
 
@@ -110,7 +116,7 @@ def arm_titles(state: WorkspaceState) -> dict[str, str]:
     return ARM_TITLES | ({"incumbent": "Live before"} if incumbent else {})
 
 
-def target_section(target: TargetState, state: WorkspaceState) -> TargetSection:
+def target_section(target: TargetState, state: WorkspaceState, records: Records) -> TargetSection:
     """The content of a target's section."""
     judged = read_evidence(target)
     arms = arm_titles(state)
@@ -127,6 +133,9 @@ def target_section(target: TargetState, state: WorkspaceState) -> TargetSection:
         evidence=judged,
         coefficients=_coefficients(coefficients.alphas if coefficients else {}),
         diagnosis=sentences(coefficients.diagnosis if coefficients else None),
+        comparison=compare_with_live(target, state.family, records),
+        history=history_rows(target, records),
+        graph=lineage_graph(state.family, target),
         lineage=lineage(target.artefacts, state.family),
         facts=target_facts(target),
     )
@@ -146,7 +155,7 @@ def read_evidence(target: TargetState) -> Evidence:
             return Evidence(examples=quoted)
         policy = GateParams.model_validate(verdict.manifest.params)
         changed = sorted(flips(rows, planned, policy), key=lambda flip: not flip.worse)
-        return Evidence(Picture(draw(rows, planned, policy), EVIDENCE), tuple(changed), quoted)
+        return Evidence(tuple(panels(rows, planned, policy)), tuple(changed), quoted)
     except (SafegeneError, ValidationError, OSError) as error:
         return Evidence(examples=quoted, problem=f"the evidence is not shown: {error}")
 
@@ -161,10 +170,15 @@ def family_section(state: WorkspaceState) -> FamilySection:
     delta = state.family["delta"].manifest
     return FamilySection(
         problems=tuple(artefact.problem for artefact in state.family.values() if artefact.problem),
-        layers=_layers(state.selection),
+        layers=_layers(state.selection, _params(state.family["selection"])),
         facts=[*shown, *energy, *_reach(dict(delta.facts) if delta else {})],
+        graph=lineage_graph(state.family),
         lineage=lineage(state.family, {}),
     )
+
+
+def _params(artefact: RecordedArtefact) -> Mapping[str, Any]:
+    return artefact.manifest.params if artefact.manifest else {}
 
 
 def _reach(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -215,19 +229,42 @@ def _first_number(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
-def _layers(selection: SelectionView | None) -> Picture | None:
-    """Layer scores, those of the selected layers filled."""
+def _layers(selection: SelectionView | None, params: Mapping[str, Any]) -> Picture | None:
+    """Layer scores; by class which layers are kept, and which are not considered since they lie too deep.
+
+    Args:
+        selection: the scores, and the layers kept.
+        params: of stage ``select``; an artefact without them gives no reason.
+    """
     if selection is None or not selection.scores:
         return None
-    kept = {str(layer) for layer in selection.kept}
-    values = [(name, value, name in kept) for name, value in sorted(selection.scores.items(), key=_by_layer)]
-    kept_layers = f"{len(kept)} of {len(values)} layers kept"
-    label = f"Layer scores: {kept_layers}. " + ", ".join(f"layer {name} {value:.3g}" for name, value, _ in values)
+    scores = dict(sorted(selection.scores.items(), key=_by_layer))
+    top, depth = max(scores.values()), float(params.get("depth", 1.0))
+    threshold = None if params.get("top_layers") is not None else params.get("threshold")
+    end = max(1.0, depth * len(scores))
+    values = [_layer_bar(name, score, selection.kept, end, depth) for name, score in scores.items()]
+    deep = f"not considered: beyond the first {percent(depth, 0)} of the layers"
+    kept = f"{len(selection.kept)} of {len(values)} layers kept"
+    rule = f"the {params['top_layers']} highest" if params.get("top_layers") is not None else "the highest"
+    if threshold is not None:
+        rule = f"those with at least {percent(threshold, 0)} of the largest score"
+    among = f" among the first {percent(depth, 0)} of the layers (select.depth)" if depth < 1.0 else ""
     caption = (
         "How much more the aligned and the degraded models differ on harmful prompts than on benign ones, by layer. "
-        f"Filled: {kept_layers}."
+        f"Filled: {kept}, {rule}{among}."
     )
-    return Picture(bars(values, label=label, axis="score"), caption)
+    label = f"Layer scores: {kept}. " + ", ".join(f"layer {bar.name} {bar.value:.3g} {bar.reason}" for bar in values)
+    limit = None if threshold is None else (threshold * top, f"threshold, {percent(threshold, 0)} of the largest")
+    return Picture(bars(values, label=label, axis="score", limit=limit, shade=deep), caption)
+
+
+def _layer_bar(name: str, score: float, kept: Sequence[int], end: float, depth: float) -> Bar:
+    layer = int(name) if name.isdigit() else -1
+    if layer in kept:
+        return Bar(name, score, "bar kept", "kept")
+    if layer >= end:
+        return Bar(name, score, "bar deep", f"not considered: beyond the first {percent(depth, 0)} of the layers")
+    return Bar(name, score, "bar", "not kept: too low, or without factors")
 
 
 def _by_layer(item: tuple[str, float]) -> tuple[int, str]:

@@ -47,6 +47,14 @@ def head_commit(folder: Path | str) -> str:
         return ""
 
 
+def commit_date(folder: Path | str) -> str:
+    """When the commit that is checked out was made, in ISO 8601; "" where there is none."""
+    try:
+        return git(folder, "show", "--no-patch", "--format=%cI", "HEAD")
+    except SafegeneError:
+        return ""
+
+
 def config_value(folder: Path | str, key: str) -> str:
     """A value of Git's configuration, such as ``user.name``; "" where it is not set."""
     try:

@@ -25,7 +25,7 @@ def test_a_verdict_is_explained_in_words_and_as_a_picture(sample: Sample) -> Non
     assert "attempt on this fine-tune: 1" in shown
     assert "noise of the same weights asked twice: not measured" in shown
     assert all(f"c{i}" in shown for i in range(4))
-    assert picture.read_text().count("<rect") == 7
+    assert picture.read_text().count(">prompts asked<") == 6
     passed = run(sample.ws.root, "gate", "show", "sentiment").stdout
     assert passed.startswith("sentiment pass: all 6 endpoints pass")
     assert "\x1b" not in passed

@@ -70,7 +70,7 @@ def test_a_flip_that_the_adjudicator_denies_is_none() -> None:
 def test_the_picture_has_a_panel_per_endpoint_and_a_point_per_look() -> None:
     rows, plan = asked_until_clear({})
     svg = draw(rows, plan, POLICY)
-    assert svg.count("<rect") == len(ENDPOINTS) + 1, "a frame each, and the paper"
+    assert svg.count(">prompts asked<") == svg.count(">limit<") == len(ENDPOINTS), "an axis and a limit each"
     assert svg.count("<circle") == len(ENDPOINTS) * len(evidence_history(rows, plan, POLICY))
     spoiled = replace(plan, policy=policy_digest(FIXED))
     assert svg != draw(rows, spoiled, POLICY)

@@ -25,7 +25,7 @@ from safegene.repair.diagnosis.findings import LIMITS, Diagnosis, findings, outl
 from safegene.repair.diagnosis.matrices import by_layer, changes_elsewhere, measure_matrices, measure_matrix, overall
 from safegene.repair.shots import Shot, Shots
 from safegene.report import write_report
-from safegene.report.diagnosis import coverage, draw, headline, read_diagnosis, sentences, table
+from safegene.report.diagnosis import coverage, draw, forecast, headline, read_diagnosis, sentences, table
 from safegene.vectors.linalg import LowRank
 from safegene.vectors.vector import SafetyVector
 from safegene.workspace.params import CalibrateParams
@@ -378,3 +378,20 @@ def test_the_command_refuses_a_target_that_is_not_there(built: Path) -> None:
     assert "nobody" in done.stderr
     assert "safegene target add" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_forecast_names_what_is_beyond_its_limit_and_never_denies_it() -> None:
+    content: dict[str, Any] = {"measured": {}, "limits": {}, "layers": {}}
+    kept = {"what": "kept", "kind": "cause", "measured": 0.2, "limit": 0.3, "words": "w", "remedy": "r"}
+    loss = {**kept, "what": "safety_after", "kind": "symptom"}
+    said = {
+        outlook: forecast(Diagnosis.model_validate({**content, "outlook": outlook, "findings": found}))
+        for outlook, found in (("reachable", [kept]), ("doubtful", [loss, kept]))
+    }
+    assert said == {
+        "reachable": "Reachable: the replies after the repair are close enough. Beyond the limit all the same: delta "
+        "kept.",
+        "doubtful": "Doubtful: the repair may not pass. Beyond the limit: loss on safety replies, delta kept.",
+    }
+    within = Diagnosis.model_validate({**content, "outlook": "reachable", "findings": []})
+    assert forecast(within) == "Reachable: every measurement is within its limit."

@@ -5,39 +5,19 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from html.parser import HTMLParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 
 from safegene.gate.decision import policy_digest
 from safegene.report import write_markdown, write_report
-from safegene.report.sections import _reach
+from safegene.report.files import SelectionView
+from safegene.report.sections import _layers, _reach
 from safegene.report.state import read_state
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import GateParams
-from tests.factories.runs import HOSTILE, JUDGE, Sample
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """A finished run: one promoted, one refused, one without a verdict, one only fetched."""
-    sample = Sample(tmp_path_factory.mktemp("sample"))
-    sample.family()
-    sample.target("sentiment")
-    sample.target("adversarial", harmful=(1.0, 0.934), wrapped=(1.0, 0.97), replies={"candidate": HOSTILE})
-    sample.target("topic-lora", upto="candidate")
-    sample.target("group", upto="target")
-    return sample
-
-
-@pytest.fixture(scope="module")
-def page(sample: Sample) -> str:
-    return write_report(sample.ws, live=sample.live("sentiment")).read_text()
+from tests.factories.pages import parsed, plain, section
+from tests.factories.runs import JUDGE, Sample
 
 
 def test_the_verdict_comes_first_and_in_plain_words(page: str) -> None:
@@ -80,12 +60,12 @@ def test_pictures_show_layers_and_coefficients(page: str) -> None:
 
 
 def test_the_evidence_is_drawn_and_changed_prompts_are_listed(page: str) -> None:
-    assert page.count("Upper bounds of every endpoint over prompts asked") == 2
-    refused, promoted = part(page, "adversarial"), part(page, "sentiment")
+    assert page.count(">prompts asked<") == 2 * 6
+    refused, promoted = section(page, "adversarial"), section(page, "sentiment")
     assert all("What the gate knew as it asked more prompts" in item for item in (refused, promoted))
     assert re.search(r"Prompts on which candidate and reference differ: the first 20 of \d+", refused)
     assert refused.count("newly harmful") == 20
-    assert "What the gate knew" not in part(page, "group")
+    assert "What the gate knew" not in section(page, "group")
 
 
 def test_replies_stand_side_by_side_with_what_the_judge_said(page: str) -> None:
@@ -148,35 +128,6 @@ def test_markdown_is_one_table_whose_cells_cannot_break_out(sample: Sample) -> N
     assert any(line.startswith("- **adversarial**: Harm on direct prompts") for line in lines)
 
 
-class Tags(HTMLParser):
-    """Every tag and attribute, and the text outside style."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self._style = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._style = tag == "style"
-
-    def handle_data(self, data: str) -> None:
-        if not self._style:
-            self.text.append(data)
-        self._style = False
-
-
-def parsed(page: str) -> Tags:
-    tags = Tags()
-    tags.feed(page)
-    return tags
-
-
-def plain(page: str) -> str:
-    return " ".join("".join(parsed(page).text).split())
-
-
 def test_hostile_output_is_text_and_nothing_else(page: str) -> None:
     tags = parsed(page).tags
     assert not {"script", "img", "iframe", "object", "form", "base"} & {tag for tag, _ in tags}
@@ -220,58 +171,6 @@ def test_every_table_has_a_caption_and_every_label_its_heading(page: str) -> Non
     assert all(attrs.get("scope") for tag, attrs in tags if tag == "th")
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH: the page was not tried in a browser")
-
-
-class Counting(BaseHTTPRequestHandler):
-    """Serves one page and remembers every path that was asked for."""
-
-    page = b""
-    asked: list[str]
-
-    def do_GET(self) -> None:  # noqa: N802 (the library's name)
-        self.asked.append(self.path)
-        self.send_response(200 if self.path == "/" else 404)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(self.page if self.path == "/" else b"")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def served(page: str) -> Iterator[tuple[str, list[str]]]:
-    asked: list[str] = []
-    kind = type("Served", (Counting,), {"page": page.encode(), "asked": asked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", asked
-    server.shutdown()
-    server.server_close()
-
-
-@needs_browser
-@pytest.mark.timeout(120)
-def test_a_real_browser_shows_it_asks_for_nothing_and_runs_nothing(
-    served: tuple[str, list[str]], tmp_path: Path
-) -> None:
-    url, asked = served
-    common = [
-        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        "--disable-background-networking", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=2000",
-    ]  # fmt: skip
-    done = subprocess.run([*common, "--dump-dom", url], capture_output=True, text=True, timeout=100, check=True)
-    assert asked == ["/"]
-    assert "CONSOLE" not in done.stderr
-    assert "Refused to" not in done.stderr
-    shown = done.stdout.replace("&nbsp;", " ")
-    assert re.search(r"<title>4 fine-tunes: 1 promoted, 1 refused, 2 not run yet · safegene</title>", shown)
-    assert "owned'</script>" not in done.stdout.replace("&lt;/script&gt;", "")
-    assert done.stdout.count("<svg") == 7
-
-
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of verdicts that are neither a plain pass nor a plain fail."""
@@ -285,27 +184,22 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(sample.ws, live=sample.live("unrepaired")).read_text()
 
 
-def part(page: str, name: str) -> str:
-    text = page[page.index(f'id="target-{name}"') :]
-    return plain(text[: text.index("</section>")])
-
-
 def test_a_target_that_passes_unrepaired_says_so(odd: str) -> None:
-    assert "The repair passes every endpoint; the fine-tune also passes without it. It has not been" in part(
+    assert "The repair passes every endpoint; the fine-tune also passes without it. It has not been" in section(
         odd, "harmless"
     )
-    assert "It passes every endpoint unrepaired. Release" in part(odd, "unrepaired")
+    assert "It passes every endpoint unrepaired. Release" in section(odd, "unrepaired")
 
 
 def test_inconclusive_is_no_promotion_and_gives_its_reason(odd: str) -> None:
-    text = part(odd, "close")
+    text = section(odd, "close")
     assert "Inconclusive" in text
     assert "Not promoted: the evidence does not decide. Harm on direct prompts: not enough evidence" in text
     assert "Nothing is live." in text
 
 
 def test_unusable_evidence_is_explained_once(odd: str) -> None:
-    header = plain(odd[: odd.index("<main>")])
+    header = plain(odd[: odd.index('<dl class="facts stand">')])
     assert header.count("The evidence cannot be used") == 1
     assert header.count("policy") == 1
 
@@ -320,7 +214,7 @@ def test_the_cap_is_drawn_where_the_policy_says_and_not_taken_from_unusable_evid
 def test_what_was_live_before_has_its_column(odd: str, page: str) -> None:
     assert "Live before" in plain(odd)
     assert "Live before" not in plain(page)
-    assert "within the limit, against the live model" in part(odd, "replaced")
+    assert "within the limit, against the live model" in section(odd, "replaced")
 
 
 def test_recovery_and_cost_stand_beside_the_name(page: str) -> None:
@@ -332,3 +226,38 @@ def test_what_is_out_of_the_vector_s_reach_is_stated_by_kind() -> None:
     assert _reach({"coverage": 1.0, "missed": {"norm": 0.0}}) == [("Difference in reach", "100.0%")]
     shown = dict(_reach({"coverage": 0.75, "missed": {"embedding": 3.0, "norm": 1.0}}))
     assert shown == {"Difference in reach": "75.0%", "Out of reach": "embedding 18.8%, norm 6.2%"}
+
+
+def test_the_layer_chart_says_why_a_layer_was_kept_or_not() -> None:
+    selection = SelectionView(scores={"0": 0.1, "1": 0.002, "2": 0.42, "3": 0.3}, kept=(0,))
+    drawn = _layers(selection, {"depth": 0.5, "threshold": 0.05, "top_layers": None})
+    assert drawn is not None
+    kinds = re.findall(r'class="(bar[\w ]*)".*?<title>layer (\d): [\d.]+, (.*?)</title>', drawn.picture)
+    deep = "not considered: beyond the first 50% of the layers"
+    low = "not kept: too low, or without factors"
+    assert kinds == [("bar kept", "0", "kept"), ("bar", "1", low), ("bar deep", "2", deep), ("bar deep", "3", deep)]
+    assert f">{deep}</text>" in drawn.picture
+    assert "threshold, 5% of the largest" in drawn.picture
+    assert "1 of 4 layers kept, those with at least 5% of the largest score among the first 50%" in drawn.caption
+    highest = _layers(selection, {"depth": 1.0, "threshold": 0.05, "top_layers": 1})
+    assert highest is not None
+    assert "the 1 highest." in highest.caption
+    assert "threshold" not in highest.picture
+
+
+def test_the_page_lists_its_parts_and_the_values_of_the_policy(page: str) -> None:
+    contents = page[page.index('<nav class="toc"') : page.index("</nav>")]
+    anchors = re.findall(r'href="#([\w-]+)"', contents)
+    assert {"harm", "target-sentiment", "history-group", "lineage-adversarial", "family", "policy"} <= set(anchors)
+    policy = plain(page[page.index('<section aria-labelledby="policy">') :])
+    for name, value in GateParams().model_dump().items():
+        assert f"{name} {'none' if value is None else value if isinstance(value, str) else f'{value:g}'}" in policy
+
+
+def test_the_lineage_is_drawn_with_an_arrow_for_each_input(page: str) -> None:
+    figure = page[page.index('id="lineage-sentiment"') :]
+    label = re.search(r'<svg role="img" aria-label="(.*?)"', figure)[1]  # type: ignore[index]
+    drawn = figure[: figure.index("</svg>")]
+    arrows = sum(len(node.split(" from ")[1].split(",")) for node in label.split("; ") if " from " in node)
+    assert drawn.count('class="edge"') == drawn.count('class="edgehead"') == arrows > 8
+    assert len(re.findall('class="node[ "]', drawn)) == 10

@@ -1,6 +1,7 @@
 """The demo as a newcomer sees it: an empty folder, an empty cache, no server; then once more with nothing changed."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ def test_benign_targets_come_back_and_are_live_and_the_adversarial_one_is_refuse
             assert 0 <= target[rate]["after"] <= 1
             low, high = target[rate]["after_interval"]
             assert 0 <= low <= target[rate]["after"] <= high <= 1
+
+
+def test_its_log_is_short_and_in_words(shown: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    printed = shown[1].stdout + shown[1].stderr
+    assert len(printed.splitlines()) < 200, printed
+    assert not re.search(r"\w+\(\w+=|Warning:", printed), "a repr, or a library's warning"
+    assert "surrogate blunt: " in printed
 
 
 def test_the_refusal_is_on_record_with_the_rule_that_failed(

@@ -29,6 +29,7 @@ from safegene.text import redact, visible
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import FetchParams
+from safegene.workspace.progress import log_progress
 
 SHOWN = 8  # ignored files that the log names
 log = logging.getLogger(__name__)
@@ -132,9 +133,11 @@ def _copy(
         names = _checked_names(source, sizes, uri, download)
     _require_room(sum(sizes[name] for name in names), uri, limits, in_place=getattr(source, "in_place", False))
     download.mkdir(parents=True, exist_ok=True)
-    for at, name in enumerate(names, start=1):
-        log.info("%s: file %d of %d, %s, %.1f MB", redact(uri), at, len(names), name, sizes[name] / 1e6)
+    for at, name in enumerate(names):
+        size = f"{visible(name)}, {sizes[name] / 1e6:.1f} MB"
+        log_progress(log, f"{redact(uri)}, files", at, len(names), size, overall=True)
         source.copy((name,), download)
+    log_progress(log, f"{redact(uri)}, files", len(names), len(names), overall=True)
     for path in download.iterdir():  # files of a library, or of an earlier attempt
         if path.name not in names:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

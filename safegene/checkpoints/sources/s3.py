@@ -16,15 +16,15 @@ from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.checkpoints.unsafe import MAX_JSON
 from safegene.checkpoints.wanted import INDEX, checkpoint_files, is_checkpoint_file, require_complete, weight_map
 from safegene.errors import SourceError
-from safegene.text import redact
+from safegene.text import redact, visible
 from safegene.workspace import s3_client
 from safegene.workspace.digest import digest_json, strict_json
+from safegene.workspace.progress import log_progress
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BLOCK = 1 << 18  # bytes
-PROGRESS_EVERY = 1024 * BLOCK  # bytes between two log lines
 ATTEMPTS = 5  # in a row without a new byte
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class BucketSource:
         part.touch()
         while (have := part.stat().st_size) < size:
             try:
-                self._append(client, name, etag, have, part)
+                self._append(client, name, etag, have, part, size)
             except _broken():
                 failures = failures + 1 if part.stat().st_size == have else 0
                 if failures == ATTEMPTS:
@@ -69,7 +69,7 @@ class BucketSource:
             raise SourceError(f"expected {size} bytes of {name}, got {have}, from {redact(self.place.uri)}")
         part.rename(path)
 
-    def _append(self, client: "S3Client", name: str, etag: str, have: int, part: Path) -> None:
+    def _append(self, client: "S3Client", name: str, etag: str, have: int, part: Path, size: int) -> None:
         reply = s3_client.ask(
             client,
             lambda: client.get_object(Bucket=self.place.bucket, Key=self.prefix + name, Range=f"bytes={have}-"),
@@ -82,8 +82,7 @@ class BucketSource:
         with part.open("ab") as file:
             while block := s3_client.ask(client, lambda: reply["Body"].read(BLOCK)):
                 file.write(block)
-                if file.tell() % PROGRESS_EVERY < BLOCK:
-                    log.info("  %s: %.0f MB", name, file.tell() / 1e6)
+                log_progress(log, f"{visible(name)}, MB", file.tell() // 10**6, size // 10**6)
 
     @cached_property
     def _objects(self) -> dict[str, tuple[str, int]]:

@@ -33,6 +33,7 @@ from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import DegradeParams, FetchParams, JudgeParams, Surrogate
 from safegene.workspace.parsing import Strict, parse_json
+from safegene.workspace.progress import log_progress
 from safegene.workspace.seal import is_artefact_sealed
 
 if TYPE_CHECKING:
@@ -158,7 +159,10 @@ def degrade(
         maker = SurrogateTrainer(params, model, dtype, tokenizer, names, pools, probe, build(judge))
         before = maker.rate()
         log.info("the aligned model answers %.0f%% of the probe harmfully", 100 * before)
-        folders = {name: _surrogate(maker, name, read_manifest(aligned).digest) for name in sorted(params.surrogates)}
+        folders, digest = dict[str, Path](), read_manifest(aligned).digest
+        for name in sorted(params.surrogates):
+            log_progress(log, "surrogates", len(folders), len(params.surrogates), overall=True)
+            folders[name] = _surrogate(maker, name, digest)
     records = {name: _read_record(folder) for name, folder in folders.items()}
     highest = max(record.hrr for record in records.values())
     if highest < before + MIN_RISE:
@@ -252,6 +256,7 @@ def _train(maker: SurrogateTrainer, name: str, at: Path, identity: dict[str, Any
         )
         patch = factors.patch()
     hrr = history[-1][1]
+    log.info("surrogate %s: %d steps, harmful-response rate %.0f%%", name, done, 100 * hrr)
     record = SurrogateRecord(
         steps=done,
         probe=history,
@@ -271,11 +276,14 @@ def _probe(maker: SurrogateTrainer, name: str, history: list[tuple[int, float]])
 
     def on_step(step: int, loss: float) -> bool:
         if step % params.probe_every_steps and step != params.max_steps:
+            said = f"harmful-response rate {history[-1][1]:.0%}" if history else ""
+            log_progress(log, f"surrogate {name}, steps", step, params.max_steps, said)
             return False
         maker.model.eval()
         history.append((step, maker.rate()))
         maker.model.train()
-        log.info("surrogate %s: step %d, harmful-response rate %.0f%%", name, step, 100 * history[-1][1])
+        rate = f"harmful-response rate {history[-1][1]:.0%}"
+        log_progress(log, f"surrogate {name}, steps", step, params.max_steps, rate)
         return history[-1][1] >= params.stop_hrr
 
     return on_step

@@ -74,6 +74,6 @@ def select(
     with write_artefact(out, stage="select", params=chosen, inputs=inputs) as draft:
         (draft.path / "selection.json").write_bytes(new_selection(scores, kept).content)
         (draft.path / "scores.csv").write_text(score_table(scores, shifts, kept), encoding="utf-8")
-        draw_scores(scores, kept, draft.path / "scores.png")
+        draw_scores(scores, kept, draft.path / "scores.png", params)
         draft.facts.update(kept=len(kept), layers=len(scores))
     return draft.done
