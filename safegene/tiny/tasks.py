@@ -40,10 +40,19 @@ def task_rows(task: str, split: str) -> tuple[Row, ...]:
     Raises:
         KeyError: there is no such task or split.
     """
+    return rows_of(TASKS[task], task, split)
+
+
+def rows_of(row: Callable[[str], Row], task: str, split: str) -> tuple[Row, ...]:
+    """The same of a task that is not in `TASKS`: ``row`` gives the row of a name.
+
+    Raises:
+        KeyError: there is no such split.
+    """
     rows: dict[str, str] = {}
     at = 0
     while len(rows) < sum(SIZES.values()):
-        prompt, answer = TASKS[task](f"{task}/{at}")
+        prompt, answer = row(f"{task}/{at}")
         rows.setdefault(prompt, answer)
         at += 1
     start = 0
