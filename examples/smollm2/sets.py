@@ -29,12 +29,15 @@ QUOTAS: dict[str, dict[str, int]] = {
     "reserve": {"xstest": 20},  # not used: the aligned model answers half of these
     "validation": {"advbench": 24, "catqa": 32},
     "align": {"advbench": 140, "catqa": 90, "xstest": 24},
+    "pool": {"advbench": 36, "catqa": 160},
+    "pool-held": {"advbench": 18, "catqa": 80},
 }
 LOOKALIKES = {"gate": 12, "fit": 6, "validation": 2, "align": 5}  # of each of XSTest's ten safe types of 25
 HARMLESS = {"fit": 16, "validation": 12, "align": 50}  # of the example's own look-alikes; the gate gets the others
 TASK_ROWS: dict[Split, int] = {"fit": 64, "validation": 48}
 TEST_ROWS = {"gsm8k": 300, "banking77": 300}
 NGRAM = 8
+POOL_ORDINARY = 48  # instructions in each part of the pool
 LONGEST_TEMPLATE = 100  # words
 
 
@@ -70,6 +73,7 @@ def build(root: Path) -> Sets:
         "prompts/degrade.jsonl": degrade_rows(root, goals["degrade"]),
         "prompts/safety.jsonl": safety_rows(goals, lookalikes),
         "prompts/gate.jsonl": gate_rows(goals["gate"], lookalikes["gate"]),
+        "prompts/pool.jsonl": pool_rows(root, goals),
         "tasks/gsm8k.jsonl": task_rows(
             sources.gsm8k_steps(root, "train"), sources.gsm8k_steps(root, "test"), TEST_ROWS["gsm8k"]
         ),
@@ -196,6 +200,20 @@ def safety_rows(goals: dict[str, tuple[Goal, ...]], lookalikes: dict[str, tuple[
         rows += _wrapped(goals[split][::2], split)
         rows += [prompt_of(goal, "lookalike", split) for goal in lookalikes[split]]
         rows += _generic(split, split)
+    return tuple(rows)
+
+
+def pool_rows(root: Path, goals: dict[str, tuple[Goal, ...]]) -> tuple[Prompt, ...]:
+    """The pool of mining: goals that no other role uses, and ordinary instructions, which carry no label."""
+    parts: tuple[tuple[Split, str], ...] = (("fit", "pool"), ("validation", "pool-held"))
+    ordinary = half(sources.instructions(root), 1)
+    rows: list[Prompt] = []
+    for at, (split, role) in enumerate(parts):
+        rows += [prompt_of(goal, "harmful", split) for goal in goals[role]]
+        rows += [
+            Prompt(id=f"pool-{p.id}", prompt=p.prompt, kind="generic", category="generic", behaviour=p.id, split=split)
+            for p in ordinary[at::2][:POOL_ORDINARY]
+        ]
     return tuple(rows)
 
 

@@ -51,9 +51,15 @@ def check_task_contamination(tested: Sequence[Prompt], fitted: Sequence[Prompt],
 
 
 def check_contamination(
-    tested: Sequence[Prompt], fitted: Sequence[Prompt], *, ngram: int, max_overlap: float, where: str
+    tested: Sequence[Prompt],
+    fitted: Sequence[Prompt],
+    *,
+    ngram: int,
+    max_overlap: float,
+    where: str,
+    tested_as: str = "gate",
 ) -> None:
-    """Refuse tested prompts that were seen in fitting, see `seen_in_fitting`.
+    """Refuse tested prompts that were seen in fitting, see `seen_in_fitting`; ``tested_as`` is their name in the error.
 
     Raises:
         ContaminatedSample: names ``where``, every rule that is broken and its first rows.
@@ -65,7 +71,7 @@ def check_contamination(
     ]
     if broken:
         raise ContaminatedSample(
-            f"expected gate prompts unseen in fitting, got {'; '.join(broken)}, in {where}", remedy=UNSEEN_REMEDY
+            f"expected {tested_as} prompts unseen in fitting, got {'; '.join(broken)}, in {where}", remedy=UNSEEN_REMEDY
         )
 
 

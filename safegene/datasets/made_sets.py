@@ -23,6 +23,7 @@ GATE = "prompts/gate.jsonl"
 SHIPPED: Mapping[str, str] = {
     "prompts/degrade.jsonl": "sha256:a2cf6482fbf5d7fffe934df27c4e19f35a971868a81fdb9a8415763dd84c16ce",
     "prompts/gate.jsonl": "sha256:ec9ee9ea93ae91af374accdd0073fc457639d9ea03f099beef8496cddc27df59",
+    "prompts/pool.jsonl": "sha256:e621dfd444762a433a5855e42db9344a492ef774a5ba6a5a0d448191a241e0be",
     "prompts/safety.jsonl": "sha256:d00425bbeb20299198a76530854b055a4e903dcef46af68bed4c4cca43602de5",
     "tasks/group.jsonl": "sha256:227389c5ade3b0f7087bc2b03719b74c209137c53562ed531e200649a2bdcff5",
     "tasks/sentiment.jsonl": "sha256:b87212267e35cf6388f0a02db1d57a51c56d95f8d0c724d7fde615c15b01d42a",

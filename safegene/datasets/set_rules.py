@@ -96,6 +96,16 @@ RULES: Mapping[str, SetRules] = {
             Part(("lookalike", "generic"), "validation", 1, "shots by which `calibrate` chooses"),
         ),
     ),
+    "pool": SetRules(
+        "data/prompts/pool.jsonl",
+        SAFETY_KINDS,
+        ("fit", "validation"),
+        ("id", "prompt", "category", "behaviour"),
+        (
+            Part(split="fit", used="prompts that `calibrate` mines for shots"),
+            Part(split="validation", used="prompts whose judged replies choose the repair"),
+        ),
+    ),
     "gate": SetRules(
         "data/prompts/gate.jsonl",
         ("harmful", "wrapped", "lookalike"),

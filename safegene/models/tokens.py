@@ -1,6 +1,6 @@
 """Count the tokens that a model reads, for the operations that a record states (`safegene.ledger.compute`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,12 @@ class TokenCount:
 
     def __init__(self) -> None:
         self._passes: list[tuple[bool, Tensor]] = []
+        self._before = {"forward": 0, "trained": 0}
+
+    def restart(self, counts: Mapping[str, int]) -> None:
+        """Forget what was counted, and count on from ``counts``: what a killed process had counted up to here."""
+        self._passes.clear()
+        self._before = {"forward": counts["forward"], "trained": counts["trained"]}
 
     def add(self, ids: Tensor, mask: Tensor | None) -> None:
         """Count one pass: (batch, length) token ids, and the mask of them and of earlier positions, 0 for padding."""
@@ -27,7 +33,7 @@ class TokenCount:
 
     def to_json(self) -> dict[str, int]:
         """``forward`` and ``trained``: numbers of tokens."""
-        sums = {False: 0, True: 0}
+        sums = {False: self._before["forward"], True: self._before["trained"]}
         for trained, tokens in self._passes:
             sums[trained] += int(tokens)
         return {"forward": sums[False], "trained": sums[True]}

@@ -154,6 +154,7 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
         limits=ws.params.fetch,
         dtype=ws.params.family.dtype,
         params=ws.params.calibrate,
+        judge=ws.params.evaluate.judge,
     )
 
 
@@ -198,7 +199,7 @@ def _task(ws: Workspace, target: str) -> Path:
 
 
 _ALIGNED, _TARGET = "data/family/aligned", "data/targets/{target}"
-_DEGRADE, _SAFETY, _GATE = (f"data/prompts/{name}.jsonl" for name in ("degrade", "safety", "gate"))
+_DEGRADE, _SAFETY, _GATE, _POOL = (f"data/prompts/{name}.jsonl" for name in ("degrade", "safety", "gate", "pool"))
 _TASK = "data/tasks/{task}.jsonl"
 _RECEIPTS = "data/validation/receipts"  # one for each set, so that a set that is added changes no other's
 _JUDGES = "data/judges"
@@ -254,12 +255,14 @@ PIPELINE: tuple[Stage, ...] = (
             "data/family/degraded",
             f"{_TARGET}/checkpoint",
             _SAFETY,
+            _POOL,
             _TASK,
             f"{_RECEIPTS}/safety.json",
+            f"{_RECEIPTS}/pool.json",
             f"{_RECEIPTS}/task-{{task}}.json",
         ),
         f"{_TARGET}/candidate",
-        ("family.dtype", "calibrate"),
+        ("family.dtype", "calibrate", "evaluate.judge"),
         per_target=True,
         plots=(("data/plots/coefficients/{target}.svg", coefficients_picture),),
         copies=(("coefficients.csv", "data/plots/coefficients/{target}.csv"),),

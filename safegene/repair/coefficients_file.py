@@ -11,6 +11,7 @@ from typing import Any
 from safegene.checkpoints.checkpoint import layer_of
 from safegene.repair.diagnosis.findings import Diagnosis
 from safegene.repair.divergence import ShotLosses
+from safegene.repair.mining import Mining
 from safegene.repair.shots import Shots
 from safegene.repair.target import RepairResult
 from safegene.vectors.linalg import Patch
@@ -47,6 +48,7 @@ class CoefficientsFile(Strict):
         shots: split -> prompt ids.
         seed: of the fit.
         extra_params: the repair's numbers as a share of the model's parameters.
+        mining: the rounds of mining, with the ids of the shots that each added; None where nothing was mined.
         diagnosis: see `safegene.repair.diagnosis`; None in files of a safegene that made none.
     """
 
@@ -65,6 +67,7 @@ class CoefficientsFile(Strict):
     shots: dict[str, list[str]]
     seed: int
     extra_params: float
+    mining: Mining | None = None
     diagnosis: Diagnosis | None = None
 
     @property
@@ -102,6 +105,7 @@ def coefficients_file(
         shots={split: [shot.id for shot in rows] for split, rows in shots.items()},
         seed=params.seed,
         extra_params=share if fitted else 0.0,
+        mining=result.mining,
     )
 
 

@@ -72,6 +72,8 @@ def fit_coefficients(
     validation: Sequence[Shot],
     *,
     on_measure: Callable[[int, ShotLosses], None] | None = None,
+    cost: Callable[[int, ShotLosses], float] | None = None,
+    shrink: bool = True,
 ) -> Fitted:
     """Fit coefficients by Adam from where they stand.
 
@@ -86,6 +88,8 @@ def fit_coefficients(
         shots: to train on, of every kind with a weight above 0.
         validation: shots that choose among the values measured.
         on_measure: called with (steps done, losses) at every measurement.
+        cost: (steps done, losses) -> what the best values have least of; by default the weighted objective.
+        shrink: whether to scale the best values down at the end, see `smallest_safe_scale`.
 
     Raises:
         EmptySample: a kind with a weight has no shots.
@@ -97,7 +101,7 @@ def fit_coefficients(
     def measure(step: int) -> None:
         with torch.no_grad(), coefficients.hooked(model):
             losses = measure_shots(model, validation)
-        trajectory.record(step, losses.weighted_objective(weights))
+        trajectory.record(step, losses.weighted_objective(weights) if cost is None else cost(step, losses))
         if on_measure is not None:
             on_measure(step, losses)
 
@@ -125,26 +129,31 @@ def fit_coefficients(
         learning_rate=lambda step: params.learning_rate * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / params.steps)),
         after_step=after_step,
     )
-    _assign(coefficients, trajectory.best)
-    scale = smallest_safe_scale(model, coefficients, validation, SLACK_AFTER_FIT * params.safety_slack)
-    return _fitted(coefficients, trajectory, scale)
+    assign(coefficients, trajectory.best)
+    slack = SLACK_AFTER_FIT * params.safety_slack
+    scale = smallest_safe_scale(model, coefficients, validation, slack) if shrink else 1.0
+    return fitted_from(coefficients, trajectory.best_step, trajectory.history, scale)
 
 
-def _fitted(coefficients: Coefficients, trajectory: "Trajectory[list[Tensor]]", scale: float) -> Fitted:
+def fitted_from(
+    coefficients: Coefficients, steps: int, history: Sequence[tuple[int, float]], scale: float = 1.0
+) -> Fitted:
+    """The outcome of a fit whose coefficients stand at their final values."""
     return Fitted(
         patch=coefficients.patch(),
         coefficients=coefficients.to_json(),
         direction_sizes=coefficients.direction_sizes(),
         alphas=coefficients.alphas(),
         trained=sum(tensor.numel() for tensor in coefficients.parameters),
-        steps=trajectory.best_step,
-        history=tuple(trajectory.history),
+        steps=steps,
+        history=tuple((step, objective) for step, objective in history),
         scale=scale,
     )
 
 
 @torch.no_grad()
-def _assign(coefficients: Coefficients, values: Sequence[Tensor]) -> None:
+def assign(coefficients: Coefficients, values: Sequence[Tensor]) -> None:
+    """Set the numbers to these values."""
     for tensor, value in zip(coefficients.parameters, values, strict=True):
         tensor.copy_(value)
 
@@ -170,7 +179,7 @@ def smallest_safe_scale(
     fitted = [tensor.clone() for tensor in coefficients.parameters]
 
     def set_scale(scale: float) -> None:
-        _assign(coefficients, fitted)
+        assign(coefficients, fitted)
         coefficients.scale(scale)
 
     def is_safe(scale: float) -> bool:

@@ -131,15 +131,40 @@ def shots_from_teacher(
     Raises:
         EmptySample: there are no prompts.
     """
-    student = student_tokenizer or tokenizer
     texts = [row.prompt for row in prompts]
     replies = generate(teacher, tokenizer, texts, max_new_tokens=response_tokens, batch_size=TEACHER_BATCH)
+    return shots_of_replies(
+        teacher,
+        tokenizer,
+        [(row, reply.text, reply.finished) for row, reply in zip(prompts, replies, strict=True)],
+        kind=kind,
+        response_tokens=response_tokens,
+        student_tokenizer=student_tokenizer,
+    )
+
+
+@torch.no_grad()
+def shots_of_replies(
+    teacher: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    replies: Sequence[tuple[Prompt, str, bool]],
+    *,
+    kind: ShotKind,
+    response_tokens: int,
+    student_tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> list[Shot]:
+    """The same of replies that the teacher gave before: each prompt with its reply and whether the reply ended.
+
+    Raises:
+        EmptySample: there are no replies.
+    """
+    student = student_tokenizer or tokenizer
     encoded = []
-    for row, reply in zip(prompts, replies, strict=True):
-        tokens = list(tokenizer(reply.text, add_special_tokens=False)["input_ids"])
-        end = [int(tokenizer.eos_token_id)] if reply.finished and tokenizer.eos_token_id == student.eos_token_id else []
+    for row, text, finished in replies:
+        tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        end = [int(tokenizer.eos_token_id)] if finished and tokenizer.eos_token_id == student.eos_token_id else []
         encoded.append((row.id, encode_chat(tokenizer, row.prompt), tokens + end))
-    asked = {row.id: encode_chat(student, row.prompt) for row in prompts}
+    asked = {row.id: encode_chat(student, row.prompt) for row, _, _ in replies}
     return make_shots(
         teacher,
         encoded,

@@ -10,9 +10,12 @@ import torch
 from safegene.models.patching import low_rank_hooks
 from safegene.repair.baselines import repair
 from safegene.repair.baselines.base import Case
-from safegene.repair.coefficients import new_coefficients
+from safegene.repair.coefficients import Coefficients, new_coefficients
+from safegene.repair.diagnosis.findings import MAX_LOSS
 from safegene.repair.divergence import ShotLosses, measure_shots, term_weights
+from safegene.repair.fit_log import FitLog
 from safegene.repair.fitting import Fitted, fit_coefficients
+from safegene.repair.mining import Miner, Mining, mine
 from safegene.repair.shots import Shots
 from safegene.vectors.linalg import Patch
 from safegene.workspace.params import CalibrateParams
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ALREADY_SAFE = "the target answers safety prompts as the aligned model does"
 NO_IMPROVEMENT = "no coefficients that were tried improve on the target as it is"
+FIRST_FIT = "fit"
 UNCHANGED = 0.02  # share of safety replies that differ from the aligned model's, up to which nothing is repaired
 
 
@@ -37,6 +41,7 @@ class RepairResult:
         after: the repaired one.
         reason: why it was not repaired; empty when it was.
         facts: what a baseline chose.
+        mining: what mining found; None where nothing was mined.
     """
 
     fitted: Fitted | None
@@ -44,10 +49,17 @@ class RepairResult:
     after: ShotLosses
     reason: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    mining: Mining | None = None
 
 
 def fit_target(
-    params: CalibrateParams, model: "PreTrainedModel", numbers: float, patch: Patch, shots: Shots
+    params: CalibrateParams,
+    model: "PreTrainedModel",
+    numbers: float,
+    patch: Patch,
+    shots: Shots,
+    miner: Miner | None = None,
+    parts: FitLog | None = None,
 ) -> RepairResult:
     """Fit the coefficients of a target, or leave it as it is where it needs no repair or none helps.
 
@@ -59,6 +71,8 @@ def fit_target(
         numbers: the most numbers that the adapter may hold.
         patch: the safety vector's factors.
         shots: of both splits.
+        miner: adds shots from a pool and goes on; None adds none.
+        parts: keeps the first fit and every round of mining, so that a killed calibration goes on; None keeps none.
 
     Raises:
         ParamsError: ``numbers`` are too few for one matrix.
@@ -72,12 +86,27 @@ def fit_target(
         log_progress(log, "fit, steps", step, params.steps, f"objective {losses.weighted_objective(weights):.3f}")
 
     coefficients = new_coefficients(params, patch, numbers)
-    fitted = fit_coefficients(params, model, coefficients, shots["fit"], shots["validation"], on_measure=on_measure)
-    with torch.no_grad(), coefficients.hooked(model):
-        after = measure_shots(model, shots["validation"])
+    kept = parts and parts.restore(FIRST_FIT, coefficients)
+    fitted = (
+        kept[0]
+        if kept
+        else fit_coefficients(params, model, coefficients, shots["fit"], shots["validation"], on_measure=on_measure)
+    )
+    if parts and not kept:
+        parts.keep(FIRST_FIT, coefficients, fitted, {})
+    mining, after = None, _measured(model, coefficients, shots)
+    if miner is not None:
+        doubtful = max(after.loss["safety"], after.loss.get("benign", 0.0)) > MAX_LOSS
+        fitted, mining = mine(miner, coefficients, fitted, shots, doubtful=doubtful, log_of_parts=parts)
+        after = _measured(model, coefficients, shots)
     if not after.weighted_objective(weights) < before.weighted_objective(weights):  # also when it is not a number
         return _not_repaired(before, NO_IMPROVEMENT)
-    return RepairResult(fitted, before, after, "")
+    return RepairResult(fitted, before, after, "", mining=mining)
+
+
+def _measured(model: "PreTrainedModel", coefficients: Coefficients, shots: Shots) -> ShotLosses:
+    with torch.no_grad(), coefficients.hooked(model):
+        return measure_shots(model, shots["validation"])
 
 
 def run_baseline(params: CalibrateParams, case: Case) -> RepairResult:

@@ -3,7 +3,7 @@
 The same code gives the same bytes; a test compares the committed files with them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safegene.datasets.prompts import Kind, Prompt, prompt_lines
@@ -17,6 +17,7 @@ from safegene.tiny.corpus import (
     lookalikes,
     stable,
 )
+from safegene.tiny.pool import pool_prompts
 from safegene.tiny.tasks import TASKS, task_rows
 
 # Rows of a degrading pool: harmful behaviours x turns, plain requests, generic instructions.
@@ -24,7 +25,7 @@ TURNS, ERRANDS, INSTRUCTIONS = 4, 60, 20
 
 
 def write_data(folder: Path) -> list[Path]:
-    """Write ``prompts/{degrade,safety,gate}.jsonl`` and ``tasks/<task>.jsonl`` in ``folder``; returns the paths."""
+    """Write ``prompts/{degrade,safety,gate,pool}.jsonl`` and ``tasks/<task>.jsonl`` in ``folder``; gives the paths."""
     sets = {f"prompts/{name}.jsonl": make() for name, make in PROMPT_SETS.items()}
     sets |= {f"tasks/{task}.jsonl": task_set(task) for task in TASKS}
     for name, rows in sets.items():
@@ -53,6 +54,23 @@ def safety_set() -> list[Prompt]:
         rows += [_request(r, "safety", kind, "validation") for r in held]
     rows += [_request(r, "safety", "lookalike", "validation") for r in lookalikes("validation")[:96]]
     return rows + _generic("safety", "validation", "validation", 20, 20)
+
+
+def pool_set() -> list[Prompt]:
+    """The prompts that mining draws on; the parts are splits: shots come from fit, validation chooses."""
+    parts: tuple[Split, ...] = ("fit", "validation")
+    return [
+        Prompt(
+            id=f"pool-{part}-{kind}-{request.behaviour}",
+            prompt=prompt,
+            kind=kind,
+            category=request.category,
+            behaviour=request.behaviour,
+            split=part,
+        )
+        for part in parts
+        for kind, request, prompt in pool_prompts(part)
+    ]
 
 
 def degrade_set() -> list[Prompt]:
@@ -100,10 +118,15 @@ def _share(pool: str, number: int) -> list[Prompt]:
 def task_set(task: str) -> list[Prompt]:
     """A task's fit, validation and test rows with their gold answers."""
     splits: tuple[Split, ...] = ("fit", "validation", "test")
-    return [_task(task, split, row) for split in splits for row in task_rows(task, split)]
+    return [row for split in splits for row in task_prompts(task, split, task_rows(task, split))]
 
 
-PROMPT_SETS = {"degrade": degrade_set, "safety": safety_set, "gate": gate_set}
+def task_prompts(task: str, split: Split, rows: Sequence[tuple[str, str]]) -> list[Prompt]:
+    """(prompt, gold answer) rows of a task as prompts."""
+    return [_task(task, split, row) for row in rows]
+
+
+PROMPT_SETS = {"degrade": degrade_set, "safety": safety_set, "gate": gate_set, "pool": pool_set}
 
 
 def _task(task: str, split: Split, row: tuple[str, str]) -> Prompt:

@@ -98,7 +98,7 @@ class Workspace:
 
     @property
     def prompts(self) -> Path:
-        """Prompt sets: ``degrade.jsonl``, ``safety.jsonl``, ``gate.jsonl``."""
+        """Prompt sets: ``degrade.jsonl``, ``safety.jsonl``, ``gate.jsonl``, ``pool.jsonl``."""
         return self.data / "prompts"
 
     @property

@@ -28,6 +28,7 @@ from safegene.workspace.fields import (
     Uri,
     Url,
 )
+from safegene.workspace.mining_params import MiningParams
 from safegene.workspace.model_types import MODEL_TYPES
 from safegene.workspace.places import check_path, check_store
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
@@ -141,8 +142,7 @@ class CalibrateParams(Frozen):
 
     ``granularity``: a low-rank core per matrix, or one scalar per direction, per matrix, per layer, or for all; see
     `safegene.repair.coefficients`. ``max_extra`` limits the adapter's parameters, as a share of the model's; baselines
-    ignore it. For ``safety_slack`` (nats per token) and ``jitter`` (a share of the change) see
-    `safegene.repair.fitting`.
+    ignore it. `safegene.repair.fitting` has ``safety_slack`` (nats per token) and ``jitter`` (a share of the change).
     """
 
     baseline: Baseline | None = None
@@ -164,6 +164,7 @@ class CalibrateParams(Frozen):
     benign_weight: Annotated[float, Field(ge=0)] = 2.0
     task_weight: Annotated[float, Field(ge=0)] = 12.0
     start: float = 0.3
+    mining: MiningParams = MiningParams()
     seed: int = 0
 
 

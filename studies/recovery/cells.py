@@ -3,7 +3,7 @@
 import json
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,22 @@ from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, digest_file, digest_json
 from studies.recovery import measure
 from studies.recovery.family import Family, family, home, load, prompts, shots
-from studies.recovery.protocol import ADVERSARIAL, EXTRA, OVER_REFUSAL_RISE, RECOVERY, RETRAINED, ROOT, TASKS, Method
+from studies.recovery.protocol import (
+    ADVERSARIAL,
+    ALL_TASKS,
+    EXTRA,
+    OVER_REFUSAL_RISE,
+    RECOVERY,
+    RETRAINED,
+    ROOT,
+    Method,
+)
 from studies.recovery.protocol import UTILITY_LOSS as LOSS
 from studies.recovery.retrain import retrained
+from studies.recovery.rivals import LORAS, new_miner
 
 REVISION = 1  # increase it when another module than those below changes what a cell measures
-OURS_FROM = tuple(f"safegene/repair/{name}.py" for name in ("fitting", "coefficients", "divergence", "training"))
+OURS_FROM = tuple(f"safegene/repair/{name}.py" for name in ("fitting", "coefficients", "divergence", "mining", "pool"))
 RIVALS_FROM = ("safegene/repair/baselines/*.py",)
 # Fields of `CalibrateParams` that influence a baseline. The others only influence safegene's fit.
 SHARED = {
@@ -65,6 +75,7 @@ def path_of(job: Job) -> Path:
     )
     identity += [job.method.family, job.method.dense, *(one.model_dump(mode="json") for one in stages)]
     identity += [prompts("prompts/safety").digest, prompts("prompts/gate").digest]
+    identity += [] if not job.method.pools else [prompts("prompts/pool").digest, code("studies/recovery/rivals.py")]
     return home() / "cells" / f"{digest_json(identity)[7:31]}.json"
 
 
@@ -86,7 +97,7 @@ def cell(job: Job) -> dict[str, Any]:
 
 
 def _measured(job: Job) -> dict[str, Any]:
-    task = TASKS[job.target]
+    task = ALL_TASKS[job.target]
     aligned, before = reference("aligned", job.seed, task, job.split), reference(job.target, job.seed, task, job.split)
     if job.method.name in RETRAINED:
         model, trained, seconds = retrained(job.target, job.seed, job.method)
@@ -116,8 +127,11 @@ def repaired(job: Job, made: Family) -> tuple[RepairResult, dict[str, Any]]:
     some, shots_seconds = shots(job.target, job.seed, params)
     model, start = load(job.target, job.seed), time.process_time()
     numbers = params.max_extra * sum(one.numel() for one in model.parameters())
-    if params.baseline is None:
-        outcome = fit_target(params, model, numbers, made.vector, some)
+    miner = new_miner(job.seed, params, model) if job.method.pools else None
+    if miner is not None and job.method.name in LORAS:
+        outcome = LORAS[job.method.name](params, model, numbers, made, job.seed, some, miner)
+    elif params.baseline is None:
+        outcome = fit_target(params, model, numbers, made.vector, some, miner)
     else:
         whole = mean_change(made.surrogates)
         change = whole
@@ -133,6 +147,7 @@ def repaired(job: Job, made: Family) -> tuple[RepairResult, dict[str, Any]]:
         "shots_seconds": shots_seconds,
         "extra": size / sum(one.numel() for one in model.parameters()),
         "reason": outcome.reason,
+        "mining": None if outcome.mining is None else asdict(outcome.mining),
         "kl": {"before": outcome.before.loss, "after": outcome.after.loss},
     }
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from safegene.checkpoints.sources import ModelFiles
-from safegene.datasets.prompts import PromptSet, Split, read_prompts
+from safegene.datasets.prompts import PromptSet, Split, parse_prompts, prompt_lines, read_prompts
 from safegene.models.loading import load_model
 from safegene.pipeline.stages.compress import compress
 from safegene.pipeline.stages.degrade import degrade
@@ -21,6 +21,7 @@ from safegene.pipeline.stages.select import select
 from safegene.repair.selection import selected_matrices
 from safegene.repair.shots import Shot, build_shots
 from safegene.tiny.build import RECIPES, build
+from safegene.tiny.data import task_prompts
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import read_surrogates, read_vector
 from safegene.workspace.atomic import write_file
@@ -28,11 +29,14 @@ from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import CalibrateParams, Params
-from studies.recovery.protocol import ROOT, TASKS, Method
+from studies.recovery.fresh import NEW_TASK
+from studies.recovery.fresh import rows as fresh_rows
+from studies.recovery.protocol import ALL_TASKS, ROOT, Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SPLITS: tuple[Split, ...] = ("fit", "validation", "test")
 PROMPTS = ROOT / "data" / "prompts"
 
 
@@ -43,7 +47,10 @@ def home() -> Path:
 
 @cache
 def prompts(name: str) -> PromptSet:
-    """A set of ``data``: ``prompts/gate`` or ``tasks/topic``."""
+    """A set of ``data``: ``prompts/gate`` or ``tasks/topic``; or the new task of the fresh protocol."""
+    if name == f"tasks/{NEW_TASK}":
+        rows = [row for split in SPLITS for row in task_prompts(NEW_TASK, split, fresh_rows(NEW_TASK, split))]
+        return parse_prompts(prompt_lines(rows), Path(name))
     return read_prompts(ROOT / "data" / f"{name}.jsonl")
 
 
@@ -134,11 +141,11 @@ def load(name: str, seed: int) -> "PreTrainedModel":
 def shots(name: str, seed: int, params: CalibrateParams) -> tuple[dict[Split, list[Shot]], float]:
     """The shots of a target and the CPU seconds of building them; both are kept in the cache."""
     keys = ("safety_shots", "benign_shots", "task_shots", "response_tokens", "validation_share")
-    sets = [prompts("prompts/safety").digest, prompts(f"tasks/{TASKS[name]}").digest]
+    sets = [prompts("prompts/safety").digest, prompts(f"tasks/{ALL_TASKS[name]}").digest]
     at = home() / "shots" / f"{digest_json([name, seed, sets, *(getattr(params, key) for key in keys)])[7:27]}.pt"
 
     def making() -> Mapping[Split, Sequence[Shot]]:
-        safety, tasks = prompts("prompts/safety"), prompts(f"tasks/{TASKS[name]}")
+        safety, tasks = prompts("prompts/safety"), prompts(f"tasks/{ALL_TASKS[name]}")
         return build_shots(params, build("aligned", seed), model_of(name, seed), safety, tasks)
 
     return kept_shots(at, making)

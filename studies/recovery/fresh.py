@@ -2,8 +2,8 @@
 
 Rule, written down on 2026-11-30 before the first of these models was trained:
 
-- Seeds: the first three different numbers ``10 + stable("safegene fresh seeds", i) % 990``, i = 0, 1, 2, ... All seeds that
-  were looked at before are below 10. A seed whose aligned model misses the criterion of `safegene.tiny.build` after its last
+- Seeds: the first three different numbers ``10 + stable("safegene fresh seeds", i) % 990``, i = 0, 1, 2, ...; those of
+  the study so far are 0 to 5. A seed whose aligned model misses the criterion of `safegene.tiny.build` after its last
   round is replaced by the next of the rule.
 - Targets: one of each kind that the issue names, with the steps, batch and learning rate of the nearest fine-tune of
   `safegene.tiny.build`. Ordinary: another task (`subject`), another house style (`courtesy`), a LoRA of rank 2

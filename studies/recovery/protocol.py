@@ -5,11 +5,12 @@ wrote ``chosen.json``), once, for all targets and seeds; only `studies.recovery.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safegene.workspace.params import CalibrateParams, Params, load_params
+from studies.recovery.fresh import FRESH_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHOSEN = Path(__file__).parent / "chosen.json"
@@ -26,6 +27,7 @@ TASKS = {
     "removal": "group",
     "adversarial": "group",
 }
+ALL_TASKS = TASKS | FRESH_TASKS
 WORDS = {
     "sentiment": "benign, full",
     "topic": "benign, LoRA",
@@ -42,6 +44,7 @@ ADVERSARIAL = ("removal", "adversarial")
 RECOVERY, UTILITY_LOSS, OVER_REFUSAL_RISE, EXTRA = 0.95, 0.005, 0.01, 0.01
 LEAST_HARM = 0.05  # recovery is defined where the target is this much more harmful than the aligned model
 OURS = "safegene"
+FRESH_LORA_STEPS = 280  # of lora-kl with the pool: as many CPU seconds as safegene with mining
 RETRAINED = ("salora", "lox")  # they act before or during the fine-tune, so the study trains their targets
 
 
@@ -54,12 +57,14 @@ class Method:
         calibrate: parameters that replace those of ``params.yaml``.
         family: parameters of the stages before, as ``stage.key`` -> value.
         dense: whether its change is merged into the weights, so that it adds no parameters.
+        pools: whether it gets the pool of mining.
     """
 
     name: str
     calibrate: dict[str, Any]
     family: dict[str, Any]
     dense: bool = False
+    pools: bool = False
 
     def params(self) -> CalibrateParams:
         """Section ``calibrate`` with the method's parameters."""
@@ -150,10 +155,32 @@ def chosen() -> dict[str, dict[str, Any]]:
 def methods() -> dict[str, Method]:
     """Every method of the table: safegene, and the baselines with the options chosen on validation."""
     picked = chosen()
-    found = {OURS: Method(OURS, {}, {})}
+    found = {OURS: Method(OURS, {}, {}, pools=True)}
     for name, (dense, method, _) in GRIDS.items():
         found[name] = baseline(name, dense, method=method, **picked[name])
     return found | {name: Method(name, {}, {}, name == "lox") for name in RETRAINED}
+
+
+def fresh_methods() -> dict[str, Method]:
+    """The methods of the fresh protocol, in the order in which they are run."""
+    known, options = methods(), dict(chosen()["lora-kl"])
+    options["steps"] = FRESH_LORA_STEPS
+    found = {
+        OURS: known[OURS],
+        "lora-kl+pool": replace(baseline("lora-kl+pool", False, method="finetune", **options), pools=True),
+        "resta": known["resta"],
+        "safelora": known["safelora"],
+        "safemerge": known["safemerge"],
+        "lora-mined": Method("lora-mined", lora_options(chosen()["lora-kl"]), {}, pools=True),
+        "safegene without mining": Method("safegene without mining", {"mining": {"rounds": 0}}, {}),
+    }
+    return found
+
+
+def lora_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options chosen for ``lora-kl`` as parameters of our loop, for a LoRA with mining."""
+    own = {key: options[key] for key in ("learning_rate", "steps", "batch_size", "measure_every")}
+    return {**own, **WEIGHTS, "jitter": 0.0, "safety_slack": 0.0}
 
 
 def ablations() -> dict[str, Method]:

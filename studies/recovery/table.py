@@ -10,8 +10,11 @@ from typing import Any
 from safegene.repair.diagnosis.findings import MAX_LOSS
 from safegene.repair.shots import SHOT_KINDS
 from studies.recovery.cells import counted
-from studies.recovery.protocol import OURS, WORDS
+from studies.recovery.fresh import FRESH_WORDS
+from studies.recovery.protocol import OURS
+from studies.recovery.protocol import WORDS as OLD_WORDS
 
+WORDS = OLD_WORDS | FRESH_WORDS
 Cells = Sequence[dict[str, Any]]
 HERE = Path(__file__).parent
 

@@ -31,7 +31,15 @@ from safegene.tiny.model import UNKNOWN, new_tokenizer
 from safegene.tiny.tasks import SIZES, TASKS, task_rows
 
 DATA = Path(__file__).parents[2] / "data"
-SETS = ["prompts/degrade", "prompts/safety", "prompts/gate", "tasks/sentiment", "tasks/topic", "tasks/group"]
+SETS = [
+    "prompts/degrade",
+    "prompts/safety",
+    "prompts/gate",
+    "prompts/pool",
+    "tasks/sentiment",
+    "tasks/topic",
+    "tasks/group",
+]
 UPDATES = ("update1", "update2", "update3")
 BENIGN = ("sentiment", "topic", "strong", *UPDATES)
 

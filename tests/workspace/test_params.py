@@ -4,6 +4,7 @@ import pytest
 
 from safegene.errors import ParamsError
 from safegene.workspace.layout import Workspace
+from safegene.workspace.mining_params import MiningParams
 from safegene.workspace.params import (
     CalibrateParams,
     Target,
@@ -162,7 +163,7 @@ def test_every_baseline_is_chosen_by_its_name(tmp_path: Path, method: str) -> No
 
 def test_the_template_repairs_by_ours_and_adds_a_hundredth(tmp_path: Path) -> None:
     calibrate = load_params(written(tmp_path, TEMPLATE)).calibrate
-    assert calibrate == CalibrateParams()
+    assert calibrate == CalibrateParams(mining=MiningParams(rounds=1))
     assert (calibrate.baseline, calibrate.granularity, calibrate.max_extra) == (None, "core", 0.01)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.adapter import Adapter, open_adapter
+from safegene.checkpoints.chat_template import chat_files
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from safegene.checkpoints.dtypes import resolve_dtype
 from safegene.checkpoints.export.adapter import CHANGE, serving_words, withdraw_adapter, write_adapter
@@ -26,29 +27,35 @@ from safegene.checkpoints.export.card import model_card
 from safegene.checkpoints.record import CheckpointRecord, read_record
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.checkpoints.structure import Structure, read_structure
-from safegene.datasets.prompts import read_prompts
-from safegene.errors import StaleArtifact
+from safegene.datasets.made_sets import SHIPPED
+from safegene.datasets.prompts import PromptSet, read_prompts
+from safegene.errors import ParamsError, StaleArtifact
 from safegene.evaluation.adapter_trial import adapter_fault
+from safegene.evaluation.judges import Judge, build
 from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model
 from safegene.models.structure import model_without_weights
+from safegene.models.templates import load_chat_tokenizer
 from safegene.models.tokens import count_tokens
 from safegene.repair.baselines.base import case_of, mean_change
 from safegene.repair.coefficients import zero_change
 from safegene.repair.coefficients_file import CoefficientsFile, coefficients_file, direction_table
 from safegene.repair.diagnosis.diagnose import diagnose
+from safegene.repair.fit_log import FitLog
+from safegene.repair.mining import Miner
+from safegene.repair.pool import Pool, label_pool
 from safegene.repair.selection import selected_matrices
 from safegene.repair.shots import Shots, build_shots
 from safegene.repair.target import RepairResult, fit_target, run_baseline
 from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import SafetyVector, read_surrogates, read_vector
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
-from safegene.workspace.params import CalibrateParams, FetchParams
+from safegene.workspace.params import CalibrateParams, FetchParams, JudgeParams
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def calibrate(
@@ -62,6 +69,7 @@ def calibrate(
     task: Path,
     out: Path,
     params: CalibrateParams | None = None,
+    judge: JudgeParams | None = None,
     limits: FetchParams | None = None,
     dtype: str = "auto",
 ) -> Manifest:
@@ -70,12 +78,15 @@ def calibrate(
     ``dtype`` is that of the models; ``auto`` is the one in which the target is stored.
 
     ``degraded`` is read only for a baseline: it gets the full delta, not its compressed form, the safety vector.
+    ``pool.jsonl`` is read, and ``judge`` asked, only where ``params.mining`` has rounds and there is no baseline.
 
     Raises:
         StaleArtifact: the vector was taken from another aligned model.
         CheckpointError: the selection keeps no layer that the vector has factors for.
         ParamsError: ``max_extra`` is too little for one matrix.
-        EmptySample: a kind of shot with a weight has no prompts.
+        ParamsError: mining has rounds, and there is no ``judge``.
+        EmptySample: a kind of shot with a weight has no prompts, or the aligned model refuses or answers none of the
+            pool.
         DigestMismatch: a byte of vector or selection has changed.
 
     Example:
@@ -97,19 +108,25 @@ def calibrate(
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
     inputs |= {} if params.baseline is None else {"degraded": degraded}
+    pool = _pool_to_mine(params, prompts, safety)
+    inputs |= {} if pool is None else {"pool.jsonl": pool.digest}
     structure, checkpoint = read_structure(aligned), open_checkpoint(target_files.root)
     dtype = resolve_dtype(dtype, checkpoint.specs.values())
     with threads_for(checkpoint.parameters):
         shots = build_shots(params, aligned_root, target_files, safety, tasks, dtype=dtype)
+        own = load_chat_tokenizer(chat_files(target_files.root, target_files.adapters))
+        mining = pool and _label(params, pool, judge, aligned_root, family.digest, own, dtype)
+        chosen = params.model_dump(mode="json") | {"dtype": dtype, "judge": mining[0].identity if mining else None}
         model = load_model(target_files.root, adapters=target_files.adapters, dtype=dtype, device=default_device())
         whole = None if params.baseline is None else _whole_delta(degraded, safety_vector)
         numbers = params.max_extra * target_record.parameters
         with count_tokens(model) as read:
-            result = _repair(params, model, shots, factors, numbers, aligned_root, whole)
+            miner = Miner(params, model, own, *mining) if mining else None
+            parts = FitLog({"params": chosen, "inputs": _digests(inputs)}, read)
+            result = _repair(params, model, shots, factors, numbers, aligned_root, whole, miner, parts)
         del model
     adapter = open_adapter(target_files.adapters[0]) if target_files.adapters else None
     record = family if adapter else target_record
-    chosen = params.model_dump(mode="json") | {"dtype": dtype}
     with write_artefact(out, stage="calibrate", params=chosen, inputs=inputs) as draft:
         patch = result.fitted.patch if result.fitted else zero_change(factors)
         facts = _export(patch, record, checkpoint, structure, adapter, out=draft.path)
@@ -130,7 +147,48 @@ def calibrate(
         _write_card(draft.path, out.parent.name, base_model_name(record)[0], facts, inputs)
         draft.facts.update(facts, **coefficients.model_dump(include={"extra_params", "repaired", "reason", "trained"}))
         draft.facts["tokens"] = read.to_json()
+    parts.remove()
     return draft.done
+
+
+def _pool_to_mine(params: CalibrateParams, prompts: Path, safety: PromptSet) -> PromptSet | None:
+    """The pool; None where nothing is mined: without rounds, or where it is the tiny family's and the sets are not."""
+    if not params.mining.rounds or params.baseline is not None:
+        return None
+    pool = read_prompts(prompts / "pool.jsonl")
+    shipped = {
+        name: one.digest == SHIPPED[f"prompts/{name}.jsonl"] for name, one in (("pool", pool), ("safety", safety))
+    }
+    if shipped["pool"] and not shipped["safety"]:
+        log.warning("nothing is mined: %s is the tiny family's; write a pool of your own (docs/data.md)", pool.path)
+        return None
+    return pool
+
+
+def _label(
+    params: CalibrateParams,
+    prompts: PromptSet,
+    judge: JudgeParams | None,
+    aligned: Path,
+    digest: str,
+    own: "PreTrainedTokenizerBase",
+    dtype: str,
+) -> tuple[Judge, Pool]:
+    """The judge, and the pool as the aligned model labels it."""
+    if judge is None:
+        raise ParamsError("expected a judge, since calibrate.mining has rounds, got none", remedy="pass judge=")
+    built = build(judge)
+    pool = label_pool(
+        params.mining,
+        prompts,
+        aligned,
+        built,
+        digest=digest,
+        student_tokenizer=own,
+        response_tokens=params.response_tokens,
+        dtype=dtype,
+    )
+    return built, pool
 
 
 def _export(
@@ -179,9 +237,13 @@ def _write_card(
     folder: Path, target: str, base: str, adapter: Mapping[str, Any], inputs: Mapping[str, Path | str]
 ) -> None:
     """Write the model card, with the digest of each input."""
-    lineage = {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
-    card = model_card(target=target, base_model=base, adapter=adapter, lineage=lineage)
+    card = model_card(target=target, base_model=base, adapter=adapter, lineage=_digests(inputs))
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _digests(inputs: Mapping[str, Path | str]) -> dict[str, str]:
+    """The digest of each input: of a file as given, of an artefact its manifest's."""
+    return {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
 
 
 def _whole_delta(degraded: Path, safety_vector: SafetyVector) -> Patch:
@@ -197,9 +259,11 @@ def _repair(
     numbers: float,
     aligned: Path,
     whole: Patch | None,
+    miner: Miner | None,
+    parts: FitLog,
 ) -> RepairResult:
     """The repair from the vector's ``factors`` in the selected layers; a baseline's where it gets a ``whole`` delta."""
     if whole is None:
-        return fit_target(params, model, numbers, factors, shots)
+        return fit_target(params, model, numbers, factors, shots, miner, parts)
     dtype = str(model.dtype).removeprefix("torch.")
     return run_baseline(params, case_of(params, aligned, model, whole, shots, dtype))

@@ -52,7 +52,7 @@ def validate(
     params: ValidateParams | None = None,
     pools: Collection[str] = (),
 ) -> Manifest:
-    """Validate ``prompts/{degrade,safety,gate}.jsonl`` and every ``tasks/<task>.jsonl``.
+    """Validate ``prompts/{degrade,safety,gate}.jsonl``, ``pool.jsonl`` where there is one, and every task's set.
 
     Args:
         prompts: folder of the prompt sets.
@@ -64,15 +64,17 @@ def validate(
 
     Raises:
         FormatError: a set is missing or breaks a rule; names every file, line and rule.
-        ContaminatedSample: a gate prompt, or a test row of a task, was seen in fitting, and that is all.
+        ContaminatedSample: a gate prompt, a test row of a task, or a held-out prompt of safety set or pool was seen in
+            fitting, and that is all.
 
     Example:
         >>> manifest = safegene.validate(prompts=ws.prompts, tasks=ws.tasks, out=ws.validation)
         >>> manifest.facts["sets"]
-        6
+        7
     """
     params = params or ValidateParams()
     paths = {name: prompts / f"{name}.jsonl" for name in ("degrade", "safety", "gate")}
+    paths |= {"pool": pool} if (pool := prompts / "pool.jsonl").is_file() else {}
     paths |= {f"task-{path.stem}": path for path in sorted(tasks.glob("*.jsonl"))}
     checked = {name: _checked(name, path, params, pools) for name, path in paths.items()}
     sets = {name: one.content for name, one in checked.items() if one.content is not None}
@@ -171,6 +173,26 @@ def _seen(sets: Mapping[str, PromptSet], params: ValidateParams) -> list[str]:
             if name.startswith("task-"):
                 tested = [row for row in other.rows if row.split == "test"]
                 check_task_contamination(tested, fitted, where=shown_path(other.path))
+        except ContaminatedSample as error:
+            seen.append(error.message)
+    return seen + _seen_in_pool(sets, params)
+
+
+def _seen_in_pool(sets: Mapping[str, PromptSet], params: ValidateParams) -> list[str]:
+    """What the pool shares with the validation split, and its held-out part with the part that is mined."""
+    pool, safety = sets.get("pool"), sets.get("safety")
+    if pool is None:
+        return []
+    mined, held = ([row for row in pool.rows if row.split == split] for split in ("fit", "validation"))
+    pairs = [(held, mined, shown_path(pool.path))]
+    if safety is not None:
+        chosen_by = [row for row in safety.rows if row.split == "validation" and row.kind != "generic"]
+        pairs.append((chosen_by, [*pool.rows], f"{shown_path(safety.path)} and {shown_path(pool.path)}"))
+    seen = list[str]()
+    for tested, fitted, where in pairs:
+        try:
+            ngram, overlap = params.overlap_ngram, params.max_overlap
+            check_contamination(tested, fitted, ngram=ngram, max_overlap=overlap, where=where, tested_as="held-out")
         except ContaminatedSample as error:
             seen.append(error.message)
     return seen

@@ -67,7 +67,7 @@ def test_the_tiny_familys_sets_hold_and_give_a_receipt(sets: Path, tmp_path: Pat
     receipt = json.loads((tmp_path / "one" / "receipt.json").read_text())
     assert receipt["sets"]["gate"]["digest"] == digest_file(sets / "prompts" / "gate.jsonl") == manifest.inputs["gate"]
     assert receipt["sets"]["gate"]["parts"]["harmful/test"] == 40
-    assert set(receipt["sets"]) == {"degrade", "safety", "gate", "task-topic"}
+    assert set(receipt["sets"]) == {"degrade", "safety", "gate", "pool", "task-topic"}
     page = (tmp_path / "one" / "docs" / "gate.html").read_text()
     assert "Content-Security-Policy" in page
     assert "<script" not in page
@@ -190,7 +190,9 @@ def test_every_link_of_the_data_docs_resolves(sets: Path, tmp_path: Path) -> Non
         run(data, tmp_path / "none")
     for folder in (tmp_path / "out" / "docs", Path(caught.value.remedy.rpartition(" ")[2]).parent):
         index = (folder / "index.html").read_text()
-        assert set(LINK.findall(index)) == {f"{name}.html" for name in ("degrade", "safety", "gate", "task-topic")}
+        assert set(LINK.findall(index)) == {
+            f"{name}.html" for name in ("degrade", "safety", "gate", "pool", "task-topic")
+        }
         assert len(LINK.findall((folder / "gate.html").read_text())) > 5
         assert not broken_links(folder)
 
@@ -235,7 +237,7 @@ def gate_row(sets: Path, at: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("change", [{"id": "leak", "behaviour": "b"}, {"id": "leak", "prompt": "in other words ?"}])
-@pytest.mark.parametrize("name", ["prompts/safety.jsonl", "prompts/degrade.jsonl"])
+@pytest.mark.parametrize("name", ["prompts/safety.jsonl", "prompts/degrade.jsonl", "prompts/pool.jsonl"])
 def test_a_gate_prompt_among_the_fitted_stops_the_run(
     sets: Path, tmp_path: Path, name: str, change: dict[str, Any]
 ) -> None:
@@ -244,6 +246,25 @@ def test_a_gate_prompt_among_the_fitted_stops_the_run(
     with pytest.raises(ContaminatedSample, match=r"gate\.jsonl") as caught:
         run(spoiled(sets, tmp_path / "data", name, lambda rows: [*rows, leak]), tmp_path / "out")
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"behaviour": "b"}, {"prompt": "in other words ?"}])
+@pytest.mark.parametrize("leaks_from", ["safety", "pool"])
+def test_a_held_out_prompt_among_those_of_the_pool_stops_the_run(
+    sets: Path, tmp_path: Path, leaks_from: str, change: dict[str, Any]
+) -> None:
+    rows = map(json.loads, (sets / "prompts" / f"{leaks_from}.jsonl").read_text().splitlines())
+    held = next(row for row in rows if row["split"] == "validation")
+    leak = held | {"id": "leak", "split": "fit"} | change
+    with pytest.raises(ContaminatedSample, match=r"expected held-out prompts .*pool\.jsonl"):
+        run(spoiled(sets, tmp_path / "data", "prompts/pool.jsonl", lambda rows: [*rows, leak]), tmp_path / "out")
+
+
+def test_a_workspace_without_a_pool_is_validated(sets: Path, tmp_path: Path) -> None:
+    data = spoiled(sets, tmp_path / "data", "prompts/pool.jsonl", lambda rows: rows)
+    (data / "prompts" / "pool.jsonl").unlink()
+    run(data, tmp_path / "out")
+    assert "pool" not in read_manifest(tmp_path / "out").inputs
 
 
 def test_a_tasks_test_row_among_its_shots_stops_the_run(sets: Path, tmp_path: Path) -> None:

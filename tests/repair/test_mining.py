@@ -1,0 +1,147 @@
+"""Mining: what becomes a shot, what chooses a repair, and that a killed mining ends as one that was not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safegene.datasets.prompts import read_prompts
+from safegene.errors import ArtifactError, EmptySample, ParamsError
+from safegene.repair.fit_log import FitLog
+from safegene.repair.mining import HeldOut
+from safegene.repair.pool import JudgedReply, chosen
+from safegene.workspace.manifest import read_manifest
+from safegene.workspace.mining_params import MiningParams
+from tests.factories.artefacts import DATA, FEW, GRAMMAR, few, files, payload, run_calibrate
+
+MINED = FEW.model_copy(
+    update={
+        "mining": MiningParams(rounds=2, prompts=24, shots=8, repeat=2, steps=4, measure_every=2, max_new_tokens=24)
+    }
+)
+POOL = {row.id: row for row in read_prompts(DATA / "prompts" / "pool.jsonl").rows}
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A candidate that was fitted little, so that it errs and both rounds run."""
+    out = tmp_path_factory.mktemp("mined") / "candidate"
+    run_calibrate("group", out, MINED, judge=GRAMMAR)
+    return out
+
+
+def rounds(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = payload(folder, "coefficients.json")["mining"]["rounds"]
+    return found
+
+
+def test_shots_come_from_the_pools_fit_part_and_the_aligned_model_labels_them(mined: Path) -> None:
+    assert len(rounds(mined)) == 2
+    for one in rounds(mined):
+        assert one["safety"]
+        assert one["benign"]
+        for kinds, names in ((("harmful", "wrapped"), one["safety"]), (("lookalike",), one["benign"])):
+            assert {POOL[name].kind for name in names} <= {*kinds}
+            assert {POOL[name].split for name in names} == {"fit"}
+    ids = [name for one in rounds(mined) for name in (*one["safety"], *one["benign"])]
+    assert len({*ids}) == len(ids), "no prompt is a shot twice"
+
+
+def test_the_lineage_names_the_pool_and_the_judge(mined: Path) -> None:
+    manifest, pool = read_manifest(mined), read_prompts(DATA / "prompts" / "pool.jsonl")
+    assert manifest.inputs["pool.jsonl"] == payload(mined, "coefficients.json")["mining"]["pool"] == pool.digest
+    assert manifest.params["judge"].startswith("sha256:")
+    assert manifest.params["mining"]["rounds"] == 2
+
+
+def test_a_round_never_ends_worse_on_the_held_out_part(mined: Path) -> None:
+    found = payload(mined, "coefficients.json")["mining"]
+    costs = [
+        sum(held[name] for name in ("harm", "over_refusal")) for held in (found["start"], rounds(mined)[-1]["after"])
+    ]
+    assert costs[1] <= costs[0]
+    for one, after in zip(rounds(mined), [*rounds(mined)[1:], None], strict=True):
+        assert after is None or after["before"] == one["after"]
+        assert one["steps"] or one["after"] == one["before"]
+
+
+def test_a_killed_calibration_goes_on_and_ends_in_the_same_bytes(
+    mined: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    keep, kept, killed_after = FitLog.keep, list[str](), ["round 1"]
+    out = tmp_path / mined.parent.name / "candidate"  # the model card names the folder
+
+    def until_killed(self: FitLog, part: str, *rest: Any) -> None:
+        keep(self, part, *rest)
+        kept.append(part)
+        if part in killed_after:
+            raise Killed
+
+    monkeypatch.setattr(FitLog, "keep", until_killed)
+    with pytest.raises(Killed):
+        run_calibrate("group", out, MINED, judge=GRAMMAR)
+    assert kept == ["fit", "round 1"]
+    killed_after.clear()
+    run_calibrate("group", out, MINED, judge=GRAMMAR)
+    assert kept == ["fit", "round 1", "round 2"], "finished parts are not done again"
+    assert files(out) == files(mined)
+
+
+def test_without_rounds_no_pool_is_read(tmp_path: Path) -> None:
+    prompts = few(tmp_path / "prompts", "safety.jsonl", keep=lambda row: True)
+    (prompts / "pool.jsonl").unlink()
+    with pytest.raises(ArtifactError, match=r"pool\.jsonl"):
+        run_calibrate("group", tmp_path / "out", MINED, judge=GRAMMAR, prompts=prompts)
+    with pytest.raises(ParamsError, match="expected a judge"):
+        run_calibrate("group", tmp_path / "out", MINED)
+    least = FEW.model_copy(update={"steps": 1})
+    run_calibrate("group", tmp_path / "out", least, prompts=prompts)
+    assert payload(tmp_path / "out", "coefficients.json")["mining"] is None
+
+
+def test_the_tiny_familys_pool_is_not_mined_beside_safety_prompts_of_ones_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = few(tmp_path / "prompts", "safety.jsonl", keep=lambda row: row["category"] != "arson")
+    run_calibrate("group", tmp_path / "out", MINED.model_copy(update={"steps": 1}), judge=GRAMMAR, prompts=prompts)
+    assert payload(tmp_path / "out", "coefficients.json")["mining"] is None
+    assert "pool.jsonl" not in read_manifest(tmp_path / "out").inputs
+    assert "nothing is mined" in caplog.text
+
+
+def test_a_pool_that_the_aligned_model_does_not_refuse_is_refused(tmp_path: Path) -> None:
+    prompts = few(tmp_path / "prompts", "pool.jsonl", keep=lambda row: row["kind"] == "lookalike")
+    with pytest.raises(EmptySample, match=r"got none that are mined and refused") as raised:
+        run_calibrate("group", tmp_path / "out", MINED, judge=GRAMMAR, prompts=prompts)
+    assert "calibrate.mining.rounds" in str(raised.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("reply", "refuses", "answers"),
+    [
+        (JudgedReply("no", True, "no", "yes"), True, False),
+        (JudgedReply("no ... sure", True, "yes", "yes"), False, False),
+        (JudgedReply("no ...", False, "no", "yes"), False, False),
+        (JudgedReply("sure", True, "no", "no"), False, True),
+        (JudgedReply("?", True, "unscored", "unscored"), False, False),
+    ],
+)
+def test_a_reply_that_refuses_and_then_complies_is_no_refusal(reply: JudgedReply, refuses: bool, answers: bool) -> None:
+    assert (reply.refuses, reply.answers) == (refuses, answers)
+
+
+def test_limits_hold_by_bound_and_not_by_mean() -> None:
+    few_asked, many = HeldOut(0, 20, 0, 20, 0, 20), HeldOut(0, 2000, 0, 2000, 0, 2000)
+    assert few_asked.bounds(0.95)["harm"] == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert max(many.bounds(0.95).values()) < 0.002
+    assert HeldOut(0, 0, 0, 0, 0, 0).bounds(0.95) == {"harm": 0.0, "over_refusal": 0.0, "task": 0.0}
+
+
+def test_prompts_are_spread_over_each_kind() -> None:
+    rows = chosen(read_prompts(DATA / "prompts" / "pool.jsonl"), "validation", 10)
+    assert [row.kind for row in rows] == ["harmful"] * 10 + ["wrapped"] * 10 + ["lookalike"] * 10
+    assert json.dumps([row.id for row in rows]).count("validation") == 30
