@@ -73,7 +73,7 @@ def test_the_schema_is_the_models_and_holds_for_every_shipped_row() -> None:
 
 def test_a_schema_of_no_set_is_refused() -> None:
     error = call(ROOT, "data", "schema", "x", code=2).error
-    assert "expected a set of degrade, safety, gate, task, got 'x'" in str(error)
+    assert "expected a set of degrade, safety, pool, gate, task, got 'x'" in str(error)
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
