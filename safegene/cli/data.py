@@ -87,7 +87,9 @@ def data_split(
 
 @app.command("schema")
 def data_schema(
-    name: Annotated[str, typer.Argument(help="degrade, safety, gate or task: the stricter schema of that set.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="degrade, safety, pool, gate or task: the stricter schema of that set.")
+    ] = "",
 ) -> None:
     """Print the JSON schema of a row."""
     from safegene.datasets.set_rules import RULES, row_schema

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -94,5 +95,6 @@ class FitLog:
         self._notes.append({part: note.model_dump(mode="json")})
 
     def remove(self) -> None:
-        """Remove all, once the artefact is complete."""
-        self._notes.path.unlink(missing_ok=True)
+        """Remove all, once the artefact is complete; what cannot be removed stays."""
+        with suppress(OSError):
+            self._notes.path.unlink(missing_ok=True)
