@@ -81,7 +81,7 @@ def _foreseen(ws: Workspace, target: str, stale: tuple[str, ...]) -> ForeseenRun
     from safegene.pipeline.stages.promote import promote
 
     if stale:
-        said = f"{target}: not decided yet; {len(stale)} stages would run first: {', '.join(stale)}"
+        said = f"{target}: not decided yet; up to {len(stale)} stages would run first: {', '.join(stale)}"
         return ForeseenRun(target, stale, "unknown", said)
     try:
         result = promote(ws, target, dry_run=True)
