@@ -1,4 +1,7 @@
-"""Flow ``build``: validate -> fetch -> degrade -> extract -> compress -> select, once per family."""
+"""Flow ``build``: validate -> fetch -> degrade -> extract -> compress -> select, once per family.
+
+Where ``family.vector`` is set: validate -> fetch -> fetch-vector.
+"""
 
 from pathlib import Path
 
@@ -7,10 +10,12 @@ from prefect import flow
 from flows.shown import run_name, tag_run
 from flows.tasks import STAGE_TASKS, exclusive
 from safegene.checkpoints.sources import fingerprint
+from safegene.ledger.bundle_source import bundle_fingerprint
 from safegene.pipeline.doctor import require_ready
-from safegene.pipeline.table import FAMILY
+from safegene.pipeline.stage_file import write_stages
+from safegene.pipeline.table import pipeline_of
 from safegene.workspace.layout import Workspace
-from safegene.workspace.params import save_targets
+from safegene.workspace.params import FamilyParams, save_targets
 
 
 @flow(name="build", flow_run_name=run_name, persist_result=False)
@@ -24,12 +29,15 @@ def build(root: str) -> list[str]:
 
 def build_stages(root: str) -> list[str]:
     """The body of `build`, for flows that hold the lock of the workspace."""
-    pin_family(Workspace(Path(root)))
-    return [stage.name for stage in FAMILY if STAGE_TASKS[stage.name](root, "")]
+    ws = Workspace(Path(root))
+    pin_family(ws)
+    write_stages(ws)
+    family = (stage for stage in pipeline_of(ws.params) if not stage.per_target)
+    return [stage.name for stage in family if STAGE_TASKS[stage.name](root, "")]
 
 
 def pin_family(ws: Workspace) -> None:
-    """Pin the fingerprints of ``family.aligned`` and ``family.degraded`` where they are not pinned yet.
+    """Pin the fingerprints of ``family.aligned``, ``degraded`` and ``vector`` where they are not pinned yet.
 
     A pin is never changed here: only the flow ``watch`` follows a source that has changed.
     """
@@ -37,8 +45,16 @@ def pin_family(ws: Workspace) -> None:
     pinned = targets.model_copy(
         update={
             "aligned": targets.aligned or fingerprint(family.aligned),
+            "vector": vector_pin(family, targets.vector),
             "degraded": {uri: targets.degraded.get(uri) or fingerprint(uri) for uri in family.degraded},
         }
     )
     if pinned != targets:
         save_targets(ws.targets_file, pinned)
+
+
+def vector_pin(family: FamilyParams, pinned: str | None = None) -> str | None:
+    """The pin of ``family.vector``, by default what its place holds now; None where the vector is made here."""
+    if family.vector is None or family.publisher is None:
+        return None
+    return pinned or bundle_fingerprint(family.vector, family.publisher)

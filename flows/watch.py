@@ -12,6 +12,7 @@ from prefect.events import emit_event
 from rich.markup import escape
 
 from flows.announcements import note_announcement, to_announce_again
+from flows.build import vector_pin
 from flows.shown import run_name, tag_run
 from flows.tasks import console, exclusive
 from safegene.checkpoints.sources import discover, fingerprint
@@ -66,6 +67,7 @@ def look(ws: Workspace) -> Targets:
             console.print(f"  [yellow]same[/] {escape(said)}", soft_wrap=True)
     return Targets(
         aligned=fingerprint(params.family.aligned),
+        vector=vector_pin(params.family),
         degraded={uri: fingerprint(uri) for uri in params.family.degraded},
         targets=entries,
         aliases=aliases,
@@ -108,7 +110,8 @@ def _unused(name: str, taken: set[str]) -> str:
 def announce(ws: Workspace, before: Targets, after: Targets, again: Sequence[str] = ()) -> list[str]:
     """Emit an event for each new or changed fingerprint, and for the names in ``again``; return all names."""
     announced = []
-    if before.aligned is not None and (before.aligned, before.degraded) != (after.aligned, after.degraded):
+    family = [(each.aligned, each.vector, each.degraded) for each in (before, after)]
+    if before.aligned is not None and family[0] != family[1]:
         _emit(ws, FAMILY_CHANGED, "aligned", after.aligned or "")
         announced.append("aligned")
     for name, entry in after.targets.items():

@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from safegene.ledger.promotion import AttemptResult
     from safegene.pipeline.export import ExportedAdapter, export, merge
     from safegene.pipeline.init import add_target, init
+    from safegene.pipeline.publish import PublishedVector, publish_vector
     from safegene.pipeline.stages.calibrate import calibrate
     from safegene.pipeline.stages.compress import compress
     from safegene.pipeline.stages.degrade import degrade
     from safegene.pipeline.stages.evaluate import evaluate
     from safegene.pipeline.stages.extract import extract
     from safegene.pipeline.stages.fetch import fetch
+    from safegene.pipeline.stages.fetch_vector import fetch_vector
     from safegene.pipeline.stages.gate import decide
     from safegene.pipeline.stages.promote import promote
     from safegene.pipeline.stages.select import select
@@ -99,6 +101,7 @@ __all__ = [
     "PreconditionFailed",
     "PromoteParams",
     "PromotionRefused",
+    "PublishedVector",
     "SafegeneError",
     "SelectParams",
     "ShapeMismatch",
@@ -124,9 +127,11 @@ __all__ = [
     "export",
     "extract",
     "fetch",
+    "fetch_vector",
     "init",
     "merge",
     "promote",
+    "publish_vector",
     "read_manifest",
     "select",
     "status",
@@ -149,6 +154,7 @@ _DEFINED_IN = {
     "MergedCheckpoint": "safegene.checkpoints.export.merge:MergedCheckpoint",
     "Params": "safegene.workspace.params:Params",
     "PromoteParams": "safegene.workspace.params:PromoteParams",
+    "PublishedVector": "safegene.pipeline.publish:PublishedVector",
     "AttemptResult": "safegene.ledger.promotion:AttemptResult",
     "SelectParams": "safegene.workspace.params:SelectParams",
     "Surrogate": "safegene.workspace.params:Surrogate",
@@ -167,9 +173,11 @@ _DEFINED_IN = {
     "export": "safegene.pipeline.export:export",
     "extract": "safegene.pipeline.stages.extract:extract",
     "fetch": "safegene.pipeline.stages.fetch:fetch",
+    "fetch_vector": "safegene.pipeline.stages.fetch_vector:fetch_vector",
     "init": "safegene.pipeline.init:init",
     "merge": "safegene.pipeline.export:merge",
     "promote": "safegene.pipeline.stages.promote:promote",
+    "publish_vector": "safegene.pipeline.publish:publish_vector",
     "read_manifest": "safegene.workspace.manifest:read_manifest",
     "select": "safegene.pipeline.stages.select:select",
     "status": "safegene.report.state:read_state",

@@ -26,7 +26,13 @@ for name, value in {
 
 SHARING = frozenset(  # files whose tests use the fixture `built`
     f"tests/{name}.py"
-    for name in ("flows/test_realign", "hostile/test_runs", "repair/test_diagnosis", "report/test_reuse")
+    for name in (
+        "flows/test_realign",
+        "flows/test_vectors_travel",
+        "hostile/test_runs",
+        "repair/test_diagnosis",
+        "report/test_reuse",
+    )
 )
 
 

@@ -232,7 +232,8 @@ def api() -> str:
     import safegene
     from safegene.pipeline.table import PIPELINE
 
-    order = ["init", "add_target", *("decide" if stage.name == "gate" else stage.name for stage in PIPELINE)]
+    stages = (stage.name.replace("-", "_") for stage in PIPELINE)
+    order = ["init", "add_target", *("decide" if name == "gate" else name for name in stages)]
     public = {name: getattr(safegene, name) for name in safegene.__all__ if name != "__version__"}
     functions = [name for name, item in public.items() if not inspect.isclass(item)]
     functions.sort(key=lambda name: order.index(name) if name in order else len(order))

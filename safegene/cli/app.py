@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
-from safegene.cli import audit, data, gate, judge, keys, releases, serve, stages, start, suite, targets, tiny, workspace
+from safegene.cli import (
+    audit,
+    data,
+    gate,
+    judge,
+    keys,
+    releases,
+    serve,
+    stages,
+    start,
+    suite,
+    targets,
+    tiny,
+    vector,
+    workspace,
+)
 from safegene.cli.console import console
 from safegene.errors import as_safegene_error
 from safegene.pipeline.process import end_with_flow, open_standard_streams, report_error, show_progress
@@ -16,6 +31,7 @@ from safegene.version import __version__
 
 GROUPS = {
     "target": targets.app,
+    "vector": vector.app,
     "gate": gate.app,
     "data": data.app,
     "suite": suite.app,

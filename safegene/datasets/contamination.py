@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from safegene.datasets.prompts import Prompt
 from safegene.errors import ContaminatedSample
+from safegene.workspace.digest import digest_bytes
 
 _SIGN = re.compile(r"[-\u2010-\u2015\u2212](?=\s*\d)")
 # Unicode categories kept beside letters and digits: without vowel signs (Mn, Mc) and mathematical symbols (Sm), prompts
@@ -29,6 +30,11 @@ def normalised(text: str) -> str:
     signed = _SIGN.sub("\u2212", folded)
     kept = "".join(c if c.isalnum() or unicodedata.category(c) in _KEPT else " " for c in signed)
     return unicodedata.normalize("NFKC", " ".join(kept.split()))
+
+
+def text_digest(text: str) -> str:
+    """The digest of a text in the form in which texts are compared; it tells whoever has the text, and nobody else."""
+    return digest_bytes(normalised(text).encode())
 
 
 def ngrams(text: str, n: int) -> frozenset[tuple[str, ...]]:

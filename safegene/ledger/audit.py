@@ -13,7 +13,9 @@ from pathlib import Path
 
 from safegene.errors import SafegeneError
 from safegene.ledger.attempts import tried_by
+from safegene.ledger.bundles import verify_publication
 from safegene.ledger.chain import Ledger, open_ledger, stored_apart
+from safegene.ledger.evidence import publication_of
 from safegene.ledger.key_changes import verify_keys
 from safegene.ledger.live import live_in, revocations
 from safegene.ledger.memory import RevokedDigest
@@ -86,11 +88,13 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
         releases = {(record.release, tuple(record.artefacts.items())) for record in chain if record.release}
         for release, names in sorted(releases):
             _verify_release(ledger, release, dict(names), problems)
+        publishers = Counter[str]()
         for record in {record.release: record for record in chain if record.release}.values():
-            _verify_signatures(ledger, record, problems)
+            publishers.update(_verify_signatures(ledger, record, problems))
         artefacts, changed = hashing.result()
     problems += changed
     _compare_with_records(workspace, chain, live, artefacts, problems)
+    problems += _publication_problems(workspace)
     notes += _missing_artefacts(workspace, chain)
     return AuditReport(
         tuple(problems),
@@ -98,13 +102,34 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
         len(chain),
         len({release for release, _ in releases}),
         len(artefacts),
-        (*_signers(ledger, chain), *_memories(ledger, chain)),
+        (*_signers(ledger, chain), *_publishers(workspace, publishers), *_memories(ledger, chain)),
     )
 
 
 def _signers(ledger: Ledger, chain: Sequence[Record]) -> list[str]:
     signed = Counter(record.predicate.chain.key for record in chain)
     return [f"key {key.keyid}: signed {signed[key.keyid]} records" for key in ledger.keys]
+
+
+def _publishers(workspace: Workspace, releases: Mapping[str, int]) -> list[str]:
+    """Whose signatures on fetched vectors were accepted: those that a signed record names."""
+    pinned = workspace.params.family.publisher
+    return [
+        f"key {keyid}: published the safety vector of {count} releases; params.yaml "
+        f"{'pins it' if keyid == pinned else 'does not pin it now'}"
+        for keyid, count in sorted(releases.items())
+    ]
+
+
+def _publication_problems(workspace: Workspace) -> list[str]:
+    """Why the fetched vector of the workspace is not what its pinned publisher signed; none where none is here."""
+    if not (workspace.published / NAME).is_file():
+        return []
+    try:
+        publication_of(workspace)
+    except SafegeneError as error:
+        return [error.message]
+    return []
 
 
 def _memories(ledger: Ledger, chain: Sequence[Record]) -> list[str]:
@@ -280,12 +305,16 @@ def _verify_release(ledger: Ledger, release: str, artefacts: Mapping[str, str], 
         problems.append(error.message)
 
 
-def _verify_signatures(ledger: Ledger, record: Record, problems: list[str]) -> None:
+def _verify_signatures(ledger: Ledger, record: Record, problems: list[str]) -> list[str]:
+    """Verify what is signed beside the record; the publisher of its vector, where there is one."""
     try:
         verify_models(ledger.store, record, ledger.keys)
+        publisher = verify_publication(ledger.store, record)
+        return [publisher] if publisher else []
     except SafegeneError as error:
         if error.message not in problems:
             problems.append(error.message)
+        return []
 
 
 def _verify_artefacts(workspace: Workspace) -> tuple[dict[Path, str], list[str]]:

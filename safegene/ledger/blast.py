@@ -156,13 +156,13 @@ def _digests(value: Any, place: str) -> Iterator[tuple[str, str]]:
 def _resolve(name: str, places: Mapping[str, Sequence[tuple[str, str]]]) -> tuple[str, ...]:
     """The digests and ids that a name stands for: itself, or the one thing on record that starts with it."""
     known = {text for record in places.values() for _, text in record}
-    if name in known:
-        return (name,)
     digits = name.removeprefix(PREFIX)
+    if name in known:  # a key is named by its id where it signed, and as a digest where it published a vector
+        return tuple(sorted({name, digits, PREFIX + digits} & known))
     if len(digits) >= SHORTEST and set(digits) <= set("0123456789abcdef"):
         found = sorted(text for text in known if text.removeprefix(PREFIX).startswith(digits))
-        if len(found) == 1:
-            return (found[0],)
+        if len({text.removeprefix(PREFIX) for text in found}) == 1:
+            return tuple(found)
         if found:
             raise LedgerError(f"expected the start of one digest, got that of {len(found)}: {', '.join(found)}")
     raise LedgerError(

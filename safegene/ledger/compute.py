@@ -38,6 +38,8 @@ def compute_field(evidence: Evidence, params: Params, before: JsonValue = None) 
     if not size:
         return {"not_recorded": "the checkpoint does not state its number of parameters"}
     parts = {name: _stage(evidence, artefact, size) for name, artefact in PART_OF.items()}
+    if evidence.publication:
+        parts["extraction"] = {"not_recorded": "the vector was made by its publisher"}
     parts["evaluation"] = _evaluation(evidence, size)
     total = sum(part.get("flops", 0) for part in parts.values())
     known: Mapping[str, Any] = before if isinstance(before, Mapping) else {}

@@ -12,9 +12,10 @@ from typing import Any
 
 from safegene.checkpoints.record import RECORD
 from safegene.datasets.receipt import parts_digest, read_receipt
-from safegene.errors import ArtifactError, StaleArtifact
+from safegene.errors import ArtifactError, DigestMismatch, StaleArtifact
 from safegene.gate import VerdictFile, evidence_from, verdict_payload
 from safegene.gate.decision import policy_digest
+from safegene.ledger.bundles import Publication, read_publication
 from safegene.ledger.incumbent import read_incumbent
 from safegene.text import redact, visible
 from safegene.workspace.digest import digest_bytes, digest_file, strict_json
@@ -25,13 +26,16 @@ from safegene.workspace.seal import KEY, is_artefact_sealed
 from safegene.workspace.staleness import data_digests, require_current
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "published": ("aligned", "vector", "selection", "prompts"),
     "candidate": ("aligned", "target", "vector", "selection", "task"),
     "judgements": ("aligned", "target", "candidate", "incumbent", "validation", "prompts", "task"),
     "verdict": ("candidate", "judgements"),
 }
 """Artefact -> the inputs that it must have been made from; ``incumbent`` only where there is an incumbent.json."""
-SEALED = ("validation", "aligned", "target", "judgements")
-"""Artefacts that a pass needs a seal on, see `require_sealed`."""
+SEALED = ("validation", "aligned", "published", "target", "judgements")
+"""Artefacts that a pass needs a seal on, see `require_sealed`; ``published`` only where the vector was."""
+MADE_ELSEWHERE = ("vector", "selection")
+"""Artefacts that a publisher made from inputs of its own; ``published`` names their digests."""
 SHOWN = 120  # characters of a value that an error names
 OPTIONAL = ("degraded", "delta")
 """Artefacts that a workspace may lack: a family can bring its own degraded copies, and need not keep them."""
@@ -46,12 +50,14 @@ class Evidence:
         manifests: artefact name -> manifest.
         data: path of a prompt set or task set below ``data`` -> digest.
         incumbent: digest of the release that the verdict was measured against; None for none.
+        publication: what the vector's publisher says; None where the vector was made here.
     """
 
     folders: Mapping[str, Path]
     manifests: Mapping[str, Manifest]
     data: Mapping[str, str]
     incumbent: str | None
+    publication: Publication | None = None
 
     @property
     def digests(self) -> dict[str, str]:
@@ -79,10 +85,35 @@ def gather_evidence(workspace: Workspace, target: str) -> Evidence:
     current = {name: manifest.digest for name, manifest in manifests.items()} | _current_files(workspace, target)
     current["validation"] = _receipt_digest(workspace, target, manifests["judgements"].inputs.get("validation"))
     data = data_digests(workspace)
+    publication = publication_of(workspace)
     for name, manifest in manifests.items():
+        if publication and name in MADE_ELSEWHERE:
+            continue
         required = [used for used in REQUIRED.get(name, ()) if used in current or used != "incumbent"]
         require_current(name, folders[name], manifest, current, data=data.values(), required=required)
-    return Evidence(folders, manifests, data, read_incumbent(workspace.incumbent(target)).live)
+    return Evidence(folders, manifests, data, read_incumbent(workspace.incumbent(target)).live, publication)
+
+
+def publication_of(workspace: Workspace) -> Publication | None:
+    """What the publisher of ``family.vector`` says of it, its signature verified; None where the vector is made here.
+
+    Raises:
+        ArtifactError: the vector was not fetched, or not from there, or something has changed since.
+    """
+    family, folder = workspace.params.family, workspace.published
+    if family.vector is None or family.publisher is None:
+        return None
+    publication = read_publication(folder, family.publisher)
+    if publication.source != family.vector:
+        raise StaleArtifact(
+            f"expected the vector of {_shown(family.vector)}, got that of {_shown(publication.source)}, in {folder}",
+            remedy="run `safegene run`",
+        )
+    inputs = read_manifest(folder).inputs
+    for name, stated in (("vector", publication.bundle.vector), ("selection", publication.bundle.selection)):
+        if inputs.get(name) != stated:
+            raise DigestMismatch(f"expected the {name} {stated}, as the publisher says, got another, in {folder}")
+    return publication
 
 
 def require_entry(workspace: Workspace, target: str) -> None:
@@ -126,7 +157,7 @@ def require_sealed(workspace: Workspace, evidence: Evidence, target: str) -> Non
     """
     digests = {**evidence.digests, "validation": read_manifest(workspace.validation).digest}
     for name in SEALED:
-        if not is_artefact_sealed(digests[name]):
+        if name in digests and not is_artefact_sealed(digests[name]):
             folder = evidence.folders.get(name, workspace.validation)
             raise StaleArtifact(
                 f"expected {name} made by a holder of the key {keys_folder() / KEY}, got one that was made without it, "

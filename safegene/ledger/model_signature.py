@@ -51,12 +51,12 @@ def sign_models(store: Store, release: Release, signer: Signer) -> dict[str, str
         if not files:
             continue
         key = release_key(release.digest, f"{name}.sig")
-        data = _bundle(name, files, signer)
+        data = sign_files(name, files, signer)
         try:
             store.put_if_absent(key, data)
         except PreconditionFailed:  # an ECDSA signature is another one each time
             data, _ = store.get(key)
-            _verify(data, name, files, [signer.public_key], where=f"{store.uri}/{key}")
+            verify_files(data, name, files, [signer.public_key], where=f"{store.uri}/{key}")
         digests[name] = digest_bytes(data)
     return digests
 
@@ -84,7 +84,7 @@ def verify_models(store: Store, record: Record, keys: Sequence[SSlibKey]) -> int
             raise DigestMismatch(f"expected the signature {expected}, got none, in {where}") from None
         if (got := digest_bytes(data)) != expected:
             raise DigestMismatch(f"expected the signature {expected}, got {got}, in {where}")
-        _verify(data, name, _files(store, release, name), keys, where=where)
+        verify_files(data, name, _files(store, release, name), keys, where=where)
     return len(named)
 
 
@@ -117,7 +117,8 @@ def _statement(name: str, files: Mapping[str, str]) -> bytes:
     )
 
 
-def _bundle(name: str, files: Mapping[str, str], signer: Signer) -> bytes:
+def sign_files(name: str, files: Mapping[str, str], signer: Signer) -> bytes:
+    """The signature of a folder's files (path -> digest), as the bytes of a Sigstore bundle."""
     envelope = Envelope(_statement(name, files), PAYLOAD, {})
     signature = envelope.sign(signer)
     pem = signer.public_key._crypto_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -133,7 +134,12 @@ def _bundle(name: str, files: Mapping[str, str], signer: Signer) -> bytes:
     return canonical_json(content)
 
 
-def _verify(data: bytes, name: str, files: Mapping[str, str], keys: Sequence[SSlibKey], *, where: str) -> None:
+def verify_files(data: bytes, name: str, files: Mapping[str, str], keys: Sequence[SSlibKey], *, where: str) -> None:
+    """Verify that the bytes are a signature of exactly these files by one of the keys.
+
+    Raises:
+        DigestMismatch: they are not.
+    """
     try:
         raw = strict_json(data, where=where)
         envelope = Envelope.from_dict(raw["dsseEnvelope"])

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from safegene.checkpoints.sources import fingerprint
 from safegene.errors import SafegeneError
 from safegene.ledger.blast import live_records
+from safegene.ledger.bundle_source import bundle_fingerprint
 from safegene.ledger.chain import Ledger
 from safegene.ledger.live import revocations
 from safegene.ledger.record import Record
 from safegene.ledger.snapshot import read_state
 from safegene.text import redact
+from safegene.workspace.digest import PREFIX
 from safegene.workspace.layout import Workspace
 
 SECONDS = 120
@@ -43,11 +45,18 @@ class OnlineReport:
 
 @dataclass(frozen=True)
 class _Named:
-    """A source and its content, as a record names them."""
+    """A source and its content, as a record names them; ``publisher`` is the key of a published vector, else ""."""
 
     record: Record
     source: str
     fingerprint: str
+    publisher: str = ""
+
+    def present(self) -> str:
+        """What the source holds now."""
+        if self.publisher:
+            return bundle_fingerprint(self.source, self.publisher)
+        return fingerprint(self.source)
 
 
 def check_online(workspace: Workspace, ledger: Ledger, *, seconds: float = SECONDS) -> OnlineReport:
@@ -71,7 +80,7 @@ def check_online(workspace: Workspace, ledger: Ledger, *, seconds: float = SECON
             notes.append(f"not asked, since {seconds:.0f} s were over: {len(named) - number} of {len(named)} sources")
             break
         try:
-            present = fingerprint(one.source)
+            present = one.present()
         except SafegeneError as error:
             notes.append(f"not reached: {redact(one.source)}, named by record {one.record.sequence}: {error.message}")
             continue
@@ -89,6 +98,10 @@ def _sources(record: Record) -> Iterator[_Named]:
     for field in (record.predicate.base, record.predicate.model):
         if isinstance(field, Mapping) and {"source", "fingerprint"} <= field.keys():
             yield _Named(record, str(field["source"]), str(field["fingerprint"]))
+    published = record.predicate.vector.get("publisher")
+    if isinstance(published, Mapping) and {"source", "bundle", "key"} <= published.keys():
+        key = str(published["key"]).removeprefix(PREFIX)
+        yield _Named(record, str(published["source"]), str(published["bundle"]), key)
 
 
 def _remote(workspace: Workspace) -> Iterator[str]:

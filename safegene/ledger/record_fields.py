@@ -113,7 +113,8 @@ def stated_fields(workspace: Workspace, stated: Stated) -> dict[str, Any]:
 
 
 def _vector_field(evidence: Evidence) -> dict[str, Any]:
-    manifests, candidate = evidence.manifests, evidence.manifests["candidate"]
+    candidate, publication = evidence.manifests["candidate"], evidence.publication
+    manifests = {**(publication.receipts if publication else {}), **evidence.manifests}
     recipe, made_from = (*OPTIONAL, "vector"), (*OPTIONAL, "vector", "selection")
     return {
         "digest": evidence.digests["vector"],
@@ -123,6 +124,7 @@ def _vector_field(evidence: Evidence) -> dict[str, Any]:
         "candidate_weights": candidate_weights(candidate),
         "made_from": {name: dict(manifest.inputs) for name, manifest in manifests.items() if name in made_from},
         "calibration": {"params": dict(candidate.params), "facts": dict(candidate.facts)},
+        **({"publisher": publication.to_json()} if publication else {}),
     }
 
 

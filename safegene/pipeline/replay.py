@@ -25,7 +25,7 @@ from safegene.ledger.trace import leaves, named_record
 from safegene.pipeline.process import read_error
 from safegene.pipeline.replay_inputs import RecordedRun, recorded_run, restore_inputs
 from safegene.pipeline.runner import child_environment
-from safegene.pipeline.table import PIPELINE, Stage
+from safegene.pipeline.table import Stage, pipeline_of
 from safegene.version import __version__
 from safegene.workspace.digest import digest_file
 from safegene.workspace.git import has_commit, worktree
@@ -106,7 +106,7 @@ def replay(workspace: Workspace, name: str) -> Replay:
         copy = Workspace(root)
         notes = restore_inputs(workspace, copy, ledger, run)
         with fresh_cache(Path(box) / "cache"):
-            for stage in PIPELINE:
+            for stage in pipeline_of(copy.params):
                 if stage.tracked:
                     _run(stage, copy, record)
         artefacts = tuple(_compare(copy, run, manifests))
@@ -175,10 +175,11 @@ def _run(stage: Stage, copy: Workspace, record: Record) -> None:
         return
     cause = read_error(error_file, address) or SafegeneError(f"expected {address} to succeed, got {done.returncode}")
     remedy = cause.remedy
-    if stage.name in ("fetch", "fetch-target"):
-        field = record.predicate.base if stage.name == "fetch" else record.predicate.model
+    if stage.name.startswith("fetch"):
+        content = record.predicate
+        field = {"fetch": content.base, "fetch-vector": content.vector.get("publisher")}.get(stage.name, content.model)
         source = field.get("source") if isinstance(field, Mapping) else "its source"
-        remedy = f"the checkpoint must be in the cache or at {source}, as it was; {remedy}".rstrip("; ")
+        remedy = f"what it fetches must be in the cache or at {source}, as it was; {remedy}".rstrip("; ")
     message = f"record {record.sequence} cannot be replayed here, at stage {address}: {cause.message}"
     raise type(cause)(message, remedy=remedy)
 

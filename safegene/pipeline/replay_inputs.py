@@ -15,7 +15,7 @@ from safegene.ledger.incumbent import Incumbent, read_incumbent
 from safegene.ledger.record import Record
 from safegene.ledger.release import open_release
 from safegene.workspace.atomic import write_file
-from safegene.workspace.digest import digest_bytes, digest_file
+from safegene.workspace.digest import PREFIX, digest_bytes, digest_file
 from safegene.workspace.git import versions_of
 from safegene.workspace.layout import Workspace, cache_folder
 from safegene.workspace.manifest import Manifest
@@ -55,10 +55,12 @@ def recorded_run(record: Record, manifests: Mapping[str, Manifest]) -> RecordedR
     content = record.predicate
     vector, policy, suite = content.vector, _mapping(content.policy), _mapping(content.suite)
     recipe = _mapping(vector.get("recipe"))
-    params = {section: _mapping(recipe[name]) for name, section in RECIPE.items() if name in recipe}
+    made_here = not _mapping(vector.get("publisher"))  # otherwise recipe and selection are the publisher's
+    params = {section: _mapping(recipe[name]) for name, section in RECIPE.items() if name in recipe and made_here}
     params["calibrate"] = _mapping(_mapping(vector.get("calibration")).get("params"))
     params["gate"] = _mapping(policy.get("params"))
-    params |= {section: manifests[name].params for name, section in RECEIPTS.items() if name in manifests}
+    receipts = {name: section for name, section in RECEIPTS.items() if made_here or name != "selection"}
+    params |= {section: manifests[name].params for name, section in receipts.items() if name in manifests}
     judged = manifests.get("judgements")
     return RecordedRun(
         record,
@@ -150,10 +152,16 @@ def _restore_params(copy: Workspace, run: RecordedRun) -> Iterator[str]:
             if key in content[section] and content[section][key] != value:
                 yield f"params.yaml at the commit has {section}.{key} = {content[section][key]}; the record has {value}"
                 content[section][key] = value
-    source = _mapping(run.record.predicate.base).get("source")
-    if source and source != content["family"]["aligned"]:
-        yield f"params.yaml at the commit has family.aligned = {content['family']['aligned']}; the record has {source}"
-        content["family"]["aligned"] = source
+    published, family = _mapping(run.record.predicate.vector.get("publisher")), content["family"]
+    known = {
+        "aligned": _mapping(run.record.predicate.base).get("source") or family["aligned"],
+        "vector": published.get("source"),
+        "publisher": str(published["key"]).removeprefix(PREFIX) if published else None,
+    }
+    for key, recorded in known.items():
+        if recorded != family[key]:
+            yield f"params.yaml at the commit has family.{key} = {family[key]}; the record has {recorded}"
+            family[key] = recorded
     write_file(path, yaml.safe_dump(Params.model_validate(content).model_dump(mode="json", by_alias=True)))
 
 
@@ -172,7 +180,12 @@ def _restore_targets(copy: Workspace, run: RecordedRun) -> None:
         )
     task = known.task if known and known.task in tasks else tasks[0]
     target = Target(source=str(model["source"]), task=task, fingerprint=str(model["fingerprint"]))
-    changes = {"aligned": str(base["fingerprint"]), "targets": {record.target: target}}
+    published = _mapping(record.predicate.vector.get("publisher"))
+    changes = {
+        "aligned": str(base["fingerprint"]),
+        "vector": published.get("bundle"),
+        "targets": {record.target: target},
+    }
     save_targets(copy.targets_file, committed.model_copy(update=changes))
 
 

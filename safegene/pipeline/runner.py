@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safegene.errors import ArtifactError, ParamsError, SafegeneError, as_safegene_error
 from safegene.pipeline.process import ERROR_FILE, LOG_FILE, PARENT, read_error
-from safegene.pipeline.table import Stage
+from safegene.pipeline.table import Stage, pipeline_of
 from safegene.workspace.atomic import write_file
 from safegene.workspace.costs import note_cost, work_of
 from safegene.workspace.git import git
@@ -38,6 +38,12 @@ def run_stage(stage: Stage, ws: Workspace, target: str = "") -> Manifest | None:
     """
     if stage.per_target:
         ws.require_target(target)
+    if stage.vector and stage.name not in {one.name for one in pipeline_of(ws.params)}:
+        other = "is made by degrade, extract, compress and select" if stage.vector == "published" else "is fetched"
+        raise ParamsError(
+            f"expected a stage of this workspace, whose vector {other}, got {stage.name!r}",
+            remedy="set or remove family.vector in params.yaml; `safegene run` runs the stages that follow from it",
+        )
     if target and not stage.per_target:
         raise ParamsError(f"expected no target for the family's stage {stage.name!r}, got {target!r}")
     start, begun = time.process_time(), time.monotonic()

@@ -5,13 +5,15 @@ relative to the workspace; ``{target}`` and ``{task}`` are replaced by the targe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from safegene.errors import ParamsError
 from safegene.pipeline.views import coefficients_picture, metrics, rates_picture
-from safegene.workspace.layout import Workspace
+from safegene.workspace.layout import MARKER, Workspace
 from safegene.workspace.manifest import Manifest
+from safegene.workspace.params import Params
 
 View = Callable[[Path], str]
 """The folder of an artefact -> the text of a file that people look at."""
@@ -33,6 +35,8 @@ class Stage:
         plots: the same for ``dvc plots``.
         copies: file of the output -> its copy outside, as ``dvc.yaml`` of earlier versions names it.
         sealed: whether a promotion needs to know that a holder of the cache's key made the output.
+        vector: "made" for a stage that makes the safety vector, "published" for one that fetches it (`pipeline_of`).
+        others: further artefacts that it writes.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Stage:
     plots: tuple[tuple[str, View], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
     sealed: bool = False
+    vector: Literal["", "made", "published"] = ""
+    others: tuple[str, ...] = ()
 
     def address(self, target: str = "") -> str:
         """The stage's name in DVC: ``compress``, or ``calibrate@TARGET`` for one target."""
@@ -56,9 +62,12 @@ def _validate(ws: Workspace, target: str) -> Manifest:
     from safegene.pipeline.stages.validate import validate
 
     params = ws.params
-    named = () if params.family.degraded else params.degrade.surrogates.values()
+    made = params.family.vector is None
+    named = params.degrade.surrogates.values() if made and not params.family.degraded else ()
     pools = {pool for surrogate in named for pool in surrogate.pools}
-    return validate(prompts=ws.prompts, tasks=ws.tasks, out=ws.validation, params=params.validate_, pools=pools)
+    return validate(
+        prompts=ws.prompts, tasks=ws.tasks, out=ws.validation, params=params.validate_, pools=pools, degrades=made
+    )
 
 
 def _fetch(ws: Workspace, target: str) -> Manifest:
@@ -123,6 +132,27 @@ def _select(ws: Workspace, target: str) -> Manifest:
     )
 
 
+def _fetch_vector(ws: Workspace, target: str) -> Manifest:
+    from safegene.pipeline.stages.fetch_vector import fetch_vector
+
+    family = ws.params.family
+    if family.vector is None or family.publisher is None:
+        raise ParamsError(
+            f"expected family.vector and family.publisher for the stage fetch-vector, got none, in {ws.root / MARKER}",
+            remedy="name a published vector there; without one the stages degrade to select make it: `safegene run`",
+        )
+    return fetch_vector(
+        family.vector,
+        publisher=family.publisher,
+        aligned=ws.aligned,
+        prompts=ws.prompts,
+        vector=ws.vector,
+        selection=ws.selection,
+        out=ws.published,
+        pin=ws.targets.vector,
+    )
+
+
 def _fetch_target(ws: Workspace, target: str) -> Manifest:
     from safegene.pipeline.stages.fetch import fetch
 
@@ -145,7 +175,7 @@ def _calibrate(ws: Workspace, target: str) -> Manifest:
     return calibrate(
         vector=ws.vector,
         selection=ws.selection,
-        degraded=ws.degraded,
+        degraded=None if ws.params.family.vector else ws.degraded,
         aligned=ws.aligned,
         target=ws.checkpoint(target),
         prompts=ws.prompts,
@@ -202,7 +232,7 @@ _ALIGNED, _TARGET = "data/family/aligned", "data/targets/{target}"
 _DEGRADE, _SAFETY, _GATE, _POOL = (f"data/prompts/{name}.jsonl" for name in ("degrade", "safety", "gate", "pool"))
 _TASK = "data/tasks/{task}.jsonl"
 _RECEIPTS = "data/validation/receipts"  # one for each set, so that a set that is added changes no other's
-_JUDGES = "data/judges"
+_JUDGES, _DEGRADED = "data/judges", "data/family/degraded"
 
 PIPELINE: tuple[Stage, ...] = (
     Stage(
@@ -218,23 +248,36 @@ PIPELINE: tuple[Stage, ...] = (
         "degrade",
         _degrade,
         (_ALIGNED, _DEGRADE, _SAFETY, f"{_RECEIPTS}/degrade.json", f"{_RECEIPTS}/safety.json"),
-        "data/family/degraded",
+        _DEGRADED,
         ("family.degraded", "family.dtype", "degrade", "evaluate.judge"),
+        vector="made",
     ),
     Stage(
         "extract",
         _extract,
-        (_ALIGNED, "data/family/degraded", _SAFETY, f"{_RECEIPTS}/safety.json"),
+        (_ALIGNED, _DEGRADED, _SAFETY, f"{_RECEIPTS}/safety.json"),
         "data/family/delta",
         ("family.degraded", "family.dtype", "fetch", "extract", "data/targets.yaml:degraded"),
+        vector="made",
     ),
-    Stage("compress", _compress, ("data/family/delta",), "data/family/vector", ("compress",)),
+    Stage("compress", _compress, ("data/family/delta",), "data/family/vector", ("compress",), vector="made"),
     Stage(
         "select",
         _select,
-        (_ALIGNED, "data/family/degraded", "data/family/vector", _SAFETY, f"{_RECEIPTS}/safety.json"),
+        (_ALIGNED, _DEGRADED, "data/family/vector", _SAFETY, f"{_RECEIPTS}/safety.json"),
         "data/family/selection",
         ("family.dtype", "select"),
+        vector="made",
+    ),
+    Stage(
+        "fetch-vector",
+        _fetch_vector,
+        (_ALIGNED, _GATE),
+        "data/family/published",
+        ("family.vector", "family.publisher", "data/targets.yaml:vector"),
+        sealed=True,
+        vector="published",
+        others=("data/family/vector", "data/family/selection"),
     ),
     Stage(
         "fetch-target",
@@ -252,7 +295,7 @@ PIPELINE: tuple[Stage, ...] = (
             _ALIGNED,
             "data/family/vector",
             "data/family/selection",
-            "data/family/degraded",
+            _DEGRADED,
             f"{_TARGET}/checkpoint",
             _SAFETY,
             _POOL,
@@ -300,8 +343,16 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("promote", _promote, (f"{_TARGET}/verdict",), "", ("promote",), per_target=True, tracked=False),
 )
 
-FAMILY = tuple(stage for stage in PIPELINE if not stage.per_target)
-PER_TARGET = tuple(stage for stage in PIPELINE if stage.per_target)
+
+def pipeline_of(params: Params) -> tuple[Stage, ...]:
+    """The stages of a workspace: those that make the vector, or the one that fetches it where ``family.vector`` is set.
+
+    Where it is fetched, there are no degraded copies that a stage could read.
+    """
+    if params.family.vector is None:
+        return tuple(stage for stage in PIPELINE if stage.vector != "published")
+    kept = (stage for stage in PIPELINE if stage.vector != "made")
+    return tuple(replace(one, inputs=tuple(name for name in one.inputs if name != _DEGRADED)) for one in kept)
 
 
 def stage_named(name: str) -> Stage:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from safegene.gate import JudgeStatement
-from safegene.report.state import RecordedArtefact, TargetState
+from safegene.report.state import FETCHED, RecordedArtefact, TargetState
 from safegene.report.words import STAGES, short
 
 TITLES = {
     "aligned": "Aligned model",
     "degraded": "Degraded copies",
     "delta": "Delta",
+    "published": "Publisher's bundle",
     "vector": "Safety vector",
     "selection": "Layer selection",
     "target": "Fine-tune",
@@ -48,14 +49,15 @@ def lineage(artefacts: Mapping[str, RecordedArtefact], upstream: Mapping[str, Re
         for name, artefact in {**upstream, **artefacts}.items()
         if artefact.digest is not None
     }
-    return [_step(name, artefact, titles) for name, artefact in artefacts.items()]
+    stages = {**STAGES, **(dict.fromkeys(FETCHED[1:], STAGES["published"]) if "published" in artefacts else {})}
+    return [_step(name, artefact, titles, stages[name]) for name, artefact in artefacts.items()]
 
 
-def _step(name: str, artefact: RecordedArtefact, titles: Mapping[str, str]) -> Step:
+def _step(name: str, artefact: RecordedArtefact, titles: Mapping[str, str], stage: str) -> Step:
     if artefact.problem:
         return Step(TITLES[name], None, (), artefact.problem, "broken")
     if artefact.manifest is None:
-        return Step(TITLES[name], None, (), f"not run yet: {STAGES[name]}", "gone")
+        return Step(TITLES[name], None, (), f"not run yet: {stage}", "gone")
     inputs = artefact.manifest.inputs.items()
     sources = [titles.get(digest) or f"{used} {short(digest)}" for used, digest in inputs]
     return Step(TITLES[name], artefact.digest, sources, "", "")

@@ -15,6 +15,7 @@ from safegene.report.state import TARGET, TargetState, WorkspaceState, read_stat
 from safegene.report.words import short
 from safegene.text import visible
 from safegene.workspace.costs import cost_of
+from safegene.workspace.digest import PREFIX
 from safegene.workspace.layout import Workspace, cache_folder
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class VectorUse:
         revoked: why it is revoked; "" where it is not.
         uses: one for each target, by name.
         costs: artefact of the family -> CPU seconds of making it; empty unless it is the workspace's vector.
+        publisher: id of the key of the team that published it; "" for a vector that was made here.
     """
 
     vector: str
@@ -70,10 +72,11 @@ class VectorUse:
     revoked: str
     uses: tuple[TargetUse, ...]
     costs: Mapping[str, float | None]
+    publisher: str = ""
 
     @property
     def once(self) -> float | None:
-        """CPU seconds of making the vector; None unless all of its artefacts were measured."""
+        """CPU seconds of making the vector, or of fetching it; None unless all of its artefacts were measured."""
         return _sum(tuple(self.costs.values()))
 
     @property
@@ -102,7 +105,9 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     uses_of: dict[str, list[TargetUse]] = {present: []} if present else {}
     for vector, use in (*_on_record(workspace, chain, live), *_unrecorded(workspace, state, chain)):
         uses_of.setdefault(vector, []).append(use)
-    costs = {name: cost_of(workspace.root, state.family[name].digest) for name in PARTS}
+    parts = ("published",) if "published" in state.family else PARTS
+    costs = {name: cost_of(workspace.root, state.family[name].digest) for name in parts}
+    publishers = dict(_publishers(state, chain))
     return tuple(
         VectorUse(
             vector,
@@ -110,9 +115,20 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
             why_revoked(revoked, frozenset([vector])),
             tuple(sorted(uses, key=lambda use: use.target)),
             costs if vector == present else {},
+            publishers.get(vector, ""),
         )
         for vector, uses in uses_of.items()
     )
+
+
+def _publishers(state: WorkspaceState, chain: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """(vector, id of its publisher's key), of vectors that were not made here."""
+    for record in chain:
+        if key := _inside(record.predicate.vector, "publisher", "key"):
+            yield str(record.predicate.vector.get("digest")), str(key).removeprefix(PREFIX)
+    published = state.family["published"].manifest if "published" in state.family else None
+    if published:
+        yield published.inputs["vector"], str(published.params.get("publisher", ""))
 
 
 def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveLookup) -> Iterator[tuple[str, TargetUse]]:
@@ -216,6 +232,7 @@ def plain(vectors: Sequence[VectorUse]) -> list[dict[str, Any]]:
         cost = {"cpu_seconds_once": vector.once, "made": dict(vector.costs)}
         cost |= {"cpu_seconds_each": vector.each, "cpu_seconds_each_gated": vector.each_gated}
         state = {"vector": vector.vector, "present": vector.present, "revoked": vector.revoked}
+        state |= {"publisher": vector.publisher}
         rows.append({**state, **cost, "uses": uses})
     return rows
 
@@ -229,6 +246,7 @@ def table(vector: VectorUse) -> "Table":
     state = "the workspace's" if vector.present else "not the workspace's"
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
     drawn.title = f"vector {short(vector.vector)}, {state}"
+    drawn.title += f", published by key {visible(vector.publisher)[:12]}" if vector.publisher else ""
     for name in ("target", "HRR %", "ASR %", "utility %", "extra %", "outcome", "live", "CPU s"):
         drawn.add_column(name, justify="right" if name[-1] in "%s" else "left", overflow="fold")
     for use in vector.uses:
@@ -245,7 +263,8 @@ def _caption(vector: VectorUse) -> Iterator[str]:
     if vector.revoked:
         yield f"revoked: {visible(vector.revoked)}"
     if vector.present:
-        yield f"CPU seconds of making the vector, once: {seconds(vector.once)}"
+        verb = "fetching" if vector.publisher else "making"
+        yield f"CPU seconds of {verb} the vector, once: {seconds(vector.once)}"
     yield f"CPU seconds of calibrating one more target: {_of([use.cpu_seconds for use in vector.uses])}"
     yield f"with fetching, evaluating and gating: {_of([use.cpu_seconds_gated for use in vector.uses])}"
     yield "measured in the runs of this workspace: what a cache already held cost nothing"

@@ -167,11 +167,11 @@ def family_section(state: WorkspaceState) -> FamilySection:
     counts = {"matrices": "Matrices", "numbers": "Numbers stored", "bytes": "Bytes"}
     shown = [(title, f"{facts[name]:,}") for name, title in counts.items() if name in facts]
     energy = [("Energy kept", percent(facts["energy"]))] if "energy" in facts else []
-    delta = state.family["delta"].manifest
+    delta = state.family["delta"].manifest if "delta" in state.family else None
     return FamilySection(
         problems=tuple(artefact.problem for artefact in state.family.values() if artefact.problem),
         layers=_layers(state.selection, _params(state.family["selection"])),
-        facts=[*shown, *energy, *_reach(dict(delta.facts) if delta else {})],
+        facts=[*shown, *energy, *_reach(dict(delta.facts) if delta else {}), *_publisher(state)],
         graph=lineage_graph(state.family),
         lineage=lineage(state.family, {}),
     )
@@ -179,6 +179,16 @@ def family_section(state: WorkspaceState) -> FamilySection:
 
 def _params(artefact: RecordedArtefact) -> Mapping[str, Any]:
     return artefact.manifest.params if artefact.manifest else {}
+
+
+def _publisher(state: WorkspaceState) -> list[tuple[str, str]]:
+    """Who published the vector, and where; nothing where it was made here."""
+    manifest = state.family["published"].manifest if "published" in state.family else None
+    if manifest is None:
+        return []
+    said = {"Publisher's key": manifest.facts.get("publisher"), "Published at": manifest.params.get("vector")}
+    said["Licence"] = manifest.facts.get("licence")
+    return [(title, str(value)) for title, value in said.items() if value]
 
 
 def _reach(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ SHOWN_ARMS = ("before", "after", "aligned")  # the candidate is shown as "after"
 
 # The names under which later stages list these artefacts among their inputs.
 FAMILY = ("aligned", "degraded", "delta", "vector", "selection")
+FETCHED = ("aligned", "published", "vector", "selection")  # where ``family.vector`` is set
 TARGET = ("target", "candidate", "judgements", "verdict")
 LARGE = ("degraded", "delta")  # gigabytes for a real family: only `safegene audit verify` reads all of their bytes
 NOT_MEASURED = Rate(rate=None, interval=None)
@@ -158,8 +159,8 @@ def read_state(
     known = workspace.targets.targets
     reader = _Reader(_current_policy(workspace), frozenset(data_digests(workspace).values()), {})
     aligned = reader.read_file("aligned", workspace.aligned, "checkpoint.json", CheckpointView)
-    for name, path in zip(FAMILY[1:4], (workspace.degraded, workspace.delta, workspace.vector), strict=True):
-        reader.read(name, path)
+    for name in (FETCHED if fetched_vector(workspace) else FAMILY)[1:-1]:
+        reader.read(name, getattr(workspace, name))
     selection = reader.read_file("selection", workspace.selection, "selection.json", SelectionView)
     ledger = LedgerView(live) if live else read_ledger(workspace)
     chosen = known if targets is None else [target for target in targets if target in known]
@@ -195,6 +196,14 @@ def _current_policy(workspace: Workspace) -> str:
         return policy_digest(workspace.params.gate)
     except SafegeneError as error:
         return f"(unknown: {error.message})"
+
+
+def fetched_vector(workspace: Workspace) -> bool:
+    """Whether the vector is a published one; False where ``params.yaml`` is unusable."""
+    try:
+        return workspace.params.family.vector is not None
+    except SafegeneError:
+        return False
 
 
 class _Reader:
@@ -242,12 +251,21 @@ class _Reader:
             return RecordedArtefact(name, path)
         try:
             manifest = read_manifest(path, verify=name not in LARGE)
+            if "published" in self.artefacts and name in ("vector", "selection"):
+                self._require_published(name, path, manifest)
+                return RecordedArtefact(name, path, manifest)
             self._require_usable_inputs(name, path, manifest)
             current = {used: artefact.digest for used, artefact in self.artefacts.items() if artefact.digest}
             require_current(name, path, manifest, current, data=self._data)
         except (SafegeneError, OSError) as error:
             return RecordedArtefact(name, path, problem=str(error))
         return RecordedArtefact(name, path, manifest)
+
+    def _require_published(self, name: str, path: Path, manifest: Manifest) -> None:
+        """Raise StaleArtifact unless it is what the publisher signed; its inputs stayed with the publisher."""
+        published = self.artefacts["published"].manifest
+        if (expected := published.inputs.get(name) if published else None) != manifest.digest:
+            raise StaleArtifact(f"expected the published {name} {expected}, got {manifest.digest}, in {path}")
 
     def _require_usable_inputs(self, name: str, path: Path, manifest: Manifest) -> None:
         """Raise StaleArtifact if an input is unusable, or if the target's candidate or judgements are absent."""

@@ -11,6 +11,7 @@ STAGES = {
     "aligned": "fetch",
     "degraded": "degrade",
     "delta": "extract",
+    "published": "fetch-vector",
     "vector": "compress",
     "selection": "select",
     "target": "fetch-target",

@@ -147,11 +147,7 @@ def read_vector(folder: Path) -> SafetyVector:
     manifest = read_manifest(folder, stage="compress")
     if missing := {TENSORS, HEADER} - set(manifest.files):
         raise FormatError(f"expected {TENSORS} and {HEADER} in the manifest, got no {sorted(missing)}, in {folder}")
-    data, where = (folder / HEADER).read_bytes(), str(folder / HEADER)
-    content = strict_json(data, where=where)
-    if canonical_json(content) + b"\n" != data:
-        raise FormatError(f"expected canonical JSON (sorted keys, no spaces, one newline), got other bytes, in {where}")
-    header = parse(VectorHeader, content, where=where)
+    header = read_vector_header(folder / HEADER)
     factors = read_factors(folder / TENSORS, dtype=header.dtype)
     stated = {name: (entry.shape, entry.rank) for name, entry in header.matrices.items()}
     stored = {name: (change.shape, change.rank) for name, change in factors.items()}
@@ -169,6 +165,19 @@ def read_vector(folder: Path) -> SafetyVector:
         skipped=header.skipped,
         dtype=header.dtype,
     )
+
+
+def read_vector_header(path: Path) -> VectorHeader:
+    """``vector.json``, checked against rules 2 to 5.
+
+    Raises:
+        FormatError: the content breaks the specification.
+    """
+    data, where = path.read_bytes(), str(path)
+    content = strict_json(data, where=where)
+    if canonical_json(content) + b"\n" != data:
+        raise FormatError(f"expected canonical JSON (sorted keys, no spaces, one newline), got other bytes, in {where}")
+    return parse(VectorHeader, content, where=where)
 
 
 def write_factors(patch: Patch, path: Path, *, dtype: str = "float32") -> None:

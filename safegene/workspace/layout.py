@@ -146,6 +146,11 @@ class Workspace:
         """Artefact of ``select``: the contrast of each layer and the layers kept."""
         return self.family / "selection"
 
+    @property
+    def published(self) -> Path:
+        """Artefact of ``fetch-vector``: what the publisher of ``family.vector`` says of it."""
+        return self.family / "published"
+
     def target(self, name: str) -> Path:
         """The artefacts of one target."""
         return self.data / "targets" / name
@@ -172,10 +177,10 @@ class Workspace:
 
     def artefacts(self, name: str) -> dict[str, Path]:
         """The artefacts that a target's verdict depends on, by the names that stages use for their inputs."""
+        made = {"degraded": self.degraded, "delta": self.delta}
         return {
             "aligned": self.aligned,
-            "degraded": self.degraded,
-            "delta": self.delta,
+            **({"published": self.published} if self.params.family.vector else made),
             "vector": self.vector,
             "selection": self.selection,
             "target": self.checkpoint(name),

@@ -7,7 +7,7 @@ shares of a whole are numbers in 0..1, never percent.
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from safegene.errors import ParamsError
@@ -39,12 +39,26 @@ from safegene.workspace.record_params import RecordParams
 class FamilyParams(Frozen):
     """The model family: its aligned model, and degraded checkpoints where the user has them.
 
+    ``vector``: the place of a published safety vector (``hf://ORG/NAME@REVISION``, ``s3://`` or ``file://``), in place
+    of making one. ``publisher`` is the id of the key that must have signed it, as the publisher's `safegene vector
+    publish` printed it.
+
     Sources are URIs, paths (relative to the workspace), or ``ORG/MODEL`` of the Hub.
     """
 
     aligned: Source
     degraded: tuple[Source, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16", "4bit"] = "auto"
+    vector: Source | None = None
+    publisher: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _publisher_is_pinned(self) -> "FamilyParams":
+        if (self.vector is None) != (self.publisher is None):
+            raise ValueError("expected family.vector and family.publisher together: the vector's place, and its key")
+        if self.vector is not None and self.degraded:
+            raise ValueError("expected no family.degraded beside family.vector, which is made already")
+        return self
 
 
 class ValidateParams(Frozen):
@@ -346,9 +360,11 @@ class Targets(Frozen):
 
     ``aligned`` is the pinned fingerprint of ``family.aligned``; ``degraded`` holds those of ``family.degraded``.
     ``aliases`` maps a watched source to the target that has the same content, so that it is evaluated once.
+    ``vector`` is the pinned digest of ``bundle.json`` at ``family.vector``.
     """
 
     aligned: str | None = None
+    vector: str | None = None
     degraded: dict[Uri, str] = Field(default_factory=dict)
     targets: dict[Name, Target] = Field(default_factory=dict)
     aliases: dict[Uri, Name] = Field(default_factory=dict)

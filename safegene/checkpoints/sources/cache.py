@@ -60,10 +60,11 @@ def is_intact(root: Path, files: Mapping[str, str]) -> bool:
     """Whether ``root`` holds exactly ``files``; a file that has not changed since it was read is not read again."""
     if not root.is_dir() or {path.name for path in root.iterdir()} != set(files):
         return False
-    return all(_may_be_read(root / name) and known_digest(root / name) == got for name, got in files.items())
+    return all(may_be_read(root / name) and known_digest(root / name) == got for name, got in files.items())
 
 
-def _may_be_read(path: Path) -> bool:
+def may_be_read(path: Path) -> bool:
+    """Whether it is a file, and no link except one of the cache to weights."""
     return path.is_file() and (is_weights_link(path) or not path.is_symlink())
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.checkpoints.unsafe import MAX_JSON
-from safegene.checkpoints.wanted import INDEX, checkpoint_files, is_checkpoint_file, require_complete, weight_map
+from safegene.checkpoints.wanted import INDEX, checkpoint_files, require_complete, weight_map
 from safegene.errors import SourceError
 from safegene.text import redact, visible
 from safegene.workspace import s3_client
@@ -39,6 +39,9 @@ class BucketSource:
     def fingerprint(self) -> str:
         """Digest of the checkpoint's names, etags and sizes."""
         names = checkpoint_files(self._objects, lambda: _read_index(self.place))
+        if not names:
+            where = redact(self.place.uri)
+            raise SourceError(f"expected a checkpoint, got {sorted(self._objects)[:5]}, in {where}")
         return digest_json({name: list(self._objects[name]) for name in names})
 
     def sizes(self) -> Mapping[str, int]:
@@ -92,8 +95,8 @@ class BucketSource:
                 for page in s3_client.pages(new_client(), Bucket=self.place.bucket, Prefix=self.prefix, Delimiter="/")
                 for item in page.get("Contents", [])
             }
-        if not any(map(is_checkpoint_file, objects)):
-            raise SourceError(f"expected a checkpoint, got {sorted(objects)[:5]}, in {redact(self.place.uri)}")
+        if not objects:
+            raise SourceError(f"expected a checkpoint, got no objects, in {redact(self.place.uri)}")
         return objects
 
 

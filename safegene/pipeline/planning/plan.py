@@ -28,7 +28,7 @@ from safegene.pipeline.planning.work import (
     factor_numbers,
     token_counter,
 )
-from safegene.pipeline.table import FAMILY, PER_TARGET, Stage
+from safegene.pipeline.table import Stage, pipeline_of
 from safegene.workspace.costs import StageCost, last_costs
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Params
@@ -143,7 +143,7 @@ def plan_run(ws: Workspace, targets: Collection[str] | None = None) -> RunPlan:
     works, found = _works(ws, params, names, token_counter(root))
     due = _due(ws, names)
     stages = []
-    for stage, name in _in_order(names):
+    for stage, name in _in_order(params, names):
         address = stage.address(name)
         work = works.get(address, Work())
         seconds, basis = _seconds(stage, address, work, costs, size)
@@ -152,9 +152,10 @@ def plan_run(ws: Workspace, targets: Collection[str] | None = None) -> RunPlan:
     return RunPlan(tuple(stages), found, _peaks(root, params, size))
 
 
-def _in_order(names: tuple[str, ...]) -> Iterator[tuple[Stage, str]]:
-    yield from ((stage, "") for stage in FAMILY)
-    yield from ((stage, name) for name in names for stage in PER_TARGET if stage.tracked)
+def _in_order(params: Params, names: tuple[str, ...]) -> Iterator[tuple[Stage, str]]:
+    stages = pipeline_of(params)
+    yield from ((stage, "") for stage in stages if not stage.per_target)
+    yield from ((stage, name) for name in names for stage in stages if stage.per_target and stage.tracked)
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _due(ws: Workspace, names: tuple[str, ...]) -> set[str]:
     """Addresses of the stages that will run: those that DVC finds changed, and those that depend on them."""
     changed, due = _changed(ws), set[str]()
     made: set[str] = set()
-    for stage, name in _in_order(names):
+    for stage, name in _in_order(params, names):
         address, output = stage.address(name), stage.output.format(target=name)
         reads = {path.format(target=name, task="") for path in stage.inputs}
         if changed is None or address in changed or reads & made:

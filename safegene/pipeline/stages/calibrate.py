@@ -64,7 +64,7 @@ def calibrate(
     target: Path,
     vector: Path,
     selection: Path,
-    degraded: Path,
+    degraded: Path | None,
     prompts: Path,
     task: Path,
     out: Path,
@@ -77,7 +77,8 @@ def calibrate(
 
     ``dtype`` is that of the models; ``auto`` is the one in which the target is stored.
 
-    ``degraded`` is read only for a baseline: it gets the full delta, not its compressed form, the safety vector.
+    ``degraded`` is read only for a baseline: it gets the full delta, not its compressed form, the safety vector. None
+    where the vector was fetched: then a baseline gets the vector.
     ``pool.jsonl`` is read, and ``judge`` asked, only where ``params.mining`` has rounds and there is no baseline.
 
     Raises:
@@ -107,7 +108,7 @@ def calibrate(
     target_files = local_checkpoint(target, limits, family=aligned)
     inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
     inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
-    inputs |= {} if params.baseline is None else {"degraded": degraded}
+    inputs |= {} if params.baseline is None or degraded is None else {"degraded": degraded}
     pool = _pool_to_mine(params, prompts, safety)
     inputs |= {} if pool is None else {"pool.jsonl": pool.digest}
     structure, checkpoint = read_structure(aligned), open_checkpoint(target_files.root)
@@ -246,9 +247,9 @@ def _digests(inputs: Mapping[str, Path | str]) -> dict[str, str]:
     return {name: at if isinstance(at, str) else read_manifest(at).digest for name, at in inputs.items()}
 
 
-def _whole_delta(degraded: Path, safety_vector: SafetyVector) -> Patch:
-    """What a baseline gets: the full delta; the safety vector where the degraded checkpoints are the user's."""
-    return mean_change(read_surrogates(degraded)) or safety_vector.factors
+def _whole_delta(degraded: Path | None, safety_vector: SafetyVector) -> Patch:
+    """What a baseline gets: the full delta; the safety vector where there are no surrogates here."""
+    return (mean_change(read_surrogates(degraded)) if degraded else None) or safety_vector.factors
 
 
 def _repair(

@@ -37,8 +37,8 @@ from safegene.ledger.snapshot import keep_seen
 from safegene.ledger.trust import parse_override
 from safegene.workspace.layout import Workspace, cache_folder
 
-COPIED = ("target", "candidate", "judgements", "verdict", "aligned")
-"""Artefacts that a release holds with all their files."""
+COPIED = ("target", "candidate", "judgements", "verdict", "aligned", "published")
+"""Artefacts that a release holds with all their files; ``published`` only where the vector was."""
 MANIFEST_ONLY = ("vector", "selection")
 """Artefacts of which a release holds only the manifest."""
 
@@ -252,7 +252,7 @@ def _claim(
         artefacts=evidence.digests,
         fields=evidence_fields(evidence, verdict, workspace, target, run, stated, before),
         files=release_files(
-            {name: (evidence.folders[name], evidence.manifests[name]) for name in COPIED},
+            {name: (evidence.folders[name], evidence.manifests[name]) for name in COPIED if name in evidence.manifests},
             {name: (evidence.folders[name], evidence.manifests[name]) for name in MANIFEST_ONLY},
         ),
         measured_against=evidence.incumbent,

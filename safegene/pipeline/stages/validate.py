@@ -51,6 +51,7 @@ def validate(
     out: Path,
     params: ValidateParams | None = None,
     pools: Collection[str] = (),
+    degrades: bool = True,
 ) -> Manifest:
     """Validate ``prompts/{degrade,safety,gate}.jsonl``, ``pool.jsonl`` where there is one, and every task's set.
 
@@ -61,6 +62,7 @@ def validate(
         params: section ``validate`` of params.yaml; its defaults when None.
         pools: pools that surrogates are trained on: each needs a row, and a row of ``degrade.jsonl`` may belong to
             these and to `POOLS`.
+        degrades: whether ``degrade.jsonl`` must be there; False where the vector is fetched.
 
     Raises:
         FormatError: a set is missing or breaks a rule; names every file, line and rule.
@@ -75,6 +77,8 @@ def validate(
     params = params or ValidateParams()
     paths = {name: prompts / f"{name}.jsonl" for name in ("degrade", "safety", "gate")}
     paths |= {"pool": pool} if (pool := prompts / "pool.jsonl").is_file() else {}
+    if not degrades and not paths["degrade"].exists():
+        del paths["degrade"]
     paths |= {f"task-{path.stem}": path for path in sorted(tasks.glob("*.jsonl"))}
     checked = {name: _checked(name, path, params, pools) for name, path in paths.items()}
     sets = {name: one.content for name, one in checked.items() if one.content is not None}
