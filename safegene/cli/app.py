@@ -51,6 +51,7 @@ BEFORE_STAGES: tuple[Callable[..., None], ...] = (
 AFTER_STAGES: tuple[Callable[..., None], ...] = (
     releases.promote,
     releases.approve,
+    releases.reject,
     releases.rollback,
     releases.resolve,
     releases.merge,

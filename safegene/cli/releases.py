@@ -74,6 +74,18 @@ def approve(
         raise typer.Exit(code)
 
 
+def reject(
+    record: Annotated[str, typer.Argument(help="The record that waits: its number or digest.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why; it goes into the record.")],
+) -> None:
+    """Refuse what somebody promoted and others have not approved yet; an approver or the author may."""
+    from safegene.pipeline.stages.promote import reject as refuse
+
+    if not reason.strip() or not reason.isprintable():
+        raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
+    console.print(escape(visible(refuse(Workspace.find(), record, reason).message)), soft_wrap=True)
+
+
 def rollback(
     target: Target,
     to: Annotated[str | None, typer.Option(help="Record to go back to (default: the one before).")] = None,

@@ -8,6 +8,8 @@ its `approval_statement`; the signatures lie in the store, one object for each k
 The approver with the last signature that is needed applies the rules again and puts the release live, by a record that
 holds all of the signatures. An approval is refused from the author, by whichever of the author's keys; from a key that
 ``ledger.pub`` does not name as an approver's; and for a record that is not the target's newest on its channel.
+
+An approver, or the author, can reject it instead, by a record of outcome ``fail``: after that nobody can approve it.
 """
 
 from contextlib import suppress
@@ -162,13 +164,34 @@ def approve(ledger: Ledger, signer: Signer, pending: PendingPromotion) -> Attemp
     return AttemptResult(claim.goes_live, message, done.digest, request.release)
 
 
+def reject(ledger: Ledger, signer: Signer, pending: PendingPromotion, reason: str) -> AttemptResult:
+    """Record that a promotion that waits is refused; only a new `safegene promote` can ask again.
+
+    Raises:
+        PromotionRefused: the signer is neither an approver nor the author, or is not trusted any more.
+    """
+    record, key = pending.record, signer.public_key
+    if not _is_author(ledger, key, record):
+        _require_approver(ledger, key, pending)
+    said = f"rejected by {owner_of(key) or key.keyid[:12]}: {reason}"
+    refused, _ = record_refusal(
+        ledger, signer, _claim(pending), record.channel, outcome="fail", reason=said, replaces=record.digest
+    )
+    message = f"{record.target}: record {record.sequence} is {said}; see record {refused.sequence}"
+    return AttemptResult("fail", message, refused.digest, None)
+
+
+def _is_author(ledger: Ledger, key: SSlibKey, record: Record) -> bool:
+    authors = {person(each) for each in ledger.keys if each.keyid in record.signers}
+    return key.keyid in record.signers or person(key) in authors
+
+
 def _require_approver(ledger: Ledger, key: SSlibKey, pending: PendingPromotion) -> None:
     record, name = pending.record, f"{key.keyid[:12]}.."
     revoked = revocations(ledger)
     if why := why_untrusted(ledger, record, revoked):
         raise PromotionRefused(f"expected a trusted record to approve, got record {record.sequence}: {why}")
-    authors = {person(each) for each in ledger.keys if each.keyid in record.signers}
-    if key.keyid in record.signers or person(key) in authors:
+    if _is_author(ledger, key, record):
         raise PromotionRefused(
             f"expected an approver who is not the author of record {record.sequence}, {pending.author}, got the key "
             f"{name} of the same person",

@@ -14,7 +14,7 @@ from safegene.ledger.live import revocations
 from safegene.ledger.pins import APPROVE, PinnedKeys, read_pinned_keys, with_extras, write_pinned_keys
 from safegene.ledger.record import PAYLOAD, Record, RecordDraft
 from safegene.ledger.trust import approval_of, approval_statement, request_of, why_untrusted
-from safegene.pipeline.stages.promote import approve, pending, promote, resolve, revoke
+from safegene.pipeline.stages.promote import approve, pending, promote, reject, resolve, revoke
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.approvals import As, set_signatures, waiting, workspace_with_approvers
@@ -330,3 +330,43 @@ def test_an_override_by_hand_with_one_signature_is_not_served(ws: Workspace, peo
     waiting(ws, people)
     record = sealed(ws, people, "ada", outcome="override", fields={})
     assert "where 2 of different persons are needed" in why_untrusted(ledger_of(ws), record, revocations(ledger_of(ws)))
+
+
+@pytest.mark.parametrize("who", ["grace", "ada"])
+def test_an_approver_or_the_author_rejects_and_nobody_approves_it_then(ws: Workspace, people: As, who: str) -> None:
+    set_signatures(ws, 3)
+    name = waiting(ws, people)
+    people("barbara")
+    approve(ws, name)
+    people(who)
+    assert reject(ws, name, "the suite is too old").outcome == "fail"
+    newest = records(ws)[0]
+    assert (newest.outcome, newest.release) == ("fail", None)
+    assert newest.reason == f"rejected by {who.title()}: the suite is too old"
+    for person in ("edsger", "grace"):
+        people(person)
+        with pytest.raises(PromotionRefused, match="ended in fail"):
+            approve(ws, name)
+    assert live_digest(ws) is None
+    assert problems_of(ws) == []
+
+
+def test_somebody_who_may_not_approve_cannot_reject(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    pinned = read_pinned_keys(ws.root / "ledger.pub")
+    keys = [with_extras(key, roles=None) for key in pinned.keys]
+    write_pinned_keys(ws.root / "ledger.pub", PinnedKeys(tuple(keys), pinned.signatures))
+    people("edsger")
+    with pytest.raises(PromotionRefused, match="may not approve"):
+        reject(ws, name, "no")
+    assert pending(ws, name).record.outcome == "pending"
+
+
+def test_a_rejected_promotion_can_be_asked_for_again(ws: Workspace, people: As) -> None:
+    name = waiting(ws, people)
+    people("grace")
+    reject(ws, name, "not on a Friday")
+    again = waiting(ws, people)
+    assert again != name
+    people("grace")
+    assert approve(ws, again).outcome == "pass"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from safegene.errors import LedgerError, PromotionRefused, SafegeneError, StoreError, as_safegene_error
 from safegene.ledger.approval import PendingPromotion, find_pending
 from safegene.ledger.approval import approve as approve_pending
+from safegene.ledger.approval import reject as reject_pending
 from safegene.ledger.attempts import present_attempt
 from safegene.ledger.chain import Ledger, open_ledger
 from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts, require_sealed
@@ -147,6 +148,15 @@ def approve(workspace: Workspace, name: str) -> AttemptResult:
     ledger = _open(workspace)
     with _keeping_seen(ledger, workspace) as done:
         result = approve_pending(ledger, load_signer(ledger.keys), find_pending(ledger, name))
+        done += [result.message, result.record or ""]
+    return result
+
+
+def reject(workspace: Workspace, name: str, reason: str) -> AttemptResult:
+    """Refuse a promotion that waits for signatures; see `safegene.ledger.approval.reject`."""
+    ledger = _open(workspace)
+    with _keeping_seen(ledger, workspace) as done:
+        result = reject_pending(ledger, load_signer(ledger.keys), find_pending(ledger, name), reason)
         done += [result.message, result.record or ""]
     return result
 
