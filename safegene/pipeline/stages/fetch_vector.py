@@ -107,13 +107,13 @@ def fetch_vector(
     bundle = found.bundle
     _require_unseen(found, gate.rows, uri)
     _check_views(found)
-    _place(found, vector, VECTOR_FILES, stage="compress", name="vector", digest=bundle.vector)
-    _place(found, selection, SELECTION_FILES, stage="select", name="selection", digest=bundle.selection)
     try:
+        _place(found, vector, VECTOR_FILES, stage="compress", name="vector", digest=bundle.vector)
+        _place(found, selection, SELECTION_FILES, stage="select", name="selection", digest=bundle.selection)
         _check_content(vector, selection, uri)
     except SafegeneError:
-        shutil.rmtree(vector)
-        shutil.rmtree(selection)
+        for folder in (vector, selection):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     inputs: dict[str, Path | str] = {"aligned": aligned, "bundle": found.digest, "prompts": gate.digest}
     inputs |= {"vector": bundle.vector, "selection": bundle.selection}
