@@ -10,6 +10,7 @@ import typer
 
 from safegene.cli.console import AsJson, Target, console, write_json
 from safegene.errors import ParamsError
+from safegene.text import redact_text
 from safegene.workspace.layout import Workspace
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run(
     ws = Workspace.find()
     if dry_run:
         raise typer.Exit(_dry_run(ws, targets or [], as_json))
-    outcomes = run_flow(ws, targets or None, trigger)
+    outcomes = run_flow(ws, targets or None, redact_text(trigger))  # Prefect keeps the parameters of a flow
     code = exit_code(set(outcomes.values()))
     show_targets([target for target in read_state(ws).targets if target.name in outcomes], as_json, exit_code=code)
     raise typer.Exit(code)

@@ -13,6 +13,7 @@ from safegene.ledger.attempts import candidate_weights
 from safegene.ledger.compute import compute_field
 from safegene.ledger.evidence import OPTIONAL, Evidence
 from safegene.ledger.record import Record
+from safegene.text import redact_text
 from safegene.version import __version__
 from safegene.workspace.digest import digest_json
 from safegene.workspace.git import config_value, head_commit
@@ -135,7 +136,7 @@ def run_field(run: Run | None) -> dict[str, str]:
     except (KeyError, OSError):
         actor = "unknown"
     known = {"trigger": "manual", "actor": actor, "host": platform.node(), "start": now()}
-    return {**known, **{name: value for name, value in (run or {}).items() if name != "git_commit"}}
+    return {**known, **{name: redact_text(value) for name, value in (run or {}).items() if name != "git_commit"}}
 
 
 def code_field(workspace: Workspace, target: str, run: Run | None) -> dict[str, Any]:

@@ -7,6 +7,8 @@ the report.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 from safegene.checkpoints.unsafe import MAX_JSON, read_json
 from safegene.checkpoints.vocabulary import require_sign
 from safegene.errors import FormatError, ShapeMismatch, UnsafeCheckpoint
+from safegene.models import tokenizer_child
 from safegene.models.loading import load_tokenizer
 from safegene.text import quoted
 from safegene.workspace.digest import digest_file, digest_json
@@ -26,6 +29,8 @@ _STEPS = ("normalizer", "pre_tokenizer", "decoder")
 _READERS = ("decode", "_decode", "_encode_plus", "__call__")
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _PROBE = "a b"
+_bounded: set[str] = set()  # digests of files that were tried
+WAIT = 600.0  # seconds for a process that tries a tokenizer, on a busy machine
 _METASPACE = {"type": "Metaspace", "replacement": "\u2581", "split": False}
 _LEGACY = [
     {"type": "Prepend", "prepend": "\u2581"},
@@ -80,6 +85,8 @@ def resolve_tokenizer(root: Path) -> ResolvedTokenizer:
         CheckpointError: there is none, or transformers cannot load it.
         UnsafeCheckpoint: a file is too large, or names code.
     """
+    if (file := root / "tokenizer.json").is_file() and file.stat().st_size <= MAX_JSON:
+        _require_bounded(file)
     tokenizer: Any = load_tokenizer(root)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -98,6 +105,30 @@ def resolve_tokenizer(root: Path) -> ResolvedTokenizer:
         _declared(tokenizer),
         tokenizer.eos_token_id,
     )
+
+
+def _require_bounded(file: Path) -> None:
+    """Check in a process of its own that a ``tokenizer.json`` can be loaded within bounds; once for a content.
+
+    Raises:
+        UnsafeCheckpoint: it needs more time or memory.
+    """
+    if (digest := digest_file(file)) in _bounded:
+        return
+    most, seconds = tokenizer_child.BYTES, tokenizer_child.SECONDS
+    words = [sys.executable, "-I", "-X", "utf8", tokenizer_child.__file__, str(file), str(most), str(seconds)]
+    null = subprocess.DEVNULL
+    try:
+        done = subprocess.run(words, stdin=null, stdout=null, stderr=null, env={}, timeout=WAIT, check=False).returncode
+    except subprocess.TimeoutExpired:
+        done = -1
+    if done:
+        raise UnsafeCheckpoint(
+            f"expected a tokenizer that loads within {seconds} s and {most >> 20} MiB, got one that needs more, in "
+            f"{file.parent}",
+            remedy=REMEDY,
+        )
+    _bounded.add(digest)
 
 
 def require_same_tokenizer(own: ResolvedTokenizer, family: ResolvedTokenizer, where: str, rows: int) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Bad input through the whole pipeline: its own error, a nonzero exit, nothing promoted, what is live untouched."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -14,6 +15,10 @@ from safetensors.numpy import load_file, save_file
 from tests.factories.commands import run, status
 
 pytestmark = pytest.mark.timeout(600)
+CANARY = "canaryQ7x9Zt4Lm2Kp8Rv3Wn6"
+SECRETS = dict.fromkeys(
+    ("SAFEGENE_JUDGE_KEY", "SAFEGENE_SERVER_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY"), CANARY
+)
 
 
 @pytest.fixture
@@ -76,13 +81,23 @@ def test_bad_checkpoints(copy: Path, model: Path, prefect_api: str, damage: Call
     damage(model)
     added = run(copy, "target", "add", "bad", f"file://{model}", "--task", "sentiment", code=(0, 1))
     if added.returncode == 0:
-        done = run(copy, "run", "bad", code=1, PREFECT_API_URL=prefect_api)
+        why = f"https://ci:{CANARY}@ci.example.org/job/7"
+        done = run(copy, "run", "bad", "--trigger", why, code=1, PREFECT_API_URL=prefect_api, **SECRETS)
+        without_canary(copy, Path(os.environ["PREFECT_HOME"]))
+        assert CANARY not in done.stdout + done.stderr
         recorded = [json.loads(p.read_text()) for p in (copy / "ledger/records").glob("*.json")]
         assert len(recorded) == 2, "the refusal must be on record"
     else:
         done = added
     assert error in done.stderr, done.stderr
     unharmed(copy)
+
+
+def without_canary(*folders: Path) -> None:
+    """The canary is in no file: neither in records, reports and artefacts, nor in Prefect's database of runs."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(path.suffix == ".db" for path in files), "Prefect's database is among them"
+    assert not [path for path in files if CANARY.encode() in path.read_bytes()]
 
 
 def unharmed(ws: Path) -> None:

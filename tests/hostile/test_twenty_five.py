@@ -122,9 +122,10 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
         + ("hostile/test_network.py::test_a_model_server_that_never_ends_its_answer_is_an_error",),
     ),
     23: (
-        "model output with markup, terminal sequences or text direction",
+        "model output with markup, terminal sequences, text direction or a spreadsheet's formulas",
         ("report/test_report.py::test_hostile_output_is_text_and_nothing_else",)
         + ("report/test_report.py::test_markdown_is_one_table_whose_cells_cannot_break_out",)
+        + ("hostile/test_formulas.py",)
         + ("hostile/test_words.py",),
     ),
     24: (
@@ -132,6 +133,7 @@ KINDS: dict[int, tuple[str, tuple[str, ...]]] = {
         ("hostile/test_secrets.py::test_a_secret_in_a_file_of_parameters_is_refused_where_it_is_read",)
         + ("hostile/test_secrets.py::test_a_record_of_an_error_holds_no_secret",)
         + ("hostile/test_secrets.py::test_keys_in_the_environment_are_in_no_output",)
+        + ("hostile/test_runs.py::test_bad_checkpoints",)
         + ("checkpoints/test_checkpoint.py::test_a_model_is_loaded_without_credentials_in_the_environment",),
     ),
     25: (

@@ -10,6 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from safegene.errors import CheckpointError, FormatError, ShapeMismatch, UnsafeCheckpoint
+from safegene.models import tokenizer as tokenizer_module
+from safegene.models import tokenizer_child
 from safegene.models.generation_defaults import generation_values, require_same_generation
 from safegene.models.tokenizer import require_same_tokenizer, resolve_tokenizer
 from tests.factories.hostile import edit
@@ -166,6 +168,19 @@ def test_a_file_that_contradicts_the_tokenizer_is_refused(tmp_path: Path, name: 
     (own / name).write_text(content)
     with pytest.raises((FormatError, ShapeMismatch), match=match):
         require_same_tokenizer(resolve_tokenizer(own), resolve_tokenizer(family), "own", 10_000)
+
+
+def test_a_tokenizer_that_takes_any_amount_of_memory_is_never_loaded_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = save_tokenizer(tmp_path / "own", "llama")
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    state(normalizer={"type": "Sequence", "normalizers": [double] * 45})(own)
+    monkeypatch.setattr(tokenizer_child, "BYTES", 256 << 20)
+    monkeypatch.setattr(tokenizer_child, "SECONDS", 10)
+    monkeypatch.setattr(tokenizer_module, "load_tokenizer", lambda _: pytest.fail("it was loaded in this process"))
+    with pytest.raises(UnsafeCheckpoint, match="within 10 s and 256 MiB"):
+        resolve_tokenizer(own)
 
 
 def test_a_file_of_any_size_is_not_read(tmp_path: Path) -> None:
