@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from safegene.errors import ArtifactError, LedgerError, SafegeneError
+from safegene.ledger.keys import create_key
 from safegene.ledger.release import release_manifests
 from safegene.ledger.trace import named_record
 from safegene.pipeline.replay import SHARED, fresh_cache, replay
@@ -18,6 +19,7 @@ from safegene.workspace.digest import digest_file
 from safegene.workspace.git import git, head_commit, worktree
 from safegene.workspace.layout import Workspace, cache_folder
 from safegene.workspace.manifest import read_manifest
+from tests.factories.bundles import add_publication
 from tests.factories.ledger import TARGET, attempt, ledger_of, make_receipt, make_workspace, records
 
 
@@ -89,6 +91,22 @@ def test_the_target_and_what_was_live_are_those_of_the_record(ws: Workspace, tmp
         assert incumbent["live"] == live
     assert (tmp_path / "1" / incumbent["release"] / "release.json").is_file()
     assert second.release
+
+
+def test_a_fetched_vector_is_fetched_again_from_the_recorded_place(ws: Workspace, tmp_path: Path) -> None:
+    add_publication(ws, create_key(), uri="file:///vectors/v1")
+    assert attempt(ws, alpha=3.0) == "pass"
+    commit(ws)
+    path = ws.root / "params.yaml"
+    path.write_text(path.read_text().replace("/vectors/v1", "/vectors/v2"))
+    commit(ws)
+    copy, _ = restore(ws, "2", tmp_path / "copy")
+    published: Any = records(ws)[0].predicate.vector["publisher"]
+    assert copy.params.family.vector == published["source"] == "file:///vectors/v1"
+    assert copy.params.family.publisher == published["key"].removeprefix("sha256:")
+    assert copy.targets.vector == published["bundle"]
+    copy, _ = restore(ws, "1", tmp_path / "made")
+    assert (copy.params.family.vector, copy.params.family.publisher, copy.targets.vector) == (None, None, None)
 
 
 def test_a_record_names_the_digests_that_are_compared(ws: Workspace) -> None:
