@@ -28,7 +28,7 @@ SHARING = frozenset(  # files whose tests use the fixture `built`
     f"tests/{name}.py"
     for name in (
         "flows/test_realign",
-        "flows/test_vectors_travel",
+        "slow/test_vectors_travel",
         "hostile/test_runs",
         "repair/test_diagnosis",
         "report/test_reuse",

@@ -11,6 +11,7 @@ from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.commands import dvc, git, run, status
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SAME = ("vector", "selection", "target", "candidate", "judgements", "verdict")
 
 
