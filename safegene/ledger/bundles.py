@@ -53,7 +53,7 @@ LIMITS: Mapping[str, int] = {
     "selection.json": MIB,
     "scores.csv": MIB,
     "scores.png": 8 * MIB,
-    SHOTS: 256 * MIB,
+    SHOTS: 64 * MIB,
     CARD: MIB,
 }
 """File -> the most bytes that it may have."""
