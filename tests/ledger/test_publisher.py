@@ -12,6 +12,7 @@ from safegene.ledger import online
 from safegene.ledger.audit import audit_workspace
 from safegene.ledger.blast import blast_radius
 from safegene.ledger.bundles import verify_publication
+from safegene.ledger.exports.cyclonedx import cyclonedx_bom
 from safegene.ledger.keys import create_key
 from safegene.ledger.release import release_manifests
 from safegene.pipeline.replay_inputs import recorded_run
@@ -59,6 +60,9 @@ def test_audit_blast_and_reuse_know_the_publisher(ws: Workspace) -> None:
         assert [one.places for one in radius.touched] == [("vector.publisher.key",)], name
         assert [one.record.target for one in radius.live] == [TARGET]
     assert [one.publisher for one in reuse(ws)] == [key_of(ws)]
+    component = next(one for one in cyclonedx_bom(records(ws)[0])["components"] if one["name"] == "safety vector")
+    assert component["publisher"] == f"key sha256:{key_of(ws)}"
+    assert component["licenses"] == [{"license": {"name": "Apache-2.0"}}]
 
 
 def test_a_key_that_published_and_signed_is_found_in_both_places(tmp_path: Path) -> None:

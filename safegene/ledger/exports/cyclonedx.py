@@ -124,6 +124,7 @@ def _components(record: Record, sets: tuple[DataSet, ...]) -> Iterator[dict[str,
             "name": "safety vector",
             "hashes": _hashes(str(vector)),
             "data": [{"type": "other", "name": "low-rank factors"}],
+            **_publisher(mapping(record.predicate.vector.get("publisher"))),
         }
     for item in sets:
         yield {
@@ -134,6 +135,11 @@ def _components(record: Record, sets: tuple[DataSet, ...]) -> Iterator[dict[str,
             "data": [{"type": "dataset", "name": item.name}],
             **_licences(item.more),
         }
+
+
+def _publisher(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Who published the vector, and under which licence; nothing for one that was made in the workspace."""
+    return {"publisher": f"key {said['key']}", **_licences(said)} if "key" in said else {}
 
 
 def _licences(more: Mapping[str, Any]) -> dict[str, Any]:
