@@ -156,7 +156,7 @@ def key_id(key: SSlibKey) -> str:
 
 def sign_bundle(bundle: Bundle, signer: Signer) -> bytes:
     """The content of ``bundle.sig``."""
-    return sign_files(SIGNED_AS, bundle.digests, signer)
+    return sign_files(SIGNED_AS, bundle.digests, signer, keyid=str(bundle.publisher["keyid"]))
 
 
 def open_bundle(data: bytes, signature: bytes, publisher: str, *, where: str) -> Bundle:

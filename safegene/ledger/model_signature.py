@@ -117,8 +117,11 @@ def _statement(name: str, files: Mapping[str, str]) -> bytes:
     )
 
 
-def sign_files(name: str, files: Mapping[str, str], signer: Signer) -> bytes:
-    """The signature of a folder's files (path -> digest), as the bytes of a Sigstore bundle."""
+def sign_files(name: str, files: Mapping[str, str], signer: Signer, *, keyid: str | None = None) -> bytes:
+    """The signature of a folder's files (path -> digest), as the bytes of a Sigstore bundle.
+
+    ``keyid`` names the key where that is not to be the id under which ``ledger.pub`` pins it.
+    """
     envelope = Envelope(_statement(name, files), PAYLOAD, {})
     signature = envelope.sign(signer)
     pem = signer.public_key._crypto_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -128,7 +131,9 @@ def sign_files(name: str, files: Mapping[str, str], signer: Signer) -> bytes:
         "dsseEnvelope": {
             "payload": b64encode(envelope.payload).decode(),
             "payloadType": PAYLOAD,
-            "signatures": [{"sig": b64encode(bytes.fromhex(signature.signature)).decode(), "keyid": signature.keyid}],
+            "signatures": [
+                {"sig": b64encode(bytes.fromhex(signature.signature)).decode(), "keyid": keyid or signature.keyid}
+            ],
         },
     }
     return canonical_json(content)

@@ -98,7 +98,7 @@ def sign_again(folder: Path, keyid: str, **changes: Any) -> str:
     from safegene.ledger.model_signature import sign_files
 
     (folder / INDEX).write_bytes(data)
-    (folder / SIGNATURE).write_bytes(sign_files("vector", digests, signer))
+    (folder / SIGNATURE).write_bytes(sign_files("vector", digests, signer, keyid=content["publisher"]["keyid"]))
     return str(content["publisher"]["keyid"])
 
 

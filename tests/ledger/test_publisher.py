@@ -6,20 +6,23 @@ from typing import Any
 
 import pytest
 import yaml
+from securesystemslib.signer import SSlibKey
 
 from safegene.errors import DigestMismatch, PromotionRefused, StaleArtifact
 from safegene.ledger import online
 from safegene.ledger.audit import audit_workspace
 from safegene.ledger.blast import blast_radius
-from safegene.ledger.bundles import verify_publication
+from safegene.ledger.bundles import publisher_key, verify_publication
 from safegene.ledger.exports.cyclonedx import cyclonedx_bom
-from safegene.ledger.keys import create_key
+from safegene.ledger.keys import PEM_VARIABLE, create_key, load_signer, public_key
+from safegene.ledger.model_signature import sign_files, verify_files
+from safegene.ledger.pins import parse_key
 from safegene.ledger.release import release_manifests
 from safegene.pipeline.replay_inputs import recorded_run
 from safegene.pipeline.stages.promote import promote, resolve, revoke
 from safegene.report.reuse import reuse
 from safegene.workspace.digest import digest_json
-from safegene.workspace.layout import Workspace, cache_folder
+from safegene.workspace.layout import Workspace, cache_folder, keys_folder
 from safegene.workspace.manifest import read_manifest, write_artefact
 from tests.factories.bundles import add_publication
 from tests.factories.ledger import TARGET, attempt, ledger_of, make_family, make_workspace, problems_of, records
@@ -146,3 +149,18 @@ def test_an_online_audit_asks_the_publisher_s_place(ws: Workspace, monkeypatch: 
     after = online.check_online(ws, ledger_of(ws))
     assert not [problem for problem in before.problems if "vectors" in problem]
     assert [problem for problem in after.problems if "file:///vectors/v1" in problem]
+
+
+def test_a_key_that_is_pinned_under_another_name_publishes_under_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ledger.pub`` may name a key as it likes; whoever fetches knows the id that follows from the key."""
+    keyid = create_key()
+    pem = (keys_folder() / f"{keyid}.pem").read_text()
+    own = public_key(keyid)
+    monkeypatch.setenv(PEM_VARIABLE, pem)
+    signer = load_signer((SSlibKey("team1", own.keytype, own.scheme, own.keyval),))
+    assert signer.public_key.keyid == "team1"
+    key = publisher_key(signer)
+    assert key["keyid"] == keyid
+    files = {"vector.json": digest_json(1)}
+    data = sign_files("vector", files, signer, keyid=keyid)
+    verify_files(data, "vector", files, [parse_key(key, where="x")], where="x")
