@@ -6,7 +6,7 @@ from contextlib import chdir
 from dataclasses import dataclass
 
 from safegene.errors import SafegeneError
-from safegene.pipeline.table import PIPELINE, Stage
+from safegene.pipeline.table import Stage, pipeline_of
 from safegene.workspace.layout import Workspace
 
 
@@ -43,13 +43,14 @@ def stages_to_run(ws: Workspace, targets: Sequence[str]) -> dict[str, tuple[str,
     changed = _changed(ws)
     family: list[str] = []
     outputs: set[str] = set()
-    for stage in (stage for stage in PIPELINE if not stage.per_target):
+    stages = pipeline_of(ws.params)
+    for stage in (stage for stage in stages if not stage.per_target):
         _follow(stage, "", "", changed, outputs, family)
     found = {}
     for name in targets:
         own, made = list(family), set(outputs)
         task = ws.targets.targets[name].task
-        for stage in (stage for stage in PIPELINE if stage.per_target and stage.tracked):
+        for stage in (stage for stage in stages if stage.per_target and stage.tracked):
             _follow(stage, name, task, changed, made, own)
         found[name] = tuple(own)
     return found
@@ -61,7 +62,7 @@ def _follow(stage: Stage, target: str, task: str, changed: set[str], outputs: se
     reads = any(path == out or path.startswith(f"{out}/") for path in inputs for out in outputs)
     if reads or stage.address(target) in changed:
         stale.append(stage.address(target))
-        outputs.add(stage.output.format(target=target))
+        outputs |= {stage.output.format(target=target), *stage.others}
 
 
 def _changed(ws: Workspace) -> set[str]:

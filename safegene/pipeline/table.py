@@ -343,9 +343,6 @@ PIPELINE: tuple[Stage, ...] = (
     Stage("promote", _promote, (f"{_TARGET}/verdict",), "", ("promote",), per_target=True, tracked=False),
 )
 
-FAMILY = tuple(stage for stage in PIPELINE if not stage.per_target and stage.vector != "published")
-PER_TARGET = tuple(stage for stage in PIPELINE if stage.per_target)
-
 
 def pipeline_of(params: Params) -> tuple[Stage, ...]:
     """The stages of a workspace: those that make the vector, or the one that fetches it where ``family.vector`` is set.
