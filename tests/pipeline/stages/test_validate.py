@@ -284,7 +284,7 @@ def test_categories_are_known_where_the_parameters_name_them(sets: Path, tmp_pat
 def test_where_the_vector_is_fetched_there_may_be_no_set_to_degrade_with(sets: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(sets, tmp_path / "data"))
     (data / "prompts" / "degrade.jsonl").unlink()
-    with pytest.raises(ArtifactError, match=r"expected the prompt set .*degrade\.jsonl"):
+    with pytest.raises(FormatError, match=r"degrade\.jsonl"):
         run(data, tmp_path / "out")
     made = validate(prompts=data / "prompts", tasks=data / "tasks", out=tmp_path / "out", degrades=False)
     assert "degrade" not in made.inputs
