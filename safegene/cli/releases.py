@@ -83,7 +83,9 @@ def reject(
 
     if not reason.strip() or not reason.isprintable():
         raise ParamsError(f"expected a reason in printable words, got {reason.encode(errors='replace')!r}")
-    console.print(escape(visible(refuse(Workspace.find(), record, reason).message)), soft_wrap=True)
+    ws = Workspace.find()
+    with ledger_committed(ws, f"reject {record}"):
+        console.print(escape(visible(refuse(ws, record, reason).message)), soft_wrap=True)
 
 
 def rollback(

@@ -233,7 +233,7 @@ def _due(ws: Workspace, names: tuple[str, ...]) -> set[str]:
     """Addresses of the stages that will run: those that DVC finds changed, and those that depend on them."""
     changed, due = _changed(ws), set[str]()
     made: set[str] = set()
-    for stage, name in _in_order(params, names):
+    for stage, name in _in_order(ws.params, names):
         address, output = stage.address(name), stage.output.format(target=name)
         reads = {path.format(target=name, task="") for path in stage.inputs}
         if changed is None or address in changed or reads & made:
