@@ -22,6 +22,9 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
     """Every prompt set, and the task set of every target that would run."""
     ws = examined.workspace
     paths = {name: ws.prompts / f"{name}.jsonl" for name in SETS}
+    fetched = examined.params.family.vector is not None  # then nothing is degraded here
+    if fetched and not paths["degrade"].exists():
+        del paths["degrade"]
     tasks = {entry.task: ws.tasks / f"{entry.task}.jsonl" for entry in examined.chosen.values()}
     sets = dict[str, list[PromptSet]]()
     for name, path in (*paths.items(), *(("task", path) for _, path in sorted(tasks.items()))):
@@ -36,7 +39,7 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
             continue
         sets.setdefault(name, []).append(found)
         yield from _parts(examined, name, found)
-        if name == "degrade":
+        if name == "degrade" and not fetched:
             yield from _pools(examined, found)
     yield from _tiny_sets(examined, paths)
     yield from _enough(examined, sets)
