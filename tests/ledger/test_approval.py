@@ -18,6 +18,7 @@ from safegene.pipeline.stages.promote import approve, pending, promote, reject, 
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.approvals import As, set_signatures, waiting, workspace_with_approvers
+from tests.factories.commands import run
 from tests.factories.ledger import (
     TARGET,
     attempt,
@@ -365,7 +366,7 @@ def test_somebody_who_may_not_approve_cannot_reject(ws: Workspace, people: As) -
 def test_a_rejected_promotion_can_be_asked_for_again(ws: Workspace, people: As) -> None:
     name = waiting(ws, people)
     people("grace")
-    reject(ws, name, "not on a Friday")
+    assert "rejected by Grace: not on a Friday" in run(ws.root, "reject", name, "--reason", "not on a Friday").stdout
     again = waiting(ws, people)
     assert again != name
     people("grace")
