@@ -114,10 +114,13 @@ def start_server(*, pages: bool = False) -> tuple[subprocess.Popen[bytes], str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-    private = {"PREFECT_UI_ENABLED": str(int(pages)), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    address = f"http://127.0.0.1:{port}/api"
+    without_pages = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+    private = {"PREFECT_UI_API_URL": address} if pages else without_pages
+    private["PREFECT__SERVER_FINAL"] = "1"
     environment = {**os.environ, **private}
     server = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent, start_new_session=True)  # noqa: PLW1509 (Linux, one thread)
-    return server, f"http://127.0.0.1:{port}/api"
+    return server, address
 
 
 def await_server(server: subprocess.Popen[bytes], address: str) -> str:

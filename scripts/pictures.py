@@ -33,7 +33,7 @@ REPORTS: tuple[tuple[str, int, int, Scheme], ...] = (
     ("report-dark", 960, 1240, "dark"),
     ("report-narrow", 390, 1240, "light"),
 )
-DRAWN = "document.querySelector('h1, [class*=page-heading]') !== null && !document.querySelector('[class*=skeleton]')"
+DRAWN = "document.querySelector('.flow-run') !== null && document.body.innerText.includes('Task Runs')"
 
 
 def main(demo: Path) -> None:
@@ -53,7 +53,7 @@ def main(demo: Path) -> None:
         _save(tab.picture(), "report-evidence-dark")
         with _prefect(Path(folder)) as address:
             for name, run in _runs(ws, address):
-                tab.show(f"{address.removesuffix('/api')}/runs/flow-run/{run}", width=1180, height=760)
+                tab.show(f"{address.removesuffix('/api')}/runs/flow-run/{run}", width=1180, height=732)
                 tab.wait(DRAWN)
                 _save(tab.picture(), name)
 
