@@ -29,6 +29,8 @@ STEPS = (
     "promote",
     "export",
     "merge",
+    "publish_vector",
+    "fetch_vector",
     "status",
     "audit",
 )
@@ -48,6 +50,7 @@ TYPES = {
     "MergedCheckpoint",
     "Params",
     "PromoteParams",
+    "PublishedVector",
     "SelectParams",
     "Surrogate",
     "Target",

@@ -96,11 +96,11 @@ def fetch_vector(
 
     Example:
         >>> manifest = safegene.fetch_vector(
-        ...     "hf://org/vector@v1", publisher=key, aligned=ws.aligned, prompts=ws.prompts, vector=ws.vector,
-        ...     selection=ws.selection, out=ws.published,
+        ...     published.uri, publisher=published.publisher, aligned=ws.aligned, prompts=ws.prompts,
+        ...     vector=Path("theirs/vector"), selection=Path("theirs/selection"), out=Path("theirs/published"),
         ... )
-        >>> manifest.facts["publisher"] == key
-        True
+        >>> manifest.facts["licence"]
+        'Apache-2.0'
     """
     record, gate = read_record(aligned), read_prompts(prompts / "gate.jsonl")
     found = fetch_bundle(uri, publisher, aligned=record.digest, structure=read_structure(aligned), pin=pin)
