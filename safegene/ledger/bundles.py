@@ -33,13 +33,13 @@ from safegene.ledger.release import release_file
 from safegene.ledger.store import Store
 from safegene.ledger.trust import key_digest
 from safegene.text import visible
-from safegene.vectors.vector import HEADER, TENSORS
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, strict_json
 from safegene.workspace.fields import Digest, Name, Positive
 from safegene.workspace.manifest import Manifest, read_manifest
 from safegene.workspace.parsing import Strict, parse, parse_json
 
 INDEX, SIGNATURE, CARD, SHOTS = "bundle.json", "bundle.sig", "README.md", "shots.json"
+HEADER, TENSORS = "vector.json", "vector.safetensors"  # of `safegene.vectors.vector`, whose import loads torch
 VECTOR_FILES = (HEADER, TENSORS, "energies.csv")
 SELECTION_FILES = ("selection.json", "scores.csv", "scores.png")
 RECEIPTS = ("aligned", "degraded", "delta")

@@ -19,6 +19,7 @@ from safegene.errors import (
     SafegeneError,
     StaleArtifact,
 )
+from safegene.ledger import bundles
 from safegene.ledger.bundle_source import bundle_fingerprint
 from safegene.ledger.bundles import INDEX, LIMITS, OUTSIDE, SIGNATURE
 from safegene.ledger.keys import create_key
@@ -28,6 +29,7 @@ from safegene.pipeline.stage_file import FETCH_VECTOR, fetching, making, stages_
 from safegene.pipeline.stages.promote import revoke
 from safegene.pipeline.table import PIPELINE, pipeline_of, stage_named
 from safegene.report import write_report
+from safegene.vectors import vector
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import save_targets
@@ -87,6 +89,7 @@ def use(ws: Workspace, uri: str, publisher: str) -> Workspace:
 
 def test_another_workspace_gets_the_publisher_s_bytes(publisher: Workspace, user: Workspace) -> None:
     run_stage(FETCH, user)
+    assert (bundles.HEADER, bundles.TENSORS) == (vector.HEADER, vector.TENSORS)
     for name in ("vector", "selection"):
         assert read_manifest(getattr(user, name)).digest == read_manifest(getattr(publisher, name)).digest
     assert not user.degraded.exists()
