@@ -23,9 +23,9 @@ from safegene.models.device import default_device, threads_for
 from safegene.models.generation import Reply, generate
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
-from safegene.workspace.params import ServerParams
 from safegene.workspace.progress import log_progress
 from safegene.workspace.resume_log import ResumeLog
+from safegene.workspace.server_params import ServerParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -30,7 +30,7 @@ from safegene.models.forward import next_token_log_probs
 from safegene.models.generation import Reply, generate
 from safegene.models.openai_api import CandidateToken, ScoredToken
 from safegene.models.templates import encode_chat, load_chat_tokenizer
-from safegene.workspace.params import ServerParams
+from safegene.workspace.server_params import ServerParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -25,7 +25,7 @@ from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import Arm
 from safegene.pipeline.stages.evaluate import evaluated_models
 from safegene.workspace.layout import Workspace
-from safegene.workspace.params import ServerParams
+from safegene.workspace.server_params import ServerParams
 
 Program = Literal["vllm", "sglang"]
 PROGRAMS: tuple[Program, ...] = ("vllm", "sglang")

@@ -5,7 +5,7 @@ shares of a whole are numbers in 0..1, never percent.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -34,6 +34,7 @@ from safegene.workspace.places import check_path, check_store
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
 from safegene.workspace.plugins import JUDGES
 from safegene.workspace.record_params import RecordParams
+from safegene.workspace.server_params import ServerParams
 
 
 class FamilyParams(Frozen):
@@ -220,29 +221,6 @@ class JudgeParams(Frozen):
         if kind not in JUDGES:
             raise ValueError(f"expected one of {', '.join(sorted(JUDGES))}")
         return kind
-
-
-class ServerParams(Frozen):
-    """OpenAI-compatible servers of the evaluated models; ``safegene serve-plan`` writes this section.
-
-    ``names``: evaluated model -> its name on the server at ``url``, or at its own address in ``urls``. Before its first
-    reply and after every batch, each model's log-probabilities of a few tokens must be those of the weights on disk, on
-    average within ``max_logprob_difference`` nats. Of a server that gives none, at most ``max_disagreement`` of the
-    replies may begin otherwise. The API key is read from ``SAFEGENE_SERVER_KEY``.
-    """
-
-    url: Url
-    names: dict[Literal["before", "candidate", "aligned", "incumbent"], str] = Field(min_length=1)
-    urls: dict[Literal["before", "candidate", "aligned", "incumbent"], Url] = {}
-    allow_hosts: tuple[str, ...] = ()
-    timeout_seconds: PositiveFloat = 120.0
-    at_once: Positive = 8
-    max_disagreement: Annotated[float, Field(ge=0.0, le=0.5)] = 0.25
-    max_logprob_difference: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
-
-    def identity(self) -> dict[str, Any]:
-        """What replies depend on: the addresses and the names, as JSON values."""
-        return self.model_dump(mode="json", include={"url", "names"} | ({"urls"} if self.urls else set()))
 
 
 class EvaluateParams(Frozen):

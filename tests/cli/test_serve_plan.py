@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from safegene.workspace.params import ServerParams
+from safegene.workspace.server_params import ServerParams
 from tests.factories.commands import run
 from tests.factories.evaluation import World
 

@@ -18,7 +18,7 @@ from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build
 from safegene.tiny.data import gate_set
-from safegene.workspace.params import ServerParams
+from safegene.workspace.server_params import ServerParams
 from tests.factories.model_server import Answer, Stand, serve
 
 KINDS = ("harmful", "lookalike", "wrapped")

@@ -19,7 +19,7 @@ from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.tiny.build import build
 from safegene.tiny.data import gate_set
-from safegene.workspace.params import ServerParams
+from safegene.workspace.server_params import ServerParams
 
 READY_SECONDS, LIMIT = 180, 24
 

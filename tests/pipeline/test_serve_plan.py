@@ -12,7 +12,7 @@ from safegene.errors import CheckpointError
 from safegene.evaluation.shared_bases import EvaluatedModel
 from safegene.gate import Arm
 from safegene.pipeline.serve_plan import ServePlan, plan_servers
-from safegene.workspace.params import ServerParams
+from safegene.workspace.server_params import ServerParams
 from tests.factories.llamas import random_patch, save_llama
 
 CHATML = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

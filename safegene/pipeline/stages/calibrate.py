@@ -105,20 +105,19 @@ def calibrate(
     factors = selected_matrices(safety_vector, selection)
     safety, tasks = read_prompts(prompts / "safety.jsonl"), read_prompts(task)
     aligned_root = local_checkpoint(aligned, limits).root
-    target_files = local_checkpoint(target, limits, family=aligned)
-    inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
-    inputs |= {"safety.jsonl": safety.digest, "task": tasks.digest}
-    inputs |= {} if params.baseline is None or degraded is None else {"degraded": degraded}
+    files = local_checkpoint(target, limits, family=aligned)
     pool = _pool_to_mine(params, prompts, safety)
-    inputs |= {} if pool is None else {"pool.jsonl": pool.digest}
-    structure, checkpoint = read_structure(aligned), open_checkpoint(target_files.root)
+    sets = {"safety.jsonl": safety.digest, "task": tasks.digest} | ({"pool.jsonl": pool.digest} if pool else {})
+    inputs: dict[str, Path | str] = {"aligned": aligned, "target": target, "vector": vector, "selection": selection}
+    inputs |= sets if params.baseline is None or degraded is None else {"degraded": degraded, **sets}
+    structure, checkpoint = read_structure(aligned), open_checkpoint(files.root)
     dtype = resolve_dtype(dtype, checkpoint.specs.values())
     with threads_for(checkpoint.parameters):
-        shots = build_shots(params, aligned_root, target_files, safety, tasks, dtype=dtype)
-        own = load_chat_tokenizer(chat_files(target_files.root, target_files.adapters))
+        shots = build_shots(params, aligned_root, files, safety, tasks, dtype=dtype)
+        own = load_chat_tokenizer(chat_files(files.root, files.adapters))
         mining = pool and _label(params, pool, judge, aligned_root, family.digest, own, dtype)
         chosen = params.model_dump(mode="json") | {"dtype": dtype, "judge": mining[0].identity if mining else None}
-        model = load_model(target_files.root, adapters=target_files.adapters, dtype=dtype, device=default_device())
+        model = load_model(files.root, adapters=files.adapters, dtype=dtype, device=default_device())
         whole = None if params.baseline is None else _whole_delta(degraded, safety_vector)
         numbers = params.max_extra * target_record.parameters
         with count_tokens(model) as read:
@@ -126,7 +125,7 @@ def calibrate(
             parts = FitLog({"params": chosen, "inputs": _digests(inputs)}, read)
             result = _repair(params, model, shots, factors, numbers, aligned_root, whole, miner, parts)
         del model
-    adapter = open_adapter(target_files.adapters[0]) if target_files.adapters else None
+    adapter = open_adapter(files.adapters[0]) if files.adapters else None
     record = family if adapter else target_record
     with write_artefact(out, stage="calibrate", params=chosen, inputs=inputs) as draft:
         patch = result.fitted.patch if result.fitted else zero_change(factors)
@@ -134,14 +133,7 @@ def calibrate(
         log.info("%s: %s", out.parent.name, serving_words(facts))
         content = coefficients_file(params, result, shots, patch, facts["extra_parameters"] / target_record.parameters)
         diagnosis = diagnose(
-            content,
-            shots,
-            safety_vector,
-            patch,
-            root=aligned_root,
-            structure=structure,
-            target=target_files,
-            records=records,
+            content, shots, safety_vector, patch, root=aligned_root, structure=structure, target=files, records=records
         )
         coefficients = content.model_copy(update={"diagnosis": diagnosis})
         _describe(draft.path, coefficients, result, patch)

@@ -6,7 +6,8 @@ import pytest
 
 from safegene.errors import ParamsError, SourceError
 from safegene.models.loading import load_model, load_tokenizer
-from safegene.workspace.params import EvaluateParams, ServerParams
+from safegene.workspace.params import EvaluateParams
+from safegene.workspace.server_params import ServerParams
 from tests.factories.evaluation import PARAMS, World, evidence
 from tests.factories.gate import ARMS
 from tests.factories.model_server import Stand, serve
