@@ -223,7 +223,9 @@ def _parameter_files(folder: Path) -> Iterator[Parser]:
     params = (ROOT / "params.yaml").read_bytes()
     short = b'family: {aligned: "tiny://a?seed=0"}\ndegrade: {}\nevaluate: {judge: {kind: phrases}}\n'
     yield Parser("params", _in_file(folder / "params.yaml", load_params), (short, params))
-    targets = f'aligned: null\ndegraded: {{}}\ntargets: {{x: {{source: "tiny://x", task: t, fingerprint: {DIGEST}}}}}\n'
+    targets = (
+        f'aligned: null\ndegraded: {{}}\ntargets: {{x: {{source: "tiny://x", task: t, fingerprint: "{DIGEST}"}}}}\n'
+    )
     yield Parser("targets", _in_file(folder / "targets.yaml", load_targets), (targets.encode(),))
     key = {"keyid": "a", "keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": "0" * 64}}
     yield Parser("public keys", _in_file(folder / "ledger.pub", read_public_keys), (_json({"keys": [key]}),))

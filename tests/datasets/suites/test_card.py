@@ -201,7 +201,7 @@ def test_an_expectation_that_rows_break_is_named_with_the_rows(tmp_path: Path) -
     with pytest.raises(FormatError) as broken:
         check_suites(ws, ["ours"])
     assert "lines 1, 3 ('advbench-0'): expected every `prompt` once" in broken.value.message
-    assert "expected text in `behaviour`, got ''" in broken.value.message
+    assert "expected text in `behaviour`, got ' '" in broken.value.message
     assert "data.jsonl" in broken.value.message
 
 
