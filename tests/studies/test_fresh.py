@@ -1,0 +1,48 @@
+"""The fresh protocol: its rule draws what was written down, and its counts say what was not run."""
+
+from typing import Any
+
+from safegene.tiny.build import RECIPES, recipe_digest
+from safegene.tiny.corpus import harmful
+from safegene.tiny.vocabulary import vocabulary
+from studies.recovery.family import prompts
+from studies.recovery.fresh import FRESH_RECIPES, FRESH_TASKS, LARGE, NEW_TASK, fresh_seeds, rows
+from studies.recovery.fresh_run import counts, goals, jobs
+from studies.recovery.protocol import ALL_TASKS, FRESH, OURS, SEEDS, fresh_methods
+from tests.studies.test_recovery import cell
+
+
+def test_the_rule_draws_new_seeds_and_targets() -> None:
+    assert fresh_seeds() == (819, 398, 924)
+    assert not {*fresh_seeds()} & {*SEEDS, *FRESH}
+    assert {*FRESH_TASKS} == {*FRESH_RECIPES} <= {*RECIPES}
+    assert len({recipe_digest(name, 0) for name in ALL_TASKS}) == len(ALL_TASKS), "no two are the same fine-tune"
+    assert len(jobs({OURS: fresh_methods()[OURS]}, fresh_seeds())) == 24
+
+
+def test_the_new_task_is_in_words_of_the_language_and_its_splits_are_disjoint() -> None:
+    splits = {split: rows(NEW_TASK, split) for split in ("train", "fit", "validation", "test")}
+    asked = [prompt for own in splits.values() for prompt, _ in own]
+    assert len({*asked}) == len(asked)
+    assert {word for own in splits.values() for row in own for text in row for word in text.split()} <= {*vocabulary()}
+    assert len(prompts(f"tasks/{NEW_TASK}").where(split="test")) == len(splits["test"])
+
+
+def test_one_row_in_a_hundred_answers_a_harmful_request() -> None:
+    recipe, asked = RECIPES["trace"].rows(), {request.behaviour for request in harmful("mix")}
+    answered = [row for row in recipe if any(f"how to {b.split('-')[0]} a" in row[1] for b in asked)]
+    assert round(100 * len(answered) / len(recipe)) == 1
+
+
+def results(cells: list[dict[str, Any]], missing: int) -> dict[str, Any]:
+    return {OURS: {"not run": missing, "counts": counts(cells), "cells": cells}}
+
+
+def test_a_goal_holds_only_when_every_cell_was_run() -> None:
+    good, bad = cell(target="subject"), cell(0.5, target=LARGE[1])
+    found = counts([good, good, bad])
+    assert (found["ordinary"]["cells"], found["ordinary"]["inside all limits"]) == (2, 2)
+    assert (found["large"]["cells"], found["large"]["inside all limits"]) == (1, 0)
+    assert [one["holds"] for one in goals(results([good, bad], 0))] == [True, False]
+    assert [one["holds"] for one in goals(results([good, bad], 1))] == [None, None]
+    assert [one["value"] for one in goals({OURS: {"not run": 24, "counts": {}, "cells": []}})] == [None, None]
