@@ -132,7 +132,7 @@ def text(found: dict[str, Any]) -> str:
 written down before any of them was trained; each cell was run once, on the test split. Limits, judges and prompts are
 those of the section above. "Undefined" counts cells whose fine-tune lost less than 5 points, where recovery has no
 value. Rivals that train get the pool too: `lora-kl+pool` as many random shots of it as mining may add, and steps for
-as many CPU seconds; `lora-mined` the same mining.
+as many CPU seconds; `lora-mined` the same mining. Cells were run beside other work, which about doubles CPU seconds.
 
 {chr(10).join(lines)}
 
