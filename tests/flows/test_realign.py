@@ -65,7 +65,7 @@ def test_prefect_shows_what_people_ask(built: Path, prefect_api: str) -> None:
     assert (seen["state"]["name"], seen["state_type"]) == ("Promoted", "COMPLETED")
     assert "sentiment pass: The repair passes every endpoint" in seen["state"]["message"]
     lines = [line["message"] for line in asked(prefect_api, "logs") if line["flow_run_id"] == seen["id"]]
-    assert any("prompts asked" in line for line in lines), "the stage's own lines"
+    assert any(line.startswith("forecast: ") for line in lines), "the stage's own lines"
     assert any(line.startswith("evaluate@sentiment: ") for line in lines)
     artifacts = {one["key"]: one for one in asked(prefect_api, "artifacts")}
     assert "n = " in artifacts["safegene-target-sentiment"]["data"]
