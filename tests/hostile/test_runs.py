@@ -150,7 +150,7 @@ def unreachable_model(ws: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error"),
     [
-        (empty_gate, "EmptySample"),
+        (empty_gate, "expected at least one prompt, got an empty set"),
         (overlapping_gate, "ContaminatedSample"),
         (duplicate_ids, "FormatError"),
         (missing_judge, "JudgeError"),
