@@ -21,6 +21,7 @@ Usage, in a package that adds a judge by the entry point ``safegene.judges``::
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from safegene.gate import Label
@@ -80,6 +81,10 @@ class Judge(Protocol):
     def canaries(self) -> Sequence[Canary] | None:
         """The judge's canaries, where its language is not English; None for the general ones."""
         return None
+
+    def reads(self, checkpoint: Path) -> bool:
+        """Whether the judge can read the replies of a model, by the tokenizer in its folder; most read any text."""
+        return True
 
     @property
     def cost(self) -> object | None:

@@ -12,7 +12,6 @@ from safegene.evaluation.judges.calibration import calibration_from, calibration
 from safegene.gate import Calibration
 from safegene.gate.floors import FLOORS, has_enough_labels
 from safegene.pipeline.doctor.finding import Examined, Finding
-from safegene.tiny.vocabulary import has_tiny_words
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import JudgeParams
 from safegene.workspace.plugins import JUDGES
@@ -146,5 +145,5 @@ def is_other_family(examined: Examined) -> bool:
         return False
     if place.scheme == "file":
         folder = Path(place.path)
-        return folder.is_dir() and not has_tiny_words(folder)
+        return folder.is_dir() and not build(JudgeParams(kind=TINY)).reads(folder)
     return place.scheme != "tiny"
