@@ -56,6 +56,7 @@ def browser() -> Iterator[Page]:
 
 def test_it_asks_for_nothing_and_runs_nothing(browser: Page, served: tuple[str, list[str]]) -> None:
     url, asked = served
+    asked.clear()  # of other tests
     browser.show(url, width=1440)
     assert asked == ["/"]
     assert not [one for one in browser.events if one["method"].startswith(("Log.", "Runtime."))]
