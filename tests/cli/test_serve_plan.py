@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from safegene.workspace.params import Target, Targets, save_targets
 from safegene.workspace.server_params import ServerParams
 from tests.factories.commands import run
 from tests.factories.evaluation import World
@@ -25,6 +26,8 @@ def workspace(tmp_path: Path) -> Path:
         shutil.copytree(world.root / name, place)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(ROOT / name, root / name)
+    one = Target(source="file:///models/one", task="topic", fingerprint="x")
+    save_targets(root / "data" / "targets.yaml", Targets(targets={"one": one}))
     return root
 
 
