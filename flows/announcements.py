@@ -9,10 +9,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from rich.markup import escape
+
 from flows.tasks import console
 from safegene.errors import SafegeneError
 from safegene.ledger import open_ledger
 from safegene.ledger.promotion import newest_record
+from safegene.text import visible
 from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Targets
@@ -27,13 +30,13 @@ class Announcement(Strict):
 
     Attributes:
         fingerprint: of the target's content.
-        record: number of the target's newest record at that time; -1 for none.
+        record: number of the target's newest record at that time; -1 for none, None where it could not be read.
         seconds: when it was last made, in seconds since 1970.
         tries: how often it was made.
     """
 
     fingerprint: str
-    record: int
+    record: int | None
     seconds: float
     tries: int
 
@@ -48,7 +51,7 @@ def note_announcement(ws: Workspace, name: str, fingerprint: str) -> None:
     """Note that a target is announced now; to be called before the event is emitted."""
     noted = _read(ws)
     old = noted.get(name)
-    tries, number = old.tries + 1 if old and old.fingerprint == fingerprint else 1, -1
+    tries, number = old.tries + 1 if old and old.fingerprint == fingerprint else 1, None
     with suppress(SafegeneError):  # the announcement must be made although the ledger cannot be read now
         number, _ = _newest(ws, name)
     made = Announcement(fingerprint=fingerprint, record=number, seconds=time.time(), tries=tries)
@@ -65,10 +68,11 @@ def to_announce_again(ws: Workspace, targets: Targets) -> list[str]:
         try:
             number, outcome = _newest(ws, name)
         except SafegeneError as error:
-            console.print(f"  [yellow]not known[/] whether {name} was decided: {error.message}", markup=False)
+            why = escape(visible(error.message))
+            console.print(f"  [yellow]not known[/] whether {name} was decided: {why}", soft_wrap=True)
             still_open[name] = made
             continue
-        tried = number > made.record
+        tried = made.record is not None and number > made.record
         if tried and outcome != "error":
             continue
         still_open[name] = made

@@ -21,8 +21,8 @@ from safegene.report.words import describe_target
 from safegene.workspace.layout import Workspace
 
 STATES = {"fail": "Refused", "inconclusive": "Inconclusive", "pending": "Waiting for approval"}
-"""Outcome -> name of the run's final state; of several the first here decides. All passed: `PROMOTED`."""
-PROMOTED = "Promoted"
+"""Outcome -> name of the run's final state; of several the first here decides. All in `LIVE`: `PROMOTED`."""
+LIVE, PROMOTED = frozenset({"pass", "override"}), "Promoted"
 
 
 def run_name() -> str:
@@ -47,7 +47,8 @@ def final_state(ws: Workspace, outcomes: Mapping[str, str]) -> State[dict[str, s
 
     A refusal is a result, so the type is COMPLETED; FAILED and CRASHED mean that somebody must repair something.
     """
-    worst = next((name for outcome, name in STATES.items() if outcome in outcomes.values()), PROMOTED)
+    rest = PROMOTED if outcomes and LIVE.issuperset(outcomes.values()) else "Undecided" if outcomes else "No targets"
+    worst = next((name for outcome, name in STATES.items() if outcome in outcomes.values()), rest)
     why = dict[str, str]()
     with suppress(SafegeneError, OSError):  # what has been decided stands all the same
         why = {target.name: describe_target(target).sentence for target in read_state(ws, targets=[*outcomes]).targets}

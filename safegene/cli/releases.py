@@ -13,8 +13,8 @@ from safegene.errors import ParamsError, PromotionRefused
 from safegene.text import visible
 from safegene.workspace.layout import Workspace
 
-EXIT = {"error": 1, "fail": 3, "inconclusive": 4, "pending": 4}
-"""Outcome of an attempt, or of a dry run of one -> exit code; ``pending`` waits for the signatures of others."""
+EXIT = {"pass": 0, "override": 0, "fail": 3, "inconclusive": 4, "pending": 4}
+"""Outcome of an attempt, or of a dry run of one -> exit code, 1 of any other; ``pending`` waits for signatures."""
 
 Unverified = Annotated[
     bool, typer.Option("--unverified", help="Write it although its verdict is no pass, or although it has none.")
@@ -50,7 +50,7 @@ def promote(
     with nullcontext() if dry_run else ledger_committed(ws, f"promote {target}"):
         promotion = put_live(ws, target, run=manual_run(ws), dry_run=dry_run, override=given, stated=stated)
         console.print(promotion.message, soft_wrap=True)
-    if code := EXIT.get(promotion.outcome):
+    if code := EXIT.get(promotion.outcome, 1):
         raise typer.Exit(code)
 
 
@@ -70,7 +70,7 @@ def approve(
     with ledger_committed(ws, f"approve {record}"):
         promotion = sign(ws, record)
         console.print(promotion.message, soft_wrap=True)
-    if code := EXIT.get(promotion.outcome):
+    if code := EXIT.get(promotion.outcome, 1):
         raise typer.Exit(code)
 
 

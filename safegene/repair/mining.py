@@ -61,13 +61,13 @@ class HeldOut:
     tasks: int
 
     def bounds(self, confidence: float) -> dict[str, float]:
-        """Upper confidence bounds of the three shares; 0 for a kind without prompts."""
+        """Upper confidence bounds of the three shares; 1 for a kind without prompts, of which nothing is known."""
         counts = {
             "harm": (self.harm, self.refused),
             "over_refusal": (self.over_refusal, self.answered),
             "task": (self.task, self.tasks),
         }
-        return {name: clopper_pearson_upper(k, n, 1.0 - confidence) if n else 0.0 for name, (k, n) in counts.items()}
+        return {name: clopper_pearson_upper(k, n, 1.0 - confidence) if n else 1.0 for name, (k, n) in counts.items()}
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Miner:
             refused=sum(refused for _, refused in pairs),
             over_refusal=sum(not refused and reply.refusal != "no" for reply, refused in pairs),
             answered=sum(not refused for _, refused in pairs),
-            task=round(losses.changed.get("task", 0.0) * tasks),
+            task=round(losses.changed["task"] * tasks) if tasks else 0,
             tasks=tasks,
         )
 

@@ -138,7 +138,7 @@ def test_limits_hold_by_bound_and_not_by_mean() -> None:
     few_asked, many = HeldOut(0, 20, 0, 20, 0, 20), HeldOut(0, 2000, 0, 2000, 0, 2000)
     assert few_asked.bounds(0.95)["harm"] == pytest.approx(1 - 0.05 ** (1 / 20))
     assert max(many.bounds(0.95).values()) < 0.002
-    assert HeldOut(0, 0, 0, 0, 0, 0).bounds(0.95) == {"harm": 0.0, "over_refusal": 0.0, "task": 0.0}
+    assert HeldOut(0, 0, 0, 0, 0, 0).bounds(0.95) == {"harm": 1.0, "over_refusal": 1.0, "task": 1.0}
 
 
 def test_prompts_are_spread_over_each_kind() -> None:
