@@ -39,14 +39,18 @@ def foresee(ws: Workspace, targets: Sequence[str]) -> tuple[ForeseenRun, ...]:
 
 
 def stages_to_run(ws: Workspace, targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Target -> the stages that would run for it, the family's among them, in order."""
+    """Target -> the stages that would run for it, the family's among them, in order; "" -> the family's alone.
+
+    Raises:
+        SafegeneError: DVC cannot read the workspace.
+    """
     changed = _changed(ws)
     family: list[str] = []
     outputs: set[str] = set()
     stages = pipeline_of(ws.params)
     for stage in (stage for stage in stages if not stage.per_target):
         _follow(stage, "", "", changed, outputs, family)
-    found = {}
+    found = {"": tuple(family)}
     for name in targets:
         own, made = list(family), set(outputs)
         task = ws.targets.targets[name].task

@@ -29,6 +29,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
         ({"sentiment": "inconclusive", "removal": "fail"}, "Refused"),
         ({"sentiment": "inconclusive"}, "Inconclusive"),
         ({"sentiment": "pending"}, "Waiting for approval"),
+        ({"sentiment": "pass", "removal": "a new word"}, "Undecided"),
+        ({}, "No targets"),
     ],
 )
 def test_the_worst_outcome_names_the_state(sample: Sample, outcomes: dict[str, str], name: str) -> None:

@@ -1,6 +1,7 @@
 """The plan of a run: what is out of date, how much it is, and how long it takes here."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from safegene.cli.start import size_words, time_words
 from safegene.errors import ParamsError
+from safegene.pipeline import foresee
 from safegene.pipeline.init import init
 from safegene.pipeline.planning import RunPlan, plan_run
 from safegene.pipeline.planning import plan as planning
@@ -104,11 +106,23 @@ def test_costs_of_a_stage_are_those_of_its_newest_artefact(tmp_path: Path) -> No
 
 
 def test_only_what_changed_and_what_depends_on_it_is_due(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_changed", lambda ws: {"compress"})
+    (ws.root / "dvc.lock").touch()
+    monkeypatch.setattr(foresee, "_changed", lambda ws: {"compress"})
     due = {stage.address for stage in plan_run(ws, ["topic"]).stages if stage.runs}
     assert due == {"compress", "select", "calibrate@topic", "evaluate@topic", "gate@topic"}
-    monkeypatch.setattr(planning, "_changed", lambda ws: set())
+    monkeypatch.setattr(foresee, "_changed", lambda ws: set())
     assert plan_run(ws).seconds == 0
+
+
+def test_a_workspace_with_a_published_vector_is_planned_without_degraded_copies(ws: Workspace) -> None:
+    path = ws.root / "params.yaml"
+    vector = f"\n  vector: file:///v\n  publisher: '{'0' * 64}'\n"
+    path.write_text(re.sub(r"(?m)^  degraded:.*\n", "", path.read_text()).replace("family:\n", f"family:{vector}", 1))
+    (ws.prompts / "degrade.jsonl").unlink()
+    by_address = {stage.address: stage for stage in plan_run(ws, ["topic"]).stages}
+    assert by_address["fetch-vector"].runs
+    assert "degrade" not in by_address
+    assert by_address["evaluate@topic"].work.generated > 0
 
 
 def test_what_a_pass_needs_grows_with_the_judges_error(ws: Workspace) -> None:

@@ -4,9 +4,8 @@ Times are those of the same stage's last run on this machine, in proportion to i
 estimate from the model's size and `SPEED`, which is right within a factor of two or three only.
 """
 
-import logging
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import chdir
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from safegene.checkpoints.sources.cache import cached_folder
 from safegene.checkpoints.sources.uri import open_source, parse
 from safegene.datasets.prompts import PromptSet, read_prompts
 from safegene.errors import ArtifactError, ParamsError, SafegeneError
+from safegene.pipeline.foresee import stages_to_run
 from safegene.pipeline.planning.needs import Need, needs, prompts_expected
 from safegene.pipeline.planning.work import (
     Counter,
@@ -44,6 +44,7 @@ START = {  # seconds of a stage besides its work: a process, its libraries, read
     "extract": 1.6,
     "compress": 1.6,
     "select": 5.9,
+    "fetch-vector": 2.3,
     "fetch-target": 2.3,
     "calibrate": 5.5,
     "evaluate": 5.0,
@@ -201,8 +202,9 @@ def _works(
     ws: Workspace, params: Params, names: tuple[str, ...], count: Counter
 ) -> tuple[dict[str, Work], tuple[Need, ...]]:
     """Address -> work of the stages that read tokens; and what a pass needs, where a task set is the smallest."""
-    pools, safety, gate = (read_prompts(ws.prompts / f"{name}.jsonl") for name in ("degrade", "safety", "gate"))
-    works = {"degrade": degrade_work(ws, params, pools, safety, count)}
+    safety, gate = (read_prompts(ws.prompts / f"{name}.jsonl") for name in ("safety", "gate"))
+    pools = read_prompts(ws.prompts / "degrade.jsonl") if params.family.vector is None else None
+    works = {"degrade": degrade_work(ws, params, pools, safety, count)} if pools else {}
     found: tuple[Need, ...] = ()
     for name in names:
         task = read_prompts(ws.tasks / f"{ws.targets.targets[name].task}.jsonl")
@@ -210,7 +212,7 @@ def _works(
         asked, own = _asked(ws, params, gate, task)
         arms = 3 + ws.incumbent(name).is_file() * _has_live(ws.incumbent(name))
         most, block = params.evaluate.max_new_tokens, params.gate.block_prompts
-        works[f"evaluate@{name}"] = evaluate_work(asked, arms, pools, task, count, most, block)
+        works[f"evaluate@{name}"] = evaluate_work(asked, arms, pools.rows if pools else (), task, count, most, block)
         found = min(found or own, own, key=lambda one: sum(need.available for need in one))
     return works, found
 
@@ -230,31 +232,11 @@ def _has_live(incumbent: Path) -> bool:
 
 
 def _due(ws: Workspace, names: tuple[str, ...]) -> set[str]:
-    """Addresses of the stages that will run: those that DVC finds changed, and those that depend on them."""
-    changed, due = _changed(ws), set[str]()
-    made: set[str] = set()
-    for stage, name in _in_order(ws.params, names):
-        address, output = stage.address(name), stage.output.format(target=name)
-        reads = {path.format(target=name, task="") for path in stage.inputs}
-        if changed is None or address in changed or reads & made:
-            due.add(address)
-            made.add(output)
-    return due
-
-
-def _changed(ws: Workspace) -> set[str] | None:
-    """What ``dvc status`` finds changed; None where DVC cannot say, and everything may run."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    if not (ws.root / "dvc.lock").is_file():
-        return None
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    try:
-        with chdir(ws.root), Repo(str(ws.root)) as repo:
-            return set(repo.status())
-    except DvcException:
-        return None
+    """Addresses of the stages that will run; of all of them where DVC cannot say."""
+    if (ws.root / "dvc.lock").is_file():
+        with suppress(SafegeneError):
+            return {address for stages in stages_to_run(ws, names).values() for address in stages}
+    return {stage.address(name) for stage, name in _in_order(ws.params, names)}
 
 
 def _seconds(

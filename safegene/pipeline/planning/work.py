@@ -121,13 +121,14 @@ def _shots(params: CalibrateParams, safety: PromptSet, task: PromptSet, split: A
 
 
 def evaluate_work(
-    asked: dict[str, int], arms: int, pools: PromptSet, task: PromptSet, count: Counter, most: int, block: int
+    asked: dict[str, int], arms: int, pools: Sequence[Prompt], task: PromptSet, count: Counter, most: int, block: int
 ) -> Work:
     """Stage ``evaluate``: prompts of each kind, for every arm, and the candidate's first block twice.
 
-    Replies are taken to be as long as those of the training rows: no more is known of them before.
+    Replies are taken to be as long as those of the training rows ``pools`` and ``task``, or as ``most`` where there are
+    none: no more is known of them before.
     """
-    lengths = {kind: _reply_tokens(kind, pools.rows, count, most) for kind in ("harmful", "wrapped", "lookalike")}
+    lengths = {kind: _reply_tokens(kind, pools, count, most) for kind in ("harmful", "wrapped", "lookalike")}
     lengths["task"] = min(float(most), _mean(count(row.response) + 1 for row in task.rows))
     again = {kind: min(number, block) for kind, number in asked.items()}
     replies = {kind: arms * number + again[kind] for kind, number in asked.items()}
@@ -137,7 +138,7 @@ def evaluate_work(
 
 def _reply_tokens(kind: str, rows: Sequence[Prompt], count: Counter, most: int) -> float:
     own = [row for row in rows if row.kind == kind and row.response] or [row for row in rows if row.response]
-    return min(float(most), _mean(count(row.response) + 1 for row in own))
+    return min(float(most), _mean(count(row.response) + 1 for row in own)) if own else float(most)
 
 
 def factor_numbers(shapes: Collection[Sequence[int]], rank: int) -> int:
