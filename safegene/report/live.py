@@ -1,11 +1,10 @@
 """What the ledger says of each target: what is live, how the last attempt ended, and what the rules say now."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from safegene.errors import ArtifactError, LedgerError, SafegeneError
+from safegene.errors import LedgerError, SafegeneError
 from safegene.gate import VerdictFile
 from safegene.workspace.layout import Workspace, cache_folder
 
@@ -142,7 +141,7 @@ def _why_blocked(
     from safegene.ledger.incumbent import read_incumbent
     from safegene.ledger.rules import PromotionClaim, ruling_on
 
-    with suppress(ArtifactError):
+    try:
         claim = PromotionClaim(
             target,
             verdict.outcome,
@@ -153,9 +152,7 @@ def _why_blocked(
             attempt=present_attempt(workspace, target),
             attempt_number=verdict.attempt.number if verdict.attempt else 1,
         )
-        try:
-            ruling = ruling_on(claim, workspace.params.promote.channel, live, ledger, release="")
-        except SafegeneError as error:
-            return error.message
-        return "" if ruling.outcome == "pass" else ruling.reason
-    return ""
+        ruling = ruling_on(claim, workspace.params.promote.channel, live, ledger, release="")
+    except SafegeneError as error:
+        return error.message
+    return "" if ruling.outcome == "pass" else ruling.reason
