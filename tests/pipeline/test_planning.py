@@ -24,7 +24,7 @@ STATED = {"degrade": 155_595, "calibrate@group": 123_912, "calibrate@topic": 124
 """Tokens that the artefacts of the demo state (`make demo`): degrade, and calibrate of two targets."""
 REPLIES = {"group": 1410, "topic": 1500}
 SECONDS = 143.1
-"""Seconds of the demo's stages on an idle machine of two cores, as README prints them."""
+"""Seconds of the demo's stages on an idle machine of two cores, before calibration mined; the plan knows no mining."""
 
 
 @pytest.fixture(scope="module")
