@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -87,13 +88,18 @@ def stage_log(path: Path) -> Iterator[None]:
 
 def show_targets(ws: Workspace, names: Sequence[str], report: Path) -> None:
     """An artifact for each target: the decision, its rates with n and intervals, and the evidence as a picture."""
-    create_link_artifact(link=report.as_uri(), link_text="report", key="safegene-report", description="The report")
+    create_link_artifact(link=report.as_uri(), link_text="report", key=_key(ws, "report"), description="The report")
     for target in read_state(ws, targets=names).targets:
-        key = f"safegene-target-{target.name.replace('_', '-')}"
+        key = _key(ws, "target", target.name)
         create_markdown_artifact(markdown=_markdown(target, report), key=key, description=target.name)
         if picture := _evidence(ws, target):
             data = base64.b64encode(picture.encode()).decode()
             create_image_artifact(image_url=f"data:image/svg+xml;base64,{data}", key=f"{key}-evidence")
+
+
+def _key(ws: Workspace, *words: str) -> str:
+    """An artifact's key, which Prefect limits to ``[a-z0-9-]``; with the workspace, since a server has many."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in ("safegene", ws.root.name, *words))
 
 
 def _markdown(target: TargetState, report: Path) -> str:

@@ -51,26 +51,28 @@ def test_dvc_shows_metrics_and_plots(built: Path, tmp_path: Path) -> None:
     assert "http" not in page, "it opens without a network"
 
 
-def asked(api: str, kind: str) -> list[dict[str, Any]]:
-    """What the server of the run knows of one kind."""
-    answer = httpx.post(f"{api}/{kind}/filter", json={"limit": 200}, timeout=30)
+def asked(api: str, kind: str, **wanted: Any) -> list[dict[str, Any]]:
+    """What the server of the run, which other tests use too, knows of one kind."""
+    answer = httpx.post(f"{api}/{kind}/filter", json={"limit": 200, **wanted}, timeout=30)
     found: list[dict[str, Any]] = answer.raise_for_status().json()
     return found
 
 
 def test_prefect_shows_what_people_ask(built: Path, prefect_api: str) -> None:
     name = f"realign all targets in {built.name}"
-    (seen,) = (run for run in asked(prefect_api, "flow_runs") if run["name"] == name and str(built) in str(run))
+    runs = asked(prefect_api, "flow_runs", flow_runs={"name": {"any_": [name]}})
+    (seen,) = (run for run in runs if str(built) in str(run))
     assert {"safegene", f"workspace:{built.name}", "target:sentiment"} <= set(seen["tags"])
     assert (seen["state"]["name"], seen["state_type"]) == ("Promoted", "COMPLETED")
     assert "sentiment pass: The repair passes every endpoint" in seen["state"]["message"]
-    lines = [line["message"] for line in asked(prefect_api, "logs") if line["flow_run_id"] == seen["id"]]
+    lines = [line["message"] for line in asked(prefect_api, "logs", logs={"flow_run_id": {"any_": [seen["id"]]}})]
     assert any(line.startswith("forecast: ") for line in lines), "the stage's own lines"
     assert any(line.startswith("evaluate@sentiment: ") for line in lines)
-    artifacts = {one["key"]: one for one in asked(prefect_api, "artifacts")}
-    assert "n = " in artifacts["safegene-target-sentiment"]["data"]
-    assert artifacts["safegene-target-sentiment-evidence"]["type"] == "image"
-    assert str(built / "reports") in artifacts["safegene-report"]["data"]
+    made = asked(prefect_api, "artifacts", artifacts={"flow_run_id": {"any_": [seen["id"]]}})
+    artifacts = {one["key"]: one for one in made}
+    assert "n = " in artifacts["safegene-ws-target-sentiment"]["data"]
+    assert artifacts["safegene-ws-target-sentiment-evidence"]["type"] == "image"
+    assert str(built / "reports") in artifacts["safegene-ws-report"]["data"]
 
 
 def test_the_report_is_written_and_names_the_outcome(built: Path) -> None:
