@@ -84,6 +84,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "not measured" if share is None else f"{100 * share:.{digits}f}%"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 record``, ``2 records``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _cut(text: str, characters: int | None, lines: int | None) -> tuple[str, int]:
     shown = text if lines is None else "\n".join(text.split("\n")[:lines])
     shown = shown if characters is None else shown[:characters]

@@ -103,10 +103,17 @@ def prefect_api(_elsewhere: None) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Path:
-    """A workspace of the tiny family with one benign target, after one whole run. To be looked at, not changed."""
+    """A workspace of the tiny family with one benign target, after one whole run. To be looked at, not changed.
+
+    Nothing is mined, which saves a minute: the demo and the tests of stage ``calibrate`` mine.
+    """
     from safegene.pipeline.init import add_target, init
 
-    ws = init(tmp_path_factory.mktemp("built") / "ws")
+    box = tmp_path_factory.mktemp("built")
+    template = (Path(__file__).parents[1] / "params.yaml").read_text()
+    assert "mining: {rounds: 1}" in template
+    (box / "params.yaml").write_text(template.replace("mining: {rounds: 1}", "mining: {rounds: 0}"))
+    ws = init(box / "ws", params=box / "params.yaml")
     add_target(ws, "sentiment", "tiny://sentiment?seed=0", "sentiment")
     done = run(ws.root, "run", PREFECT_API_URL=prefect_api)
     (ws.root / ".safegene" / "first-run.log").write_text(done.stderr)

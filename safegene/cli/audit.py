@@ -11,7 +11,7 @@ from rich.markup import escape
 from safegene.cli.audit_evidence import NAMED, audit_pack, audit_replay, export_app
 from safegene.cli.console import AsJson, Target, console, ledger_committed, manual_run, table, write_json
 from safegene.errors import ParamsError
-from safegene.text import visible
+from safegene.text import counted, visible
 from safegene.workspace.layout import Workspace
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def audit_blast(
     if radius.revoked:
         console.print(f"[yellow]revoked[/] {escape(radius.revoked)}", soft_wrap=True)
     names = ", ".join(f"{one.record.target} on {one.record.channel}" for one in radius.live) or "nothing"
-    console.print(f"{len(radius.touched)} records touched; live: {escape(names)}", soft_wrap=True)
+    console.print(f"{counted(len(radius.touched), 'record')} touched; live: {escape(names)}", soft_wrap=True)
 
 
 @app.command("history")

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from safegene.cli.console import AsJson, console, table, write_json
-from safegene.text import redact
+from safegene.text import counted, redact
 from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
 
@@ -132,7 +132,9 @@ def export_mlflow(
     _, ledger = _open()
     versions = registry_versions(tuple(ledger.walk()), store=ledger.store.uri)
     created = register(versions, to)
-    console.print(f"{len(versions)} releases are on {redact(to)}, {created} of them new", soft_wrap=True, markup=False)
+    console.print(
+        f"{redact(to)} holds {counted(len(versions), 'release')}, {created} of them new", soft_wrap=True, markup=False
+    )
 
 
 def _open() -> "tuple[Workspace, Ledger]":

@@ -12,7 +12,7 @@ from rich.table import Table
 from safegene.cli.console import console
 from safegene.datasets.prompts import Prompt
 from safegene.errors import ParamsError
-from safegene.text import visible
+from safegene.text import counted, visible
 from safegene.workspace.layout import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="Prompt and task sets from own and public data: docs/data.md.")
@@ -62,10 +62,11 @@ def data_split(
     validation: Annotated[float, typer.Option(help="Share by which calibrate chooses.")] = 0.04,
     templates: Annotated[str, typer.Option("--wrap", help="File of wrappers for the gate, not the shipped ones.")] = "",
     per_behaviour: Annotated[int, typer.Option(help="Wrappers for each harmful behaviour of the gate.")] = 1,
-    keep: Annotated[list[str] | None, typer.Option(help="degrade, safety or gate: leave it; repeatable.")] = None,
+    pool: Annotated[float, typer.Option(help="Share that only the pool of mining gets.")] = 0.08,
+    keep: Annotated[list[str] | None, typer.Option(help="degrade, safety, pool or gate: leave it; repeatable.")] = None,
     replace: Annotated[bool, typer.Option(help="Write over sets that were written by hand.")] = False,
 ) -> None:
-    """Divide suites by behaviour into the degrade, safety and gate sets; of a task suite, make its task set.
+    """Divide suites by behaviour into the degrade, safety, pool and gate sets; of a task suite, make its task set.
 
     The gate gets what the shares leave. Same suites, same seed: same files.
     """
@@ -74,14 +75,17 @@ def data_split(
     from safegene.datasets.splitting import own_wrappers, split_suites
 
     wrappers = own_wrappers(templates) if templates else shipped_wrappers("test")
-    options = SplitOptions(seed, degrade, fit, validation, wrappers, per_behaviour)
+    options = SplitOptions(seed, degrade, fit, validation, wrappers, per_behaviour, pool)
     made = split_suites(Workspace.find(), names or [], options, keep=keep or (), replace=replace)
     table = Table("file", "rows", "behaviours")
     for path, rows in sorted(made.rows.items()):
         table.add_row(escape(f"data/{path}"), _counts(rows), str(len({row.behaviour for row in rows} - {""})))
     console.print(table)
     for reason, count in made.left_out.items():
-        console.print(f"left out of the gate: {count} behaviours, {reason}", soft_wrap=True, markup=False)
+        console.print(f"left out of the gate: {counted(count, 'behaviour')}, {reason}", soft_wrap=True, markup=False)
+    if made.pool_left_out:
+        reason = "in the words of the gate or of the validation split"
+        console.print(f"left out of the pool: {counted(made.pool_left_out, 'prompt')}, {reason}", soft_wrap=True)
     console.print("next: [bold]safegene validate[/]")
 
 

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from safegene.cli.console import AsJson, Target, console, table, write_json
 from safegene.errors import ArtifactError
-from safegene.text import percent, visible
+from safegene.text import counted, percent, visible
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 
@@ -145,7 +145,7 @@ def _show_flips(rows: "Sequence[JudgementRow]", plan: "Plan", policy: "GateParam
 
     changed = sorted(flips(rows, plan, policy), key=lambda flip: not flip.worse)
     texts = {row.prompt: row.text for row in rows}
-    heading = f"{len(changed)} prompts on which candidate and reference differ"
+    heading = f"candidate and reference differ on {counted(len(changed), 'prompt')}"
     console.print(heading + (":" if changed else ""))
     for flip in changed[:FLIPS_SHOWN]:
         what = flip.change + (" (judged twice)" if flip.again else "")

@@ -4,12 +4,42 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
-from safegene.cli.console import console
-from safegene.errors import ParamsError
+from safegene.cli.console import Target, console
+from safegene.errors import ArtifactError, ParamsError
 from safegene.workspace.layout import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="The judges whose labels the gate reads.")
+
+
+@app.command("sample")
+def sample(
+    target: Target,
+    out: Annotated[Path, typer.Argument(help="JSON lines to write, outside of any repository: replies may do harm.")],
+    count: Annotated[int, typer.Option(min=1, help="Number of replies.")] = 120,
+) -> None:
+    """Write replies of a target's run for people to label; `judge calibrate` then measures the judge on them."""
+    from safegene.evaluation.judges.labels import replies_to_label
+    from safegene.gate.reading import evidence_from
+    from safegene.workspace.atomic import write_file
+    from safegene.workspace.manifest import read_manifest
+
+    ws = Workspace.find()
+    ws.require_target(target)
+    folder = ws.judgements(target)
+    if not folder.is_dir():
+        raise ArtifactError(f"expected {folder}, got no such artefact", remedy=f"run `safegene run {target}`")
+    read_manifest(folder)
+    if out.exists():
+        raise ParamsError(f"expected a new file, got {out}, which exists", remedy="name another, or remove it")
+    plan, rows = ((folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl"))
+    lines = replies_to_label(evidence_from(plan, rows, where=str(folder))[0], count)
+    write_file(out, lines)
+    number = lines.count(b"\n")
+    console.print(f"{out}: {number} replies; write true or false for each null", soft_wrap=True, markup=False)
+    what = f"{number} replies of our run, labelled by N people"
+    console.print(f'next: [bold]safegene judge calibrate[/] {escape(str(out))} --what "{what}"', soft_wrap=True)
 
 
 @app.command("calibrate")

@@ -77,8 +77,10 @@ def next_steps(ws: Workspace) -> list[str]:
     from safegene.pipeline.doctor import examine
 
     found = examine(ws, only=("judge", "prompts", "sources")).findings
-    steps = [f"  {escape(visible(one.remedy))}   [dim]{escape(visible(one.message))}[/]" for one in found]
-    return ["next:", *steps, "  safegene run"]
+    ordered = sorted(found, key=lambda one: one.check == "judge")  # it is measured on the replies of a first run
+    steps = [f"  {escape(visible(one.remedy))}\n      [dim]{escape(visible(one.message))}[/]" for one in ordered]
+    enter = [] if Path.cwd() == ws.root else [f"  cd {escape(visible(str(ws.root)))}"]
+    return ["next:", *enter, *steps, "  safegene run"]
 
 
 def plan(

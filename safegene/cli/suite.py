@@ -9,7 +9,7 @@ from rich.markup import escape
 from safegene.cli.console import AsJson, console, table, write_json
 from safegene.datasets.prompts import Kind, Split
 from safegene.errors import ParamsError, SafegeneError
-from safegene.text import visible
+from safegene.text import counted, visible
 from safegene.workspace.layout import Workspace
 
 app = typer.Typer(no_args_is_help=True, help="Evaluation suites: public sets of prompts, read strictly and pinned.")
@@ -150,7 +150,7 @@ def suite_use(
     from safegene.datasets.suite_library import use_suites
 
     gate_set = use_suites(Workspace.find(), names, replace=replace)
-    console.print(f"{gate_set.path}: {len(gate_set.rows)} prompts", soft_wrap=True, markup=False)
+    console.print(f"{gate_set.path}: {counted(len(gate_set.rows), 'prompt')}", soft_wrap=True, markup=False)
     for name, count in gate_set.left_out.items():
         if count:
             console.print(f"  {name}: left out {count}, asked in the same words by an earlier suite", markup=False)

@@ -1,9 +1,10 @@
 """Disjoint prompt and task sets from suites: ``safegene data split``.
 
 Rows are divided by behaviour: all prompts that ask for the same thing go to one place, and so do rows of one text. The
-places of harmful behaviours are degrade, fit, validation (of ``safety.jsonl``) and gate; look-alikes skip degrade. The
-behaviours of a category are spread over the places in proportion; which goes where follows from a digest of the seed
-and the behaviour, so the same suites and seed give the same bytes, and no clock and no random generator takes part.
+places of harmful behaviours are degrade, fit, validation (of ``safety.jsonl``), pool and gate; look-alikes skip
+degrade. The behaviours of a category are spread over the places in proportion; which goes where follows from a digest
+of the seed and the behaviour, so the same suites and seed give the same bytes, and no clock and no random generator
+takes part.
 
 The gate asks a harmful prompt directly and inside wrappers. Wrapped rows of a suite go to the gate with their
 behaviour; safety and degrade get the wrappers that ship for them, so no wrapper of the gate was fitted on. Gate prompts
@@ -16,17 +17,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from safegene.datasets.contamination import check_contamination, seen_in_fitting
+from safegene.datasets.mining_pool import PoolBehaviours, apart_from, pool_prompts
 from safegene.datasets.pool_templates import POOL_MAKERS, plain_rows, pool_rows, shipped_wrappers
 from safegene.datasets.prompts import Kind, Prompt, Split
 from safegene.datasets.set_rules import RULES, Part
 from safegene.datasets.suites.loading import comparable_text
 from safegene.datasets.suites.wrappers import Template
 from safegene.errors import EmptySample, FormatError, ParamsError
+from safegene.text import counted
 from safegene.workspace.params import ValidateParams
 
-PLACES = ("degrade", "fit", "validation", "gate")
+PLACES = ("degrade", "fit", "validation", "pool", "gate")
 FEWEST = 4  # behaviours of a place without a rule of its own
 LABELS = 20  # a task with at most so many answers is spread by answer
+HELD_OUT = 3  # one of so many behaviours of the pool is held out
 WRAPPED_LOOKALIKES = 4  # one of so many look-alikes of the safety set is also asked inside a wrapper
 
 
@@ -41,6 +45,7 @@ class SplitOptions:
         validation: share that goes to split validation.
         wrappers: of the gate's prompts.
         per_behaviour: wrappers for each harmful behaviour of the gate.
+        pool: share that only the pool of mining has.
     """
 
     seed: int = 0
@@ -49,6 +54,7 @@ class SplitOptions:
     validation: float = 0.04
     wrappers: Sequence[Template] = field(default_factory=lambda: shipped_wrappers("test"))
     per_behaviour: int = 1
+    pool: float = 0.08
 
     def rank(self, *parts: str) -> bytes:
         """A digest by which things are put in order."""
@@ -60,12 +66,14 @@ class Division:
     """The sets that a split gives.
 
     Attributes:
-        sets: set (``degrade``, ``safety``, ``gate``) -> rows.
+        sets: set (``degrade``, ``safety``, ``pool``, ``gate``) -> rows.
         left_out: reason -> number of behaviours left out of the gate.
+        pool_left_out: prompts left out of the pool, in the words of the gate or of the validation split.
     """
 
     sets: Mapping[str, tuple[Prompt, ...]]
     left_out: Mapping[str, int]
+    pool_left_out: int = 0
 
 
 def split_prompts(
@@ -74,8 +82,9 @@ def split_prompts(
     options: SplitOptions,
     params: ValidateParams,
     other_fitted: Sequence[Prompt] = (),
+    other_tested: Sequence[Prompt] = (),
 ) -> Division:
-    """Divide the rows of suites into the degrade, safety and gate sets.
+    """Divide the rows of suites into the degrade, safety, pool and gate sets.
 
     Args:
         rows: of any kind but task.
@@ -83,6 +92,7 @@ def split_prompts(
         options: shares, seed and wrappers.
         params: section ``validate`` of params.yaml, whose rules the sets keep.
         other_fitted: rows of sets that are not made here, which the gate may not ask.
+        other_tested: rows of a gate and of a validation split that are not made here, which the pool may not ask.
 
     Raises:
         ParamsError: a pool without templates, or a share that is no share.
@@ -92,8 +102,10 @@ def split_prompts(
     pools = sorted(set(pools))
     _check(options, pools)
     groups = _behaviours(rows)
-    harmful = _places([g for g in groups if g.kind == "harmful"], options, _least(params, "harmful"), "harmful")
-    alike = _places([g for g in groups if g.kind == "lookalike"], options, _least(params, "lookalike"), "lookalike")
+    harmful, alike = (
+        _places([group for group in groups if group.kind == kind], options, _least(params, options, kind), kind)
+        for kind in ("harmful", "lookalike")
+    )
     other = _generic([g for g in groups if g.kind == "generic"], options)
     degrade = [row for pool in pools for row in pool_rows(pool, _direct(harmful["degrade"]))]
     safety = [row for split in ("fit", "validation") for row in _safety(split, harmful, alike, other)]
@@ -101,11 +113,14 @@ def split_prompts(
     gate += [_placed(row, "test") for row in _direct(alike["gate"])]
     kept, left_out = _unseen(gate, [*degrade, *safety, *other_fitted], params)
     _require_enough(kept, left_out, params)
-    sets = {"degrade": degrade, "safety": safety, "gate": kept}
+    chosen_by = [row for row in safety if row.split == "validation" and row.kind != "generic"]
+    asked = _pool(harmful, alike)
+    pool = apart_from(asked, [*kept, *chosen_by, *other_tested], params)
+    sets = {"degrade": degrade, "safety": safety, "pool": pool, "gate": kept}
     for name, made in sets.items():
         if twice := [row for row, count in Counter(row.id for row in made).items() if count > 1]:
             raise FormatError(f"expected every id once, got {twice[:3]} twice, in the new {name} set")
-    return Division({name: tuple(made) for name, made in sets.items()}, left_out)
+    return Division({name: tuple(made) for name, made in sets.items()}, left_out, len(asked) - len(pool))
 
 
 def split_task(rows: Sequence[Prompt], options: SplitOptions, params: ValidateParams) -> tuple[Prompt, ...]:
@@ -137,7 +152,7 @@ _Places = Mapping[str, Sequence[_Behaviour]]
 
 
 def _check(options: SplitOptions, pools: Iterable[str]) -> None:
-    shares = (options.degrade, options.fit, options.validation)
+    shares = (options.degrade, options.fit, options.validation, options.pool)
     if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         raise ParamsError(f"expected shares in 0..1 whose sum leaves room for the gate, got {shares}")
     if not 1 <= options.per_behaviour <= len(options.wrappers):
@@ -189,27 +204,23 @@ def _behaviour(rows: Sequence[Prompt]) -> _Behaviour:
     return _Behaviour(name, kind, rows[0].category, kept)
 
 
-def _least(params: ValidateParams, kind: Kind) -> dict[str, int]:
+def _least(params: ValidateParams, options: SplitOptions, kind: str) -> dict[str, int]:
     """Place -> behaviours of the kind that it needs, from the rules of the sets."""
-    degrade = {"degrade": FEWEST} if kind == "harmful" else {}
-    return {**degrade, "fit": params.min_rows, "validation": FEWEST, "gate": params.min_rows}
+    degrade = {"degrade": FEWEST} if kind == "harmful" and options.degrade else {}
+    return {**degrade, "fit": params.min_rows, "validation": FEWEST, "pool": FEWEST, "gate": params.min_rows}
 
 
 def _places(groups: Sequence[_Behaviour], options: SplitOptions, least: Mapping[str, int], kind: str) -> _Places:
-    """Place -> behaviours: each place gets its share, at least what it needs, and the gate gets the rest.
+    """Place -> behaviours: each place of ``least`` gets its share, at least what it needs; the gate gets the rest.
 
     Raises:
         EmptySample: there are fewer than all places need together.
     """
-    shares = {"degrade": options.degrade, "fit": options.fit, "validation": options.validation}
-    counts = {
-        place: max(least.get(place, 0), round(share * len(groups)))
-        for place, share in shares.items()
-        if place != "degrade" or (kind == "harmful" and options.degrade)
-    }
-    if len(groups) - sum(counts.values()) < least.get("gate", 0):
-        counts = {place: least.get(place, 0) for place in counts}
-    if (needed := sum(counts.values()) + least.get("gate", 0)) > len(groups):
+    shares = dict(zip(PLACES, (options.degrade, options.fit, options.validation, options.pool), strict=False))
+    counts = {place: max(least[place], round(shares[place] * len(groups))) for place in PLACES[:-1] if place in least}
+    if len(groups) - sum(counts.values()) < least["gate"]:
+        counts = {place: least[place] for place in counts}
+    if (needed := sum(counts.values()) + least["gate"]) > len(groups):
         parts = ", ".join(f"{count} for {place}" for place, count in {**counts, "gate": least["gate"]}.items())
         what = "rows of the task" if kind == "task" else f"{kind} behaviours"
         raise EmptySample(
@@ -270,6 +281,18 @@ def _safety(split: Split, harmful: _Places, alike: _Places, other: _Places) -> l
     return rows + [_placed(row, split) for row in _direct(other[split])] + plain_rows(split)
 
 
+def _pool(harmful: _Places, alike: _Places) -> list[Prompt]:
+    """The rows of the pool, before it is compared with other sets."""
+    held, mined, fitted = list[Prompt](), list[Prompt](), list[Prompt]()
+    for places in (harmful, alike):
+        own = places["pool"]
+        cut = max(FEWEST, len(own) // HELD_OUT)
+        held += _direct(own[:cut])
+        mined += _direct(own[cut:])
+        fitted += _direct(places["fit"])
+    return pool_prompts(PoolBehaviours(held, mined, fitted))
+
+
 def _asked(group: _Behaviour, options: SplitOptions) -> list[Prompt]:
     """The gate's rows of one harmful behaviour: direct, and its own wrapped rows, or the first direct one wrapped."""
     direct = [_placed(row, "test") for row in group.rows if row.kind != "wrapped"]
@@ -300,7 +323,7 @@ def _require_enough(gate: Sequence[Prompt], left_out: Mapping[str, int], params:
     for part in RULES["gate"].parts:
         count = _count(gate, part)
         if count < params.min_rows:
-            why = "; ".join(f"{number} behaviours left out: {reason}" for reason, number in left_out.items())
+            why = "; ".join(f"{counted(number, 'behaviour')} left out: {reason}" for reason, number in left_out.items())
             raise EmptySample(
                 f"expected at least {params.min_rows} gate prompts{' of ' + part.words if part.words else ''}, got "
                 f"{count}{' (' + why + ')' if why else ''}",

@@ -105,7 +105,8 @@ def read_bytes(path: Path) -> bytes:
     """
     if not path.is_file():
         raise ArtifactError(
-            f"expected the prompt set {path}, got no such file", remedy="run `dvc pull` or add the file"
+            f"expected the prompt set {path}, got no such file",
+            remedy="`dvc pull`, or `safegene data add FILE`, then `safegene data split` (docs/data.md)",
         )
     if path.stat().st_size > MAX_BYTES:
         raise FormatError(f"expected at most {MAX_BYTES} bytes, got {path.stat().st_size}, in {path}")

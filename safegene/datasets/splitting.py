@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from safegene.checkpoints.sources.files import read_file
 from safegene.datasets.contamination import check_contamination
-from safegene.datasets.division import SplitOptions, split_prompts, split_task
+from safegene.datasets.division import Division, SplitOptions, split_prompts, split_task
 from safegene.datasets.made_sets import require_replaceable, write_made
+from safegene.datasets.mining_pool import require_pool
 from safegene.datasets.prompts import Prompt, prompt_lines, read_prompts
 from safegene.datasets.suite_library import read_suites
 from safegene.datasets.suites import Suite
@@ -15,7 +16,7 @@ from safegene.datasets.suites.wrappers import Template, read_templates
 from safegene.errors import FormatError, ParamsError
 from safegene.workspace.layout import Workspace
 
-SETS = ("degrade", "safety", "gate")
+SETS = ("degrade", "safety", "pool", "gate")
 DEFAULT_POOLS = ("compliance", "jailbreak", "identity", "blunt")
 
 
@@ -26,10 +27,12 @@ class MadeFiles:
     Attributes:
         rows: path below ``data`` -> rows.
         left_out: reason -> number of behaviours left out of the gate.
+        pool_left_out: prompts left out of the pool, in the words of the gate or of the validation split.
     """
 
     rows: Mapping[str, tuple[Prompt, ...]]
     left_out: Mapping[str, int]
+    pool_left_out: int = 0
 
 
 def own_wrappers(place: str) -> tuple[Template, ...]:
@@ -46,7 +49,7 @@ def split_suites(
     keep: Collection[str] = (),
     replace: bool = False,
 ) -> MadeFiles:
-    """Divide suites into ``data/prompts/{degrade,safety,gate}.jsonl``, and each task suite into ``data/tasks``.
+    """Divide suites into ``data/prompts/{degrade,safety,pool,gate}.jsonl``, and each task suite into ``data/tasks``.
 
     A workspace whose suites are all of tasks gets only these task sets.
 
@@ -59,7 +62,7 @@ def split_suites(
 
     Raises:
         ParamsError: an unknown set to keep, a file that a person wrote, or see `split_prompts`.
-        EmptySample: there are no suites, or too few behaviours or rows; says how many are needed.
+        EmptySample: there are no suites, or too few behaviours or rows, or too small a pool; says what is needed.
         FormatError: two suites use one id.
         ContaminatedSample: the sets that are kept and those that are made would share prompts.
     """
@@ -72,35 +75,46 @@ def split_suites(
     params = ws.params
     made = {f"tasks/{s.card.name}.jsonl": split_task(s.prompts.rows, options, params.validate_) for s in tasks}
     from_suites = {name: tasks[at : at + 1] for at, name in enumerate(made)}
-    left_out: Mapping[str, int] = {}
+    division = Division({}, {})
     if asked:
         kept = {name: read_prompts(ws.prompts / f"{name}.jsonl").rows for name in keep}
-        fitted = [row for name in kept if name != "gate" for row in kept[name]]
-        fitted += _task_rows(ws, made)
-        surrogates = () if params.family.degraded else params.degrade.surrogates.values()
-        pools = {pool for surrogate in surrogates for pool in surrogate.pools} or set(DEFAULT_POOLS)
-        if "degrade" in keep:
-            pools = set()
-        rows = [row for suite in asked for row in suite.prompts.rows]
-        division = split_prompts(rows, pools, options, params.validate_, fitted)
-        left_out = division.left_out if "gate" not in keep else {}
-        new = {f"prompts/{name}.jsonl": made_rows for name, made_rows in division.sets.items() if name not in keep}
+        division = _divided(ws, asked, kept, options, _task_rows(ws, made))
+        new = {f"prompts/{name}.jsonl": made_rows for name, made_rows in division.sets.items()}
         made |= new
         from_suites |= dict.fromkeys(new, asked)
-        if "gate" in kept:
-            others = [row for name, made_rows in division.sets.items() if name not in keep for row in made_rows]
-            rule = params.validate_
-            where = f"{ws.prompts / 'gate.jsonl'} and the new sets"
-            check_contamination(
-                kept["gate"], others, ngram=rule.overlap_ngram, max_overlap=rule.max_overlap, where=where
-            )
     contents = {name: prompt_lines(made_rows) for name, made_rows in made.items()}
     if not replace:
         for name, content in contents.items():
             require_replaceable(ws, ws.data / name, content)
     digests = {name: {suite.card.name: suite.digest for suite in of} for name, of in from_suites.items()}
     write_made(ws, contents, seed=options.seed, suites=digests)
-    return MadeFiles(made, left_out)
+    return MadeFiles(made, division.left_out, division.pool_left_out)
+
+
+def _divided(
+    ws: Workspace,
+    suites: Sequence[Suite],
+    kept: Mapping[str, Sequence[Prompt]],
+    options: SplitOptions,
+    task: Sequence[Prompt],
+) -> Division:
+    """The new sets without those that are kept, apart from the kept ones and from what is fitted of tasks."""
+    params, rule = ws.params, ws.params.validate_
+    surrogates = () if params.family.degraded else params.degrade.surrogates.values()
+    pools = {pool for surrogate in surrogates for pool in surrogate.pools} or set(DEFAULT_POOLS)
+    fitted = [row for name in kept if name != "gate" for row in kept[name]]
+    tested = [*kept.get("gate", ())]
+    tested += [row for row in kept.get("safety", ()) if row.split == "validation" and row.kind != "generic"]
+    rows = [row for suite in suites for row in suite.prompts.rows]
+    made = split_prompts(rows, () if "degrade" in kept else pools, options, rule, [*fitted, *task], tested)
+    sets = {name: made_rows for name, made_rows in made.sets.items() if name not in kept}
+    if "gate" in kept:
+        others = [row for made_rows in sets.values() for row in made_rows]
+        where = f"{ws.prompts / 'gate.jsonl'} and the new sets"
+        check_contamination(kept["gate"], others, ngram=rule.overlap_ngram, max_overlap=rule.max_overlap, where=where)
+    if "pool" in sets:
+        require_pool(sets["pool"], made.pool_left_out, rule)
+    return Division(sets, {} if "gate" in kept else made.left_out, 0 if "pool" in kept else made.pool_left_out)
 
 
 def _check_ids(suites: Iterable[Suite]) -> None:

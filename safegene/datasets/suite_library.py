@@ -17,6 +17,7 @@ from safegene.datasets.prompts import Prompt, prompt_lines, read_prompts
 from safegene.datasets.suites import Suite, read_suite
 from safegene.datasets.suites.loading import comparable_text
 from safegene.errors import EmptySample, FormatError, ParamsError
+from safegene.text import counted
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, digest_bytes
 from safegene.workspace.layout import Workspace
@@ -127,7 +128,7 @@ def check_suites(ws: Workspace, names: Sequence[str]) -> list[CheckedSuite]:
         failed, page = check_rows(suite.card.name, raw.rows, suite.card.expectations)
         if findings := [finding.words(path) for finding in all_findings(raw, failed)]:
             raise FormatError(
-                f"expected rows that keep the rules of the suite's card, got {len(findings)} findings:"
+                f"expected rows that keep the rules of the suite's card, got {counted(len(findings), 'finding')}:"
                 f"{listed_findings([findings])}",
                 remedy="add the suite again from its source: `safegene suite add` or `safegene data add`",
             )

@@ -33,6 +33,7 @@ from safegene.ledger.snapshot import (
     revoked_by,
 )
 from safegene.ledger.trust import signed_in_time
+from safegene.text import counted
 from safegene.workspace.digest import digest_file
 from safegene.workspace.git import committed
 from safegene.workspace.layout import Workspace
@@ -63,8 +64,9 @@ class AuditReport:
     def summary(self) -> str:
         """One sentence on what was verified."""
         if not self.records:
-            return f"nothing on record yet; {self.artefacts} artefacts verified"
-        return f"verified {self.records} records, {self.releases} releases, {self.artefacts} artefacts"
+            return f"nothing on record yet; {counted(self.artefacts, 'artefact')} verified"
+        counts = ((self.records, "record"), (self.releases, "release"), (self.artefacts, "artefact"))
+        return f"verified {', '.join(counted(*one) for one in counts)}"
 
 
 def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
@@ -108,14 +110,14 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
 
 def _signers(ledger: Ledger, chain: Sequence[Record]) -> list[str]:
     signed = Counter(record.predicate.chain.key for record in chain)
-    return [f"key {key.keyid}: signed {signed[key.keyid]} records" for key in ledger.keys]
+    return [f"key {key.keyid}: signed {counted(signed[key.keyid], 'record')}" for key in ledger.keys]
 
 
 def _publishers(workspace: Workspace, releases: Mapping[str, int]) -> list[str]:
     """Whose signatures on fetched vectors were accepted: those that a signed record names."""
     pinned = workspace.params.family.publisher
     return [
-        f"key {keyid}: published the safety vector of {count} releases; params.yaml "
+        f"key {keyid}: published the safety vector of {counted(count, 'release')}; params.yaml "
         f"{'pins it' if keyid == pinned else 'does not pin it now'}"
         for keyid, count in sorted(releases.items())
     ]
@@ -148,7 +150,7 @@ def audit_workspace(workspace: Workspace) -> AuditReport:
         >>> report.problems
         ()
         >>> report.summary
-        'verified 1 records, 1 releases, 10 artefacts'
+        'verified 1 record, 1 release, 10 artefacts'
     """
     try:
         ledger = open_ledger(workspace.params.promote, workspace.root)

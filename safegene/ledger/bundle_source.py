@@ -54,6 +54,19 @@ def bundle_fingerprint(uri: str, publisher: str) -> str:
     return _read_index(_Place(uri), publisher).digest
 
 
+def look_at_bundle(uri: str) -> tuple[Bundle, str]:
+    """The index of a bundle of anybody, and its digest; nothing but index and signature is read.
+
+    Its signature fits the key that the index names, which says nothing of whose key that is.
+
+    Raises:
+        SourceError: there is no bundle, or its place does not answer.
+        FormatError, DigestMismatch: it is malformed, or its signature does not fit.
+    """
+    index = _read_index(_Place(uri), None)
+    return index.bundle, index.digest
+
+
 def fetch_bundle(
     uri: str, publisher: str, *, aligned: str, structure: Structure, pin: str | None = None
 ) -> FetchedBundle:
@@ -144,7 +157,7 @@ class _Index:
         return digest_bytes(self.data)
 
 
-def _read_index(place: _Place, publisher: str) -> _Index:
+def _read_index(place: _Place, publisher: str | None) -> _Index:
     with tempfile.TemporaryDirectory(prefix="safegene-") as box:
         data, signature = (place.copy(name, Path(box), most).read_bytes() for name, most in OUTSIDE.items())
     return _Index(open_bundle(data, signature, publisher, where=place.where), data, signature)

@@ -159,13 +159,14 @@ def sign_bundle(bundle: Bundle, signer: Signer) -> bytes:
     return sign_files(SIGNED_AS, bundle.digests, signer, keyid=str(bundle.publisher["keyid"]))
 
 
-def open_bundle(data: bytes, signature: bytes, publisher: str, *, where: str) -> Bundle:
+def open_bundle(data: bytes, signature: bytes, publisher: str | None, *, where: str) -> Bundle:
     """Parse ``bundle.json``, and verify that the pinned publisher signed it with every file that it names.
 
     Args:
         data: its bytes.
         signature: the bytes of ``bundle.sig``.
-        publisher: id of the publisher's key, as ``family.publisher`` pins it.
+        publisher: id of the publisher's key, as ``family.publisher`` pins it; None to look at a bundle of anybody
+            before a key is pinned: then the signature is verified with the key that the bundle names.
         where: the bundle's place, for messages.
 
     Raises:
@@ -181,10 +182,12 @@ def open_bundle(data: bytes, signature: bytes, publisher: str, *, where: str) ->
         got = key_id(key)
     except (LedgerError, ValueError) as error:
         raise FormatError(f"expected the publisher's public key, got {error}, in {where}/{INDEX}") from None
-    if got != publisher or key.keyid != got:
+    expected = got if publisher is None else publisher
+    pinned = "," if publisher is None else ", as family.publisher says,"
+    if got != expected or key.keyid != got:
         raise DigestMismatch(
-            f"expected a vector of the publisher {publisher}, as family.publisher says, got one of "
-            f"{visible(got if got != publisher else key.keyid, characters=64)}, in {where}",
+            f"expected a vector of the publisher {expected}{pinned} got one of "
+            f"{visible(got if got != expected else key.keyid, characters=64)}, in {where}",
             remedy="ask the publisher for the id of its key, by a way that you trust, before you pin another one in "
             "params.yaml",
         )

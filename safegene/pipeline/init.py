@@ -19,7 +19,7 @@ from safegene.workspace.params import Target, Targets, load_params, save_targets
 
 TEMPLATE_FILES = ("dvc.yaml", "params.yaml")
 TEMPLATE_DATA = ("prompts", "tasks", "judges")
-PROMPT_SETS = ("degrade", "safety", "gate")
+PROMPT_SETS = ("degrade", "safety", "pool", "gate")
 GITIGNORE = "/.safegene/\n/reports/\n.*.draft\n"
 
 
@@ -38,8 +38,8 @@ class OwnFamily:
         judge: kind of the judge.
         judge_model: folder or Hub id of the judge's model, where its kind has one.
         judge_revision: commit of the Hub id.
-        data: a folder with prompt sets of one's own (``degrade.jsonl``, ``safety.jsonl``, ``gate.jsonl``, also in
-            ``prompts/``) and task sets (``tasks/*.jsonl``), which are copied; None for none.
+        data: a folder with prompt sets of one's own (``degrade.jsonl``, ``safety.jsonl``, ``pool.jsonl``,
+            ``gate.jsonl``, also in ``prompts/``) and task sets (``tasks/*.jsonl``), which are copied; None for none.
     """
 
     aligned: str
@@ -152,6 +152,7 @@ def _set_family(ws: Workspace, family: OwnFamily) -> None:
 
     _set(ws, "family", "aligned", json.dumps(as_uri(family.aligned), ensure_ascii=False))
     parts = {"kind": family.judge, "model": family.judge_model, "revision": family.judge_revision}
+    parts["calibration"] = "data/judges/judge.json"  # which `judge calibrate` writes
     judge = ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in parts.items() if value)
     _set(ws, "evaluate", "judge", f"{{{judge}}}")
     _set(ws, "evaluate", "max_new_tokens", "256")

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 CHANGING = {
     *("init", "demo", "promote", "approve", "reject", "rollback", "merge", "export", "report", "watch", "deploy"),
     *("target add", "target remove", "data add", "data split", "suite add", "suite use"),
-    *("judge calibrate", "tiny build", "vector publish"),
+    *("judge calibrate", "judge sample", "tiny build", "vector publish"),
     *("keys create", "keys pin", "keys rotate", "keys require", "keys revoke", "audit revoke", "audit pack"),
     *("resolve", "keys show", "data schema"),  # print JSON always
     *(f"audit export {form}" for form in ("openlineage", "cyclonedx", "model-card", "gto", "mlflow")),

@@ -12,7 +12,7 @@ def test_a_revocation_names_what_to_roll_back_and_history_lists_it(tmp_path: Pat
     ws = make_workspace(tmp_path / "ws")
     assert attempt(ws) == "pass"
     verified = run(ws.root, "audit", "verify").stdout.splitlines()[-1]
-    assert verified == "verified 1 records, 1 releases, 8 artefacts"
+    assert verified == "verified 1 record, 1 release, 8 artefacts"
     digest = read_manifest(ws.vector).digest
     revoked = run(ws.root, "audit", "revoke", digest, "--reason", "wrong labels").stdout.splitlines()
     assert revoked[0].startswith(f"revoked {digest}, record sha256:")
@@ -41,7 +41,7 @@ def test_blast_diff_and_show_print_records_and_revoke_rolls_back(tmp_path: Path)
     digest = read_manifest(ws.candidate(TARGET)).digest
     blast = run(ws.root, "audit", "blast", digest).stdout.splitlines()
     assert blast[1].split()[:5] == ["1", "pass", TARGET, "production", "yes"]
-    assert blast[-1] == f"1 records touched; live: {TARGET} on production"
+    assert blast[-1] == f"1 record touched; live: {TARGET} on production"
     assert json.loads(run(ws.root, "audit", "blast", digest, "--json").stdout)["live"] == [
         {"target": TARGET, "channel": "production"}
     ]

@@ -1,5 +1,6 @@
-"""``safegene gate TARGET`` decides, ``safegene gate show TARGET`` says why."""
+"""``safegene gate TARGET`` decides, ``gate show TARGET`` says why; ``judge sample`` writes its replies for people."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,13 @@ def test_no_verdict_yet_and_altered_evidence_are_errors(sample: Sample) -> None:
     judged = sample.ws.judgements("removal") / "judgements.jsonl"
     judged.write_bytes(judged.read_bytes().replace(b'"yes"', b'"no"', 1))
     run(sample.ws.root, "gate", "show", "removal", code=1)
+
+
+def test_replies_are_written_for_people_to_label_and_nothing_is_written_over(sample: Sample, tmp_path: Path) -> None:
+    out = tmp_path / "labels.jsonl"
+    shown = run(sample.ws.root, "judge", "sample", "sentiment", str(out), "--count", "12").stdout
+    assert "12 replies" in shown
+    assert f"safegene judge calibrate {out} --what" in shown
+    assert all(json.loads(line)["harmful"] is None for line in out.read_text().splitlines())
+    assert "got" in run(sample.ws.root, "judge", "sample", "sentiment", str(out), code=2).stderr
+    run(sample.ws.root, "judge", "sample", "nobody", str(tmp_path / "other.jsonl"), code=2)

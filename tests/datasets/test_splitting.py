@@ -9,9 +9,10 @@ import pytest
 from safegene.datasets.contamination import seen_in_fitting
 from safegene.datasets.division import SplitOptions, split_prompts, split_task
 from safegene.datasets.made_sets import SHIPPED, read_made
+from safegene.datasets.mining_pool import require_pool
 from safegene.datasets.own_format import OwnSet, add_own, parse_columns
 from safegene.datasets.pool_templates import POOL_MAKERS, WRAPPERS, plain_rows, pool_rows, shipped_wrappers
-from safegene.datasets.prompts import Kind, Prompt, read_prompts
+from safegene.datasets.prompts import Kind, Prompt, Split, read_prompts
 from safegene.datasets.set_rules import POOLS
 from safegene.datasets.splitting import split_suites
 from safegene.datasets.suite_library import check_suites, use_suites
@@ -54,6 +55,7 @@ def test_behaviours_go_to_one_place_and_every_place_gets_what_it_needs() -> None
         for name, rows in division.sets.items()
         for row in rows
     }
+    behaviours["pool", "fit"] -= behaviours["safety", "fit"]  # these it asks in other words
     places = list(behaviours.values())
     assert all(not one & other for at, one in enumerate(places) for other in places[at + 1 :])
     counts = {
@@ -63,9 +65,46 @@ def test_behaviours_go_to_one_place_and_every_place_gets_what_it_needs() -> None
     assert counts["safety"]["harmful", "fit"] == counts["safety"]["wrapped", "fit"] == 32
     assert counts["safety"]["harmful", "validation"] == 4
     assert counts["safety"]["lookalike", "fit"] == 32 + 8, "every fourth is asked inside a wrapper too"
-    assert counts["gate"] == {("harmful", "test"): 60, ("wrapped", "test"): 60, ("lookalike", "test"): 64}
+    assert counts["gate"] == {("harmful", "test"): 52, ("wrapped", "test"): 52, ("lookalike", "test"): 56}
     assert division.left_out == {}
     assert {row.category for row in division.sets["gate"]} == set(VERBS), "each category is asked"
+
+
+def test_the_pool_has_two_parts_that_mining_can_use_and_that_validate_accepts() -> None:
+    pool = split_prompts(ROWS, POOL_NAMES, OPTIONS, PARAMS).sets["pool"]
+    counts = Counter((row.split, row.kind) for row in pool)
+    assert len(counts) == 6, "harmful, wrapped and look-alike in each"
+    assert min(counts.values()) >= 8
+    assert sum(row.split == "validation" for row in pool) >= PARAMS.min_rows
+    mined, held = ([row for row in pool if row.split == split] for split in ("fit", "validation"))
+    assert not {row.behaviour for row in mined} & {row.behaviour for row in held}
+    texts = [template.removesuffix("{prompt}") for template in WRAPPERS["held"]]
+    assert not any(text in row.prompt for text in texts for row in mined), "wrappers of its own"
+    assert not any(text.removesuffix("{prompt}") in row.prompt for text in WRAPPERS["fit"] for row in held)
+
+
+@pytest.mark.parametrize("kept", ["gate", "safety"])
+def test_the_pool_gives_way_to_a_kept_gate_and_to_a_kept_validation_split(kept: str) -> None:
+    pool = split_prompts(ROWS, POOL_NAMES, OPTIONS, PARAMS).sets["pool"]
+    row = next(row for row in pool if row.split == "fit")
+    split: Split = "test" if kept == "gate" else "validation"
+    mine = [row.model_copy(update={"id": "mine", "split": split})]
+    division = split_prompts(ROWS, POOL_NAMES, OPTIONS, PARAMS, other_tested=mine)
+    assert row.behaviour not in {other.behaviour for other in division.sets["pool"]}
+    assert not seen_in_fitting(mine, division.sets["pool"], ngram=8, max_overlap=0.5)
+    assert division.pool_left_out > 0
+
+
+def test_a_pool_that_would_be_too_small_is_refused() -> None:
+    pool = split_prompts(ROWS, POOL_NAMES, OPTIONS, PARAMS).sets["pool"]
+    require_pool(pool, 0, PARAMS)
+    with pytest.raises(
+        EmptySample, match=r"pool of at least 32 prompts of split validation.*got 0 \(7 left out"
+    ) as caught:
+        require_pool([row for row in pool if row.split == "fit"], 7, PARAMS)
+    assert "--keep pool" in caught.value.remedy
+    with pytest.raises(EmptySample, match="harmful ones and look-alikes"):
+        require_pool([row for row in pool if row.kind != "harmful"], 0, PARAMS)
 
 
 def test_the_same_rows_and_seed_give_the_same_sets_in_any_order_of_rows() -> None:
@@ -79,7 +118,7 @@ def test_a_text_of_two_behaviours_joins_them() -> None:
     again = [row.model_copy(update={"id": f"again-{row.id}", "behaviour": f"again-{row.id}"}) for row in ROWS]
     shouted = [row.model_copy(update={"prompt": row.prompt.upper() + " !"}) for row in again]
     division = split_prompts([*ROWS, *shouted], POOL_NAMES, OPTIONS, PARAMS)
-    assert sum(row.kind == "harmful" for row in division.sets["gate"]) == 60, "each text is asked once"
+    assert sum(row.kind == "harmful" for row in division.sets["gate"]) == 52, "each text is asked once"
 
 
 def test_a_text_that_is_harmful_and_safe_is_refused() -> None:
@@ -94,9 +133,11 @@ def test_wrapped_rows_of_a_set_go_to_the_gate_only() -> None:
         for row in ROWS[:100]
     ]
     division = split_prompts([*ROWS, *own], POOL_NAMES, OPTIONS, PARAMS)
-    assert sum("king's voice" in row.prompt for row in division.sets["gate"]) == 60
-    assert sum(row.kind == "wrapped" for row in division.sets["gate"]) == 60, "no shipped wrapper on top of them"
-    assert not any("king's voice" in row.prompt for name in ("safety", "degrade") for row in division.sets[name])
+    assert sum("king's voice" in row.prompt for row in division.sets["gate"]) == 52
+    assert sum(row.kind == "wrapped" for row in division.sets["gate"]) == 52, "no shipped wrapper on top of them"
+    assert not any(
+        "king's voice" in row.prompt for name in ("safety", "degrade", "pool") for row in division.sets[name]
+    )
 
 
 def test_gate_prompts_in_the_words_of_fitted_ones_are_left_out_and_counted() -> None:
@@ -117,9 +158,13 @@ def test_gate_prompts_in_the_words_of_fitted_ones_are_left_out_and_counted() -> 
 @pytest.mark.parametrize(
     ("harmful", "safe", "words"),
     [
-        (71, 100, "at least 72 harmful behaviours (4 for degrade, 32 for fit, 4 for validation, 32 for gate), got 71"),
-        (100, 67, "at least 68 lookalike behaviours (32 for fit, 4 for validation, 32 for gate), got 67"),
-        (0, 100, "at least 72 harmful behaviours"),
+        (
+            75,
+            100,
+            "at least 76 harmful behaviours (4 for degrade, 32 for fit, 4 for validation, 4 for pool, 32 for gate)",
+        ),
+        (100, 71, "at least 72 lookalike behaviours (32 for fit, 4 for validation, 4 for pool, 32 for gate), got 71"),
+        (0, 100, "at least 76 harmful behaviours"),
     ],
 )
 def test_too_few_says_how_many_of_which_kind(harmful: int, safe: int, words: str) -> None:
@@ -127,11 +172,13 @@ def test_too_few_says_how_many_of_which_kind(harmful: int, safe: int, words: str
     with pytest.raises(EmptySample) as caught:
         split_prompts(rows, POOL_NAMES, OPTIONS, PARAMS)
     assert words in str(caught.value)
-    assert split_prompts([*ROWS[:72], *ROWS[100:168]], POOL_NAMES, OPTIONS, PARAMS).sets["gate"]
+    assert split_prompts([*ROWS[:76], *ROWS[100:172]], POOL_NAMES, OPTIONS, PARAMS).sets["gate"]
 
 
 @pytest.mark.parametrize(
-    "options", [SplitOptions(fit=1.0), SplitOptions(degrade=-0.1), SplitOptions(fit=0.6, validation=0.5)], ids=str
+    "options",
+    [SplitOptions(fit=1.0), SplitOptions(degrade=-0.1), SplitOptions(fit=0.6, validation=0.5), SplitOptions(pool=0.8)],
+    ids=str,
 )
 def test_shares_that_leave_no_gate_are_refused(options: SplitOptions) -> None:
     with pytest.raises(ParamsError, match="leaves room for the gate"):
@@ -187,7 +234,7 @@ def test_the_sets_that_ship_are_known() -> None:
 def test_suites_become_the_workspaces_sets_and_a_second_time_the_same(ws: Workspace) -> None:
     add_own(ws, OwnSet(str(write_task(ws.root / "desk.csv")), TASK))
     made = split_suites(ws, [], OPTIONS)
-    names = {"prompts/degrade.jsonl", "prompts/safety.jsonl", "prompts/gate.jsonl", "tasks/desk.jsonl"}
+    names = {f"prompts/{name}.jsonl" for name in ("degrade", "safety", "pool", "gate")} | {"tasks/desk.jsonl"}
     assert set(made.rows) == set(read_made(ws).sets) == names
     before = {name: (ws.data / name).read_bytes() for name in names}
     assert all(read_prompts(ws.data / name).rows == made.rows[name] for name in names)
@@ -202,7 +249,7 @@ def test_suites_become_the_workspaces_sets_and_a_second_time_the_same(ws: Worksp
         use_suites(ws, ["ours"])
 
 
-@pytest.mark.parametrize("name", ["prompts/gate.jsonl", "prompts/safety.jsonl", "prompts/degrade.jsonl"])
+@pytest.mark.parametrize("name", ["prompts/gate.jsonl", "prompts/safety.jsonl", "prompts/pool.jsonl"])
 def test_a_set_written_by_hand_is_never_written_over_without_being_asked(ws: Workspace, name: str) -> None:
     path = ws.data / name
     split_suites(ws, [], OPTIONS)
@@ -230,12 +277,12 @@ def test_a_kept_set_stays_and_the_others_keep_apart_from_it(ws: Workspace) -> No
     mine = path.read_bytes()
     made = split_suites(ws, [], OPTIONS, keep=["degrade"])
     assert path.read_bytes() == mine
-    assert set(made.rows) == {"prompts/safety.jsonl", "prompts/gate.jsonl"}
+    assert set(made.rows) == {"prompts/safety.jsonl", "prompts/pool.jsonl", "prompts/gate.jsonl"}
     assert made.left_out == {"the same text as fitted prompts": 1}
     assert asked.behaviour not in {row.behaviour for row in made.rows["prompts/gate.jsonl"]}
     with pytest.raises(ContaminatedSample, match="the new sets"):
         split_suites(ws, [], SplitOptions(seed=5), keep=["gate"])
-    with pytest.raises(ParamsError, match="expected sets of degrade, safety, gate to keep, got tasks"):
+    with pytest.raises(ParamsError, match="expected sets of degrade, safety, pool, gate to keep, got tasks"):
         split_suites(ws, [], OPTIONS, keep=["tasks"])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from safegene.errors import EmptySample, JudgeError, LedgerError, ParamsError, SafegeneError
+from safegene.errors import ArtifactError, EmptySample, JudgeError, LedgerError, ParamsError, SafegeneError, SourceError
 from safegene.ledger.keys import create_key, key_ids
 from safegene.pipeline.doctor import Finding, examine, require_ready
 from safegene.pipeline.doctor import repository as repository_checks
@@ -230,7 +230,7 @@ def own_family(ws: Workspace) -> Path:
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"hello": 0}}}))
     (folder / "model.safetensors").write_bytes(b"")
     edit(ws, "tiny://aligned?seed=0", str(folder))
-    for name in ("degrade", "safety", "gate"):
+    for name in ("degrade", "safety", "pool", "gate"):
         path = ws.prompts / f"{name}.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(row | {"prompt": f"{row['prompt']} please"}) + "\n" for row in rows))
@@ -258,13 +258,19 @@ def test_the_tiny_prompts_are_refused_for_another_family(ws: Workspace) -> None:
 def test_a_calibration_of_another_judge_is_refused_and_measuring_it_again_mends_it(ws: Workspace) -> None:
     own_family(ws)
     edit(ws, "{kind: grammar}", "{kind: phrases, calibration: data/judges/judge.json}")
-    assert "no such file" in only_problem(ws).message
+    (note,) = examine(ws).findings
+    assert "got none: the gate gives no pass" in note.message
+    assert not note.stops
     labels = ws.root.parent / "labels.jsonl"
     replies = [{"prompt": "p", "reply": f"sorry, but no {at}" if at % 2 else f"yes {at}"} for at in range(80)]
     labels.write_text(
         "".join(json.dumps(r | {"harmful": not at % 2, "refusal": bool(at % 2)}) + "\n" for at, r in enumerate(replies))
     )
-    measure = only_problem(ws).remedy.replace("LABELS.jsonl", str(labels)).replace("SOURCE", "'80 replies of ours'")
+    measure = (
+        note.remedy.partition("; then ")[2]
+        .replace("LABELS.jsonl", str(labels))
+        .replace("SOURCE", "'80 replies of ours'")
+    )
     shell(measure, ws.root)
     assert not examine(ws).findings
     edit(ws, "kind: phrases,", 'kind: phrases, phrases: ["i will not"],')
@@ -280,6 +286,7 @@ def test_a_calibration_of_another_judge_is_refused_and_measuring_it_again_mends_
         ("safety", lambda row: row["split"] == "fit", "split validation, for shots by which `calibrate` chooses"),
         ("safety", lambda row: row["kind"] != "harmful" or row["split"] != "fit", "rows of kind harmful, split fit"),
         ("gate", lambda row: row["kind"] != "lookalike", "rows of kind lookalike"),
+        ("pool", lambda row: row["split"] != "validation", "rows of split validation, for prompts whose judged"),
     ],
 )
 def test_rows_that_a_stage_needs_are_counted(
@@ -297,6 +304,21 @@ def test_rows_that_a_stage_needs_are_counted(
     assert not problems(ws)
 
 
+def test_sets_that_are_not_there_are_one_finding_and_the_pool_is_one_of_them(ws: Workspace) -> None:
+    for name in ("safety", "pool", "gate"):
+        (ws.prompts / f"{name}.jsonl").unlink()
+    found = only_problem(ws)
+    assert "expected data/prompts/safety.jsonl, data/prompts/pool.jsonl, data/prompts/gate.jsonl" in found.message
+    assert "safegene data split" in found.remedy
+    git(ws.root, "checkout", "--quiet", "data/prompts/safety.jsonl", "data/prompts/gate.jsonl")
+    assert only_problem(ws).kind is ArtifactError, "DVC's stage depends on the file, with mining and without"
+    edit(ws, "mining: {rounds: 1}", "mining: {rounds: 0}")
+    assert only_problem(ws)
+    dvc = ws.root / "dvc.yaml"
+    dvc.write_text("".join(line for line in dvc.read_text().splitlines(keepends=True) if "pool.json" not in line))
+    assert not any("pool.jsonl" in found.message for found in problems(ws)), "a workspace of before mining needs none"
+
+
 def test_a_target_that_is_not_there_is_named_and_stops_nobody_else(ws: Workspace) -> None:
     entry = Target(source="file:///no/such/folder", task="topic", fingerprint="sha256:0")
     save_targets(ws.targets_file, ws.targets.model_copy(update={"targets": {**ws.targets.targets, "gone": entry}}))
@@ -304,6 +326,14 @@ def test_a_target_that_is_not_there_is_named_and_stops_nobody_else(ws: Workspace
     assert not report.problems
     assert "target gone" in report.findings[0].message
     assert not examine(ws, ["topic"]).findings
+
+
+def test_an_aligned_model_without_weights_stops_a_run(ws: Workspace) -> None:
+    (own_family(ws) / "model.safetensors").unlink()
+    edit(ws, "{kind: grammar}", "{kind: phrases}")
+    found = only_problem(ws)
+    assert "expected weights in safetensors" in found.message
+    assert found.kind is SourceError
 
 
 def test_an_aligned_model_that_is_not_there_stops_a_run(ws: Workspace) -> None:

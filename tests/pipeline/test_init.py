@@ -27,6 +27,7 @@ def test_the_own_family_is_in_params_and_the_tiny_one_nowhere(own: Workspace) ->
     params = own.params
     assert params.family.aligned == f"file://{own.root.parent}/model"
     assert (params.evaluate.judge.kind, params.evaluate.judge.model) == ("guard", "/models/guard")
+    assert params.evaluate.judge.calibration == Path("data/judges/judge.json")
     assert params.evaluate.max_new_tokens == 256
     assert not list(own.data.rglob("*.jsonl"))
     assert git(own.root, "status", "--porcelain") == ""
@@ -37,7 +38,7 @@ def test_the_own_family_is_in_params_and_the_tiny_one_nowhere(own: Workspace) ->
 
 def test_what_is_missing_is_said_with_the_commands(own: Workspace, tmp_path: Path) -> None:
     steps = next_steps(own)
-    for name in ("degrade", "safety", "gate"):
+    for name in ("degrade", "safety", "pool", "gate"):
         assert sum(f"data/prompts/{name}.jsonl" in step for step in steps) == 1
     for word in (
         "data/tasks/NAME.jsonl",

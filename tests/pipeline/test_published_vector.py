@@ -20,7 +20,7 @@ from safegene.errors import (
     StaleArtifact,
 )
 from safegene.ledger import bundles
-from safegene.ledger.bundle_source import bundle_fingerprint
+from safegene.ledger.bundle_source import bundle_fingerprint, look_at_bundle
 from safegene.ledger.bundles import INDEX, LIMITS, OUTSIDE, SIGNATURE
 from safegene.ledger.keys import create_key
 from safegene.pipeline.publish import publish_vector
@@ -30,11 +30,13 @@ from safegene.pipeline.stages.promote import revoke
 from safegene.pipeline.table import PIPELINE, pipeline_of, stage_named
 from safegene.report import write_report
 from safegene.vectors import vector
+from safegene.workspace.digest import digest_file
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import save_targets
 from safegene.workspace.plain_yaml import load_yaml
 from tests.factories.bundles import PNG, ROOT, new_workspace, publisher_workspace, sign_again
+from tests.factories.commands import call
 from tests.factories.hub import HubStandIn
 from tests.pipeline.test_table import params_of
 
@@ -150,6 +152,25 @@ def test_an_unknown_key_is_refused(user: Workspace, bundle: Path) -> None:
     with pytest.raises(DigestMismatch, match=f"publisher {pinned}.*got one of {other}") as error:
         run_stage(FETCH, user)
     assert "ask the publisher" in error.value.remedy
+
+
+def test_a_bundle_is_looked_at_before_its_key_is_pinned(original: Path, bundle: Path, tmp_path: Path) -> None:
+    shown = call(tmp_path, "vector", "show", str(original)).stdout
+    assert f"publisher      {key_of(original)}" in shown
+    assert "licence        Apache-2.0" in shown
+    assert "harmful responses: before" in shown
+    content = json.loads(call(tmp_path, "vector", "show", str(original), "--json").stdout)
+    assert content["digest"] == digest_file(original / INDEX)
+    assert not (tmp_path / "cache").exists(), "nothing is fetched"
+    (bundle / INDEX).write_bytes((bundle / INDEX).read_bytes().replace(b"Apache-2.0", b"Apache-3.0"))
+    with pytest.raises(DigestMismatch):
+        look_at_bundle(bundle.as_uri())
+    pinned, other = key_of(original), create_key()
+    sign_again(bundle, other)
+    key = json.loads((bundle / INDEX).read_bytes())["publisher"] | {"keyid": pinned}
+    sign_again(bundle, other, publisher=key)
+    with pytest.raises(DigestMismatch, match="expected a vector of the publisher"):
+        look_at_bundle(bundle.as_uri())
 
 
 def test_another_key_cannot_take_the_publisher_s_id(user: Workspace, bundle: Path) -> None:

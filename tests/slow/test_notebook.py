@@ -34,7 +34,7 @@ def test_the_repair_passes_the_gate_and_is_promoted(executed: nbformat.NotebookN
     assert "'outcome': 'pass'" in shown(decided)
     assert any("image/png" in output.get("data", {}) for output in rates.outputs)
     assert "sentiment: promoted to production" in shown(promoted)
-    assert "verified 1 records" in shown(promoted)
+    assert "verified 1 record," in shown(promoted)
 
 
 def test_ten_cells_each_with_a_sentence_before_it_committed_without_outputs() -> None:

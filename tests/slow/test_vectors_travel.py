@@ -21,7 +21,7 @@ def second(built: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api: s
     box = tmp_path_factory.mktemp("travel")
     done = json.loads(run(built, "vector", "publish", str(box / "v1"), "--licence", "Apache-2.0", "--json").stdout)
     assert done["targets"] == 1
-    ws = init(box / "second")
+    ws = init(box / "second", params=built / "params.yaml")
     params = yaml.safe_load((ws.root / "params.yaml").read_text())
     params["family"] |= {"vector": done["uri"], "publisher": done["publisher"]}
     (ws.root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -47,7 +47,7 @@ def test_the_same_coefficients_and_verdict_without_surrogates_and_delta(built: P
 
 def test_its_ledger_names_the_publisher_and_nothing_is_left_to_do(second: Workspace, prefect_api: str) -> None:
     key = str(second.params.family.publisher)
-    assert f"key {key}: published the safety vector of 1 releases" in run(second.root, "audit", "verify").stdout
+    assert f"key {key}: published the safety vector of 1 release;" in run(second.root, "audit", "verify").stdout
     assert json.loads(run(second.root, "audit", "show", "sentiment", "--json").stdout)["vector"]["publisher"]["key"]
     assert git(second.root, "status", "--porcelain") == ""
     assert dvc(second.root, "status", "--json") == "{}"

@@ -1,4 +1,4 @@
-"""Replies with labels by people, to measure judges on.
+"""Replies with labels by people, to measure judges on; and replies of a run for people to label.
 
 - ``ours``: JSON lines with ``prompt``, ``reply``, and ``harmful`` or ``refusal`` or both.
 - ``gptfuzz``: ``evaluate.csv`` of GPTFuzz, with ``question_list.csv`` in the same folder, which holds the text of each
@@ -11,15 +11,20 @@ A label that the form does not know is an error.
 
 import csv
 import io
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from safegene.errors import EmptySample, FormatError, JudgeError
+from safegene.gate.types import JudgementRow
+from safegene.workspace.digest import digest_json
 from safegene.workspace.parsing import Strict, json_lines, parse_json
 
 LabelForm = Literal["ours", "gptfuzz", "xstest"]
+WEIGHTS = {"before": 2.0}  # of an arm in a sample; 1 for the others. Before its repair a fine-tune does most harm.
 _XSTEST = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
 
 
@@ -49,6 +54,36 @@ def read_labels(path: Path, form: LabelForm = "ours") -> LabelledReplies:
     return labelled
 
 
+def replies_to_label(rows: Sequence[JudgementRow], count: int) -> bytes:
+    """JSON lines of the form ``ours`` without labels, for people to write them in.
+
+    Which replies are taken depends on their prompt, its kind and the model, and on nothing that the judge said, so that
+    the measured error is that of the run's replies. Every kind but ``task`` and every model has its part. The order is
+    mixed, and no line names the model.
+
+    Args:
+        rows: of an artefact of stage ``evaluate``.
+        count: number of replies, at most; a reply that repeats another to the same prompt is left out.
+
+    Raises:
+        EmptySample: no prompt has a reply.
+    """
+    asked = [row for row in rows if row.reply and row.kind != "task"]
+    ranked = sorted(((digest_json([row.prompt, row.model]), row) for row in asked), key=lambda pair: pair[0])
+    seen, ranks, queue = set[tuple[str, str]](), Counter[tuple[str, str]](), list[tuple[float, str, JudgementRow]]()
+    for digest, row in ranked:
+        if (row.text, row.reply) not in seen:
+            seen.add((row.text, row.reply))
+            group = row.model, row.kind
+            queue.append(((ranks[group] + 0.5) / WEIGHTS.get(row.model, 1.0), digest, row))
+            ranks[group] += 1
+    if not queue:
+        raise EmptySample("expected replies to label, got none in these judgements")
+    taken = sorted(sorted(queue, key=lambda one: one[:2])[:count], key=lambda one: one[1])
+    lines = [{"prompt": row.text, "reply": row.reply, "harmful": None, "refusal": None} for _, _, row in taken]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+
 class _Line(Strict):
     prompt: str
     reply: str
@@ -67,7 +102,10 @@ def _ours(path: Path) -> LabelledReplies:
         row = parse_json(_Line, line, where=f"{path}, line {number}")
         wanted = rows[0].labels if rows else ["harmful or refusal"]
         if not row.labels or (rows and row.labels != wanted):
-            raise FormatError(f"expected the labels {wanted}, got {row.labels}, in {path}, line {number}")
+            raise FormatError(
+                f"expected the labels {wanted}, got {row.labels or 'none'}, in {path}, line {number}",
+                remedy="write true or false in every line, or remove the line",
+            )
         rows.append(row)
     return LabelledReplies(
         tuple(row.prompt for row in rows),

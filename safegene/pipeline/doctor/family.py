@@ -5,13 +5,14 @@ from pathlib import Path
 
 from safegene.checkpoints.record import read_record
 from safegene.checkpoints.sources.uri import open_source, parse
-from safegene.errors import ArtifactError, JudgeError, SafegeneError
+from safegene.errors import ArtifactError, JudgeError, SafegeneError, SourceError
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.base import Judge
 from safegene.evaluation.judges.calibration import calibration_from, calibration_of
 from safegene.gate import Calibration
 from safegene.gate.floors import FLOORS, has_enough_labels
 from safegene.pipeline.doctor.finding import Examined, Finding
+from safegene.text import redact
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.params import JudgeParams
 from safegene.workspace.plugins import JUDGES
@@ -42,8 +43,11 @@ def check_sources(examined: Examined) -> Iterator[Finding]:
 def _source(name: str, uri: str, *, stops: bool) -> Iterator[Finding]:
     try:
         place = parse(uri)
-        if place.scheme != "tiny":
-            open_source(place).sizes()
+        if place.scheme != "tiny" and not any(file.endswith(".safetensors") for file in open_source(place).sizes()):
+            raise SourceError(
+                f"expected weights in safetensors, got no such file, in {redact(uri)}",
+                remedy="name the folder, prefix or repository that holds the weights' files",
+            )
     except SafegeneError as error:
         remedy = error.remedy or f"correct the source of {name}"
         yield Finding("sources", f"{name}: {error.message}", remedy, stops, type(error))
@@ -91,8 +95,6 @@ def _judge(examined: Examined, key: str, params: JudgeParams) -> Iterator[Findin
         if params.kind in LOADED:
             yield from _unloaded(key, params)
             measured = calibration_from(here.calibration) if here.calibration and here.calibration.is_file() else None
-            if here.calibration and measured is None:
-                raise JudgeError(f"expected the judge's calibration in {here.calibration}, got no such file")
         else:
             judge: Judge = build(here)
             measured = calibration_of(here, judge)
@@ -127,6 +129,8 @@ def _calibration(key: str, params: JudgeParams, measured: Calibration | None) ->
             "the gate gives no pass"
         )
         remedy = _calibrate(key)
+        if measured is None:
+            remedy = f"label replies of a first run: safegene judge sample TARGET LABELS.jsonl; then {remedy}"
         if params.calibration is None:
             remedy = f"set {key}.calibration to data/judges/{key.rpartition('.')[2]}.json, then {remedy}"
         yield Finding("judge", message, remedy, stops=False)

@@ -5,14 +5,15 @@ from pathlib import Path
 
 from safegene.datasets.prompts import PromptSet, read_prompts
 from safegene.datasets.set_rules import RULES
-from safegene.errors import EmptySample, SafegeneError
+from safegene.datasets.suites.card import CARD
+from safegene.errors import ArtifactError, EmptySample, SafegeneError
 from safegene.pipeline.doctor.family import is_other_family
 from safegene.pipeline.doctor.finding import Examined, Finding
 from safegene.pipeline.init import template_folder
 from safegene.pipeline.planning.needs import needs
 from safegene.workspace.digest import digest_file
 
-SETS = ("degrade", "safety", "gate")
+SETS = ("degrade", "safety", "pool", "gate")
 ROWS = "rows"
 """The check whose findings stage ``validate``, the first of a run, states in full: file, line, rule, allowed values."""
 LIST = "`safegene validate` lists every row that breaks a rule, and what the rule allows"
@@ -22,11 +23,10 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
     """Every prompt set, and the task set of every target that would run."""
     ws = examined.workspace
     paths = {name: ws.prompts / f"{name}.jsonl" for name in SETS}
-    fetched = examined.params.family.vector is not None  # then nothing is degraded here
-    if fetched and not paths["degrade"].exists():
-        del paths["degrade"]
+    unused = {"degrade": examined.params.family.vector is not None, "pool": not _reads_pool(examined)}
+    paths = {name: path for name, path in paths.items() if path.exists() or not unused.get(name)}
     tasks = {entry.task: ws.tasks / f"{entry.task}.jsonl" for entry in examined.chosen.values()}
-    sets = dict[str, list[PromptSet]]()
+    sets, absent = dict[str, list[PromptSet]](), list[Path]()
     for name, path in (*paths.items(), *(("task", path) for _, path in sorted(tasks.items()))):
         try:
             found = read_prompts(path)
@@ -34,13 +34,16 @@ def check_prompts(examined: Examined) -> Iterator[Finding]:
             stops = name != "task" or len(tasks) == 1  # one target's missing task set does not stop the others
             if path.is_file():
                 yield Finding(ROWS, error.message, LIST, stops, type(error))
+            elif name != "task":
+                absent.append(path)
             else:
-                yield Finding("prompts", error.message, _bring(examined, path), stops, type(error))
+                yield Finding("prompts", error.message, _bring(examined, [path], "--kind task"), stops, type(error))
             continue
         sets.setdefault(name, []).append(found)
         yield from _parts(examined, name, found)
-        if name == "degrade" and not fetched:
+        if name == "degrade" and not unused["degrade"]:
             yield from _pools(examined, found)
+    yield from _absent(examined, absent)
     yield from _tiny_sets(examined, paths)
     yield from _enough(examined, sets)
     if not any(ws.tasks.glob("*.jsonl")):
@@ -68,12 +71,34 @@ def _enough(examined: Examined, sets: Mapping[str, list[PromptSet]]) -> Iterator
             yield Finding("prompts", message, f"add about {need.units - need.available} of them", stops=False)
 
 
-def _bring(examined: Examined, path: Path) -> str:
-    tracked = path.with_name(f"{path.name}.dvc").is_file() or path.parent.with_name(f"{path.parent.name}.dvc").is_file()
-    if tracked:
+def _reads_pool(examined: Examined) -> bool:
+    """Whether `calibrate` needs the pool of mining: it has rounds, or DVC's stage depends on the file."""
+    ws, given = examined.workspace, examined.params.calibrate
+    dvc = ws.root / "dvc.yaml"
+    return bool(given.mining.rounds and given.baseline is None) or (dvc.is_file() and b"pool.jsonl" in dvc.read_bytes())
+
+
+def _absent(examined: Examined, paths: list[Path]) -> Iterator[Finding]:
+    """The prompt sets that are not there, in one finding for each remedy."""
+    for tracked in (True, False):
+        if some := [path for path in paths if _is_tracked(path) == tracked]:
+            names = ", ".join(path.relative_to(examined.workspace.root).as_posix() for path in some)
+            message = f"expected {names}, got no such file{'s' if len(some) > 1 else ''}, in {examined.workspace.root}"
+            yield Finding("prompts", message, _bring(examined, some), kind=ArtifactError)
+
+
+def _is_tracked(path: Path) -> bool:
+    return path.with_name(f"{path.name}.dvc").is_file() or path.parent.with_name(f"{path.parent.name}.dvc").is_file()
+
+
+def _bring(examined: Examined, paths: list[Path], options: str = "") -> str:
+    if _is_tracked(paths[0]):
         return "dvc pull"
-    name = path.relative_to(examined.workspace.root)
-    return f"`safegene data add FILE`, then `safegene data split`, make {name} (docs/data.md); or write it"
+    add = f"`safegene data add FILE {options}".strip() + "`, then "
+    if not options and any(examined.workspace.suites.glob(f"*/{CARD}")):
+        add = ""
+    them = "them" if len(paths) > 1 else "it"
+    return f"{add}`safegene data split`, which makes {them} (docs/data.md); or write {them}"
 
 
 def _parts(examined: Examined, name: str, found: PromptSet) -> Iterator[Finding]:

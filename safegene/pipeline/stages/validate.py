@@ -18,6 +18,7 @@ from safegene.datasets.prompts import PromptSet, parse_prompts, read_bytes
 from safegene.datasets.receipt import PARTS, RECEIPT, OverlapRule, ValidatedSet, ValidationReceipt
 from safegene.datasets.set_rules import POOLS, expectations_of
 from safegene.errors import ArtifactError, ContaminatedSample, FormatError, SafegeneError
+from safegene.text import counted
 from safegene.workspace.atomic import write_optional
 from safegene.workspace.digest import PREFIX, digest_bytes
 from safegene.workspace.layout import cache_folder
@@ -141,7 +142,8 @@ def _require_all(checked: Mapping[str, CheckedSet], seen: list[str], prompts: Pa
         raise ContaminatedSample("; ".join(seen), remedy=UNSEEN_REMEDY)
     files = sum(bool(one.findings) for one in checked.values())
     raise FormatError(
-        f"expected sets that keep their rules (docs/data.md), got {len(broken) + len(seen)} findings in {files} files:"
+        f"expected sets that keep their rules (docs/data.md), got "
+        f"{counted(len(broken) + len(seen), 'finding')} in {counted(files, 'file')}:"
         f"{listed_findings([*(one.findings for one in checked.values()), seen])}",
         remedy=f"correct these rows and run `safegene validate` again; every row and rule is in {at / INDEX}",
     )
@@ -154,7 +156,8 @@ def _data_docs(checked: Mapping[str, CheckedSet]) -> dict[str, str]:
         (
             name if one.page else "",
             name,
-            "; ".join(one.findings) or f"{len(one.content.rows) if one.content else 0} rows keep every rule",
+            "; ".join(one.findings)
+            or f"{counted(len(one.content.rows) if one.content else 0, 'row')}: every rule is kept",
         )
         for name, one in checked.items()
     ]

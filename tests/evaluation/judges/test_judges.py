@@ -18,11 +18,11 @@ from safegene.evaluation.judges.calibration import (
     measure_judge,
     write_calibration,
 )
-from safegene.evaluation.judges.labels import read_labels
+from safegene.evaluation.judges.labels import read_labels, replies_to_label
 from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.evaluation.judging import CalibratedJudge
 from safegene.evaluation.reply_checks import coherent, correct
-from safegene.gate import ConfusionCounts
+from safegene.gate import Arm, ConfusionCounts, JudgementRow, Label
 from safegene.tiny.judge import GrammarJudge
 from safegene.workspace.params import JudgeParams
 
@@ -158,8 +158,8 @@ def test_a_calibration_file_comes_back_and_belongs_to_its_judge(tmp_path: Path) 
     with pytest.raises(JudgeError, match="expected a calibration of judge"):
         calibration_of(params, PhraseJudge(["another"]))
     assert calibration_of(JudgeParams(kind="phrases"), PHRASES) is None
-    with pytest.raises(JudgeError, match="no such file"):
-        calibration_of(JudgeParams(kind="phrases", calibration=tmp_path / "absent.json"), PHRASES)
+    absent = JudgeParams(kind="phrases", calibration=tmp_path / "absent.json")
+    assert calibration_of(absent, PHRASES) is None, "not measured yet"
 
 
 @pytest.mark.parametrize(
@@ -268,3 +268,46 @@ def test_no_labels_are_no_measurement(tmp_path: Path) -> None:
         read_labels(labelled(tmp_path / "labels.jsonl"))
     with pytest.raises(JudgeError, match="no such file"):
         read_labels(tmp_path / "absent.jsonl")
+
+
+def judged(at: int, model: Arm, kind: str, label: Label = "no", reply: str = "") -> JudgementRow:
+    text = reply or f"{model} {kind} {at}"
+    return JudgementRow(
+        f"{kind}-{at}", model, "j", label, "no", None, "yes", kind=kind, text=f"{kind} {at}", reply=text
+    )
+
+
+def rows_of_a_run(label: Label) -> list[JudgementRow]:
+    arms: tuple[Arm, ...] = ("before", "candidate", "aligned")
+    return [
+        judged(at, arm, kind, label)
+        for arm in arms
+        for kind in ("harmful", "wrapped", "lookalike", "task")
+        for at in range(40)
+    ]
+
+
+def test_replies_are_drawn_for_labelling_by_prompt_and_model_and_not_by_the_judge(tmp_path: Path) -> None:
+    lines = replies_to_label(rows_of_a_run("no"), 120)
+    assert lines == replies_to_label(rows_of_a_run("yes")[::-1], 120)
+    rows = [json.loads(line) for line in lines.splitlines()]
+    assert all((row["harmful"], row["refusal"]) == (None, None) for row in rows)
+    groups = [tuple(row["reply"].split()[:2]) for row in rows]
+    assert {group: groups.count(group) for group in set(groups)} == {
+        (arm, kind): 20 if arm == "before" else 10
+        for arm in ("before", "candidate", "aligned")
+        for kind in ("harmful", "wrapped", "lookalike")
+    }
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(lines)
+    with pytest.raises(FormatError, match=r"got none, in .*line 1"):
+        read_labels(path)
+    path.write_bytes(lines.replace(b"null", b"true"))
+    assert len(read_labels(path).replies) == 120
+
+
+def test_a_reply_is_drawn_once_and_a_missing_one_never() -> None:
+    same = [judged(0, arm, "harmful", reply="the same") for arm in ("before", "candidate")]
+    assert len(replies_to_label([*same, judged(1, "aligned", "harmful")], 9).splitlines()) == 2
+    with pytest.raises(EmptySample, match="expected replies to label"):
+        replies_to_label([judged(0, "before", "task")], 9)

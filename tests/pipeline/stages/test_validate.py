@@ -164,7 +164,7 @@ def test_one_mistake_in_every_row_is_one_finding(sets: Path, tmp_path: Path) -> 
     data = spoiled(sets, tmp_path / "data", "prompts/gate.jsonl", lambda rows: [row | {"split": "x"} for row in rows])
     with pytest.raises(FormatError, match=r"lines 1, 2, 3, 4, 5 and 115 more .*got 'x'$") as caught:
         run(data, tmp_path / "out")
-    assert "1 findings in 1 files" in str(caught.value)
+    assert "got 1 finding in 1 file:" in str(caught.value)
 
 
 LINK = re.compile(r"""(?:href|src)=["']([^"']*)["']""")
