@@ -107,7 +107,7 @@ def plan(
     total = f"about {time_words(planned.seconds)} and {planned.tokens:,} tokens"
     console.print(f"{left} of {len(planned.stages)} stages will run" + (f": {total}" if left else ""))
     for need in planned.needs:
-        enough = "any number is too few" if need.units is None else f"a pass needs about {need.units}"
+        enough = "any number is too few" if need.units is None else f"a pass needs about {need.units}{need.unmeasured}"
         short = need.units is None or need.units > need.available
         words = f"{need.endpoint}: {enough}, the sets hold {need.available} ({', '.join(need.kinds)})"
         console.print(f"  [yellow]{words}[/]" if short else f"  {words}", soft_wrap=True)

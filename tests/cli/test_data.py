@@ -41,13 +41,13 @@ def test_from_a_csv_of_200_prompts_to_sets_that_hold(tmp_path: Path) -> None:
     shown = [call(ws.root, *command) for command in chain()]
     assert chain()[-1] == ["validate"]
     assert "next: safegene validate" in shown[-2].stdout
-    assert read_manifest(ws.validation).facts["sets"] == 4
-    for name, path in {"degrade": ws.prompts, "safety": ws.prompts, "gate": ws.prompts, "task": ws.tasks}.items():
+    assert read_manifest(ws.validation).facts["sets"] == 5
+    for name, path in {**dict.fromkeys(("degrade", "safety", "pool", "gate"), ws.prompts), "task": ws.tasks}.items():
         file = path / f"{'support' if name == 'task' else name}.jsonl"
         for row in read_prompts(file).rows:
             jsonschema.validate(row.model_dump(), row_schema(name))
     receipt = json.loads((ws.validation / "receipt.json").read_bytes())["sets"]
-    assert receipt["gate"]["parts"] == {"harmful/test": 60, "wrapped/test": 60, "lookalike/test": 64}
+    assert receipt["gate"]["parts"] == {"harmful/test": 52, "wrapped/test": 52, "lookalike/test": 56}
     mine = (ws.prompts / "gate.jsonl").read_bytes() + b"\n"
     (ws.prompts / "gate.jsonl").write_bytes(mine)
     refused = call(ws.root, "data", "split", "--seed", "1", code=2).error

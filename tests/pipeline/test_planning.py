@@ -140,9 +140,12 @@ def test_what_a_pass_needs_grows_with_the_judges_error(ws: Workspace) -> None:
         "harmful": counts,
         "refusal": counts,
     }
-    judge.write_text(json.dumps(content))
     path = ws.root / "params.yaml"
     path.write_text(path.read_text().replace("{kind: grammar}", "{kind: phrases, calibration: data/judges/judge.json}"))
+    unknown = {need.endpoint: need for need in needs(ws, ws.params, rows)}
+    assert "this one's error is not measured" in unknown["hrr_direct"].unmeasured
+    assert unknown["utility"].unmeasured == exact["hrr_direct"].unmeasured == ""
+    judge.write_text(json.dumps(content))
     measured = {need.endpoint: need for need in needs(ws, ws.params, rows)}
     assert (measured["hrr_direct"].units or 0) > 75
     assert measured["utility"].units == exact["utility"].units, "a task's answer is not judged"

@@ -158,16 +158,19 @@ def test_a_bundle_is_looked_at_before_its_key_is_pinned(original: Path, bundle: 
     shown = call(tmp_path, "vector", "show", str(original)).stdout
     assert f"publisher      {key_of(original)}" in shown
     assert "licence        Apache-2.0" in shown
-    assert "harmful responses: before" in shown
     content = json.loads(call(tmp_path, "vector", "show", str(original), "--json").stdout)
     assert content["digest"] == digest_file(original / INDEX)
     assert not (tmp_path / "cache").exists(), "nothing is fetched"
     (bundle / INDEX).write_bytes((bundle / INDEX).read_bytes().replace(b"Apache-2.0", b"Apache-3.0"))
     with pytest.raises(DigestMismatch):
         look_at_bundle(bundle.as_uri())
-    pinned, other = key_of(original), create_key()
-    sign_again(bundle, other)
-    key = json.loads((bundle / INDEX).read_bytes())["publisher"] | {"keyid": pinned}
+    other, arms = create_key(), {"before": 0.5, "after": 0.04}
+    rates = {"hrr": {arm: {"rate": rate, "interval": [0.0, 1.0], "n": 50, "lost": 0} for arm, rate in arms.items()}}
+    effect = [{"target": "support", "outcome": "pass", "judge": "j", "rates": rates}]
+    sign_again(bundle, other, effect=effect)
+    shown = call(tmp_path, "vector", "show", str(bundle)).stdout
+    assert "support        pass; harmful responses: before 50.0%, after 4.0%" in shown
+    key = json.loads((bundle / INDEX).read_bytes())["publisher"] | {"keyid": key_of(original)}
     sign_again(bundle, other, publisher=key)
     with pytest.raises(DigestMismatch, match="expected a vector of the publisher"):
         look_at_bundle(bundle.as_uri())

@@ -65,8 +65,8 @@ def _enough(examined: Examined, sets: Mapping[str, list[PromptSet]]) -> Iterator
             yield Finding("prompts", message, "choose another judge, or a wider margin in section gate", stops=False)
         elif need.units > need.available:
             message = (
-                f"expected about {need.units} independent prompts of kind {kinds} for a pass of {need.endpoint}, got "
-                f"{need.available}"
+                f"expected about {need.units} independent prompts of kind {kinds} for a pass of {need.endpoint}"
+                f"{need.unmeasured}, got {need.available}"
             )
             yield Finding("prompts", message, f"add about {need.units - need.available} of them", stops=False)
 

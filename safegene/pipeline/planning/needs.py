@@ -28,12 +28,20 @@ class Need:
         units: independent prompts (behaviours) that a pass needs where both models do equally well; None where no
             number is enough: the judge's error leaves nothing of the margin.
         available: independent prompts that the sets hold.
+        measured: whether the error of the judge that decides it is known; otherwise ``units`` are those of a judge that
+            never errs, and any other judge needs more.
     """
 
     endpoint: str
     kinds: tuple[str, ...]
     units: int | None
     available: int
+    measured: bool = True
+
+    @property
+    def unmeasured(self) -> str:
+        """What ``units`` take for granted, in words to put behind them; "" for nothing."""
+        return "" if self.measured else " (with a judge that never errs; this one's error is not measured)"
 
 
 def needs(ws: Workspace, params: Params, prompts: tuple[Prompt, ...], attempt: int = 1) -> tuple[Need, ...]:
@@ -43,15 +51,12 @@ def needs(ws: Workspace, params: Params, prompts: tuple[Prompt, ...], attempt: i
         decision: joint_error(_stub(ws, params), decision, alpha) for decision in _decisions()
     }
     units = units_by_kind(prompts)
-    return tuple(
-        Need(
-            name,
-            kinds,
-            units_for_pass(name, params.gate, alpha, errors.get(DECISION.get(name, ""), EXACT)),
-            _units(kinds, units),
-        )
-        for name, kinds in ENDPOINT_KINDS.items()
-    )
+    found = list[Need]()
+    for name, kinds in ENDPOINT_KINDS.items():
+        error = errors.get(DECISION.get(name, ""), EXACT)
+        count = units_for_pass(name, params.gate, alpha, error)
+        found.append(Need(name, kinds, count, _units(kinds, units), error.known))
+    return tuple(found)
 
 
 def _decisions() -> tuple[Literal["harmful", "refusal"], ...]:

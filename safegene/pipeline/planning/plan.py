@@ -122,7 +122,13 @@ class RunPlan:
                 for stage in self.stages
             ],
             "needs": [
-                {"endpoint": one.endpoint, "kinds": list(one.kinds), "units": one.units, "available": one.available}
+                {
+                    "endpoint": one.endpoint,
+                    "kinds": list(one.kinds),
+                    "units": one.units,
+                    "available": one.available,
+                    "judge_measured": one.measured,
+                }
                 for one in self.needs
             ],
         }
