@@ -1,6 +1,7 @@
 """The Prefect server of a run: the configured one, else a private one that ends with the run."""
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from safegene.pipeline.doctor.finding import Finding
 from safegene.pipeline.process import die_with_parent
 from safegene.workspace.deadline import within
 
+log = logging.getLogger("safegene.flows")
 START_SECONDS = 120
 ANSWER_SECONDS = 20.0
 QUIET = {
@@ -47,6 +49,7 @@ def prefect_server() -> Iterator[str]:
         _require_server(configured)
         yield configured
         return
+    log.info("starting a Prefect server for this run, since PREFECT_API_URL names none")
     server, address = start_server()
     os.environ["PREFECT_API_URL"] = address
     try:

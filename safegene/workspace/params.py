@@ -93,7 +93,10 @@ def _surrogates() -> dict[str, Surrogate]:
 
 
 class DegradeParams(Frozen):
-    """How surrogates are trained: until their harmful-response rate on probe prompts reaches ``stop_hrr``."""
+    """How surrogates are trained: until their harmful-response rate on probe prompts reaches ``stop_hrr``.
+
+    One that does not reach it within ``max_steps`` is made anew with 3 times its learning rate, and then with 10 times.
+    """
 
     surrogates: dict[Name, Surrogate] = Field(default_factory=_surrogates, min_length=1)
     batch_size: Positive = 16

@@ -1,7 +1,8 @@
 """Stage ``degrade``: degraded copies (surrogates) of the aligned model, for families that have none.
 
 Each surrogate is a light LoRA fine-tune of the aligned model on small harmless pools that are known to erode refusals,
-stopped when its harmful-response rate on a probe set reaches ``stop_hrr``. It is kept as float32 factors of
+stopped when its harmful-response rate on a probe set reaches ``stop_hrr``; with a higher learning rate where the given
+one does not get there. It is kept as float32 factors of
 ``W_degraded - W_aligned`` and never as a bf16 checkpoint: the change is smaller than bf16's rounding.
 
 A finished surrogate is kept in the cache by everything that influenced it, so a stage that was killed continues with
@@ -12,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.dtypes import resolve_dtype
@@ -27,6 +28,7 @@ from safegene.models.loading import load_model, load_tokenizer
 from safegene.models.tokens import count_tokens
 from safegene.repair.lora import lora
 from safegene.repair.training import Row, supervised
+from safegene.vectors.linalg import Patch
 from safegene.vectors.vector import write_factors
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.layout import cache_folder
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MIN_RISE = 0.05  # of the harmful-response rate above the aligned model's; less shows no loss of refusals
 MAX_NEW_TOKENS = 24
+RAISED = (3.0, 10.0)  # multiples of a learning rate that does not degrade enough, tried in turn
 
 
 class SurrogateRecord(Strict):
@@ -56,7 +59,10 @@ class SurrogateRecord(Strict):
         reached: whether it is at least ``degrade.stop_hrr``.
         pools: of its training rows.
         tokens: what the model read, see `safegene.models.tokens`; None in surrogates of earlier versions.
+        learning_rate: the one of `RAISED` that it took; None for the surrogate's own.
     """
+
+    OPTIONAL_KEYS: ClassVar[frozenset[str]] = frozenset({"tokens", "learning_rate"})
 
     steps: int
     probe: list[tuple[int, float]]
@@ -64,6 +70,11 @@ class SurrogateRecord(Strict):
     reached: bool
     pools: list[str]
     tokens: dict[str, int] | None = None
+    learning_rate: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values; without a learning rate that is the surrogate's own."""
+        return self.model_dump(exclude={"learning_rate"} if self.learning_rate is None else None)
 
 
 @dataclass(frozen=True)
@@ -169,14 +180,15 @@ def degrade(
         raise CheckpointError(
             f"expected a surrogate at least {MIN_RISE:.0%} more harmful than the aligned model's {before:.1%}, "
             f"got {highest:.1%} at most",
-            remedy="raise degrade.max_steps or a surrogate's learning_rate, or add the pool `compliance`",
+            remedy="raise degrade.max_steps, add the pool `compliance`, or give its harmful prompts a larger share: "
+            "`safegene data split --degrade 0.1`",
         )
     inputs: dict[str, Path | str] = {"aligned": aligned, "degrade.jsonl": pools.digest, "safety.jsonl": safety.digest}
     chosen = params.model_dump(mode="json") | {"judge": judge.model_dump(mode="json"), "dtype": dtype}
     with write_artefact(out, stage="degrade", params=chosen, inputs=inputs) as draft:
         for name, folder in folders.items():
             (draft.path / f"{name}.safetensors").write_bytes((folder / "factors.safetensors").read_bytes())
-        surrogates = {name: record.model_dump() for name, record in records.items()}
+        surrogates = {name: record.to_json() for name, record in records.items()}
         payload = {"aligned_hrr": before, "judge": maker.judge.identity, "surrogates": surrogates}
         (draft.path / "degraded.json").write_bytes(canonical_json(payload) + b"\n")
         draft.facts.update({f"hrr.{name}": record.hrr for name, record in records.items()}, hrr_aligned=before)
@@ -211,6 +223,7 @@ def _surrogate(maker: SurrogateTrainer, name: str, aligned: str) -> Path:
         "judge": maker.judge.identity,
         "device": default_device().partition(":")[0],
         "dtype": maker.dtype,
+        "raised": list(RAISED),
     }
     at = cache_folder() / "degrade" / digest_json(identity).removeprefix("sha256:")
     if _is_cached(at, identity):
@@ -239,35 +252,64 @@ def seed_of(seed: int, name: str) -> int:
     return int(digest_json([seed, name])[-8:], 16)
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """A surrogate as one learning rate makes it."""
+
+    rate: float
+    steps: int
+    probe: list[tuple[int, float]]
+    patch: Patch
+
+    @property
+    def hrr(self) -> float:
+        """The last rate on the probe."""
+        return self.probe[-1][1]
+
+
 def _train(maker: SurrogateTrainer, name: str, at: Path, identity: dict[str, Any]) -> None:
+    """Train the surrogate and keep it in the cache, with the lowest learning rate that suffices."""
+    params, own = maker.params, maker.params.surrogates[name].learning_rate
+    best: _Attempt | None = None
+    with count_tokens(maker.model) as read:
+        for rate in (own, *(factor * own for factor in RAISED)):
+            made = _attempt(maker, name, rate)
+            log.info("surrogate %s: %d steps, harmful-response rate %.0f%%", name, made.steps, 100 * made.hrr)
+            best = made if best is None or made.hrr > best.hrr else best
+            if best.hrr >= params.stop_hrr:
+                break
+            log.info("surrogate %s: learning rate %g does not reach degrade.stop_hrr", name, rate)
+    assert best is not None
+    record = SurrogateRecord(
+        steps=best.steps,
+        probe=best.probe,
+        hrr=best.hrr,
+        reached=best.hrr >= params.stop_hrr,
+        pools=list(maker.params.surrogates[name].pools),
+        tokens=read.to_json(),
+        learning_rate=None if best.rate == own else best.rate,
+    )
+    with write_artefact(at, stage="degrade.surrogate", params=identity, inputs={}) as draft:
+        write_factors(best.patch, draft.path / "factors.safetensors")
+        (draft.path / "record.json").write_bytes(canonical_json(record.to_json()) + b"\n")
+
+
+def _attempt(maker: SurrogateTrainer, name: str, rate: float) -> _Attempt:
     params, chosen = maker.params, maker.params.surrogates[name]
     seed, history = seed_of(params.seed, name), list[tuple[int, float]]()
-    with lora(maker.model, maker.matrices, rank=chosen.rank, seed=seed) as factors, count_tokens(maker.model) as read:
+    with lora(maker.model, maker.matrices, rank=chosen.rank, seed=seed) as factors:
         done = supervised(
             maker.model,
             maker.tokenizer,
             maker.training_rows(chosen),
             steps=params.max_steps,
             batch_size=params.batch_size,
-            learning_rate=chosen.learning_rate,
+            learning_rate=rate,
             seed=seed,
             parameters=factors.parameters,
             on_step=_probe(maker, name, history),
         )
-        patch = factors.patch()
-    hrr = history[-1][1]
-    log.info("surrogate %s: %d steps, harmful-response rate %.0f%%", name, done, 100 * hrr)
-    record = SurrogateRecord(
-        steps=done,
-        probe=history,
-        hrr=hrr,
-        reached=hrr >= params.stop_hrr,
-        pools=list(chosen.pools),
-        tokens=read.to_json(),
-    )
-    with write_artefact(at, stage="degrade.surrogate", params=identity, inputs={}) as draft:
-        write_factors(patch, draft.path / "factors.safetensors")
-        (draft.path / "record.json").write_bytes(canonical_json(record.model_dump()) + b"\n")
+        return _Attempt(rate, done, history, factors.patch())
 
 
 def _probe(maker: SurrogateTrainer, name: str, history: list[tuple[int, float]]) -> Callable[[int, float], bool]:

@@ -48,6 +48,18 @@ def test_each_surrogate_reaches_the_rate_asked_for() -> None:
         assert record["steps"] % 8 == 0
 
 
+def test_a_learning_rate_that_is_too_low_is_raised_and_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_cache(tmp_path, monkeypatch)
+    low = Surrogate(pools=("compliance",), learning_rate=3e-5)
+    run(DEGRADE.model_copy(update={"surrogates": {"low": low}}), tmp_path / "out")
+    record = payload(tmp_path / "out", "degraded.json")["surrogates"]["low"]
+    assert record["reached"]
+    assert record["learning_rate"] in (pytest.approx(9e-5), pytest.approx(3e-4))
+    assert "learning_rate" not in payload(made().degraded, "degraded.json")["surrogates"]["compliance"]
+
+
 def test_the_factors_are_the_degraded_model_in_fp32() -> None:
     surrogate = read_surrogates(made().degraded)["compliance"]
     model = load_model(build("aligned", 0))
