@@ -6,6 +6,7 @@ on benign ones, over all surrogates, at least 0: what moves on harmful prompts o
 """
 
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from safegene.workspace.parsing import Strict, parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 NAME = "selection.json"
 BATCH = 32  # prompts per forward pass
@@ -89,8 +92,10 @@ def selected_matrices(vector: SafetyVector, selection: Path) -> Patch:
 def keep_layers(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
     """Layers kept, ascending: the ``top_layers``, else those with at least ``threshold`` of the largest score.
 
+    Later layers than ``depth`` are kept only where no earlier one reaches the threshold, with a warning.
+
     Raises:
-        CheckpointError: every score is 0, or no early layer reaches the threshold.
+        CheckpointError: every score is 0.
     """
     top = max(scores.values(), default=0.0)
     if top <= 0.0:
@@ -101,14 +106,12 @@ def keep_layers(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
     early = [layer for layer in sorted(scores) if layer < max(1.0, params.depth * (1 + max(scores)))]
     if params.top_layers is not None:
         return sorted(sorted(early, key=lambda layer: (-scores[layer], layer))[: params.top_layers])
-    kept = [layer for layer in early if scores[layer] >= params.threshold * top]
+    high = [layer for layer in sorted(scores) if scores[layer] >= params.threshold * top]
+    kept = [layer for layer in early if layer in high]
     if not kept:
-        raise CheckpointError(
-            f"expected a layer in the first {params.depth:.0%} of the model with {params.threshold:.0%} of the largest "
-            f"contrast, got none of {len(early)}",
-            remedy="raise select.depth, or lower select.threshold",
-        )
-    return kept
+        share = f"{params.threshold:.0%} of the largest contrast"
+        log.warning("no layer in the first %.0f%% reaches %s: kept where it is reached", 100 * params.depth, share)
+    return kept or high
 
 
 def activation_shifts(

@@ -85,7 +85,7 @@ def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty_cache(tmp_path, monkeypatch)
-    params = DEGRADE.model_copy(update={"max_steps": 16, "probe_prompts": 8})
+    params = DEGRADE.model_copy(update={"max_steps": 16, "probe_prompts": 8, "stop_hrr": 0.0})
     trained, train = list[int](), supervised
 
     def dies_at_the_second(*args: Any, **kwargs: Any) -> int:

@@ -77,9 +77,11 @@ def test_layers_kept(params: dict[str, Any], expected: list[int]) -> None:
     assert keep_layers(SelectParams(**params), SCORES) == expected
 
 
-def test_no_early_layer_with_enough_contrast_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="first 25%.*5% of the largest"):
-        keep_layers(SelectParams(depth=0.25), SCORES)
+def test_where_no_early_layer_has_enough_contrast_the_later_ones_are_kept_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert keep_layers(SelectParams(depth=0.25), SCORES) == [1, 2]
+    assert "no layer in the first 25% reaches 5% of the largest contrast" in caplog.text
 
 
 def test_layers_that_all_shift_on_benign_prompts_are_refused() -> None:
