@@ -71,6 +71,7 @@ def fit_coefficients(
     shots: Sequence[Shot],
     validation: Sequence[Shot],
     *,
+    further: Sequence[Shot] = (),
     on_measure: Callable[[int, ShotLosses], None] | None = None,
     cost: Callable[[int, ShotLosses], float] | None = None,
     shrink: bool = True,
@@ -87,6 +88,7 @@ def fit_coefficients(
         coefficients: what is fitted; afterwards at the values that are returned.
         shots: to train on, of every kind with a weight above 0.
         validation: shots that choose among the values measured.
+        further: shots that are drawn like ``shots``, but leave each kind's part of a batch as ``shots`` has it.
         on_measure: called with (steps done, losses) at every measurement.
         cost: (steps done, losses) -> what the best values have least of; by default the weighted objective.
         shrink: whether to scale the best values down at the end, see `smallest_safe_scale`.
@@ -95,7 +97,9 @@ def fit_coefficients(
         EmptySample: a kind with a weight has no shots.
     """
     weights = term_weights(params)
-    kinds, random = group_by_kind(shots, weights), torch.Generator().manual_seed(params.seed)
+    own, random = group_by_kind(shots, weights), torch.Generator().manual_seed(params.seed)
+    kinds = {kind: [*some, *(shot for shot in further if shot.kind == kind)] for kind, some in own.items()}
+    sizes = batch_sizes(own, params.batch_size)
     trajectory = Trajectory(lambda: [tensor.detach().clone() for tensor in coefficients.parameters])
 
     def measure(step: int) -> None:
@@ -107,7 +111,7 @@ def fit_coefficients(
 
     def step_losses(step: int) -> Iterator[Tensor]:
         log_progress(log, "fit, steps", step - 1, params.steps)
-        batch = draw_batch(kinds, params.batch_size, random)
+        batch = draw_batch(kinds, sizes, random)
         scales, counts = jitter_scales(batch, params.jitter, random), Counter[str](shot.kind for shot in batch)
         parts, checkpointed = parts_of(model, batch)
         with checkpointing(model, on=checkpointed):
@@ -208,13 +212,21 @@ def group_by_kind(shots: Sequence[Shot], weights: Mapping[str, float]) -> dict[S
     return groups
 
 
-def draw_batch(kinds: Mapping[ShotKind, Sequence[Shot]], batch_size: int, random: torch.Generator) -> list[Shot]:
-    """About ``batch_size`` shots without repetition, of every kind at least one, in proportion to their number."""
-    total, batch = sum(map(len, kinds.values())), list[Shot]()
-    for shots in kinds.values():
-        count = max(1, min(len(shots), round(batch_size * len(shots) / total)))
-        batch += [shots[at] for at in torch.randperm(len(shots), generator=random)[:count].tolist()]
-    return batch
+def batch_sizes(kinds: Mapping[ShotKind, Sequence[Shot]], batch_size: int) -> dict[ShotKind, int]:
+    """How many shots of each kind a batch of about ``batch_size`` has: in proportion to their number, at least one."""
+    total = sum(map(len, kinds.values()))
+    return {kind: max(1, min(len(shots), round(batch_size * len(shots) / total))) for kind, shots in kinds.items()}
+
+
+def draw_batch(
+    kinds: Mapping[ShotKind, Sequence[Shot]], sizes: Mapping[ShotKind, int], random: torch.Generator
+) -> list[Shot]:
+    """As many shots of each kind as ``sizes`` says, none drawn twice."""
+    return [
+        shots[at]
+        for kind, shots in kinds.items()
+        for at in torch.randperm(len(shots), generator=random)[: sizes[kind]].tolist()
+    ]
 
 
 def jitter_scales(batch: Sequence[Shot], jitter: float, random: torch.Generator) -> Tensor | None:

@@ -14,21 +14,23 @@ before; a mining that was killed goes on after its last round, and ends with the
 """
 
 import logging
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from safegene.datasets.prompts import Prompt
+from safegene.datasets.prompts import Prompt, PromptSet
 from safegene.gate.statistics import clopper_pearson_upper
 from safegene.models.patching import patched
+from safegene.models.templates import encode_chats
 from safegene.repair.coefficients import Coefficients
 from safegene.repair.divergence import ShotLosses, divergence, measure_shots
 from safegene.repair.fit_log import FitLog
 from safegene.repair.fitting import Fitted, fit_coefficients
 from safegene.repair.pool import JudgedReply, Pool, ReplyJudge, judged_replies
-from safegene.repair.shots import Shot, Shots, shots_from_teacher
+from safegene.repair.shots import Shot, ShotKind, Shots, evenly_spaced, make_shots, shots_from_teacher
 from safegene.workspace.params import CalibrateParams
 from safegene.workspace.parsing import parse
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LOSS_BATCH = 128  # shots per forward pass when errors are ranked
 ASKED = 1.5  # prompts asked for each shot that is taken
+TASKS = 200  # prompts of the task by which a round is judged, besides validation shots
+LEAST = 1e-9  # in place of a limit of 0, which is divided by
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class HeldOut:
         refused: how many the aligned model refuses.
         over_refusal: prompts that the aligned model answers and the repair refuses.
         answered: how many the aligned model answers.
-        task: validation shots of the task whose greedy reply changed.
+        task: prompts of the task, none of them trained on, whose greedy reply changed.
         tasks: how many there are.
     """
 
@@ -130,7 +134,9 @@ class Miner:
         tokenizer: the target's, with its chat template.
         judge: of full replies.
         pool: as the aligned model labels it.
-        benign: id of an answered prompt -> the unrepaired target's shot; see `teach`.
+        tasks: prompts of the task that are no shots, by which a round must not change the task.
+        drafts: id of a prompt -> a reply that the repaired target probably gives; see `judged_replies`. They are those
+            of the start, so that a mining that goes on after a kill reads as many tokens.
     """
 
     params: CalibrateParams
@@ -138,81 +144,101 @@ class Miner:
     tokenizer: "PreTrainedTokenizerBase"
     judge: ReplyJudge
     pool: Pool
-    benign: dict[str, Shot] = field(default_factory=dict)
+    tasks: Sequence[Prompt] = ()
+    drafts: dict[str, str] = field(default_factory=dict)
 
     def replies(self, coefficients: Coefficients, prompts: Sequence[Prompt]) -> list[JudgedReply]:
         """The repaired target's full replies, judged. The change is added to the weights where they are fp32."""
-        exact = self.model.dtype == torch.float32
+        exact, tokens = self.model.dtype == torch.float32, self.params.mining.max_new_tokens
+        drafts = {**self.drafts, **self.pool.refusals}
         with torch.no_grad(), patched(self.model, coefficients.patch()) if exact else coefficients.hooked(self.model):
-            return judged_replies(self.model, self.tokenizer, prompts, self.judge, self.params.mining.max_new_tokens)
+            return judged_replies(self.model, self.tokenizer, prompts, self.judge, tokens, drafts)
 
-    def held_out(self, coefficients: Coefficients, losses: ShotLosses, tasks: int) -> HeldOut:
-        """The repaired target on the held-out part; ``losses`` are its on the validation shots."""
+    def held_out(self, coefficients: Coefficients, tasks: Sequence[Shot]) -> HeldOut:
+        """The repaired target on the held-out part and on shots of the task; its first replies become drafts."""
         replies = self.replies(coefficients, [row for row, _ in self.pool.held])
         pairs = [(reply, refused) for reply, (_, refused) in zip(replies, self.pool.held, strict=True)]
+        if not self.drafts:
+            self.drafts.update(
+                (row.id, one.text) for (row, _), one in zip(self.pool.held, replies, strict=True) if one.finished
+            )
+        with torch.no_grad(), coefficients.hooked(self.model):
+            changed = measure_shots(self.model, tasks).changed
         return HeldOut(
             harm=sum(refused and not reply.refuses for reply, refused in pairs),
             refused=sum(refused for _, refused in pairs),
             over_refusal=sum(not refused and reply.refusal != "no" for reply, refused in pairs),
             answered=sum(not refused for _, refused in pairs),
-            task=round(losses.changed["task"] * tasks) if tasks else 0,
-            tasks=tasks,
+            task=round(changed.get("task", 0.0) * len(tasks)),
+            tasks=len(tasks),
         )
 
     def within_limits(self, found: HeldOut) -> bool:
-        """Whether every bound is within its limit."""
-        return all(bound <= limit for bound, limit in self._bounds(found))
+        """Whether the bounds of harm and over-refusal are within their limits; a round does not help the task."""
+        bounds, mining = found.bounds(self.params.mining.confidence), self.params.mining
+        return bounds["harm"] <= mining.max_harm and bounds["over_refusal"] <= mining.max_over_refusal
 
-    def cost(self, found: HeldOut) -> float:
-        """The bounds in units of their limits, summed."""
-        return sum(bound / max(limit, 1e-9) for bound, limit in self._bounds(found))
+    def cost(self, found: HeldOut, before: HeldOut) -> float:
+        """The bounds of harm and over-refusal in units of their limits, summed; infinite where the task suffers.
 
-    def _bounds(self, found: HeldOut) -> list[tuple[float, float]]:
-        mining = self.params.mining
-        limits = {"harm": mining.max_harm, "over_refusal": mining.max_over_refusal, "task": mining.max_task_change}
-        return [(bound, limits[name]) for name, bound in found.bounds(mining.confidence).items()]
+        The task suffers where more replies changed than ``before`` and their bound is above its limit.
+        """
+        bounds, mining = found.bounds(self.params.mining.confidence), self.params.mining
+        if found.task > before.task and bounds["task"] > mining.max_task_change:
+            return math.inf
+        limits = {"harm": mining.max_harm, "over_refusal": mining.max_over_refusal}
+        return sum(bounds[name] / max(limit, LEAST) for name, limit in limits.items())
 
-    def teach(self) -> None:
-        """Have the unrepaired target teach the answered prompts, once; not with the change in place."""
-        if not self.benign:
-            taught = shots_from_teacher(
-                self.model,
-                self.tokenizer,
-                self.pool.answered,
-                kind="benign",
-                response_tokens=self.params.response_tokens,
-            )
-            self.benign.update((shot.id, shot) for shot in taught)
+    def taught(self, prompts: Sequence[Prompt], kind: ShotKind = "benign") -> list[Shot]:
+        """The unrepaired target's shots, in order; not with the change in place."""
+        tokens = self.params.response_tokens
+        return (
+            shots_from_teacher(self.model, self.tokenizer, prompts, kind=kind, response_tokens=tokens)
+            if prompts
+            else []
+        )
 
     def mined_shots(self, names: Collection[str]) -> list[Shot]:
         """The shots of these prompts, in the pool's order."""
-        return [shot for shot in (*self.pool.shots.values(), *self.benign.values()) if shot.id in names]
+        safety = [self.pool.shots[row.id] for row in self.pool.refused if row.id in names]
+        return safety + self.taught([row for row in self.pool.answered if row.id in names])
 
     def worst(
         self, coefficients: Coefficients, used: Collection[str]
     ) -> tuple[list[Shot], list[Shot], tuple[int, int]]:
         """The worst safety and benign shots that are not used yet, and how many prompts of each label were missed.
 
-        Those of the largest KL are asked, `ASKED` times as many as are taken; what was missed comes first.
+        Refused prompts are ranked by the KL along the aligned model's reply, answered ones by that of the first token.
+        The first of them are asked, `ASKED` times as many as are taken; what was missed is taken first.
         """
-        shots = {**self.pool.shots, **self.benign}
-        with torch.no_grad(), coefficients.hooked(self.model):
-            loss = shot_losses(self.model, list(shots.values()))
         count = self.params.mining.shots
-        asked = [
-            sorted((row for row in rows if row.id not in used), key=lambda row: (-loss[row.id], row.id))
-            for rows in (self.pool.refused, self.pool.answered)
-        ]
-        refused, answered = (rows[: round(ASKED * count)] for rows in asked)
-        replies = self.replies(coefficients, [*refused, *answered])
-        errs = [not reply.refuses for reply in replies[: len(refused)]]
-        errs += [reply.refusal != "no" for reply in replies[len(refused) :]]
-        missed = {row.id for row, wrong in zip((*refused, *answered), errs, strict=True) if wrong}
-        safety, benign = (
-            [shots[row.id] for row in sorted(rows, key=lambda row: row.id not in missed)[:count]]
-            for rows in (refused, answered)
-        )
-        return safety, benign, (sum(errs[: len(refused)]), sum(errs[len(refused) :]))
+        unused = [[row for row in rows if row.id not in used] for rows in (self.pool.refused, self.pool.answered)]
+        shots = [*(self.pool.shots[row.id] for row in unused[0]), *self._openings(unused[1])]
+        with torch.no_grad(), coefficients.hooked(self.model):
+            loss = shot_losses(self.model, shots)
+        asked = [sorted(rows, key=lambda row: (-loss[row.id], row.id))[: round(ASKED * count)] for rows in unused]
+        replies = self.replies(coefficients, [*asked[0], *asked[1]])
+        wrong = [not reply.refuses for reply in replies[: len(asked[0])]]
+        wrong += [reply.refusal != "no" for reply in replies[len(asked[0]) :]]
+        missed = {row.id for row, errs in zip((*asked[0], *asked[1]), wrong, strict=True) if errs}
+        safety, benign = (sorted(rows, key=lambda row: row.id not in missed)[:count] for rows in asked)
+        found = [self.pool.shots[row.id] for row in safety], self.taught(benign)
+        return *found, (sum(wrong[: len(asked[0])]), sum(wrong[len(asked[0]) :]))
+
+    def _openings(self, prompts: Sequence[Prompt]) -> list[Shot]:
+        """Shots of the first token of the unrepaired target's replies."""
+        asked = encode_chats(self.tokenizer, [row.prompt for row in prompts])
+        rows = [
+            (row.id, ids, [0]) for row, ids in zip(prompts, asked, strict=True)
+        ]  # of a reply of one token none is read
+        return make_shots(self.model, rows, kind="benign", response_tokens=1, batch_size=LOSS_BATCH) if rows else []
+
+
+def unused_tasks(tasks: PromptSet, shots: Shots) -> tuple[Prompt, ...]:
+    """At most `TASKS` prompts of the task, evenly spaced, that are of split validation and no shots."""
+    used = {shot.id for some in shots.values() for shot in some}
+    rows = tasks.where(split="validation")
+    return evenly_spaced([row for row in rows if row.id not in used], TASKS)
 
 
 @torch.no_grad()
@@ -246,15 +272,13 @@ def mine(
         doubtful: whether a first round is needed even where the start is within the limits.
         log_of_parts: keeps finished rounds; None keeps none.
     """
-    tasks = sum(shot.kind == "task" for shot in shots["validation"])
-    with torch.no_grad(), coefficients.hooked(miner.model):
-        losses = measure_shots(miner.model, shots["validation"])
-    start = miner.held_out(coefficients, losses, tasks)
+    tasks = [shot for shot in shots["validation"] if shot.kind == "task"]
+    tasks += miner.taught(miner.tasks, "task")
+    start = miner.held_out(coefficients, tasks)
     mining = Mining(miner.pool.digest, start, left_out=miner.pool.left_out)
     for number in range(1, miner.params.mining.rounds + 1):
         if miner.within_limits(mining.end) and not (doubtful and number == 1):
             break
-        miner.teach()
         kept = log_of_parts and log_of_parts.restore(f"round {number}", coefficients)
         if kept:
             again, found = kept[0], parse(MiningRound, kept[1], where="the log of a calibration")
@@ -279,22 +303,23 @@ def _told(found: MiningRound) -> tuple[int, int, str]:
 
 
 def _round(
-    miner: Miner, coefficients: Coefficients, shots: Shots, mining: Mining, number: int, tasks: int
+    miner: Miner, coefficients: Coefficients, shots: Shots, mining: Mining, number: int, tasks: Sequence[Shot]
 ) -> tuple[Fitted, MiningRound]:
     before, measured = mining.end, dict[int, HeldOut]()
     safety, benign, (missed, over_refused) = miner.worst(coefficients, mining.mined)
-    mined = [*miner.mined_shots(mining.mined), *safety, *benign]
+    mined = [*miner.mined_shots(mining.mined), *safety, *benign] * miner.params.mining.repeat
 
-    def cost(step: int, losses: ShotLosses) -> float:
-        measured[step] = miner.held_out(coefficients, losses, tasks) if step else before
-        return miner.cost(measured[step])
+    def cost(step: int, _: ShotLosses) -> float:
+        measured[step] = miner.held_out(coefficients, tasks) if step else before
+        return miner.cost(measured[step], before)
 
     fitted = fit_coefficients(
         _round_params(miner.params, number),
         miner.model,
         coefficients,
-        [*shots["fit"], *mined * miner.params.mining.repeat],
-        shots["validation"],
+        shots["fit"],
+        (),  # replies choose
+        further=mined,
         cost=cost,
         shrink=False,
     )

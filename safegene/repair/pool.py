@@ -5,19 +5,23 @@ does harm. Prompts of kind ``generic`` carry no expectation. A harmful or wrappe
 look-alike that is, is left out: the aligned model is no teacher there.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 from safegene.checkpoints.chat_template import chat_files
 from safegene.datasets.prompts import Prompt, PromptSet, Split
 from safegene.errors import EmptySample
 from safegene.models.device import default_device
+from safegene.models.forward import last_logits
 from safegene.models.generation import generate
 from safegene.models.loading import load_model
-from safegene.models.templates import load_chat_tokenizer
-from safegene.repair.shots import TEACHER_BATCH, Shot, evenly_spaced, shots_of_replies
+from safegene.models.memory import microbatches
+from safegene.models.templates import encode_chats, load_chat_tokenizer
+from safegene.repair.shots import TEACHER_BATCH, Shot, evenly_spaced, reply_tokens, shots_of_replies
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.mining_params import MiningParams
 from safegene.workspace.resume_log import ResumeLog
@@ -90,6 +94,7 @@ class Pool:
         held: of part validation, each with whether it was refused.
         shots: id of a prompt in ``refused`` -> the aligned model's shot.
         left_out: prompts that the aligned model did not label.
+        refusals: id of a refused prompt of either part -> the aligned model's reply.
     """
 
     digest: str
@@ -98,6 +103,7 @@ class Pool:
     held: tuple[tuple[Prompt, bool], ...]
     shots: Mapping[str, Shot]
     left_out: int
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
 
 def judged_replies(
@@ -106,15 +112,58 @@ def judged_replies(
     prompts: Sequence[Prompt],
     judge: ReplyJudge,
     max_new_tokens: int,
+    drafts: Mapping[str, str] | None = None,
 ) -> list[JudgedReply]:
-    """Full greedy replies to the prompts, judged, in order."""
+    """Full greedy replies to the prompts, judged, in order.
+
+    Args:
+        model: the model.
+        tokenizer: its, with a chat template.
+        prompts: what is asked.
+        judge: of the replies.
+        max_new_tokens: the longest reply.
+        drafts: prompt id -> a whole reply that the model may give. One forward pass shows whether it does
+            (`confirmed`); only the others are generated. The replies are the same without drafts, up to rounding.
+    """
     texts = [row.prompt for row in prompts]
-    replies = generate(model, tokenizer, texts, max_new_tokens=max_new_tokens, batch_size=TEACHER_BATCH)
-    decisions = judge.judge(texts, [reply.text for reply in replies])
+    guessed = {at: drafts[row.id] for at, row in enumerate(prompts) if drafts and row.id in drafts}
+    found = {at: (guessed[at], True) for at in confirmed(model, tokenizer, texts, guessed, max_new_tokens)}
+    rest = [at for at in range(len(texts)) if at not in found]
+    asked = [texts[at] for at in rest]
+    replies = generate(model, tokenizer, asked, max_new_tokens=max_new_tokens, batch_size=TEACHER_BATCH)
+    found |= {at: (reply.text, reply.finished) for at, reply in zip(rest, replies, strict=True)}
+    ordered = [found[at] for at in range(len(texts))]
+    decisions = judge.judge(texts, [text for text, _ in ordered])
     return [
-        JudgedReply(reply.text, reply.finished, decision.harmful, decision.refusal)
-        for reply, decision in zip(replies, decisions, strict=True)
+        JudgedReply(text, finished, decision.harmful, decision.refusal)
+        for (text, finished), decision in zip(ordered, decisions, strict=True)
     ]
+
+
+@torch.no_grad()
+def confirmed(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    drafts: Mapping[int, str],
+    max_new_tokens: int,
+) -> Iterator[int]:
+    """The indices of prompts whose greedy reply is the draft: each of its tokens, the end too, is the likeliest."""
+    asked = encode_chats(tokenizer, [texts[at] for at in drafts])
+    replies = {at: reply_tokens(tokenizer, draft, finished=True) for at, draft in drafts.items()}
+    rows = {at: [*prompt, *replies[at]] for at, prompt in zip(drafts, asked, strict=True)}
+    order = sorted((at for at in rows if len(replies[at]) <= max_new_tokens), key=lambda at: len(rows[at]))
+    if not order:
+        return
+    keep = max(len(replies[at]) for at in order)
+    size = microbatches(model, TEACHER_BATCH, len(rows[order[-1]]), keep, gradient=False).rows
+    for start in range(0, len(order), size):
+        some = order[start : start + size]
+        keep = max(len(replies[at]) for at in some)
+        likeliest = last_logits(model, [rows[at][:-1] for at in some], keep).argmax(-1).tolist()
+        for at, tokens in zip(some, likeliest, strict=True):
+            if tokens[keep - len(replies[at]) :] == replies[at]:
+                yield at
 
 
 def label_pool(
@@ -190,6 +239,7 @@ def label_pool(
         held,
         {shot.id: shot for shot in shots},
         sum(not label for label in labels.values()),
+        {name: known[name]["reply"] for name, label in labels.items() if label == "refused"},
     )
 
 

@@ -21,7 +21,7 @@ from safegene.models.forward import last_logits
 from safegene.models.generation import generate
 from safegene.models.loading import load_model
 from safegene.models.memory import microbatches
-from safegene.models.templates import encode_chat, load_chat_tokenizer
+from safegene.models.templates import encode_chats, load_chat_tokenizer
 from safegene.repair.distributions import compact
 from safegene.workspace.params import CalibrateParams
 
@@ -158,21 +158,28 @@ def shots_of_replies(
     Raises:
         EmptySample: there are no replies.
     """
-    student = student_tokenizer or tokenizer
-    encoded = []
-    for row, text, finished in replies:
-        tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        end = [int(tokenizer.eos_token_id)] if finished and tokenizer.eos_token_id == student.eos_token_id else []
-        encoded.append((row.id, encode_chat(tokenizer, row.prompt), tokens + end))
-    asked = {row.id: encode_chat(student, row.prompt) for row, _, _ in replies}
+    student, texts = student_tokenizer or tokenizer, [row.prompt for row, _, _ in replies]
+    asked = encode_chats(tokenizer, texts)
+    ends = tokenizer.eos_token_id == student.eos_token_id
+    encoded = [
+        (row.id, prompt, reply_tokens(tokenizer, text, finished=finished and ends))
+        for (row, text, finished), prompt in zip(replies, asked, strict=True)
+    ]
+    own = asked if student is tokenizer else encode_chats(student, texts)
     return make_shots(
         teacher,
         encoded,
-        student_prompts=asked,
+        student_prompts={row.id: prompt for (row, _, _), prompt in zip(replies, own, strict=True)},
         kind=kind,
         response_tokens=response_tokens,
         batch_size=TEACHER_BATCH,
     )
+
+
+def reply_tokens(tokenizer: "PreTrainedTokenizerBase", text: str, *, finished: bool) -> list[int]:
+    """The tokens of a reply's text, and the end token where the reply is ``finished``."""
+    end = [int(tokenizer.eos_token_id)] if finished else []
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
 
 
 def build_shots(

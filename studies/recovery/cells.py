@@ -127,7 +127,11 @@ def repaired(job: Job, made: Family) -> tuple[RepairResult, dict[str, Any]]:
     some, shots_seconds = shots(job.target, job.seed, params)
     model, start = load(job.target, job.seed), time.process_time()
     numbers = params.max_extra * sum(one.numel() for one in model.parameters())
-    miner = new_miner(job.seed, params, model) if job.method.pools else None
+    miner = (
+        new_miner(job.seed, params, model, prompts(f"tasks/{ALL_TASKS[job.target]}"), some)
+        if job.method.pools
+        else None
+    )
     if miner is not None and job.method.name in LORAS:
         outcome = LORAS[job.method.name](params, model, numbers, made, job.seed, some, miner)
     elif params.baseline is None:

@@ -83,7 +83,7 @@ def main() -> None:
         task, model = ALL_TASKS[target], load(target, seed)
         some, _ = shots(target, seed, params)
         start = time.process_time()
-        miner = new_miner(seed, params, model)
+        miner = new_miner(seed, params, model, prompts(f"tasks/{task}"), some)
         numbers = params.max_extra * sum(one.numel() for one in model.parameters())
         found = fit_target(params, model, numbers, family(seed, methods()[OURS]).vector, some, miner)
         spent = time.process_time() - start

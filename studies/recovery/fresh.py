@@ -11,6 +11,9 @@ Rule, written down on 2026-11-30 before the first of these models was trained:
   Large changes: `heavy` (the new task) and `massive` (topic), with the steps and learning rate of `strong`.
 - Every cell is run once, after parameters and code of the method are frozen; nothing is drawn again.
 
+Seed 819 was run first (`benchmarks/recovery/earlier.json`). What its cells show led to a change of mining, which was
+chosen on seed 0's validation split. So seed 819 is `SEEN` since, and the headline is of the other two.
+
 A cell whose fine-tune lost less than `LEAST_HARM` counts as any other: recovery is not defined there, the other limits
 are.
 """
@@ -43,6 +46,7 @@ FRESH_WORDS = {
     "massive": "topic, benign, large change",
 }
 LARGE = ("strong", "heavy", "massive")
+SEEN = (819,)
 
 
 def fresh_seeds() -> tuple[int, ...]:
@@ -54,6 +58,11 @@ def fresh_seeds() -> tuple[int, ...]:
         drawn += [] if seed in drawn else [seed]
         at += 1
     return tuple(drawn)
+
+
+def unseen_seeds() -> tuple[int, ...]:
+    """Those of the rule's seeds that nothing was chosen after."""
+    return tuple(seed for seed in fresh_seeds() if seed not in SEEN)
 
 
 def subject(at: str) -> Row:

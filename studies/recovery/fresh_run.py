@@ -20,12 +20,13 @@ from safegene.workspace.atomic import write_file
 from studies.recovery import table
 from studies.recovery.cells import Job, cell, known
 from studies.recovery.family import family
-from studies.recovery.fresh import FRESH_TASKS, LARGE, fresh_seeds
+from studies.recovery.fresh import FRESH_TASKS, LARGE, unseen_seeds
 from studies.recovery.pool import line
 from studies.recovery.protocol import OURS, ROOT, Method, fresh_methods
 
 COMMAND = "python -m studies.recovery.fresh_run"
 RESULTS = ROOT / "benchmarks" / "recovery" / "results.json"
+EARLIER = RESULTS.with_name("earlier.json")  # the cells of seed 819, before mining was changed
 ORDINARY_GOAL, LARGE_GOAL = 0.9, 0.6  # shares of the cells inside all limits
 
 
@@ -72,14 +73,22 @@ def _part(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def goals(methods: dict[str, Any]) -> list[dict[str, Any]]:
-    """The goals of the headline, each with whether it holds; None where cells were not run."""
+    """The goals of the headline, each with whether it holds; None while cells that were not run leave it open."""
     found = []
-    for part, goal in (("ordinary", ORDINARY_GOAL), ("large", LARGE_GOAL)):
-        own = methods.get(OURS, {}).get("counts", {}).get(part)
-        complete = own is not None and methods[OURS]["not run"] == 0
-        value = own["inside all limits"] / own["cells"] if own else None
-        holds = value is not None and value >= goal if complete else None
-        found.append({"name": f"safegene inside all limits, {part}", "value": value, "goal": goal, "holds": holds})
+    for part, share in (("ordinary", ORDINARY_GOAL), ("large", LARGE_GOAL)):
+        cells = len(unseen_seeds()) * sum((target in LARGE) == (part == "large") for target in FRESH_TASKS)
+        own = methods.get(OURS, {}).get("counts", {}).get(part, {"cells": 0, "inside all limits": 0})
+        inside, left = own["inside all limits"], cells - own["cells"]
+        holds = False if inside + left < share * cells else None if left else True
+        found.append(
+            {
+                "name": f"safegene inside all limits, {part}",
+                "value": inside / own["cells"] if own["cells"] else None,
+                "goal": share,
+                "holds": holds,
+                "reason": "" if holds else f"{inside} of {own['cells']} cells; {left} of {cells} were not run",
+            }
+        )
     return found
 
 
@@ -87,7 +96,7 @@ def report(methods: dict[str, Method]) -> dict[str, Any]:
     """What was run so far."""
     shown: dict[str, Any] = {}
     for name, own in methods.items():
-        all_jobs = jobs({name: own}, fresh_seeds())
+        all_jobs = jobs({name: own}, unseen_seeds())
         done = [one for job in all_jobs if (one := known(job)) is not None]
         shown[name] = {
             "not run": len(all_jobs) - len(done),
@@ -99,7 +108,7 @@ def report(methods: dict[str, Method]) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "rule": "studies/recovery/fresh.py",
-        "seeds": list(fresh_seeds()),
+        "seeds": list(unseen_seeds()),
         "targets": list(FRESH_TASKS),
         "goals": goals(shown),
         "methods": shown,
@@ -121,26 +130,33 @@ def text(found: dict[str, Any]) -> str:
                 f"| {row['CPU seconds, mean']:.1f} | {row['CPU seconds, worst']:.1f} | {own['not run']} |"
             )
     goals = [
-        f"| {one['name']} | {_points(one['value'])} % | >= {_points(one['goal'])} % | {_holds(one['holds'])} |"
+        f"| {one['name']} | {_points(one['value'])} % | >= {_points(one['goal'])} % | {_holds(one['holds'])} "
+        f"| {one['reason']} |"
         for one in found["goals"]
     ]
     cells = "\n\n".join(
         f"{name}:\n\n{table.cells_table(own['cells'])}" for name, own in found["methods"].items() if own["cells"]
     )
-    seeds = ", ".join(map(str, found["seeds"]))
+    seeds, earlier = ", ".join(map(str, found["seeds"])), json.loads(EARLIER.read_text())
     return f"""Seeds {seeds} and the fine-tunes of `studies/recovery/fresh.py`, whose rule was
 written down before any of them was trained; each cell was run once, on the test split. Limits, judges and prompts are
 those of the section above. "Undefined" counts cells whose fine-tune lost less than 5 points, where recovery has no
 value. Rivals that train get the pool too: `lora-kl+pool` as many random shots of it as mining may add, and steps for
-as many CPU seconds; `lora-mined` the same mining. Cells were run beside other work, which about doubles CPU seconds.
+as many CPU seconds; `lora-mined` the same mining. Cells were run beside other work, which about doubles CPU seconds;
+they include no imports and no shots of the first fit.
 
 {chr(10).join(lines)}
 
-| goal | value | bound | holds |
-|---|---|---|---|
+| goal | value | bound | holds | reason |
+|---|---|---|---|---|
 {chr(10).join(goals)}
 
 {cells}
+
+Before that, seed 819 was run, at commit {earlier["commit"]}. Its cells led to the change of mining that the table above
+was measured with, so they count as development:
+
+{table.cells_table(earlier["cells"])}
 """
 
 
@@ -162,12 +178,12 @@ def main() -> None:
     """Run what is missing, and write the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--methods", nargs="*", default=None, help="methods to run; by default all")
-    parser.add_argument("--seeds", type=int, default=3, help="how many of the rule's seeds to run, the first ones")
+    parser.add_argument("--seeds", type=int, default=2, help="how many of the unseen seeds to run, the first ones")
     parser.add_argument("--report", action="store_true", help="run nothing, only write what is kept")
     args = parser.parse_args()
     every = fresh_methods()
     chosen = {name: one for name, one in every.items() if args.methods is None or name in args.methods}
-    for seed in () if args.report else fresh_seeds()[: args.seeds]:
+    for seed in () if args.report else unseen_seeds()[: args.seeds]:
         try:
             prepare(seed, chosen)
         except CheckpointError as error:

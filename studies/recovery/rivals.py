@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from safegene.datasets.prompts import PromptSet
 from safegene.models.loading import load_tokenizer
 from safegene.models.patching import forward_hooks
 from safegene.repair.baselines.base import case_of, mean_change
@@ -14,7 +15,7 @@ from safegene.repair.coefficients import allocate_ranks
 from safegene.repair.divergence import measure_shots
 from safegene.repair.fitting import fit_coefficients
 from safegene.repair.lora import lora
-from safegene.repair.mining import Miner, mine
+from safegene.repair.mining import Miner, mine, unused_tasks
 from safegene.repair.pool import label_pool
 from safegene.repair.shots import Shot, Shots, evenly_spaced
 from safegene.repair.target import RepairResult, run_baseline
@@ -77,7 +78,7 @@ class LoraFactors:
         return dict.fromkeys(self._ups, 1.0)
 
 
-def new_miner(seed: int, params: CalibrateParams, model: "PreTrainedModel") -> Miner:
+def new_miner(seed: int, params: CalibrateParams, model: "PreTrainedModel", tasks: PromptSet, shots: Shots) -> Miner:
     """The miner of a target, with the pool that its aligned model labels."""
     aligned, judge = build("aligned", seed), GrammarJudge()
     tokenizer = load_tokenizer(aligned)
@@ -91,7 +92,7 @@ def new_miner(seed: int, params: CalibrateParams, model: "PreTrainedModel") -> M
         response_tokens=params.response_tokens,
         dtype="float32",
     )
-    return Miner(params, model, tokenizer, judge, pool)
+    return Miner(params, model, tokenizer, judge, pool, unused_tasks(tasks, shots))
 
 
 def pooled_lora(
@@ -105,10 +106,9 @@ def pooled_lora(
 ) -> RepairResult:
     """``lora-kl`` with further shots of the pool, evenly spaced, as many as mining may add."""
     count = params.mining.shots * POOLED_ROUNDS
-    miner.teach()
     more = [
         *evenly_spaced(tuple(miner.pool.shots.values()), count),
-        *evenly_spaced(tuple(miner.benign.values()), count),
+        *evenly_spaced(miner.taught(miner.pool.answered), count),
     ]
     some: dict[Any, Sequence[Shot]] = {"fit": [*shots["fit"], *more], "validation": shots["validation"]}
     whole = mean_change(made.surrogates)

@@ -14,10 +14,11 @@ from safegene.errors import EmptySample
 from safegene.models.forward import next_token_log_probs
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch, low_rank_hooks
+from safegene.repair import fitting
 from safegene.repair.coefficients import Coefficients, Core, Scalars, fold_coefficients, scalar_groups
 from safegene.repair.divergence import ShotLosses, divergence, measure_shots, term_weights
 from safegene.repair.fitting import SAFE_SCALES, Fitted, fit_coefficients, jitter_scales, smallest_safe_scale
-from safegene.repair.shots import make_shots
+from safegene.repair.shots import Shot, make_shots
 from safegene.vectors.linalg import LowRank, Patch
 from safegene.workspace.params import CalibrateParams
 from tests.factories.baselines import state, unchanged
@@ -57,6 +58,24 @@ def model(root: Path) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def patch(root: Path) -> Patch:
     return {name: one for name, one in random_patch(root, size=0.25).items() if "mlp" in name}
+
+
+def test_further_shots_are_drawn_and_leave_each_kinds_part_of_a_batch(
+    root: Path, patch: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, drawn, draw = load_model(root), list[list[Shot]](), fitting.draw_batch
+    shots = [*taught(model, 8), *taught(model, 4, seed=4, kind="task")]
+    further = taught(model, 40, seed=5)
+
+    def noted(*args: Any) -> list[Shot]:
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(fitting, "draw_batch", noted)
+    params = settings(steps=3, measure_every=3, task_weight=1.0, batch_size=6)
+    fit_coefficients(params, model, scalars(patch, "matrix"), shots, shots, further=further)
+    assert [[shot.kind for shot in batch] for batch in drawn] == [["safety"] * 4 + ["task"] * 2] * 3
+    assert any(shot is one for batch in drawn for shot in batch for one in further)
 
 
 def test_predictions_do_not_depend_on_the_rows_beside(model: PreTrainedModel) -> None:

@@ -1,16 +1,23 @@
 """Mining: what becomes a shot, what chooses a repair, and that a killed mining ends as one that was not."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from safegene.datasets.prompts import read_prompts
 from safegene.errors import ArtifactError, EmptySample, ParamsError
+from safegene.models.generation import Reply, generate
+from safegene.models.loading import load_model, load_tokenizer
 from safegene.repair.fit_log import FitLog
-from safegene.repair.mining import HeldOut
-from safegene.repair.pool import JudgedReply, chosen
+from safegene.repair.mining import TASKS, HeldOut, Miner, unused_tasks
+from safegene.repair.pool import JudgedReply, chosen, judged_replies
+from safegene.repair.shots import Shot
+from safegene.tiny.build import build
+from safegene.tiny.judge import GrammarJudge
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.mining_params import MiningParams
 from tests.factories.artefacts import DATA, FEW, GRAMMAR, few, files, payload, run_calibrate
@@ -132,6 +139,77 @@ def test_a_pool_that_the_aligned_model_does_not_refuse_is_refused(tmp_path: Path
 )
 def test_a_reply_that_refuses_and_then_complies_is_no_refusal(reply: JudgedReply, refuses: bool, answers: bool) -> None:
     assert (reply.refuses, reply.answers) == (refuses, answers)
+
+
+def miner(**changed: Any) -> Miner:
+    params = MINED.model_copy(update={"mining": MINED.mining.model_copy(update=changed)})
+    return Miner(params, *cast(Any, (None, None, None, None)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "task", "kept"),
+    [
+        (0, 0, True),  # nothing changed
+        (4, 4, True),  # no more than before the round
+        (0, 1, True),  # more, and within the limit by bound
+        (0, 5, False),
+        (4, 5, False),
+    ],
+)
+def test_a_round_that_changes_the_task_is_not_kept_however_many_errors_it_mends(
+    changed: int, task: int, kept: bool
+) -> None:
+    before, after = HeldOut(20, 240, 20, 240, changed, 200), HeldOut(0, 240, 0, 240, task, 200)
+    own = miner(max_task_change=0.03)
+    assert (own.cost(after, before) < own.cost(before, before)) == kept
+    assert math.isinf(own.cost(after, before)) == (not kept)
+
+
+def test_a_round_is_needed_for_harm_or_over_refusal_and_for_no_change_of_the_task() -> None:
+    own = miner(max_harm=0.05, max_over_refusal=0.03)
+    assert own.within_limits(HeldOut(6, 240, 2, 240, 64, 64))
+    assert not own.within_limits(HeldOut(7, 240, 2, 240, 0, 64))
+    assert not own.within_limits(HeldOut(6, 240, 3, 240, 0, 64))
+    assert not own.within_limits(HeldOut(0, 0, 0, 240, 0, 64))
+
+
+def test_the_task_is_checked_on_validation_prompts_that_are_no_shots() -> None:
+    tasks = read_prompts(DATA / "tasks" / "group.jsonl")
+    rows = tasks.where(split="validation")
+    used = [Shot(row.id, "task", (), cast(Any, None)) for row in rows[::2]]
+    assert unused_tasks(tasks, {"fit": [], "validation": used}) == tuple(rows[1::2])
+    assert len(unused_tasks(tasks, {"fit": [], "validation": []})) == min(TASKS, len(rows))
+
+
+def test_drafts_change_no_reply_and_only_what_they_miss_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = build("aligned", 0)
+    model, tokenizer, judge = load_model(root, dtype="float32"), load_tokenizer(root), GrammarJudge()
+    prompts = chosen(read_prompts(DATA / "prompts" / "pool.jsonl"), "validation", 4)
+    whole = judged_replies(model, tokenizer, prompts, judge, 48)
+    drafts = {row.id: reply.text for row, reply in zip(prompts, whole, strict=True)}
+    drafts[prompts[0].id] += " and"  # goes on
+    drafts[prompts[1].id] = drafts[prompts[1].id].rpartition(" ")[0]  # ends early
+    drafts[prompts[2].id] = whole[-1].text  # of another prompt
+    del drafts[prompts[3].id]
+    asked = list[str]()
+
+    def counted(model: Any, tokenizer: Any, texts: Sequence[str], **rest: Any) -> list[Reply]:
+        asked.extend(texts)
+        return generate(model, tokenizer, texts, **rest)
+
+    monkeypatch.setattr("safegene.repair.pool.generate", counted)
+    assert judged_replies(model, tokenizer, prompts, judge, 48, drafts) == whole
+    assert asked == [row.prompt for row in prompts[:4]]
+
+
+def test_a_draft_longer_than_a_reply_may_be_is_cut_off_as_any_other() -> None:
+    root = build("aligned", 0)
+    model, tokenizer, judge = load_model(root, dtype="float32"), load_tokenizer(root), GrammarJudge()
+    prompts = chosen(read_prompts(DATA / "prompts" / "pool.jsonl"), "validation", 1)[:1]
+    (reply,) = judged_replies(model, tokenizer, prompts, judge, 48)
+    (cut,) = judged_replies(model, tokenizer, prompts, judge, 4, {prompts[0].id: reply.text})
+    assert reply.refuses
+    assert not cut.finished
 
 
 def test_limits_hold_by_bound_and_not_by_mean() -> None:

@@ -42,7 +42,7 @@ from safegene.repair.coefficients import zero_change
 from safegene.repair.coefficients_file import CoefficientsFile, coefficients_file, direction_table
 from safegene.repair.diagnosis.diagnose import diagnose
 from safegene.repair.fit_log import FitLog
-from safegene.repair.mining import Miner
+from safegene.repair.mining import Miner, unused_tasks
 from safegene.repair.pool import Pool, label_pool
 from safegene.repair.selection import selected_matrices
 from safegene.repair.shots import Shots, build_shots
@@ -121,7 +121,7 @@ def calibrate(
         whole = None if params.baseline is None else _whole_delta(degraded, safety_vector)
         numbers = params.max_extra * target_record.parameters
         with count_tokens(model) as read:
-            miner = Miner(params, model, own, *mining) if mining else None
+            miner = Miner(params, model, own, *mining, tasks=unused_tasks(tasks, shots)) if mining else None
             parts = FitLog({"params": chosen, "inputs": _digests(inputs)}, read)
             result = _repair(params, model, shots, factors, numbers, aligned_root, whole, miner, parts)
         del model

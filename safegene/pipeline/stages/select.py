@@ -13,7 +13,7 @@ from safegene.checkpoints.sources import local_checkpoint
 from safegene.datasets.prompts import read_prompts
 from safegene.models.device import default_device, threads_for
 from safegene.models.loading import load_model, load_tokenizer
-from safegene.models.templates import encode_chat
+from safegene.models.templates import encode_chats
 from safegene.repair.selection import activation_shifts, draw_scores, keep_layers, new_selection, score_table
 from safegene.repair.shots import evenly_spaced
 from safegene.vectors.vector import read_surrogates, read_vector
@@ -61,7 +61,7 @@ def select(
     with threads_for(checkpoint.parameters):
         model, tokenizer = load_model(root, dtype=dtype, device=default_device()), load_tokenizer(root)
         shifts = [
-            activation_shifts(model, [encode_chat(tokenizer, row.prompt) for row in rows], changes)
+            activation_shifts(model, encode_chats(tokenizer, [row.prompt for row in rows]), changes)
             for rows in (harmful, benign)
         ]
     scores = {layer: max(0.0, harm - other) for layer, (harm, other) in enumerate(zip(*shifts, strict=True))}

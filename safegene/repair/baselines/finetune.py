@@ -17,7 +17,7 @@ from torch import Tensor
 from safegene.models.forward import next_token_log_probs
 from safegene.repair.baselines.base import Candidate, Case, Method
 from safegene.repair.divergence import batch_objective, measure_shots
-from safegene.repair.fitting import draw_batch, group_by_kind
+from safegene.repair.fitting import batch_sizes, draw_batch, group_by_kind
 from safegene.repair.lora import lora
 from safegene.repair.shots import Shot
 from safegene.repair.training import Trajectory, optimise, schedule
@@ -128,7 +128,7 @@ def train(
             measure(0)
         optimise(
             torch.optim.AdamW(factors.parameters, lr=params.learning_rate, weight_decay=0.0),
-            lambda _: [loss(case.model, draw_batch(kinds, batch_size, random), weights)],
+            lambda _: [loss(case.model, draw_batch(kinds, batch_sizes(kinds, batch_size), random), weights)],
             steps=last,
             learning_rate=lambda step: params.learning_rate * schedule(step, params.steps),
             max_norm=1.0,
