@@ -109,7 +109,7 @@ def main() -> None:
     end_with_flow()
     try:
         show_progress()
-        app(standalone_mode=True)
+        app(prog_name="safegene", standalone_mode=True)
     except Exception as raised:
         error = as_safegene_error(raised)
         report_error(error, trace=DEBUG["on"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safegene.errors import ArtifactError, ParamsError, SafegeneError, as_safegene_error
 from safegene.pipeline.process import ERROR_FILE, LOG_FILE, PARENT, read_error
+from safegene.pipeline.stage_server import ADDRESS, stage_server
 from safegene.pipeline.table import Stage, pipeline_of
 from safegene.workspace.atomic import write_file
 from safegene.workspace.costs import note_cost, work_of
@@ -118,10 +119,12 @@ def _is_sealed(output: Path) -> bool:
 def child_environment(error_file: Path) -> Iterator[None]:
     """Environment of a stage's child process: this installation's commands first on PATH, its parent, its error file.
 
-    DVC runs a stage with ``$SHELL``, and ``dvc.yaml`` is written for a POSIX shell.
+    The stage is forked from the stage server of this process, where there may be one. DVC runs a stage with ``$SHELL``,
+    and ``dvc.yaml`` is written for a POSIX shell.
     """
     before = dict(os.environ)
-    commands = str(Path(sys.executable).parent)
+    commands, server = str(Path(sys.executable).parent), stage_server()
+    os.environ.update({ADDRESS: server.address} if server else {})
     os.environ.update(
         PATH=f"{commands}{os.pathsep}{before.get('PATH', '')}",
         SHELL="/bin/sh",

@@ -1,5 +1,6 @@
 """The artefacts of the tiny family's first stages, made once per test session from few rows, to be looked at only."""
 
+import atexit
 import json
 import shutil
 import tempfile
@@ -61,7 +62,9 @@ class Made:
 @cache
 def made() -> Made:
     """aligned, degraded, delta, vector and selection of the tiny family, with two surrogates."""
-    ws = Made(Path(tempfile.mkdtemp(prefix="safegene-made-")))
+    folder = tempfile.mkdtemp(prefix="safegene-made-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    ws = Made(Path(folder))
     prompts = DATA / "prompts"
     fetch("tiny://aligned?seed=0", out=ws.aligned)
     degrade(judge=GRAMMAR, aligned=ws.aligned, prompts=prompts, out=ws.degraded, params=DEGRADE)
