@@ -20,10 +20,13 @@ from safegene.workspace.layout import Workspace
 
 
 @flow(name="realign", flow_run_name=run_name, persist_result=False)
-def realign(root: str, targets: list[str] | None = None, trigger: str = "manual") -> dict[str, str]:
+def realign(
+    root: str, targets: list[str] | None = None, trigger: str = "manual", promotes: bool = True
+) -> dict[str, str]:
     """Re-align targets (default: all) and promote those that pass the gate.
 
-    An error in one target does not stop the others.
+    An error in one target does not stop the others. Where it does not promote, it ends with the verdicts and the
+    report: it needs no signing key, and neither records, commits nor pushes anything.
 
     Returns:
         Target -> ``pass``, ``fail`` or ``inconclusive``.
@@ -37,31 +40,32 @@ def realign(root: str, targets: list[str] | None = None, trigger: str = "manual"
     with exclusive(root):
         names = _chosen(ws, targets)
         tag_run(root, names)
-        require_ready(ws, names)
+        require_ready(ws, names, signs=promotes)
         build_stages(root)
         run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": head_commit(root)}
-        outcomes, errors = _each(root, names, run)
+        outcomes, errors = _each(root, names, run, promotes)
         said = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()) or "no targets"
-        errors += _follow_up(ws, said, names)
+        errors += _follow_up(ws, said, names, promotes)
     if errors:
         raise SafegeneError("; ".join(error.summary for error in errors), remedy=errors[0].remedy)
-    return cast(dict[str, str], final_state(ws, outcomes))  # Prefect returns the state's data to the caller
+    return cast(dict[str, str], final_state(ws, outcomes, promotes))  # Prefect returns the state's data to the caller
 
 
-def _follow_up(ws: Workspace, said: str, names: list[str]) -> list[SafegeneError]:
+def _follow_up(ws: Workspace, said: str, names: list[str], promotes: bool) -> list[SafegeneError]:
     """Report, commit and push; what of it failed, each with what the run has done all the same."""
+    done = f"{said} (pass is live)" if promotes else said
     root, errors = str(ws.root), list[SafegeneError]()
     steps: list[tuple[str, Callable[[], object]]] = [("reported", lambda: _report(root, names))]
-    if ws.params.flow.commit:
+    if promotes and ws.params.flow.commit:
         steps.append(("committed", lambda: commit(root, f"realign: {said}")))
-    if ws.params.flow.push:
+    if promotes and ws.params.flow.push:
         steps.append(("pushed", lambda: push(root)))
     for word, step in steps:
         try:
             step()
         except Exception as raised:
             error = as_safegene_error(raised)
-            errors.append(type(error)(f"{said} (pass is live), not {word}: {error.message}", remedy=error.remedy))
+            errors.append(type(error)(f"{done}, not {word}: {error.message}", remedy=error.remedy))
     return errors
 
 
@@ -75,18 +79,21 @@ def _chosen(ws: Workspace, targets: list[str] | None) -> list[str]:
     return sorted(targets or ws.targets.targets)
 
 
-def _each(root: str, names: list[str], run: dict[str, str]) -> tuple[dict[str, str], list[SafegeneError]]:
+def _each(
+    root: str, names: list[str], run: dict[str, str], promotes: bool
+) -> tuple[dict[str, str], list[SafegeneError]]:
     outcomes: dict[str, str] = {}
     errors: list[SafegeneError] = []
     progress: Any = create_progress_artifact(progress=0.0, key="safegene-realign", description="targets done")
     for done, name in enumerate(names, 1):
         try:
-            outcomes[name] = realign_target(root, name, run)
+            outcomes[name] = realign_target(root, name, run) if promotes else decide_target(root, name)
         except Exception as raised:  # one target must not stop the others
             error = as_safegene_error(raised)
             outcomes[name] = "error"
             errors.append(error)
-            _record_error(root, name, run, error)
+            if promotes:
+                _record_error(root, name, run, error)
             console.print(f"  [red]error[/] {name}: {escape(error.summary)}", soft_wrap=True)
         update_progress_artifact(artifact_id=progress, progress=100.0 * done / len(names))
     return outcomes, errors
@@ -99,13 +106,29 @@ def realign_target(root: str, target: str, run: dict[str, str]) -> str:
         if work.decided:
             console.print(f"  {work.decided} {target}: another run decided the same work, by record {work.by}")
             return work.decided
-        STAGE_TASKS["calibrate"](root, target)
-        pin_incumbent(root, target)
-        for name in ("evaluate", "gate"):
-            STAGE_TASKS[name](root, target)
+        _decide(root, target)
         outcome = promote(root, target, work.run)
         work.finished = True
     return outcome
+
+
+def decide_target(root: str, target: str) -> str:
+    """Run all stages of one target up to its verdict, and return the verdict's outcome; nothing is recorded."""
+    from safegene.gate import VerdictFile
+
+    STAGE_TASKS["fetch-target"](root, target)
+    _decide(root, target)
+    path = Workspace(Path(root)).verdict(target) / "verdict.json"
+    outcome = VerdictFile.parse(path.read_bytes(), where=str(path)).outcome
+    console.print(f"  {outcome} {target}, not promoted")
+    return outcome
+
+
+def _decide(root: str, target: str) -> None:
+    STAGE_TASKS["calibrate"](root, target)
+    pin_incumbent(root, target)
+    for name in ("evaluate", "gate"):
+        STAGE_TASKS[name](root, target)
 
 
 def _record_error(root: str, target: str, run: dict[str, str], error: SafegeneError) -> None:

@@ -43,12 +43,13 @@ def tag_run(root: str, targets: Sequence[str]) -> None:
         client.update_flow_run(flow_run.id, tags=sorted({*tags, *flow_run.tags}))
 
 
-def final_state(ws: Workspace, outcomes: Mapping[str, str]) -> State[dict[str, str]]:
+def final_state(ws: Workspace, outcomes: Mapping[str, str], promotes: bool = True) -> State[dict[str, str]]:
     """The final state of a run without errors, named by its worst outcome, with each target's reason as its message.
 
     A refusal is a result, so the type is COMPLETED; FAILED and CRASHED mean that somebody must repair something.
     """
-    rest = PROMOTED if outcomes and LIVE.issuperset(outcomes.values()) else "Undecided" if outcomes else "No targets"
+    good = PROMOTED if promotes else "Passed"
+    rest = good if outcomes and LIVE.issuperset(outcomes.values()) else "Undecided" if outcomes else "No targets"
     worst = next((name for outcome, name in STATES.items() if outcome in outcomes.values()), rest)
     why = dict[str, str]()
     with suppress(SafegeneError, OSError):  # what has been decided stands all the same

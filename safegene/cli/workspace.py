@@ -38,6 +38,13 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run and how it would end; exit 4 where stages must run.")
     ] = False,
+    promotes: Annotated[
+        bool,
+        typer.Option(
+            "--promote/--no-promote",
+            help="Without promotion: end with verdicts and report; no key is needed, nothing is recorded or committed.",
+        ),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Update the family, then re-align, gate and promote. Exit 0 pass, 3 fail, 4 inconclusive, 1 error."""
@@ -46,7 +53,7 @@ def run(
     ws = Workspace.find()
     if dry_run:
         raise typer.Exit(_dry_run(ws, targets or [], as_json))
-    outcomes = run_flow(ws, targets or None, redact_text(trigger))  # Prefect keeps the parameters of a flow
+    outcomes = run_flow(ws, targets or None, redact_text(trigger), promotes)  # Prefect keeps the parameters of a flow
     code = exit_code(set(outcomes.values()))
     show_targets([target for target in read_state(ws).targets if target.name in outcomes], as_json, exit_code=code)
     raise typer.Exit(code)
@@ -77,7 +84,7 @@ def show_targets(targets: "Sequence[TargetState]", as_json: bool, **more: object
         console.print(table(targets))
 
 
-def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str, str]:
+def run_flow(ws: Workspace, targets: list[str] | None, trigger: str, promotes: bool = True) -> dict[str, str]:
     """Run the flow ``realign`` on the configured Prefect server, or on a private one; target -> outcome.
 
     The checks of `safegene.pipeline.doctor` come first: a server takes seconds to start.
@@ -85,11 +92,11 @@ def run_flow(ws: Workspace, targets: list[str] | None, trigger: str) -> dict[str
     from flows.server import check_server, prefect_server
     from safegene.pipeline.doctor import require_ready
 
-    require_ready(ws, targets, more=check_server())
+    require_ready(ws, targets, more=check_server(), signs=promotes)
     with prefect_server():
         from flows.realign import realign
 
-        return realign(str(ws.root), targets, trigger)
+        return realign(str(ws.root), targets, trigger, promotes)
 
 
 def exit_code(outcomes: set[str]) -> int:
@@ -98,10 +105,17 @@ def exit_code(outcomes: set[str]) -> int:
     return next(known, 0 if outcomes <= {"pass"} else 1)
 
 
-def status(as_json: AsJson = False) -> None:
+def status(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a comment.")] = False,
+) -> None:
     """Show every target's candidate, what is live, why, and their rates with n and 95% intervals."""
+    from safegene.report import write_markdown
     from safegene.report.state import read_state
 
+    if markdown:
+        typer.echo(write_markdown(Workspace.find()), nl=False)
+        return
     show_targets(read_state(Workspace.find()).targets, as_json)
 
 

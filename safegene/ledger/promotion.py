@@ -28,6 +28,7 @@ from safegene.ledger.rules import EXIT, PromotionClaim, Ruling, raise_if_revoked
 from safegene.ledger.snapshot import read_state
 from safegene.ledger.store import require_conditions
 from safegene.ledger.trust import ApprovalRequest, request_of
+from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 
 SERVED_FILES = ("candidate/adapter_model.safetensors", "candidate/change.safetensors")
@@ -234,7 +235,7 @@ def _says_the_same(record: Record, draft: RecordDraft) -> bool:
     before, now = record.predicate.fields(), draft_fields(draft)
     said = (record.outcome, record.reason, dict(record.artefacts), record.replaces)
     says = (draft.outcome, draft.reason, dict(draft.artefacts), draft.replaces)
-    return said == says and all(before[name] == now[name] for name in COMPARED)
+    return said == says and all(digest_json(before[name]) == digest_json(now[name]) for name in COMPARED)
 
 
 def put_live(ledger: Ledger, signer: Signer, draft: RecordDraft) -> Record:

@@ -91,6 +91,15 @@ def test_a_refusal_is_on_record_and_nothing_is_live(ws: Workspace, outcome: str,
         resolve(ws, TARGET)
 
 
+def test_the_same_refusal_is_recorded_once(ws: Workspace) -> None:
+    """The judge's error is made of tuples, which a record that is read holds as lists."""
+    make_verdict(ws, outcome="fail")
+    for _ in range(3):
+        assert promote_attempt(ws, TARGET) == "fail"
+    assert len(records(ws)) == 1
+    assert isinstance(records(ws)[0].predicate.fields()["judge"]["harmful"]["sensitivity"], list)
+
+
 def test_what_is_live_is_promoted_again_without_a_record(ws: Workspace) -> None:
     first = promote(ws, TARGET)
     again = promote(ws, TARGET)

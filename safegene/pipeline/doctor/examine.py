@@ -53,13 +53,16 @@ class Report:
         }
 
 
-def examine(ws: Workspace, targets: Collection[str] | None = None, *, only: Collection[str] = ()) -> Report:
+def examine(
+    ws: Workspace, targets: Collection[str] | None = None, *, only: Collection[str] = (), signs: bool = True
+) -> Report:
     """Look at everything that a run of these targets (default: all) needs; nothing is written or computed.
 
     Args:
         ws: the workspace.
         targets: names of the targets that would run.
         only: names of `CHECKS`; by default all of them.
+        signs: whether the run promotes, so that it needs a signing key, and a ledger and a repository to write to.
     """
     findings = [*_guarded("parameters", check_yaml(ws)), *_guarded("versions", check_versions())]
     checked = ["parameters", "versions"]
@@ -67,7 +70,7 @@ def examine(ws: Workspace, targets: Collection[str] | None = None, *, only: Coll
         params, known = ws.params, ws.targets.targets
     except SafegeneError as error:
         return Report(tuple(checked), (_parameters(error, findings), *findings))
-    examined = Examined(ws, params, tuple(sorted(targets if targets is not None else known)), known)
+    examined = Examined(ws, params, tuple(sorted(targets if targets is not None else known)), known, signs)
     for name, check in CHECKS.items():
         if not only or name in only:
             checked.append(name)
@@ -89,18 +92,21 @@ def _guarded(name: str, found: Iterable[Finding]) -> Iterator[Finding]:
         yield Finding.of(name, as_safegene_error(error))
 
 
-def require_ready(ws: Workspace, targets: Collection[str] | None = None, *, more: Iterable[Finding] = ()) -> Report:
+def require_ready(
+    ws: Workspace, targets: Collection[str] | None = None, *, more: Iterable[Finding] = (), signs: bool = True
+) -> Report:
     """`examine`, and stop where a run would fail; rows that break a rule alone are left to stage ``validate``.
 
     Args:
         ws: the workspace.
         targets: see `examine`.
         more: findings of the caller's own checks.
+        signs: see `examine`.
 
     Raises:
         SafegeneError: there are findings that stop a run; the message lists every one with its remedy.
     """
-    report = examine(ws, targets).with_findings("server", more)
+    report = examine(ws, targets, signs=signs).with_findings("server", more)
     problems = report.problems
     if all(one.check == ROWS for one in problems):  # none, or those that the first stage states in full
         return report

@@ -51,12 +51,14 @@ class Examined:
         params: its parameters.
         names: the targets that would run.
         targets: every target by name.
+        signs: whether the run promotes.
     """
 
     workspace: Workspace
     params: Params
     names: tuple[str, ...]
     targets: dict[str, Target]
+    signs: bool = True
 
     @cached_property
     def chosen(self) -> dict[str, Target]:

@@ -84,8 +84,9 @@ def check_ledger(examined: Examined) -> Iterator[Finding]:
         read_state(ledger)
     except SafegeneError as error:
         yield Finding.of("ledger", error)
-    yield from _signer(ledger, params.signatures)
-    yield from _store(params.ledger, root)
+    if examined.signs:
+        yield from _signer(ledger, params.signatures)
+        yield from _store(params.ledger, root)
 
 
 def _signer(ledger: Ledger, asked: int) -> Iterator[Finding]:
