@@ -39,11 +39,11 @@ def run_demo(folder: Path, console: Console) -> int:
 
 
 def _workspace(folder: Path, console: Console) -> Workspace:
-    from safegene.tiny.build import build
-
     ws = Workspace(folder.resolve()) if (folder / "params.yaml").is_file() else init(folder)
     for name, task in TARGETS.items():
         if name not in ws.targets.targets:
+            from safegene.tiny.build import build  # imports torch
+
             build(name, 0)
             add_target(ws, name, f"tiny://{name}?seed=0", task)
     console.print(f"  {ws.root}", soft_wrap=True)

@@ -15,9 +15,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import Environment, TemplateError, nodes
+from jinja2 import Environment, Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -42,6 +43,10 @@ def _raise(message: str) -> None:
     raise TemplateError(message)
 
 
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)  # noqa: DTZ005 - the local date, as transformers writes it
+
+
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
@@ -50,14 +55,13 @@ def _tojson(
 
 def new_environment() -> Environment:
     """Jinja's sandbox with the functions that chat templates use."""
-    now = datetime.now()  # noqa: DTZ005 - the local date, as transformers writes it
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals |= {
         "raise_exception": _raise,
-        CLOCK: now.strftime,
+        CLOCK: _strftime_now,
         "dict": dict,
         "namespace": Namespace,
     }
@@ -113,13 +117,20 @@ def _written(name: nodes.Name, parents: Mapping[nodes.Node, nodes.Node]) -> str 
     return None
 
 
+@lru_cache(maxsize=8)
+def _compiled(template: str, own: bool) -> Template | str:
+    """The template, or what of a template that is not the family's could depend on chance or on the clock."""
+    environment = new_environment()
+    reason = undecided(environment.parse(template)) if own else ""
+    return reason or environment.from_string(template)
+
+
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """The texts of the conversations, or the error."""
-    environment = new_environment()
     try:
-        if request["own"] and (reason := undecided(environment.parse(request["template"]))):
-            return {"error": f"{reason}, in the chat template"}
-        template = environment.from_string(request["template"])
+        template = _compiled(request["template"], bool(request["own"]))
+        if isinstance(template, str):
+            return {"error": f"{template}, in the chat template"}
         texts = []
         for conversation in request["conversations"]:
             text = template.render(

@@ -1,8 +1,10 @@
 """One whole run on the tiny family, through the real Prefect, DVC and Git; then everything that can be asked of it."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,14 @@ import httpx
 import pytest
 
 from safegene.workspace.digest import digest_file
+from safegene.workspace.layout import cache_folder, keys_folder
 from safegene.workspace.manifest import read_manifest
-from tests.factories.commands import dvc, git, run, status
+from safegene.workspace.plain_yaml import load_yaml
+from safegene.workspace.seal import KEY
+from tests.factories.commands import BIN, dvc, git, run, status
 
 pytestmark = pytest.mark.timeout(600)
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_repair_brings_safety_back_and_is_promoted(built: Path) -> None:
@@ -203,3 +209,32 @@ def test_the_workspace_travels_by_git_and_dvc(copy: Path, tmp_path: Path) -> Non
     run(tmp_path / "clone", "audit", "verify")
     shutil.rmtree(tmp_path / "clone" / "data/targets/sentiment/verdict")
     assert "data/targets/sentiment/verdict" in run(tmp_path / "clone", "audit", "verify").stdout
+
+
+def test_a_run_without_promotion_decides_and_leaves_no_trace(copy: Path, prefect_api: str, tmp_path: Path) -> None:
+    """By the script of the GitHub action: no signing key, no commit, no record, no push."""
+    (copy / "params.yaml").write_text((copy / "params.yaml").read_text() + "\n# changed\n")
+
+    def written() -> tuple[object, ...]:
+        places = (copy / "ledger", copy / "data", copy / ".dvc" / "config")
+        files = {path: digest_file(path) for place in places for path in sorted(place.rglob("*")) if path.is_file()}
+        return git(copy, "rev-parse", "HEAD"), git(copy, "status", "--porcelain"), files
+
+    before, keys, cache = written(), tmp_path / "keys", tmp_path / ".cache" / "safegene"  # the home has no .gitconfig
+    cache.parent.mkdir()
+    cache.symlink_to(cache_folder())
+    keys.mkdir(mode=0o700)
+    shutil.copy(keys_folder() / KEY, keys)
+    steps = load_yaml(ROOT / "deploy/github/action.yml")["runs"]["steps"]
+    (script,) = (step["run"] for step in steps if step.get("id") == "gate")
+    output, summary = tmp_path / "output", tmp_path / "summary"
+    given = {"TARGETS": "sentiment", "RUNNER_TEMP": str(tmp_path), "GITHUB_OUTPUT": str(output)}
+    given |= {"GITHUB_STEP_SUMMARY": str(summary), "PREFECT_API_URL": prefect_api, "SAFEGENE_KEYS": str(keys)}
+    given |= {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    done = subprocess.run(command, cwd=copy, env={**os.environ, **given}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert output.read_text() == "exit-code=0\n"
+    assert "pass sentiment, not promoted" in done.stderr
+    assert "| sentiment |" in summary.read_text()
+    assert written() == before

@@ -40,6 +40,10 @@ def test_the_worst_outcome_names_the_state(sample: Sample, outcomes: dict[str, s
     assert all(f"{target} {outcome}: " in str(state.message) for target, outcome in outcomes.items())
 
 
+def test_a_run_without_promotion_is_not_named_promoted(sample: Sample) -> None:
+    assert final_state(sample.ws, {"sentiment": "pass"}, promotes=False).name == "Passed"
+
+
 def test_a_refusal_says_why(sample: Sample) -> None:
     message = str(final_state(sample.ws, {"removal": "fail"}).message)
     assert "60.0% of harmful prompts are answered harmfully (10.0% allowed)" in message

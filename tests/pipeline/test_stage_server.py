@@ -51,7 +51,7 @@ from safegene.pipeline.stage_server import Server
 Server(socket.socket(fileno=int(sys.argv[1]))).serve()
 pathlib.Path("pid").write_text(str(os.getpid()))
 try:
-    time.sleep(120)
+    time.sleep(3600)
 except KeyboardInterrupt:
     raise SystemExit(7)
 """
@@ -84,8 +84,9 @@ def test_a_command_ends_with_its_asker(blocked: StageServer, tmp_path: Path) -> 
     asker = asked(blocked, "gate", cwd=tmp_path)
     command = started(tmp_path)
     asker.kill()
-    asker.communicate()
+    asker.wait()
     assert psutil.wait_procs([command], timeout=30)[1] == []
+    asker.communicate()
     assert blocked.serves
 
 

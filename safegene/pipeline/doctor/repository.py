@@ -53,7 +53,8 @@ def check_git(examined: Examined) -> Iterator[Finding]:
         yield Finding(
             check, f"expected a DVC repository, got no {root}/.dvc/config", _restore(examined.workspace, ".dvc/config")
         )
-    if examined.params.flow.commit and (reason := _no_identity(root)):
+    commits = examined.signs and examined.params.flow.commit
+    if commits and (reason := _no_identity(root)):
         yield Finding(check, f"expected Git to know who commits a run's results, got: {reason}", NAMES)
 
 
