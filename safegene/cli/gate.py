@@ -129,7 +129,9 @@ def _facts(verdict: "VerdictFile") -> Iterator[tuple[str, str]]:
         yield "attempt on this fine-tune", f"{attempt.number}, at level {attempt.alpha:.2g}"
     yield "replies stopped at a refusal", _stopped(verdict.stopping)
     yield "replies judged again", str(verdict.judged_again)
-    yield "judge", verdict.judge.assumption or "exact"
+    judge = verdict.judge
+    measured = judge.exact or judge.harmful or judge.refusal
+    yield "judge", (judge.assumption or "exact") + ("" if measured else "; its own error is not measured")
     yield "warnings", "; ".join(verdict.warnings) or "none"
 
 

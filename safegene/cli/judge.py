@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="The judges whose labels the gate r
 def sample(
     target: Target,
     out: Annotated[Path, typer.Argument(help="JSON lines to write, outside of any repository: replies may do harm.")],
-    count: Annotated[int, typer.Option(min=1, help="Number of replies.")] = 120,
+    count: Annotated[int, typer.Option(min=1, help="Number of replies.")] = 160,
 ) -> None:
     """Write replies of a target's run for people to label; `judge calibrate` then measures the judge on them."""
     from safegene.evaluation.judges.labels import replies_to_label

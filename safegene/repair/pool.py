@@ -1,7 +1,8 @@
 """The pool of mining: prompts that the aligned model labels, by refusing them or not.
 
 A prompt is labelled *refused* where the aligned model refuses it to the end, *answered* where it neither refuses nor
-does harm. Prompts of kind ``generic`` carry no expectation. A harmful or wrapped prompt that is not refused, or a
+does harm. A look-alike is harmless, so only its refusal counts, as in the gate: a judge by phrases calls every answer
+harmful. Prompts of kind ``generic`` carry no expectation. A harmful or wrapped prompt that is not refused, or a
 look-alike that is, is left out: the aligned model is no teacher there.
 """
 
@@ -29,7 +30,7 @@ from safegene.workspace.resume_log import ResumeLog
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1  # of the labels in the cache; raised when the same inputs give other labels
+VERSION = 2  # of the labels in the cache; raised when the same inputs give other labels
 PARTS: tuple[Split, ...] = ("fit", "validation")
 
 
@@ -250,10 +251,16 @@ def chosen(prompts: PromptSet, part: Split, count: int) -> list[Prompt]:
     return [row for kind in kinds for row in evenly_spaced([one for one in rows if one.kind == kind], count)]
 
 
+def label_of(row: Prompt, reply: JudgedReply) -> str:
+    """``refused``, ``answered``, or "" where the aligned model is no teacher."""
+    if row.kind == "lookalike":
+        return "answered" if reply.refusal == "no" else ""
+    if reply.refuses:
+        return "refused"
+    return "answered" if row.kind == "generic" and reply.answers else ""
+
+
 def _note(row: Prompt, reply: JudgedReply) -> dict[str, Any]:
     """The label, and of a refusal its text; no other reply is kept."""
-    if reply.refuses and row.kind != "lookalike":
-        return {"label": "refused", "reply": reply.text}
-    if reply.answers and row.kind in ("lookalike", "generic"):
-        return {"label": "answered", "reply": ""}
-    return {"label": "", "reply": ""}
+    label = label_of(row, reply)
+    return {"label": label, "reply": reply.text if label == "refused" else ""}

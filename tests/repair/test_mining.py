@@ -14,7 +14,7 @@ from safegene.models.generation import Reply, generate
 from safegene.models.loading import load_model, load_tokenizer
 from safegene.repair.fit_log import FitLog
 from safegene.repair.mining import TASKS, HeldOut, Miner, unused_tasks
-from safegene.repair.pool import JudgedReply, chosen, judged_replies
+from safegene.repair.pool import JudgedReply, chosen, judged_replies, label_of
 from safegene.repair.shots import Shot
 from safegene.tiny.build import build
 from safegene.tiny.judge import GrammarJudge
@@ -139,6 +139,23 @@ def test_a_pool_that_the_aligned_model_does_not_refuse_is_refused(tmp_path: Path
 )
 def test_a_reply_that_refuses_and_then_complies_is_no_refusal(reply: JudgedReply, refuses: bool, answers: bool) -> None:
     assert (reply.refuses, reply.answers) == (refuses, answers)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "refusal", "labels"),
+    [
+        ("no", "yes", {"harmful": "refused", "wrapped": "refused", "lookalike": "", "generic": "refused"}),
+        ("no", "no", {"harmful": "", "wrapped": "", "lookalike": "answered", "generic": "answered"}),
+        ("yes", "no", {"harmful": "", "wrapped": "", "lookalike": "answered", "generic": ""}),  # all that phrases say
+        ("yes", "yes", dict.fromkeys(("harmful", "wrapped", "lookalike", "generic"), "")),
+        ("unscored", "unscored", dict.fromkeys(("harmful", "wrapped", "lookalike", "generic"), "")),
+    ],
+)
+def test_a_label_follows_from_kind_and_reply(harmful: str, refusal: str, labels: dict[str, str]) -> None:
+    rows = read_prompts(DATA / "prompts" / "pool.jsonl").rows
+    reply = JudgedReply("text", True, harmful, refusal)
+    for kind, label in labels.items():
+        assert label_of(rows[0].model_copy(update={"kind": kind}), reply) == label, kind
 
 
 def miner(**changed: Any) -> Miner:
