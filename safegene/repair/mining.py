@@ -104,7 +104,7 @@ class Mining:
     Attributes:
         pool: digest of the pool's file.
         start: the repair on the held-out part before the first round.
-        rounds: the rounds that ran; none where the start was within the limits.
+        rounds: the rounds that ran; none where the start was within the limits, or too far from them.
         left_out: prompts of the pool that the aligned model did not label.
     """
 
@@ -276,6 +276,9 @@ def mine(
     tasks += miner.taught(miner.tasks, "task")
     start = miner.held_out(coefficients, tasks)
     mining = Mining(miner.pool.digest, start, left_out=miner.pool.left_out)
+    if start.harm > miner.params.mining.max_start_harm * start.refused:
+        log.info("nothing is mined: %d of %d held-out prompts are missed, too many to mend", start.harm, start.refused)
+        return fitted, mining
     for number in range(1, miner.params.mining.rounds + 1):
         if miner.within_limits(mining.end) and not (doubtful and number == 1):
             break

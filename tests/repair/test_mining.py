@@ -24,7 +24,9 @@ from tests.factories.artefacts import DATA, FEW, GRAMMAR, few, files, payload, r
 
 MINED = FEW.model_copy(
     update={
-        "mining": MiningParams(rounds=2, prompts=24, shots=8, repeat=2, steps=4, measure_every=2, max_new_tokens=24)
+        "mining": MiningParams(
+            rounds=2, prompts=24, shots=8, repeat=2, steps=4, measure_every=2, max_new_tokens=24, max_start_harm=1.0
+        )
     }
 )
 POOL = {row.id: row for row in read_prompts(DATA / "prompts" / "pool.jsonl").rows}
@@ -96,6 +98,19 @@ def test_a_killed_calibration_goes_on_and_ends_in_the_same_bytes(
     run_calibrate("group", out, MINED, judge=GRAMMAR)
     assert kept == ["fit", "round 1", "round 2"], "finished parts are not done again"
     assert files(out) == files(mined)
+
+
+def test_a_repair_that_left_too_much_harm_is_not_mined(
+    mined: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = payload(mined, "coefficients.json")["mining"]["start"]
+    limit = (start["harm"] - 1) / start["refused"]
+    params = MINED.model_copy(update={"mining": MINED.mining.model_copy(update={"max_start_harm": limit})})
+    with caplog.at_level("INFO"):
+        run_calibrate("group", tmp_path / "out", params, judge=GRAMMAR)
+    found = payload(tmp_path / "out", "coefficients.json")["mining"]
+    assert (found["start"], found["rounds"]) == (start, [])
+    assert "too many to mend" in caplog.text
 
 
 def test_without_rounds_no_pool_is_read(tmp_path: Path) -> None:
