@@ -211,14 +211,16 @@ def _works(
     safety, gate = (read_prompts(ws.prompts / f"{name}.jsonl") for name in ("safety", "gate"))
     pools = read_prompts(ws.prompts / "degrade.jsonl") if params.family.vector is None else None
     works = {"degrade": degrade_work(ws, params, pools, safety, count)} if pools else {}
+    rows = pools.rows if pools else ()
+    mined = read_prompts(ws.prompts / "pool.jsonl") if params.calibrate.mining.rounds else None
     found: tuple[Need, ...] = ()
     for name in names:
         task = read_prompts(ws.tasks / f"{ws.targets.targets[name].task}.jsonl")
-        works[f"calibrate@{name}"] = calibrate_work(params.calibrate, safety, task, count)
+        works[f"calibrate@{name}"] = calibrate_work(params.calibrate, safety, task, count, mined, rows)
         asked, own = _asked(ws, params, gate, task)
         arms = 3 + ws.incumbent(name).is_file() * _has_live(ws.incumbent(name))
         most, block = params.evaluate.max_new_tokens, params.gate.block_prompts
-        works[f"evaluate@{name}"] = evaluate_work(asked, arms, pools.rows if pools else (), task, count, most, block)
+        works[f"evaluate@{name}"] = evaluate_work(asked, arms, rows, task, count, most, block)
         found = min(found or own, own, key=lambda one: sum(need.available for need in one))
     return works, found
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from safegene.datasets.prompts import Prompt, PromptSet
+from safegene.datasets.prompts import Prompt, PromptSet, Split
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import CalibrateParams, DegradeParams, Params
 
 CHARACTERS = 4.0  # per token, where the tokenizer is not at hand
 TEMPLATE = 6  # tokens that a chat template adds to a prompt
 PROBE_REPLY = 12  # tokens of a reply to a probe of stage degrade
+ASKED, TASKS = 1.5, 200  # of `safegene.repair.mining`, whose import loads torch; a test holds them to it
+PARTS: tuple[Split, ...] = ("fit", "validation")
 MEASURES = 3  # measurements of a fit besides those on its way: before it, after it, and in the search of its scale
 Counter = Callable[[str], float]
 
@@ -86,16 +88,90 @@ def _steps(ws: Workspace, params: DegradeParams) -> dict[str, float]:
         return {}
 
 
-def calibrate_work(params: CalibrateParams, safety: PromptSet, task: PromptSet, count: Counter) -> Work:
-    """Stage ``calibrate``: the fit's steps and its measurements on the validation shots."""
+def calibrate_work(
+    params: CalibrateParams,
+    safety: PromptSet,
+    task: PromptSet,
+    count: Counter,
+    pool: PromptSet | None = None,
+    replies: Sequence[Prompt] = (),
+) -> Work:
+    """Stage ``calibrate``: the fit's steps, its measurements on the validation shots, and every round of mining.
+
+    Args:
+        params: of the stage.
+        safety: ``safety.jsonl``.
+        task: the target's.
+        count: tokens of a text.
+        pool: ``pool.jsonl``; None where nothing is mined.
+        replies: rows whose replies are as long as those of the target, see `evaluate_work`.
+    """
     fit, validation = (_shots(params, safety, task, split) for split in ("fit", "validation"))
     tokens = [_mean(map(_shot_tokens(params, count), shots)) for shots in (fit, validation)]
     measures = MEASURES + -(-params.steps // params.measure_every)
-    return Work(
+    work = Work(
         prompts=len(fit) + len(validation),
         trained=round(params.steps * params.batch_size * tokens[0]),
         forward=round(measures * len(validation) * tokens[1]),
     )
+    if pool is None or params.baseline is not None or not params.mining.rounds:
+        return work
+    mined = _mining_work(params, task, count, pool, replies, fit)
+    parts = ((name, getattr(work, name) + getattr(mined, name)) for name in ("prompts", "trained", "forward"))
+    return Work(**dict(parts))
+
+
+def _mining_work(
+    params: CalibrateParams,
+    task: PromptSet,
+    count: Counter,
+    pool: PromptSet,
+    replies: Sequence[Prompt],
+    shots: Sequence[Prompt],
+) -> Work:
+    """Mining as `safegene.repair.mining` does it, where every round is needed; ``shots`` are those of the fit.
+
+    The held-out part is asked before the first round and after each, and the worst prompts of part ``fit`` are ranked,
+    asked, and taught by the target. The labels of the aligned model are in no count: all targets share them.
+    """
+    mining = params.mining
+    parts = {split: _of_each_kind(pool.where(split=split, required=False), mining.prompts) for split in PARTS}
+    held, fit = parts["validation"], parts["fit"]
+    answered = [row for row in fit if row.kind in ("lookalike", "generic")]
+    refused = [row for row in fit if row.kind in ("harmful", "wrapped")]
+    asked = {row.id: count(row.prompt) + TEMPLATE for row in (*held, *fit)}
+    reply = {
+        kind: _reply_tokens(kind, replies, count, mining.max_new_tokens) for kind in {row.kind for row in pool.rows}
+    }
+    own = task.where(split="validation", required=False)[:TASKS]
+    tasks = len(own) * _mean(map(_shot_tokens(params, count), own))
+    measured = sum(asked[row.id] + reply[row.kind] for row in held) + tasks
+    ranked = sum(asked[row.id] + params.response_tokens for row in refused) + 2 * sum(asked[row.id] for row in answered)
+    worst = sum(
+        min(len(rows), round(ASKED * mining.shots)) * _mean(asked[row.id] + reply[row.kind] for row in rows)
+        for rows in (refused, answered)
+    )
+    taught = 2 * min(len(answered), mining.shots) * _mean(asked[row.id] + params.response_tokens for row in answered)
+    measures = -(-mining.steps // mining.measure_every)
+    own_share = sum(row.kind == "task" for row in shots) / max(1, len(shots))  # of a batch, which mined shots leave
+    other = [(1.0, _shot_tokens(params, count)(row)) for row in shots if row.kind != "task"]
+    other += [
+        (mining.repeat * min(1.0, mining.shots / len(rows)), asked[row.id] + params.response_tokens)
+        for rows in (refused, answered)
+        for row in rows
+    ]
+    shot = own_share * _mean(_shot_tokens(params, count)(row) for row in shots if row.kind == "task")
+    shot += (1 - own_share) * sum(n * tokens for n, tokens in other) / max(1.0, sum(n for n, _ in other))
+    return Work(
+        prompts=len(held) + len(fit),
+        trained=round(mining.rounds * mining.steps * mining.batch_size * shot),
+        forward=round(2 * tasks + measured + mining.rounds * (ranked + worst + taught + measures * measured)),
+    )
+
+
+def _of_each_kind(rows: Sequence[Prompt], most: int) -> list[Prompt]:
+    kinds = dict.fromkeys(row.kind for row in rows)
+    return [row for kind in kinds for row in [one for one in rows if one.kind == kind][:most]]
 
 
 def _shot_tokens(params: CalibrateParams, count: Counter) -> Callable[[Prompt], float]:
