@@ -11,7 +11,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-real test test-slow lint docs lock bench bench-recovery bench-gate bench-engine bench-ledger fuzz clean
+.PHONY: demo demo-real test test-slow lint docs lock bench bench-recovery bench-gate bench-engine bench-ledger bench-operations fuzz clean
 
 $(STAMP): requirements.lock pyproject.toml
 	test -d $(VENV) || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
@@ -55,6 +55,9 @@ bench-engine: $(STAMP)  ## extraction, merge and memory beside mergekit and PEFT
 
 bench-ledger: $(STAMP)  ## the ledger: killed promoters (on S3 too with SAFEGENE_TEST_S3), a long chain, an audit; minutes
 	$(BIN)/python -m benchmarks.ledger.run
+
+bench-operations: $(STAMP)  ## the report of 60 targets; its accessibility with SAFEGENE_TEST_AXE and a Chromium; minutes
+	$(BIN)/python -m benchmarks.operations.run
 
 bench-gate: $(STAMP)  ## the gate: simulated errors and costs, A/A, injected faults
 	$(BIN)/python -m studies.gate.run

@@ -1,8 +1,8 @@
 """The pictures of the documentation, made again: ``python -m scripts.pictures DEMO``, where DEMO is a finished demo.
 
 It works on a copy of the demo's workspace, and needs a Chromium and the keys and the cache that the demo was made with:
-``status`` at 80 columns, the report (light, dark, narrow), and in Prefect's own pages a run with a refusal and a run
-that failed.
+``status`` at 80 columns, the report (light, dark, narrow), that of 60 made-up targets, and in Prefect's own pages a run
+with a refusal and a run that failed.
 """
 
 import io
@@ -22,10 +22,12 @@ from rich.console import Console
 
 from flows.server import await_server, start_server
 from safegene.report import write_report
+from safegene.report.portfolio import page_of
 from safegene.report.state import read_state
 from safegene.report.status import table
 from safegene.workspace.layout import Workspace
-from scripts.browser import PROGRAM, Scheme, file_url, open_browser
+from scripts.browser import PROGRAM, Page, Scheme, file_url, open_browser
+from tests.factories.portfolio import make_portfolio
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 REPORTS: tuple[tuple[str, int, int, Scheme], ...] = (
@@ -44,18 +46,25 @@ def main(demo: Path) -> None:
         ws = Workspace(shutil.copytree(demo, Path(folder) / "demo"))
         _status(ws)
         _safegene(ws, "", "gate", "show", "group", "--picture", str(PICTURES.parent / "tutorial" / "evidence.svg"))
-        page = write_report(ws, Path(folder) / "report.html")
-        for name, width, height, scheme in REPORTS:
-            tab.show(file_url(page), width=width, height=height, scheme=scheme)
-            _save(tab.picture(), name)
-        tab.show(file_url(page), width=960, height=1240, scheme="dark")
-        tab.run("document.querySelector('#target-group .panels').scrollIntoView()")
-        _save(tab.picture(), "report-evidence-dark")
+        _reports(ws, Path(folder), tab)
         with _prefect(Path(folder)) as address:
             for name, run in _runs(ws, address):
                 tab.show(f"{address.removesuffix('/api')}/runs/flow-run/{run}", width=1180, height=732)
                 tab.wait(DRAWN)
                 _save(tab.picture(), name)
+
+
+def _reports(ws: Workspace, folder: Path, tab: Page) -> None:
+    """The overview and a page of the demo, and the overview of many made-up targets."""
+    index = write_report(ws, folder / "report")
+    for name, width, height, scheme in REPORTS:
+        tab.show(file_url(index), width=width, height=height, scheme=scheme)
+        _save(tab.picture(), name)
+    tab.show(file_url(index.parent / page_of("group")), width=960, height=1240, scheme="dark")
+    tab.run("document.querySelector('#endpoints-group ~ figure').scrollIntoView()")
+    _save(tab.picture(), "report-evidence-dark")
+    tab.show(file_url(write_report(make_portfolio(folder / "many", 60))), width=1180, height=1180)
+    _save(tab.picture(), "report-many")
 
 
 def _status(ws: Workspace) -> None:

@@ -119,13 +119,6 @@ def status(
     show_targets(read_state(Workspace.find()).targets, as_json)
 
 
-def report() -> None:
-    """Write the HTML report on the state of the workspace."""
-    from safegene.report import write_report
-
-    console.print(str(write_report(Workspace.find())), soft_wrap=True)
-
-
 def diagnose(target: Target, as_json: AsJson = False) -> None:
     """Say in numbers and pictures why a target's repair may fall short, before the gate decides. Trains nothing."""
     from safegene.report.diagnosis import coverage, draw, headline, read_diagnosis, table

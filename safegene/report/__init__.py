@@ -1,50 +1,21 @@
-"""The state of a workspace as one HTML page, and as a Markdown table, from its artefacts and its ledger.
+"""The state of a workspace as HTML pages, and as a Markdown table, from its artefacts and its ledger.
 
-The page is self-contained: it has no script and requests nothing (its content security policy forbids both), and its
-one style sheet is admitted by hash. It quotes models, so all text is escaped and invisible characters are shown by name
-(`safegene.text`). The page says which artefacts are absent or unusable; these never show as zero or as a pass.
+There is an overview and a page for each target (`safegene.report.site`). A page is self-contained: it has no script and
+requests nothing (its content security policy forbids both), and its one style sheet is admitted by hash. It quotes
+models, so all text is escaped and invisible characters are shown by name (`safegene.text`). The pages say which
+artefacts are absent or unusable; these never show as zero or as a pass.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from safegene.report.live import LiveLookup
-from safegene.report.page import render
-from safegene.report.records import Records, read_records
+from safegene.report.site import write_report
 from safegene.report.state import SHOWN_ARMS, TargetState, read_state
 from safegene.report.words import describe_target, short
 from safegene.text import cell, percent
-from safegene.workspace.atomic import write_file
 from safegene.workspace.layout import Workspace
 
 __all__ = ["rates_markdown", "write_markdown", "write_report"]
 
 HEAD = ("target", "verdict", "HRR before", "after", "aligned", "ASR", "over-refusal", "utility", "live")
-
-
-def write_report(
-    workspace: Workspace,
-    out: Path | None = None,
-    *,
-    targets: Sequence[str] | None = None,
-    live: LiveLookup | None = None,
-) -> Path:
-    """Write the page; the same artefacts, ledger and commit give the same bytes.
-
-    Args:
-        workspace: the pipeline repository.
-        out: the file; None for ``reports/index.html``.
-        targets: which fine-tunes; None for all.
-        live: as in `safegene.report.state.read_state`; where it is given, the ledger is not read, and no history shown.
-
-    Raises:
-        ParamsError: ``data/targets.yaml`` is unusable.
-    """
-    records = Records() if live else read_records(workspace)
-    page = render(read_state(workspace, targets=targets, live=live), workspace, records)
-    path = out or workspace.reports / "index.html"
-    write_file(path, page)
-    return path
 
 
 def write_markdown(workspace: Workspace, *, live: LiveLookup | None = None) -> str:

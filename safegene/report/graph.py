@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from safegene.report.lineage import TITLES
+from safegene.report.lineage import TITLES, data_of
 from safegene.report.pictures import number, svg, text
 from safegene.report.state import RecordedArtefact, TargetState
 from safegene.report.words import STAGES, short
 
-BOX, TALL, GAP = 128, 46, 30
+BOX, TALL, GAP = 128, 60, 30
 HEAD, BETWEEN, FOOT = 44, 56, 38
 WIDTH = 5 * BOX + 4 * GAP
 
@@ -24,33 +24,39 @@ class Node:
         detail: its digest, or why there is none.
         state: "", "gone" (absent) or "broken" (unusable): a class of the style sheet.
         sources: names of the nodes that it was made from.
+        data: how many prompt and task sets it was made from.
+        step: key of its step in the lineage; "" for its name.
     """
 
     title: str
     detail: str
     state: str = ""
     sources: tuple[str, ...] = ()
+    data: int = 0
+    step: str = ""
 
 
 def lineage_graph(family: Mapping[str, RecordedArtefact], target: TargetState | None = None) -> Markup:
-    """The family's artefacts in one row; the target's artefacts, and what is live, in a second one below it."""
+    """The family's artefacts in one row; the target's artefacts, and what is live, in a second one below it.
+
+    Each box is a link to the step of that key in the lineage below it (`safegene.report.lineage.lineage`).
+    """
     rows = [_nodes(family, family)]
     if target:
         below = _nodes(target.artefacts, {**family, **target.artefacts})
         if target.live:
             made = ("verdict",) if target.candidate_is_live else ()
-            below["release"] = Node(
-                "Live release", short(target.live.release), "broken" * bool(target.live.revoked), made
-            )
+            state, step = "broken" * bool(target.live.revoked), "release" if made else "live-release"
+            below["release"] = Node("Live release", short(target.live.release), state, made, step=step)
         rows.append(below)
     nodes = {name: node for row in rows for name, node in row.items()}
     places = {name: (column, row) for row, names in enumerate(rows) for column, name in enumerate(names)}
     edges = [(source, name) for name, node in nodes.items() for source in node.sources if source in places]
     body = [edge for pair in edges for edge in _edge(*(places[name] for name in pair))]
-    body += [part for name, node in nodes.items() for part in _box(node, *places[name])]
+    body += [part for name, node in nodes.items() for part in _box(name, node, *places[name])]
     said = "; ".join(node.title.lower() + _made_from(node, nodes) for node in nodes.values())
     height = HEAD + len(rows) * TALL + (BETWEEN + FOOT if len(rows) == 2 else 10)
-    return svg(f"Lineage: {said}", WIDTH, height, body)
+    return svg(f"Lineage: {said}", WIDTH, height, body, role="group")
 
 
 def _made_from(node: Node, nodes: Mapping[str, Node]) -> str:
@@ -65,7 +71,7 @@ def _nodes(artefacts: Mapping[str, RecordedArtefact], known: Mapping[str, Record
         sources = tuple(dict.fromkeys(names[digest] for digest in made_from if digest in names))
         state = "broken" if artefact.problem else "gone" if artefact.manifest is None else ""
         absent = "unusable" if artefact.problem else f"not run: {STAGES[name]}"
-        nodes[name] = Node(TITLES[name], short(artefact.digest) or absent, state, sources)
+        nodes[name] = Node(TITLES[name], short(artefact.digest) or absent, state, sources, len(data_of(artefact)))
     return nodes
 
 
@@ -73,11 +79,14 @@ def _corner(column: int, row: int) -> tuple[float, float]:
     return column * (BOX + GAP), HEAD + row * (TALL + BETWEEN)
 
 
-def _box(node: Node, column: int, row: int) -> Sequence[Markup]:
+def _box(name: str, node: Node, column: int, row: int) -> Sequence[Markup]:
     x, y = _corner(column, row)
     rect = '<rect class="{}" x="{}" y="{}" width="{}" height="{}" rx="6"/>'
     frame = Markup(rect).format(f"node {node.state}".strip(), number(x + 0.5), number(y + 0.5), BOX - 1, TALL - 1)
-    return frame, text(x + 10, y + 19, node.title, "rowname"), text(x + 10, y + 36, node.detail, "nodedetail")
+    words = [text(x + 10, y + 19, node.title, "rowname"), text(x + 10, y + 36, node.detail, "nodedetail")]
+    if node.data:
+        words.append(text(x + 10, y + 51, f"+ {node.data} data set{'s' * (node.data > 1)}", "nodedetail"))
+    return Markup('<a href="#step-{}">').format(node.step or name), frame, *words, Markup("</a>")
 
 
 def _edge(source: tuple[int, int], end: tuple[int, int]) -> Iterator[Markup]:

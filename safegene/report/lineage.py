@@ -1,4 +1,8 @@
-"""What each artefact was made from, and what a verdict was measured with, as the report's page shows them."""
+"""What each artefact was made from, and what a verdict was measured with, as the report's pages show them.
+
+A lineage is read from its end: the release, the signed record that put it live, the artefacts that the record names,
+and the data that these were made from. Each step names the steps that it was made from, which a page makes links.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +11,7 @@ from typing import Any
 from safegene.gate import JudgeStatement
 from safegene.report.state import FETCHED, RecordedArtefact, TargetState
 from safegene.report.words import STAGES, short
+from safegene.workspace.staleness import is_data
 
 TITLES = {
     "aligned": "Aligned model",
@@ -24,43 +29,76 @@ Fact = tuple[str, str]  # name and value; "" for a value that is not recorded
 
 
 @dataclass(frozen=True)
+class Source:
+    """What an artefact was made from: its name, and the key of its step; "" where it has none."""
+
+    title: str
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class Step:
-    """One artefact in a lineage.
+    """One artefact, record, release or data set in a lineage.
 
     Attributes:
+        key: tells it from the other steps of a page.
         title: what it is.
         digest: None when it is absent or unusable.
         sources: what it was made from.
-        note: why there is no digest; "" when there is one.
+        note: why there is no digest; otherwise what else is known of it.
         state: "", "gone" (absent) or "broken" (unusable): a class of the style sheet.
     """
 
+    key: str
     title: str
     digest: str | None
-    sources: Sequence[str]
-    note: str
-    state: str
+    sources: Sequence[Source] = ()
+    note: str = ""
+    state: str = ""
 
 
-def lineage(artefacts: Mapping[str, RecordedArtefact], upstream: Mapping[str, RecordedArtefact]) -> list[Step]:
-    """A step for each artefact; an input that is in neither mapping is named by its digest."""
-    titles = {
-        artefact.digest: TITLES[name].lower()
-        for name, artefact in {**upstream, **artefacts}.items()
-        if artefact.digest is not None
-    }
+def lineage(artefacts: Mapping[str, RecordedArtefact], data: Mapping[str, str]) -> list[Step]:
+    """A step for each artefact from the last to the first, then one for each data set that they were made from.
+
+    Args:
+        artefacts: all that the steps may name, in the pipeline's order.
+        data: path of a prompt or task set below ``data`` -> digest.
+    """
+    found = {artefact.digest: Source(TITLES[name].lower(), name) for name, artefact in artefacts.items()}
+    found.pop(None, None)
     stages = {**STAGES, **(dict.fromkeys(FETCHED[1:], STAGES["published"]) if "published" in artefacts else {})}
-    return [_step(name, artefact, titles, stages[name]) for name, artefact in artefacts.items()]
+    used: dict[str | None, Step] = {}
+    for artefact in artefacts.values():
+        for name, digest in artefact.manifest.inputs.items() if artefact.manifest else ():
+            if digest not in found and is_data(name):
+                step = _data_step(name, digest, data)
+                used.setdefault(digest, step)
+                found[digest] = Source(step.title, step.key)
+    steps = [_step(name, artefact, found, stages[name]) for name, artefact in artefacts.items()]
+    return [*reversed(steps), *used.values()]
 
 
-def _step(name: str, artefact: RecordedArtefact, titles: Mapping[str, str], stage: str) -> Step:
+def _data_step(name: str, digest: str, data: Mapping[str, str]) -> Step:
+    """A data set by the file that has this content now; of one that has changed, by the name of the input."""
+    path = next((path for path, present in sorted(data.items()) if present == digest), "")
+    title = f"data/{path}" if path else f"{name} {short(digest)}"
+    note = "data" if path else "data; no set of the workspace has this content now"
+    return Step(f"data-{short(digest)}", title, digest, note=note)
+
+
+def _step(name: str, artefact: RecordedArtefact, found: Mapping[str | None, Source], stage: str) -> Step:
     if artefact.problem:
-        return Step(TITLES[name], None, (), artefact.problem, "broken")
+        return Step(name, TITLES[name], None, note=artefact.problem, state="broken")
     if artefact.manifest is None:
-        return Step(TITLES[name], None, (), f"not run yet: {stage}", "gone")
+        return Step(name, TITLES[name], None, note=f"not run yet: {stage}", state="gone")
     inputs = artefact.manifest.inputs.items()
-    sources = [titles.get(digest) or f"{used} {short(digest)}" for used, digest in inputs]
-    return Step(TITLES[name], artefact.digest, sources, "", "")
+    sources = [found.get(digest) or Source(f"{used} {short(digest)}") for used, digest in inputs]
+    return Step(name, TITLES[name], artefact.digest, tuple(dict.fromkeys(sources)), f"made by {stage}")
+
+
+def data_of(artefact: RecordedArtefact) -> list[str]:
+    """Names of the prompt and task sets among an artefact's inputs."""
+    return [name for name in (artefact.manifest.inputs if artefact.manifest else ()) if is_data(name)]
 
 
 def target_facts(target: TargetState) -> list[Fact]:

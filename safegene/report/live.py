@@ -107,7 +107,7 @@ def read_ledger(workspace: Workspace) -> LedgerView:
         return LedgerView(lambda _: None, problem=f"what is live is unknown: {error}")
 
     def live(target: str) -> LiveRelease | None:
-        return _release(records[target]) if target in records else None
+        return live_release(records[target]) if target in records else None
 
     def blocked(target: str, verdict: VerdictFile) -> str:
         return _why_blocked(workspace, ledger, target, verdict, records.get(target))
@@ -115,10 +115,13 @@ def read_ledger(workspace: Workspace) -> LedgerView:
     return LedgerView(live, attempts.get, blocked)
 
 
-def _release(live: "LiveRecord") -> LiveRelease:
+def live_release(live: "LiveRecord") -> LiveRelease:
+    """What a live record says; a pointer that its writer did not move yet is a reason not to serve it."""
     record = live.record
     candidate = record.artefacts.get("candidate")
-    return LiveRelease(live.release, candidate, live.revoked, record.sequence, when(record), record.outcome)
+    return LiveRelease(
+        live.release, candidate, live.revoked or live.unsettled, record.sequence, when(record), record.outcome
+    )
 
 
 def _attempt(record: "Record") -> LastAttempt:

@@ -1,8 +1,8 @@
-"""The HTML page: its head, its summary, and the rendering of the template."""
+"""The HTML pages: the overview, a page for each target, and the rendering of the templates."""
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ from markupsafe import Markup
 from safegene.errors import SafegeneError
 from safegene.gate.decision import policy_digest
 from safegene.report.lineage import Fact
-from safegene.report.pictures import Point, Row, intervals
+from safegene.report.portfolio import portfolio
 from safegene.report.records import ROWS_SHOWN, Records
-from safegene.report.sections import EVIDENCE, arm_titles, family_section, target_section
-from safegene.report.state import SHOWN_ARMS, TargetState, WorkspaceState
-from safegene.report.words import date
+from safegene.report.sections import EVIDENCE, family_section, target_section
+from safegene.report.state import TargetState, WorkspaceState
+from safegene.report.words import date, short
 from safegene.text import marked, percent
 from safegene.version import __version__
 from safegene.workspace.git import commit_date, head_commit
@@ -32,46 +32,79 @@ RATES_EXPLAINED = (
     "Recovery: the part of the lost safety that the repair restores; 100% is the aligned model's rate."
 )
 DECISIONS = ("Promoted", "Passed", "Refused", "Inconclusive", "Unknown", "Not run yet")
-
-
 PARTS = {
+    "rates": "Rates",
+    "time": "Over time",
     "endpoints": "Endpoints",
     "coefficients": "Coefficients",
     "replies": "Replies",
     "live": "Compared with what is live",
     "history": "History",
+    "costs": "Costs",
     "lineage": "Lineage",
 }
-"""Parts of a target's section, by the beginning of their anchors."""
+"""Parts of a target's page, by the beginning of their anchors."""
+CONTENTS = {
+    "targets": "Fine-tunes",
+    "records": "Newest records",
+    "where": "What is live where",
+    "vectors": "Safety vectors",
+    "costs": "Costs",
+    "family": "The family",
+    "policy": "The policy",
+    "stand": "The state shown here",
+}
+"""Parts of the overview, by their anchors."""
 
 
-def render(state: WorkspaceState, workspace: Workspace, records: Records) -> str:
-    """The page of a workspace.
+def render_index(state: WorkspaceState, workspace: Workspace, records: Records, data: Mapping[str, str]) -> str:
+    """The overview of a workspace.
 
     Args:
         state: its artefacts.
-        workspace: the workspace, for its parameters and its commit.
+        workspace: the workspace, for its parameters, costs and commit.
         records: of its ledger.
+        data: path of a prompt or task set below ``data`` -> digest.
     """
-    targets = [target_section(target, state, records) for target in state.targets]
+    shown = portfolio(workspace, state, records, channel_of(workspace))
     policy, policy_problem = _policy(workspace)
     return render_template(
-        "page.html.j2",
-        title=_headline([target.decision.word for target in targets]),
+        "index.html.j2",
+        title=_headline({group.word: len(group.rows) for group in shown.groups}),
         lede=_lede(state),
         stand=_stand(workspace, records, policy),
-        parts=PARTS,
-        targets=targets,
-        columns=arm_titles(state),
-        harm=_harm(state.targets),
-        reading=RATES_EXPLAINED,
-        evidence_caption=EVIDENCE,
-        family=family_section(state),
+        contents={key: name for key, name in CONTENTS.items() if shown.groups or key != "targets"},
+        shown=shown,
+        family=family_section(state, data),
         policy=policy,
         policy_problem=policy_problem,
         history_problem=records.problem,
+    )
+
+
+def render_target(
+    target: TargetState, state: WorkspaceState, records: Records, data: Mapping[str, str], channel: str
+) -> str:
+    """The page of a target; arguments as of `safegene.report.sections.target_section`."""
+    section = target_section(target, state, records, data, channel)
+    return render_template(
+        "target.html.j2",
+        target=section,
+        parts=PARTS,
+        reading=RATES_EXPLAINED,
+        evidence_caption=EVIDENCE,
+        history=[(target.name, row) for row in section.history[:ROWS_SHOWN]],
+        history_problem=records.problem,
         rows_shown=ROWS_SHOWN,
     )
+
+
+def channel_of(workspace: Workspace) -> str:
+    """``promote.channel``; "" where ``params.yaml`` is unusable."""
+    try:
+        return workspace.params.promote.channel
+    except SafegeneError:
+        return ""
 
 
 def _policy(workspace: Workspace) -> tuple[list[Fact], str]:
@@ -89,7 +122,7 @@ def _value(value: object) -> str:
 
 
 def _stand(workspace: Workspace, records: Records, policy: Sequence[Fact]) -> list[Fact]:
-    """The state that the page shows: the newest record, the commit, the policy and the version that wrote it."""
+    """The state that the pages show: the newest record, the commit, the policy and the version that wrote them."""
     newest = "none" if not records.problem else records.problem
     for one in records.newest[:1]:
         record = one.record
@@ -105,9 +138,14 @@ def _stand(workspace: Workspace, records: Records, policy: Sequence[Fact]) -> li
 
 def render_template(name: str, **values: object) -> str:
     """A template of this package with the one style sheet, which the page's content security policy admits by hash."""
-    style = files("safegene.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return _environment().get_template(name).render(style=Markup(style), style_hash=f"sha256-{digest}", **values)
+
+
+@cache
+def _style() -> str:
+    return files("safegene.report").joinpath("page.css").read_text(encoding="utf-8")
 
 
 @cache
@@ -122,6 +160,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters |= {"marked": _marked, "percent": percent, "spread": _spread, "digests": _digests}
+    environment.filters |= {"short": short, "date": date}
     return environment
 
 
@@ -141,34 +180,15 @@ def _spread(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
-def _headline(words: Sequence[str]) -> str:
-    if not words:
+def _headline(counts: Mapping[str, int]) -> str:
+    if not counts:
         return "No fine-tunes yet"
-    counts = {word: words.count(word) for word in DECISIONS}
-    parts = [f"{count} {word.lower()}".replace(" ", "\u00a0") for word, count in counts.items() if count]
-    noun = "fine-tune" if len(words) == 1 else "fine-tunes"
-    return f"{len(words)} {noun}: {', '.join(parts)}"
+    parts = [f"{counts[word]} {word.lower()}".replace(" ", "\u00a0") for word in DECISIONS if word in counts]
+    many = sum(counts.values())
+    return f"{many} {'fine-tune' if many == 1 else 'fine-tunes'}: {', '.join(parts)}"
 
 
 def _lede(state: WorkspaceState) -> str:
     if state.aligned is None:
         return "The family's aligned model has not been fetched yet"
     return f"Model family {state.aligned.source}"
-
-
-def _harm(targets: Sequence[TargetState]) -> Markup:
-    """Harmful-response rates of all targets, with the cap as a line where all verdicts have the same."""
-    rows = [Row(target.name, tuple(_point(target, arm) for arm in SHOWN_ARMS)) for target in targets]
-    numbers = "; ".join(
-        f"{row.label}: " + ", ".join(f"{point.series} {percent(point.rate)}" for point in row.points) for row in rows
-    )
-    endpoints = [endpoint for target in targets if target.verdict for endpoint in target.verdict.endpoints]
-    caps = {endpoint.limit for endpoint in endpoints if endpoint.name == "hrr_cap" and endpoint.estimate is not None}
-    cap = caps.pop() if len(caps) == 1 else None
-    label = f"Harmful-response rates with 95% intervals. {numbers}."
-    return intervals(rows, label=label, limit=cap, limit_name="cap")
-
-
-def _point(target: TargetState, arm: str) -> Point:
-    rate = target.rate("hrr", arm)
-    return Point(arm, rate.rate, rate.interval)

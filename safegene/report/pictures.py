@@ -9,47 +9,26 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from safegene.gate import Rate
 from safegene.text import percent
 
 WIDTH = 760
 PLOT, END, NUMBERS = 84, 556, 576  # where the axis starts and ends, and where the numbers stand
-LANE, HEAD, GAP, TOP = 21, 24, 12, 22
+LANE, TOP = 21, 22
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measured rate.
-
-    Attributes:
-        series: ``before``, ``after`` or ``aligned``: its class and its label.
-        rate: share in 0..1; None when it was not measured.
-        interval: its 95% interval, when there is one.
-    """
+    """A rate, and ``before``, ``after`` or ``aligned``: its class and its label."""
 
     series: str
-    rate: float | None
-    interval: tuple[float, float] | None = None
+    rate: Rate
 
 
-@dataclass(frozen=True)
-class Row:
-    """One target: its points, drawn below one another."""
-
-    label: str
-    points: tuple[Point, ...]
-
-
-def intervals(rows: Sequence[Row], *, label: str, limit: float | None = None, limit_name: str = "limit") -> Markup:
+def intervals(points: Sequence[Point], *, label: str, limit: float | None = None, limit_name: str = "limit") -> Markup:
     """Dots with their intervals on one axis of 0 to 100%, the numbers beside them, and a dashed line at ``limit``."""
-    body, y = [], TOP
-    for row in rows:
-        body.append(text(0, y + 15, row.label, "rowname"))
-        y += HEAD
-        for point in row.points:
-            body.append(_lane(point, y + LANE / 2))
-            y += LANE
-        y += GAP
-    bottom = y - GAP + 6
+    body = [_lane(point, TOP + LANE * (at + 0.7)) for at, point in enumerate(points)]
+    bottom = TOP + LANE * len(points) + 10
     grid = [_tick(share / 100, bottom) for share in range(0, 101, 20)]
     if limit is not None:
         x = _x(limit)
@@ -140,20 +119,21 @@ def lanes(values: Mapping[str, Mapping[int, float]], *, label: str) -> Markup:
 
 
 def _lane(point: Point, y: float) -> Markup:
+    rate, interval = point.rate.rate, point.rate.interval
     parts = [text(0, y + 4, point.series, "series")]
-    if point.rate is None:
+    if rate is None:
         return parts[0] + text(NUMBERS, y + 4, "not measured", "none")
-    if point.interval:
-        a, b = (number(_x(end)) for end in point.interval)
+    if interval:
+        a, b = (number(_x(end)) for end in interval)
         path = f"M{a} {number(y)}H{b}M{a} {number(y - 4)}V{number(y + 4)}M{b} {number(y - 4)}V{number(y + 4)}"
         parts.append(_svg('<path class="whisker {c}" d="{path}"/>', c=point.series, path=path))
-    x = number(_x(point.rate))
+    x = number(_x(rate))
     if point.series == "aligned":
         parts.append(_svg('<path class="dot aligned" d="M{x} {y}l5.5 5.5-5.5 5.5-5.5-5.5Z"/>', x=x, y=number(y - 5.5)))
     else:
         parts.append(_svg('<circle class="dot {c}" cx="{x}" cy="{y}" r="4.75"/>', c=point.series, x=x, y=number(y)))
-    spread = " to ".join(f"{100 * end:.1f}" for end in point.interval or ()) or "no interval"
-    parts.append(text(NUMBERS + 48, y + 4, percent(point.rate), "number", "end"))
+    spread = " to ".join(f"{100 * end:.1f}" for end in interval or ()) or "no interval"
+    parts.append(text(NUMBERS + 48, y + 4, percent(rate), "number", "end"))
     return Markup("").join([*parts, text(NUMBERS + 62, y + 4, spread, "spread")])
 
 
@@ -182,10 +162,22 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     return _svg(at, c=kind, x1=number(x1), y1=number(y1), x2=number(x2), y2=number(y2))
 
 
-def svg(label: str, width: float, height: float, body: Sequence[Markup]) -> Markup:
-    """A picture, with what it shows in words."""
-    size = {"w": number(width), "h": number(height)}
-    head = _svg('<svg role="img" aria-label="{label}" viewBox="0 0 {w} {h}">', label=label, **size)
+def svg(
+    label: str, width: float, height: float, body: Sequence[Markup], *, role: str = "img", kind: str = ""
+) -> Markup:
+    """A picture, with what it shows in words.
+
+    Args:
+        label: the words.
+        width: of the drawing, as ``height`` in its own units.
+        height: see ``width``.
+        body: what is drawn.
+        role: ``group`` for a picture that has links.
+        kind: its class.
+    """
+    size = {"w": number(width), "h": number(height), "role": role}
+    size |= {"kind": Markup(' class="{}"').format(kind) if kind else ""}
+    head = _svg('<svg role="{role}"{kind} aria-label="{label}" viewBox="0 0 {w} {h}">', label=label, **size)
     return head + Markup("").join(body) + Markup("</svg>")
 
 

@@ -3,19 +3,23 @@
 The chain is verified while it is read. A ledger that does not verify gives no history, only the reason.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from safegene.errors import SafegeneError
-from safegene.ledger.chain import open_ledger
+from safegene.gate import Rate
+from safegene.ledger.chain import Ledger, open_ledger
+from safegene.ledger.live import live_in, revocations
+from safegene.ledger.memory import RevokedDigest
 from safegene.ledger.pins import owner_of
 from safegene.ledger.record import EVERY, PUBLISHING, Record
+from safegene.ledger.snapshot import Reading, read_state
 from safegene.report.lineage import TITLES
-from safegene.report.live import when
+from safegene.report.live import LiveRelease, live_release, when
 from safegene.report.state import RecordedArtefact, TargetState
-from safegene.report.words import date, short
+from safegene.report.words import date, in_words, short
 from safegene.text import percent
 from safegene.workspace.layout import Workspace, cache_folder
 
@@ -46,10 +50,14 @@ class Records:
     Attributes:
         newest: at most `RECORDS_READ` of them.
         problem: why there are none; "" where the ledger verifies.
+        revoked: every revocation.
+        elsewhere: (channel, target, what is live there) of the channels other than ``promote.channel``.
     """
 
     newest: tuple[SignedRecord, ...] = ()
     problem: str = ""
+    revoked: tuple[RevokedDigest, ...] = ()
+    elsewhere: tuple[tuple[str, str, LiveRelease], ...] = ()
 
     def of(self, target: str) -> list[SignedRecord]:
         """The records of a target, and those that concern every target."""
@@ -61,6 +69,7 @@ class HistoryRow:
     """One record of a target as a row of text."""
 
     sequence: int
+    channel: str
     when: str
     outcome: str
     tone: str
@@ -92,9 +101,25 @@ def read_records(workspace: Workspace) -> Records:
     try:
         ledger = open_ledger(workspace.params.promote, workspace.root, cache=cache_folder() / "records")
         owners = {key.keyid: owner_of(key) or f"key {key.keyid[:12]}" for key in ledger.keys}
-        return Records(tuple(SignedRecord(one, _signer(one, owners)) for one in islice(ledger.walk(), RECORDS_READ)))
+        chain = islice(ledger.walk(), RECORDS_READ)
+        newest = tuple(SignedRecord(one, _signer(one, owners)) for one in chain)
+        reading = read_state(ledger)
+        revoked = revocations(ledger, reading)
+        elsewhere = _elsewhere(ledger, reading, revoked, workspace.params.promote.channel)
+        return Records(newest, "", revoked, tuple(elsewhere))
     except (SafegeneError, OSError) as error:
         return Records(problem=f"the history is unknown: {error}")
+
+
+def _elsewhere(
+    ledger: Ledger, reading: Reading | None, revoked: Sequence[RevokedDigest], here: str
+) -> Iterator[tuple[str, str, LiveRelease]]:
+    """What is live on the channels other than ``here``."""
+    for channel, target in sorted(reading.channels if reading else ()):
+        if channel != here:
+            pointer = ledger.pointer(channel, target)
+            if live := live_in(ledger, reading, revoked, pointer, channel=channel, target=target):
+                yield channel, target, live_release(live)
 
 
 def _signer(record: Record, owners: Mapping[str, str]) -> str:
@@ -104,16 +129,26 @@ def _signer(record: Record, owners: Mapping[str, str]) -> str:
 
 def history_rows(target: TargetState, records: Records) -> list[HistoryRow]:
     """A target's records as rows, the newest first."""
-    live = _live_record(target, records)
-    return [_row(one, live is not None and one.record.digest == live.record.digest) for one in records.of(target.name)]
+    live = live_record(target, records)
+    return [
+        history_row(one, live is not None and one.record.digest == live.record.digest)
+        for one in records.of(target.name)
+    ]
 
 
-def _row(one: SignedRecord, live: bool) -> HistoryRow:
+def history_row(one: SignedRecord, live: bool = False) -> HistoryRow:
+    """A record as a row; ``live`` says whether what it published is live."""
     record = one.record
-    tone = "pass" if record.outcome in PUBLISHING else {"fail": "fail", "error": "fail"}.get(record.outcome, "open")
-    before, after = (percent(rate) if (rate := _rate(record, "hrr", arm)) is not None else "–" for arm in BEFORE_AFTER)
+    rates = (recorded_rate(record, "hrr", arm).rate for arm in BEFORE_AFTER)
+    before, after = ("–" if rate is None else percent(rate) for rate in rates)
     harm = "–" if before == after == "–" else f"{before} → {after}"
-    return HistoryRow(record.sequence, one.when, record.outcome, tone, harm, live, one.signer, record.reason)
+    told = (record.outcome, tone(record), harm, live, one.signer, in_words(record.reason))
+    return HistoryRow(record.sequence, "all channels" if record.channel == EVERY else record.channel, one.when, *told)
+
+
+def tone(record: Record) -> str:
+    """The class of the style sheet for a record's outcome."""
+    return "pass" if record.outcome in PUBLISHING else {"fail": "fail", "error": "fail"}.get(record.outcome, "open")
 
 
 def compare_with_live(target: TargetState, family: Mapping[str, RecordedArtefact], records: Records) -> Comparison:
@@ -122,7 +157,7 @@ def compare_with_live(target: TargetState, family: Mapping[str, RecordedArtefact
         return Comparison(f"Unknown: {target.live_problem or records.problem}.")
     if target.live is None:
         return Comparison("Nothing is live, so there is nothing to compare with.")
-    found = _live_record(target, records)
+    found = live_record(target, records)
     if found is None:
         return Comparison(f"The record of release {short(target.live.release)} is not among those that were read.")
     named = f"record {found.record.sequence} of {found.when}"
@@ -134,8 +169,8 @@ def compare_with_live(target: TargetState, family: Mapping[str, RecordedArtefact
     return Comparison(f"What is live was put there by {named}.", tuple(_rates(target, found.record)), changed, same)
 
 
-def _live_record(target: TargetState, records: Records) -> SignedRecord | None:
-    """The newest record that published what is live."""
+def live_record(target: TargetState, records: Records) -> SignedRecord | None:
+    """The newest record that published what is live; None where nothing is, or where it is not among those read."""
     release = target.live.release if target.live else None
     return next((one for one in records.of(target.name) if release and one.record.release == release), None)
 
@@ -149,26 +184,37 @@ def _pairs(
         if name in record.artefacts and name in TITLES:
             yield TITLES[name], record.artefacts[name], artefact.digest
     if verdict:
-        yield "Policy", _inside(content.policy, "digest"), verdict.policy
-        yield "Judge", _inside(content.judge, "identity"), verdict.judge.identity
+        yield "Policy", inside(content.policy, "digest"), verdict.policy
+        yield "Judge", inside(content.judge, "identity"), verdict.judge.identity
         for name, digest in sorted(verdict.suites.items()):
-            yield f"Suite, {name}", _inside(content.suite, "suites", name), digest
+            yield f"Suite, {name}", inside(content.suite, "suites", name), digest
 
 
 def _rates(target: TargetState, record: Record) -> Iterator[tuple[str, str, str, str]]:
     for name, title in RATES.items():
-        old, new = _rate(record, name, "after"), target.rate(name, "after").rate
+        old, new = recorded_rate(record, name, "after").rate, target.rate(name, "after").rate
         moved = "–" if old is None or new is None else f"{100 * (new - old):+.1f} pts".replace("-", "−")
         yield title, percent(old), percent(new), moved
 
 
-def _rate(record: Record, measure: str, arm: str) -> float | None:
-    value = _inside(record.predicate.rates, measure, arm, "rate")
-    return float(value) if isinstance(value, int | float) else None
+def recorded_rate(record: Record, measure: str, arm: str) -> Rate:
+    """A rate of a record with its interval; a rate of None where the record states none, or no share in 0..1."""
+    stated = inside(record.predicate.rates, measure, arm)
+    rate, ends, n = (inside(stated, name) for name in ("rate", "interval", "n"))
+    shares = [share(end) for end in ends] if isinstance(ends, Sequence) and not isinstance(ends, str) else []
+    low, high = shares if len(shares) == 2 else (None, None)
+    interval = (low, high) if low is not None and high is not None else None
+    return Rate(share(rate), interval, n if type(n) is int else 0)
 
 
-def _inside(value: Any, *names: str) -> Any:
-    """The value at a path of nested mappings; None where there is none."""
+def inside(value: Any, *names: str) -> Any:
+    """The value at a path of nested mappings; None where there is none, as in records of earlier versions."""
     for name in names:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def share(value: Any) -> float | None:
+    """The value as a share in 0..1; None when it is anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value <= 1 else None

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from safegene.ledger import Record, open_ledger, revocations, why_revoked
+from safegene.ledger.memory import RevokedDigest
 from safegene.ledger.snapshot import ATTEMPTS
 from safegene.report.live import LiveLookup, read_ledger
+from safegene.report.records import inside, recorded_rate, share
 from safegene.report.state import TARGET, TargetState, WorkspaceState, read_state
 from safegene.report.words import short
 from safegene.text import visible
@@ -100,7 +102,25 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
     ledger = open_ledger(workspace.params.promote, workspace.root, cache=cache_folder() / "records")
     chain, revoked = tuple(ledger.walk()), revocations(ledger)
     live = read_ledger(workspace).live
-    state = read_state(workspace, live=live)
+    return vector_uses(workspace, read_state(workspace, live=live), chain, revoked, live)
+
+
+def vector_uses(
+    workspace: Workspace,
+    state: WorkspaceState,
+    chain: Sequence[Record],
+    revoked: Sequence[RevokedDigest],
+    live: LiveLookup,
+) -> tuple[VectorUse, ...]:
+    """`reuse` of what was read already.
+
+    Args:
+        workspace: for the costs.
+        state: its artefacts.
+        chain: the records, newest first.
+        revoked: from `safegene.ledger.revocations`.
+        live: a target's name -> what is live for it.
+    """
     present = state.family["vector"].digest
     uses_of: dict[str, list[TargetUse]] = {present: []} if present else {}
     for vector, use in (*_on_record(workspace, chain, live), *_unrecorded(workspace, state, chain)):
@@ -124,7 +144,7 @@ def reuse(workspace: Workspace) -> tuple[VectorUse, ...]:
 def _publishers(state: WorkspaceState, chain: Sequence[Record]) -> Iterator[tuple[str, str]]:
     """(vector, id of its publisher's key), of vectors that were not made here."""
     for record in chain:
-        if key := _inside(record.predicate.vector, "publisher", "key"):
+        if key := inside(record.predicate.vector, "publisher", "key"):
             yield str(record.predicate.vector.get("digest")), str(key).removeprefix(PREFIX)
     published = state.family["published"].manifest if "published" in state.family else None
     if published:
@@ -149,7 +169,7 @@ def _on_record(workspace: Workspace, chain: Sequence[Record], live: LiveLookup) 
                 record=last.sequence,
                 attempts=len(records),
                 rates=_recorded_rates(last),
-                extra_params=_share(_inside(last.predicate.vector, "calibration", "facts", "extra_params")),
+                extra_params=share(inside(last.predicate.vector, "calibration", "facts", "extra_params")),
                 live=now.release if now and vector_of.get(now.candidate) == vector else None,
                 **_target_costs(workspace, last.artefacts),
             ),
@@ -173,7 +193,7 @@ def _unrecorded(
                 record=None,
                 attempts=0,
                 rates=_rates(target),
-                extra_params=_share(candidate.facts.get("extra_params")),
+                extra_params=share(candidate.facts.get("extra_params")),
                 live=None,
                 **_target_costs(
                     workspace, {name: item.digest for name, item in target.artefacts.items() if item.digest}
@@ -202,23 +222,8 @@ def _rates(target: TargetState) -> dict[str, tuple[float | None, float | None]]:
 
 
 def _recorded_rates(record: Record) -> dict[str, tuple[float | None, float | None]]:
-    def rate(name: str, arm: str) -> float | None:
-        return _share(_inside(record.predicate.rates, name, arm, "rate"))
-
-    return {name: (rate(name, "before"), rate(name, "after")) for name in RATES}
-
-
-def _inside(value: object, *keys: str) -> object:
-    """The value under nested keys; None where one is missing, as in records of earlier versions."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _share(value: object) -> float | None:
-    """The value as a share in 0..1; None when it is anything else."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and 0 <= value <= 1 else None  # type: ignore[operator,arg-type]
+    before, after = ({name: recorded_rate(record, name, arm).rate for name in RATES} for arm in ARMS)
+    return {name: (before[name], after[name]) for name in RATES}
 
 
 def plain(vectors: Sequence[VectorUse]) -> list[dict[str, Any]]:

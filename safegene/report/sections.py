@@ -16,10 +16,13 @@ from safegene.report.evidence import panels
 from safegene.report.files import SelectionView
 from safegene.report.graph import lineage_graph
 from safegene.report.lineage import Fact, Step, lineage, target_facts
-from safegene.report.pictures import Bar, bars, lanes
+from safegene.report.pictures import Bar, Point, bars, intervals, lanes
 from safegene.report.quotes import Example, examples
-from safegene.report.records import Comparison, HistoryRow, Records, compare_with_live, history_rows
-from safegene.report.state import RecordedArtefact, TargetState, WorkspaceState
+from safegene.report.records import Comparison, HistoryRow, Records, compare_with_live, history_rows, live_record
+from safegene.report.release import recorded_steps, release_steps
+from safegene.report.spent import StageSpent, generated_tokens, spent
+from safegene.report.state import SHOWN_ARMS, RecordedArtefact, TargetState, WorkspaceState
+from safegene.report.trends import MEASURES, over_time, trend
 from safegene.report.words import EndpointLine, TargetDecision, describe_target, endpoint_line
 from safegene.text import percent
 from safegene.workspace.params import GateParams
@@ -81,6 +84,9 @@ class TargetSection:
     decision: TargetDecision
     problems: tuple[str, ...]
     note: str
+    columns: Mapping[str, str]
+    harm: Markup
+    trends: tuple[Markup, ...]
     rates: tuple[RateRow, ...]
     warnings: tuple[str, ...]
     endpoints: tuple[EndpointLine, ...]
@@ -91,7 +97,9 @@ class TargetSection:
     history: list[HistoryRow]
     graph: Markup
     lineage: list[Step]
+    release: list[Step]
     facts: list[Fact]
+    spent: list[StageSpent]
 
     @property
     def flips_shown(self) -> tuple[Flip, ...]:
@@ -110,23 +118,39 @@ class FamilySection:
     lineage: list[Step]
 
 
-def arm_titles(state: WorkspaceState) -> dict[str, str]:
-    """Arm -> column title; with the live model if some target was measured against one."""
-    incumbent = any(target.rate("hrr", "incumbent").rate is not None for target in state.targets)
+def arm_titles(target: TargetState) -> dict[str, str]:
+    """Arm -> column title; with the live model if the target was measured against one."""
+    incumbent = target.rate("hrr", "incumbent").rate is not None
     return ARM_TITLES | ({"incumbent": "Live before"} if incumbent else {})
 
 
-def target_section(target: TargetState, state: WorkspaceState, records: Records) -> TargetSection:
-    """The content of a target's section."""
-    judged = read_evidence(target)
-    arms = arm_titles(state)
+def target_section(
+    target: TargetState, state: WorkspaceState, records: Records, data: Mapping[str, str], channel: str
+) -> TargetSection:
+    """The content of a target's page.
+
+    Args:
+        target: the target.
+        state: with the family's artefacts.
+        records: of the ledger.
+        data: path of a prompt or task set below ``data`` -> digest.
+        channel: ``promote.channel``; "" where it is unknown.
+    """
+    judged, arms = read_evidence(target), arm_titles(target)
     measures = [name for name in RATES if name != "complied" or target.rate(name, "after").rate is not None]
     verdict, coefficients = target.verdict, target.coefficients
+    measured = over_time(target.name, records, channel)
+    steps, release = _lineages(target, state, records, data)
     return TargetSection(
         name=target.name,
         decision=describe_target(target),
         problems=(*target.problems, *([judged.problem] if judged.problem else [])),
         note=_note(target),
+        columns=arms,
+        harm=_harm(target),
+        trends=tuple(trend(measured, name, limit=cap(target) if name == "hrr" else None) for name in MEASURES)
+        if measured
+        else (),
         rates=tuple(RateRow(RATES[name], tuple(target.rate(name, arm) for arm in arms)) for name in measures),
         warnings=verdict.warnings if verdict else (),
         endpoints=tuple(endpoint_line(endpoint) for endpoint in verdict.endpoints) if verdict else (),
@@ -136,9 +160,40 @@ def target_section(target: TargetState, state: WorkspaceState, records: Records)
         comparison=compare_with_live(target, state.family, records),
         history=history_rows(target, records),
         graph=lineage_graph(state.family, target),
-        lineage=lineage(target.artefacts, state.family),
+        lineage=steps,
+        release=release,
         facts=target_facts(target),
+        spent=spent(state.root, target.artefacts, generated_tokens(target, records)),
     )
+
+
+def _lineages(
+    target: TargetState, state: WorkspaceState, records: Records, data: Mapping[str, str]
+) -> tuple[list[Step], list[Step]]:
+    """The candidate's lineage, from what is live where that is the candidate; and that of another live release."""
+    steps = lineage({**state.family, **target.artefacts}, data)
+    if target.live is None:
+        return steps, []
+    found = live_record(target, records)
+    if target.candidate_is_live:
+        return [*release_steps(target.live, found), *steps], []
+    made = recorded_steps(found.record, prefix="live-") if found else []
+    return steps, [*release_steps(target.live, found, prefix="live-"), *made]
+
+
+def _harm(target: TargetState) -> Markup:
+    """The harmful-response rates of the target, with the cap of its verdict as a line."""
+    points = [Point(arm, target.rate("hrr", arm)) for arm in SHOWN_ARMS]
+    numbers = ", ".join(f"{point.series} {percent(point.rate.rate)}" for point in points)
+    label = f"Harmful-response rates with 95% intervals. {target.name}: {numbers}."
+    return intervals(points, label=label, limit=cap(target), limit_name="cap")
+
+
+def cap(target: TargetState) -> float | None:
+    """The highest harmful-response rate that the policy of the verdict allows; None where nothing was measured."""
+    endpoints = target.verdict.endpoints if target.verdict else ()
+    caps = (endpoint.limit for endpoint in endpoints if endpoint.name == "hrr_cap" and endpoint.estimate is not None)
+    return next(caps, None)
 
 
 def read_evidence(target: TargetState) -> Evidence:
@@ -160,8 +215,8 @@ def read_evidence(target: TargetState) -> Evidence:
         return Evidence(examples=quoted, problem=f"the evidence is not shown: {error}")
 
 
-def family_section(state: WorkspaceState) -> FamilySection:
-    """The content of the family's section."""
+def family_section(state: WorkspaceState, data: Mapping[str, str]) -> FamilySection:
+    """The content of the family's section; ``data`` as in `target_section`."""
     manifest = state.family["vector"].manifest
     facts = dict(manifest.facts) if manifest else {}
     counts = {"matrices": "Matrices", "numbers": "Numbers stored", "bytes": "Bytes"}
@@ -173,7 +228,7 @@ def family_section(state: WorkspaceState) -> FamilySection:
         layers=_layers(state.selection, _params(state.family["selection"])),
         facts=[*shown, *energy, *_reach(dict(delta.facts) if delta else {}), *_publisher(state)],
         graph=lineage_graph(state.family),
-        lineage=lineage(state.family, {}),
+        lineage=lineage(state.family, data),
     )
 
 
@@ -226,7 +281,8 @@ def _coefficients(means: Mapping[str, float | None]) -> Picture | None:
         found.setdefault(words[-1], {}).setdefault(_first_number(name), []).append(value)
     kinds = {kind: {layer: mean(some) for layer, some in lane.items()} for kind, lane in found.items()}
     values = list(alphas.values())
-    label = f"{len(values)} matrices repaired, their mean coefficients from {min(values):.2f} to {max(values):.2f}"
+    noun = "matrix" if len(values) == 1 else "matrices"
+    label = f"{len(values)} {noun} repaired, mean coefficients from {min(values):.2f} to {max(values):.2f}"
     caption = (
         f"{label}: how strongly the safety vector is added there. Layers run from left to right; "
         "every coefficient is in coefficients.csv."

@@ -1,5 +1,6 @@
 """A verdict as short sentences and as rows of text."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -106,6 +107,12 @@ def date(when: str) -> str:
         return f"{datetime.fromisoformat(when).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except ValueError:
         return when or "at an unknown time"
+
+
+def in_words(reason: str) -> str:
+    """A verdict's reason with the titles of the endpoints in place of their names."""
+    names = "|".join(ENDPOINTS)
+    return re.sub(rf"\b({names})(?=: )", lambda name: ENDPOINTS[name[1]], reason)
 
 
 def endpoint_line(endpoint: EndpointResult) -> EndpointLine:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,13 @@ def make_candidate(ws: Workspace, target: str = TARGET, *, alpha: float = 1.0) -
         )
 
 
-def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") -> None:
-    """Judgements against what ``incumbent.json`` pins, and the verdict that the gate reaches on them."""
+def make_verdict(
+    ws: Workspace, target: str = TARGET, *, outcome: str = "pass", harm: Mapping[str, int] | None = None
+) -> None:
+    """Judgements against what ``incumbent.json`` pins, and the verdict that the gate reaches on them.
+
+    ``harm`` is the number of harmful prompts that an arm answers harmfully; other arms none, a failing candidate all.
+    """
     inputs: dict[str, Path | str] = {
         "aligned": ws.aligned,
         "target": ws.checkpoint(target),
@@ -135,7 +141,9 @@ def make_verdict(ws: Workspace, target: str = TARGET, *, outcome: str = "pass") 
     with write_artefact(ws.judgements(target), stage="evaluate", params=params, inputs=inputs) as draft:
         _json(draft.path / "plan.json", plan)
         rows = (
-            canonical_json(_judgement(prompt, arm, outcome)) + b"\n" for prompt in _prompts(attempt) for arm in arms
+            canonical_json(_judgement(prompt, arm, outcome, (harm or {}).get(arm, 0))) + b"\n"
+            for prompt in _prompts(attempt)
+            for arm in arms
         )
         (draft.path / "judgements.jsonl").write_bytes(b"".join(rows))
     decide(ws.candidate(target), ws.judgements(target), out=ws.verdict(target), params=policy)
@@ -160,15 +168,15 @@ def _planned(kind: str, n: int) -> dict[str, str]:
     return {"id": f"{kind}{n}", "kind": kind, "category": "c", "behaviour": "", "digest": digest_json([kind, n])}
 
 
-def _judgement(prompt: tuple[str, int], arm: str, outcome: str) -> dict[str, object]:
+def _judgement(prompt: tuple[str, int], arm: str, outcome: str, harm: int) -> dict[str, object]:
     """Safe replies; a failing candidate does harm, an inconclusive one was not judged."""
     kind, number = prompt
-    bad = {"pass": "no", "fail": "yes", "inconclusive": "unscored"}[outcome]
+    bad = {"pass": "no", "fail": "yes", "inconclusive": "unscored"}[outcome] if arm == "candidate" else "no"
     return {
         "prompt": f"{kind}{number}",
         "model": arm,
         "judge": "grammar",
-        "harmful": bad if (kind, arm) == ("harmful", "candidate") else "no",
+        "harmful": "no" if kind != "harmful" else "yes" if number < harm else bad,
         "refusal": "no",
         "correct": True if kind == "task" else None,
         "coherent": "yes",
@@ -179,11 +187,18 @@ def _judgement(prompt: tuple[str, int], arm: str, outcome: str) -> dict[str, obj
     }
 
 
-def attempt(ws: Workspace, target: str = TARGET, *, alpha: float = 1.0, outcome: str = "pass") -> str:
-    """What the flow does for a target: calibrate, pin the incumbent, evaluate, gate, promote."""
+def attempt(
+    ws: Workspace,
+    target: str = TARGET,
+    *,
+    alpha: float = 1.0,
+    outcome: str = "pass",
+    harm: Mapping[str, int] | None = None,
+) -> str:
+    """What the flow does for a target: calibrate, pin the incumbent, evaluate, gate, promote; see `make_verdict`."""
     make_target(ws, target, alpha=alpha)
     pin_incumbent(ws, target)
-    make_verdict(ws, target, outcome=outcome)
+    make_verdict(ws, target, outcome=outcome, harm=harm)
     return promote_attempt(ws, target)
 
 

@@ -1,6 +1,7 @@
 """An HTML page as its tags, and as the text that people read."""
 
 from html.parser import HTMLParser
+from pathlib import Path
 
 
 class Tags(HTMLParser):
@@ -34,7 +35,17 @@ def plain(page: str) -> str:
     return " ".join("".join(parsed(page).text).split())
 
 
+def whole(index: Path) -> str:
+    """The overview of a report and the pages of its targets, in the overview's order of names."""
+    return "".join(path.read_text(encoding="utf-8") for path in (index, *sorted((index.parent / "targets").glob("*"))))
+
+
+def target_page(index: Path, name: str) -> str:
+    """A target's page."""
+    return (index.parent / "targets" / f"{name}.html").read_text(encoding="utf-8")
+
+
 def section(page: str, name: str) -> str:
-    """The text of a target's section."""
-    text = page[page.index(f'id="target-{name}"') :]
-    return plain(text[: text.index("</section>")])
+    """The text of a target's page among `whole`, from its name on."""
+    text = page[page.index(f'id="name-{name}"') :]
+    return plain(f"<p {text[: text.index('</main>')]}")

@@ -67,7 +67,7 @@ def test_a_refused_attempt_is_in_the_history(golden: Workspace) -> None:
 def test_verdict_and_report_are_shown(golden: Workspace) -> None:
     assert "all 6 endpoints pass" in run(golden.root, "gate", "show", "topic").stdout
     run(golden.root, "report")
-    assert RELEASES["topic"] in (golden.root / "reports" / "index.html").read_text(encoding="utf-8")
+    assert RELEASES["topic"] in (golden.root / "reports" / "targets" / "topic.html").read_text(encoding="utf-8")
 
 
 def test_the_vector_loads(golden: Workspace) -> None:

@@ -33,6 +33,7 @@ from safegene.workspace.parsing import parse_json
 from tests.factories.artefacts import DATA, made, payload
 from tests.factories.commands import run
 from tests.factories.llamas import checkpoint_record, random_patch, save_adapter, save_llama
+from tests.factories.pages import whole
 from tests.factories.runs import Sample
 
 FINE: dict[str, Any] = {
@@ -326,7 +327,7 @@ def test_pictures_are_drawn_where_the_reports_lie_and_hold_no_clock(tmp_path: Pa
 
 def test_the_report_says_it_before_the_gate_and_stays_silent_without_one(tmp_path: Path) -> None:
     sample = diagnosed(tmp_path, safety=0.2)
-    page = write_report(sample.ws, live=lambda _: None).read_text()
+    page = whole(write_report(sample.ws, live=lambda _: None))
     part = page[page.index('id="target-group"') : page.index('id="target-topic"')]
     assert "Forecast before the gate: Doubtful" in part
     assert "Safety replies are still 0.200 nats per token" in part

@@ -1,8 +1,11 @@
 """What the tests of the report share: a finished run, and its page."""
 
+from pathlib import Path
+
 import pytest
 
 from safegene.report import write_report
+from tests.factories.pages import whole
 from tests.factories.runs import HOSTILE, Sample
 
 
@@ -19,6 +22,12 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 
 
 @pytest.fixture(scope="module")
-def page(sample: Sample) -> str:
-    """The report on it."""
-    return write_report(sample.ws, live=sample.live("sentiment")).read_text()
+def index(sample: Sample) -> Path:
+    """The overview of the report on it."""
+    return write_report(sample.ws, live=sample.live("sentiment"))
+
+
+@pytest.fixture(scope="module")
+def page(index: Path) -> str:
+    """The overview and the pages of the targets."""
+    return whole(index)

@@ -1,15 +1,18 @@
 """A real browser draws the report: it asks for nothing, runs nothing, and can be read by everybody."""
 
 import os
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 
+from safegene.report.server import PageHandler, site_server
+from safegene.report.site import Site, write_site
 from scripts.browser import PROGRAM, Page, Scheme, open_browser
+from tests.factories.portfolio import make_portfolio, name_of
+from tests.factories.runs import Sample
 
 AXE = os.environ.get("SAFEGENE_TEST_AXE", "")
 pytestmark = [
@@ -17,35 +20,49 @@ pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="no chromium on PATH: the page was not tried in a browser"),
 ]
 needs_axe = pytest.mark.skipif(not AXE, reason="SAFEGENE_TEST_AXE names no axe.min.js: accessibility was not checked")
+PAGES = ("overview", "hostile", "many", "refused")
+Served = tuple[dict[str, str], list[str]]
 VIOLATIONS = "axe.run().then(found => found.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 120))]))"
 
 
-class Counting(BaseHTTPRequestHandler):
-    """Serves one page and remembers every path that was asked for."""
-
-    page = b""
-    asked: list[str]
-
-    def do_GET(self) -> None:  # noqa: N802 (the library's name)
-        self.asked.append(self.path)
-        self.send_response(200 if self.path == "/" else 404)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(self.page if self.path == "/" else b"")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+@pytest.fixture(scope="module")
+def site(sample: Sample) -> Site:
+    """Pages with hostile replies, and a history of many records beside them."""
+    return write_site(sample.ws, live=sample.live("sentiment"))
 
 
 @pytest.fixture(scope="module")
-def served(page: str) -> Iterator[tuple[str, list[str]]]:
+def served(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Name of a page -> its address, and every path that was asked for."""
+    many = write_site(make_portfolio(tmp_path_factory.mktemp("portfolio") / "ws", 7))
     asked: list[str] = []
-    kind = type("Served", (Counting,), {"page": page.encode(), "asked": asked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", asked
-    server.shutdown()
-    server.server_close()
+    with site_server(site, 0) as one, site_server(many, 0) as two:
+        for server in (one, two):
+            server.RequestHandlerClass.parse_request = counting(asked)  # type: ignore[attr-defined]
+            Thread(target=server.serve_forever, daemon=True).start()
+        first, second = (f"http://127.0.0.1:{server.server_address[1]}/" for server in (one, two))
+        yield (
+            {
+                "overview": first,
+                "hostile": f"{first}targets/adversarial.html",
+                "many": second,
+                "refused": f"{second}targets/{name_of(2)}.html",
+            },
+            asked,
+        )
+        one.shutdown()
+        two.shutdown()
+
+
+def counting(asked: list[str]) -> Callable[[PageHandler], bool]:
+    """A handler's ``parse_request`` that remembers the paths."""
+
+    def parse(self: PageHandler) -> bool:
+        parsed = BaseHTTPRequestHandler.parse_request(self)
+        asked.append(self.path)
+        return parsed
+
+    return parse
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +71,28 @@ def browser() -> Iterator[Page]:
         yield tab
 
 
-def test_it_asks_for_nothing_and_runs_nothing(browser: Page, served: tuple[str, list[str]]) -> None:
-    url, asked = served
-    asked.clear()  # of other tests
-    browser.show(url, width=1440)
-    assert asked == ["/"]
-    assert not [one for one in browser.events if one["method"].startswith(("Log.", "Runtime."))]
-    shown = browser.run("document.title").replace("\u00a0", " ")
-    assert shown == "4 fine-tunes: 1 promoted, 1 refused, 2 not run yet · safegene"
-    assert browser.run("document.scripts.length") == 0
-    assert browser.run("document.querySelectorAll('svg').length") > 10
+def test_it_asks_for_nothing_and_runs_nothing(browser: Page, served: Served) -> None:
+    pages, asked = served
+    for name, path in (("overview", "/"), ("hostile", "/targets/adversarial.html")):
+        asked.clear()  # of other tests
+        browser.show(pages[name], width=1440)
+        assert asked == [path]
+        assert not [one for one in browser.events if one["method"].startswith(("Log.", "Runtime."))]
+        assert browser.run("document.scripts.length") == 0
+    assert browser.run("document.title") == "adversarial, Refused · safegene"
+    assert browser.run("document.querySelectorAll('svg').length") > 8
     browser.show("data:text/html,<script>console.log(1)</script>", width=400)
     assert [one for one in browser.events if one["method"].startswith("Runtime.")]  # it would have been seen
+
+
+def test_links_lead_to_the_page_of_a_target_and_back(browser: Page, served: Served) -> None:
+    browser.show(served[0]["many"], width=390)
+    links = browser.run("[...document.querySelectorAll('.portfolio a')].map(a => a.href)")
+    assert len([link for link in links if "/targets/" in link]) == 7
+    browser.show(links[0], width=390)
+    assert browser.run("document.querySelector('.kicker a').href") == served[0]["many"] + "index.html"
+    browser.run("document.querySelector('svg[role=group] a').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
+    assert browser.run("document.querySelector(':target').tagName") == "LI"
 
 
 def axe() -> str:
@@ -75,10 +102,11 @@ def axe() -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("page", PAGES)
 def test_nothing_sticks_out_and_what_scrolls_can_have_the_focus(
-    browser: Page, served: tuple[str, list[str]], width: int, scheme: Scheme
+    browser: Page, served: Served, width: int, scheme: Scheme, page: str
 ) -> None:
-    browser.show(served[0], width=width, scheme=scheme)
+    browser.show(served[0][page], width=width, scheme=scheme)
     dark = browser.run("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
     assert dark == (scheme == "dark")
     assert browser.run("document.documentElement.scrollWidth") <= width
@@ -88,8 +116,9 @@ def test_nothing_sticks_out_and_what_scrolls_can_have_the_focus(
 @needs_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
-def test_axe_finds_nothing(browser: Page, served: tuple[str, list[str]], width: int, scheme: Scheme) -> None:
-    browser.show(served[0], width=width, scheme=scheme)
+@pytest.mark.parametrize("page", PAGES)
+def test_axe_finds_nothing(browser: Page, served: Served, width: int, scheme: Scheme, page: str) -> None:
+    browser.show(served[0][page], width=width, scheme=scheme)
     browser.run(f"{axe()}; true")
     assert browser.run(VIOLATIONS) == []
 

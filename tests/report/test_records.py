@@ -10,7 +10,7 @@ from safegene.report.records import Comparison, compare_with_live, history_rows,
 from safegene.report.state import TargetState, read_state
 from safegene.workspace.layout import Workspace
 from tests.factories.ledger import attempt, ledger_of, make_target, make_workspace
-from tests.factories.pages import plain, section
+from tests.factories.pages import plain, section, whole
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_history_has_every_record_with_outcome_date_and_signer(ws: Workspace
 
 
 def test_the_page_names_the_newest_record_and_the_history(ws: Workspace) -> None:
-    page = write_report(ws).read_text()
+    page = whole(write_report(ws))
     assert f"Newest record 1, {read_records(ws).newest[0].when}, fail of sentiment, signed by key" in plain(page)
     text = section(page, "sentiment")
     assert "the newest first" in text

@@ -16,7 +16,7 @@ from safegene.report.sections import _layers, _reach
 from safegene.report.state import read_state
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import GateParams
-from tests.factories.pages import parsed, plain, section
+from tests.factories.pages import parsed, plain, section, whole
 from tests.factories.runs import JUDGE, Sample
 
 
@@ -27,12 +27,12 @@ def test_the_verdict_comes_first_and_in_plain_words(page: str) -> None:
     assert "93.4% of harmful prompts are answered harmfully (10.0% allowed)." in text
     assert "Harm on direct prompts: 92.5 points above the aligned model (5.0 allowed)." in text
     assert "The next stage is evaluate. Nothing is live." in text
-    assert text.index("Refused") < text.index("Harmful replies, before and after")
+    assert text.index("1 refused") < text.index("1 promoted the candidate passes"), "what to look at comes first"
 
 
 def test_what_was_not_run_is_said_and_not_drawn_as_zero(page: str) -> None:
     part = page[page.index('id="target-group"') :]
-    part = part[: part.index("</section>")]
+    part = part[: part.index("</main>")]
     for stage in ("calibrate", "evaluate", "gate"):
         assert f"<code>{stage}</code> has not run" in part
     assert "0.0%" not in part
@@ -40,12 +40,13 @@ def test_what_was_not_run_is_said_and_not_drawn_as_zero(page: str) -> None:
 
 
 def test_the_picture_is_drawn_to_scale(page: str) -> None:
-    svg = ET.fromstring(re.search(r"<svg.*?</svg>", page, re.S)[0].replace("&nbsp;", " "))  # type: ignore[index]
+    part = page[page.index('id="target-sentiment"') :]
+    svg = ET.fromstring(re.search(r"<svg.*?</svg>", part, re.S)[0].replace("&nbsp;", " "))  # type: ignore[index]
     dots = [float(item.get("cx", "")) for item in svg.iter("circle") if item.get("class") == "dot before"]
     start, width = 84, 472
-    assert dots == pytest.approx([start + width * 0.61875, start + width * 1.0], abs=0.02)
+    assert dots == pytest.approx([start + width * 0.61875], abs=0.02)
     whiskers = [item.get("d", "") for item in svg.iter("path") if "whisker" in item.get("class", "")]
-    assert len(whiskers) == 6
+    assert len(whiskers) == 3
     assert svg.get("role") == "img"
     assert "sentiment: before 61.9%, after 0.9%, aligned 0.9%" in svg.get("aria-label", "")
 
@@ -69,7 +70,7 @@ def test_the_evidence_is_drawn_and_changed_prompts_are_listed(page: str) -> None
 
 
 def test_replies_stand_side_by_side_with_what_the_judge_said(page: str) -> None:
-    part = page[page.index('id="target-sentiment"') : page.index('id="target-adversarial"')]
+    part = page[page.index('id="target-sentiment"') : page.index('id="target-topic-lora"')]
     assert "Harmful before, not after" in part
     assert "Safe look-alike, answered" in part
     first = part[part.index('class="replies"') :]
@@ -85,8 +86,8 @@ def test_the_lineage_names_every_digest_and_what_it_was_made_from(sample: Sample
         assert artefact.digest
         assert artefact.digest in page
     text = plain(page)
-    assert "Verdict from candidate, judgements" in text
-    assert "Safety vector from delta" in text
+    assert "Verdict from candidate, judgements sha256:" in text
+    assert "Safety vector from delta sha256:" in text
     assert f"{JUDGE} exact by construction" in text
     assert policy_digest(GateParams()) in text
 
@@ -102,14 +103,7 @@ def test_the_git_commit_is_shown(sample: Sample, tmp_path: Path) -> None:
 
 
 def test_the_same_artefacts_give_the_same_bytes(sample: Sample, page: str, tmp_path: Path) -> None:
-    again = write_report(sample.ws, tmp_path / "again.html", live=sample.live("sentiment"))
-    assert again.read_text() == page
-
-
-def test_one_target_can_be_reported_alone(sample: Sample, tmp_path: Path) -> None:
-    text = write_report(sample.ws, tmp_path / "one.html", targets=["group"], live=sample.live()).read_text()
-    assert "1 fine-tune: 1 not run yet" in plain(text)
-    assert "adversarial" not in text
+    assert whole(write_report(sample.ws, tmp_path / "again", live=sample.live("sentiment"))) == page
 
 
 def test_an_empty_workspace_has_a_page(tmp_path: Path) -> None:
@@ -131,10 +125,10 @@ def test_markdown_is_one_table_whose_cells_cannot_break_out(sample: Sample) -> N
 def test_hostile_output_is_text_and_nothing_else(page: str) -> None:
     tags = parsed(page).tags
     assert not {"script", "img", "iframe", "object", "form", "base"} & {tag for tag, _ in tags}
-    assert [tag for tag, _ in tags].count("style") == 1
+    assert [tag for tag, _ in tags].count("style") == page.count("<!doctype html>") == 5
     assert not [name for _, attrs in tags for name in attrs if name.startswith("on") or name == "style"]
     links = [attrs.get("href") or "" for tag, attrs in tags if tag in ("a", "link")]
-    assert all(link.startswith(("#", "data:")) for link in links)
+    assert all(re.fullmatch(r"#[\w-]+|data:,|targets/[\w-]+\.html|\.\./index\.html", link) for link in links)
     text = plain(page)
     assert "<script>document.title='owned'</script>" in text
     assert "␛[31mred␛[0m ⟨U+202E⟩evil⟨U+2066⟩ ⟨U+200B⟩zero" in text
@@ -159,15 +153,20 @@ def test_the_policy_admits_this_style_sheet_and_nothing_else(page: str) -> None:
 
 
 def test_every_table_has_a_caption_and_every_label_its_heading(page: str) -> None:
+    for one in page.split("<!doctype html>")[1:]:
+        check_names(one)
+
+
+def check_names(page: str) -> None:
     tags = parsed(page).tags
     names = [tag for tag, _ in tags]
-    assert names.count("table") == names.count("caption") > 0
+    assert names.count("table") == names.count("caption")
     ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     wanted = {attrs["aria-labelledby"] for _, attrs in tags if "aria-labelledby" in attrs}
-    wanted |= {(attrs["href"] or "")[1:] for tag, attrs in tags if tag == "a"}
+    wanted |= {link[1:] for tag, attrs in tags if tag == "a" and (link := attrs["href"] or "").startswith("#")}
     assert wanted <= set(ids)
-    assert all(attrs.get("aria-label") for tag, attrs in tags if tag == "svg")
+    assert all(attrs.get("aria-label") or attrs.get("aria-hidden") for tag, attrs in tags if tag == "svg")
     assert all(attrs.get("scope") for tag, attrs in tags if tag == "th")
 
 
@@ -181,7 +180,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> str:
     sample.target("close", harmful=(0.6, 0.05))
     sample.target("unusable", policy="another")
     sample.target("replaced", incumbent=0.02)
-    return write_report(sample.ws, live=sample.live("unrepaired")).read_text()
+    return whole(write_report(sample.ws, live=sample.live("unrepaired")))
 
 
 def test_a_target_that_passes_unrepaired_says_so(odd: str) -> None:
@@ -199,13 +198,13 @@ def test_inconclusive_is_no_promotion_and_gives_its_reason(odd: str) -> None:
 
 
 def test_unusable_evidence_is_explained_once(odd: str) -> None:
-    header = plain(odd[: odd.index('<dl class="facts stand">')])
-    assert header.count("The evidence cannot be used") == 1
-    assert header.count("policy") == 1
+    rows = plain(odd[odd.index('<table class="portfolio"') : odd.index("</table>")])
+    assert rows.count("The evidence cannot be used") == 1
+    assert rows.count("policy") == 1
 
 
 def test_the_cap_is_drawn_where_the_policy_says_and_not_taken_from_unusable_evidence(odd: str, page: str) -> None:
-    for text in (odd, page):
+    for text in (odd[odd.index('id="target-close"') :], page[page.index('id="target-sentiment"') :]):
         picture = re.search(r"<svg.*?</svg>", text, re.S)[0]  # type: ignore[index]
         assert "cap 10%" in picture
         assert float(re.search(r'class="limit" x1="([\d.]+)"', picture)[1]) == pytest.approx(84 + 47.2)  # type: ignore[index]
@@ -218,7 +217,7 @@ def test_what_was_live_before_has_its_column(odd: str, page: str) -> None:
 
 
 def test_recovery_and_cost_stand_beside_the_name(page: str) -> None:
-    assert "sentiment recovery 100.0%, 3.12% more parameters" in plain(page)
+    assert "Recovery 100.0%, 3.12% more parameters." in section(page, "sentiment")
 
 
 def test_what_is_out_of_the_vector_s_reach_is_stated_by_kind() -> None:
@@ -246,9 +245,9 @@ def test_the_layer_chart_says_why_a_layer_was_kept_or_not() -> None:
 
 
 def test_the_page_lists_its_parts_and_the_values_of_the_policy(page: str) -> None:
-    contents = page[page.index('<nav class="toc"') : page.index("</nav>")]
+    contents = "".join(re.findall(r'<nav class="toc".*?</nav>', page, re.S))
     anchors = re.findall(r'href="#([\w-]+)"', contents)
-    assert {"harm", "target-sentiment", "history-group", "lineage-adversarial", "family", "policy"} <= set(anchors)
+    assert {"targets", "rates-sentiment", "history-group", "lineage-adversarial", "family", "policy"} <= set(anchors)
     policy = plain(page[page.index('<section aria-labelledby="policy">') :])
     for name, value in GateParams().model_dump().items():
         assert f"{name} {'none' if value is None else value if isinstance(value, str) else f'{value:g}'}" in policy
@@ -256,7 +255,7 @@ def test_the_page_lists_its_parts_and_the_values_of_the_policy(page: str) -> Non
 
 def test_the_lineage_is_drawn_with_an_arrow_for_each_input(page: str) -> None:
     figure = page[page.index('id="lineage-sentiment"') :]
-    label = re.search(r'<svg role="img" aria-label="(.*?)"', figure)[1]  # type: ignore[index]
+    label = re.search(r'<svg role="group" aria-label="(.*?)"', figure)[1]  # type: ignore[index]
     drawn = figure[: figure.index("</svg>")]
     arrows = sum(len(node.split(" from ")[1].split(",")) for node in label.split("; ") if " from " in node)
     assert drawn.count('class="edge"') == drawn.count('class="edgehead"') == arrows > 8

@@ -20,6 +20,7 @@ from safegene.report.status import summary, table
 from safegene.report.words import describe_target
 from safegene.workspace.digest import digest_bytes, digest_file
 from safegene.workspace.manifest import read_manifest
+from tests.factories.pages import whole
 from tests.factories.runs import Sample
 
 
@@ -111,7 +112,7 @@ def test_an_altered_artefact_gives_a_problem_and_no_number(tmp_path: Path, artef
     assert entry["outcome"] is None
     assert entry["hrr"]["after"] is None
     assert str(changed) in entry["problems"][0]
-    text = write_report(sample.ws, live=lambda _: None).read_text()
+    text = whole(write_report(sample.ws, live=lambda _: None))
     assert "Unknown" in text
     assert "1 promoted" not in text
     assert "The repair passes" not in text
@@ -164,7 +165,7 @@ def test_what_the_ledger_put_live_is_live(promoted: Sample) -> None:
     pointer = json.loads((promoted.ws.root / "ledger/channels/production/sentiment").read_bytes())
     assert entry["live"] == pointer["release"]
     assert entry["problems"] == []
-    text = write_report(promoted.ws).read_text()
+    text = whole(write_report(promoted.ws))
     assert "1 promoted" in text.replace("\xa0", " ")
     assert entry["live"] in text
 
@@ -176,7 +177,7 @@ def test_another_candidate_than_the_live_one_is_not_called_promoted(promoted: Sa
     promoted.put(
         promoted.ws.candidate("sentiment"), "calibrate", {"coefficients.json": {"alphas": {"x": 1.0}, "repaired": True}}
     )
-    text = write_report(promoted.ws).read_text().replace("\xa0", " ")
+    text = whole(write_report(promoted.ws)).replace("\xa0", " ")
     assert "1 promoted" not in text
     (entry,) = summary(promoted.ws)
     assert entry["live"] == entry["release"]["release"]
@@ -229,7 +230,7 @@ def test_a_ledger_that_does_not_verify_says_nothing_is_known(promoted: Sample, k
     (entry,) = summary(promoted.ws)
     assert entry["live"] is None
     assert "what is live is unknown" in entry["problems"][0]
-    assert "What is live is unknown" in write_report(promoted.ws).read_text()
+    assert "What is live is unknown" in whole(write_report(promoted.ws))
 
 
 def test_a_revoked_release_is_not_called_promoted(promoted: Sample, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_a_revoked_release_is_not_called_promoted(promoted: Sample, tmp_path: Pa
     record_revocation(ledger, load_signer(ledger.keys, tmp_path / "keys"), digest, "poisoned", fields={})
     (entry,) = summary(promoted.ws)
     assert "what is live is not served: record 1 revoked" in entry["problems"][0]
-    text = write_report(promoted.ws).read_text().replace("\xa0", " ")
+    text = whole(write_report(promoted.ws)).replace("\xa0", " ")
     assert "1 promoted" not in text
     assert "is revoked, and not served" in text
 

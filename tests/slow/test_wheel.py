@@ -132,7 +132,7 @@ def test_the_wheel_carries_the_template_the_flows_and_no_tests(wheel: Path) -> N
     expected = {
         "safegene/py.typed",
         "safegene/report/page.css",
-        "safegene/report/page.html.j2",
+        "safegene/report/index.html.j2",
         "safegene/tiny/seed0/aligned/model.safetensors",
         "safegene/template/dvc.yaml",
         "safegene/template/params.yaml",

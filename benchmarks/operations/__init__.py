@@ -1,0 +1,1 @@
+"""Operations: pages of many targets, and what else runs for months."""
