@@ -26,6 +26,7 @@ from tests.factories.commands import call, git, run
 ROOT = Path(__file__).parents[2]
 CHANGING = {
     *("init", "demo", "promote", "approve", "reject", "rollback", "merge", "export", "report", "watch", "deploy"),
+    *("site build", "site serve"),
     *("target add", "target remove", "data add", "data split", "suite add", "suite use"),
     *("judge calibrate", "judge sample", "tiny build", "vector publish"),
     *("keys create", "keys pin", "keys rotate", "keys require", "keys revoke", "audit revoke", "audit pack"),

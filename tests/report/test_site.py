@@ -10,8 +10,11 @@ from threading import Thread
 import pytest
 
 from safegene.errors import ParamsError
+from safegene.pipeline.stages.promote import rollback
+from safegene.report.records import read_records
 from safegene.report.server import site_server
 from safegene.report.site import Site, write_site
+from safegene.report.trends import over_time, trend
 from safegene.workspace.costs import note_cost
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
@@ -74,7 +77,7 @@ def test_reuse_costs_and_records_are_on_the_overview(site: Site) -> None:
     assert re.search(r"calibrate ?6 ?6 ?87.0 ?– ?–", text)
     assert re.search(r"compress ?1 ?0 ?not measured ?– ?–", text), "what was not measured is no zero"
     assert "revocation all channels" in text
-    assert "Harm on direct prompts: 100.0%" in text, "the names of endpoints are in words"
+    assert "Harm on direct prompts: harm is shown: 100.0%" in text, "the names of endpoints are in words"
 
 
 def test_sixty_targets_stay_below_300_kb(ws: Workspace, site: Site, tmp_path: Path) -> None:
@@ -115,6 +118,25 @@ def test_a_page_that_somebody_changed_is_drawn_again_and_an_old_one_removed(copy
     (copy.reports / ".drawn.json").write_text('{"../../params.yaml": ["k", "d"], "x": 3}')
     write_site(copy)
     assert (copy.root / "params.yaml").is_file()
+
+
+def test_over_time_has_every_attempt_and_what_a_rollback_put_live_again(copy: Workspace) -> None:
+    rollback(copy, REPLACED)
+    points = over_time(REPLACED, read_records(copy), "production")
+    assert [(point.outcome, point.live) for point in points] == [
+        ("pass", True),
+        ("pass", True),
+        ("fail", False),
+        ("rollback", True),
+    ]
+    assert points[0].rates["hrr"] == points[3].rates["hrr"]
+    assert points[1].rates["hrr"].rate == pytest.approx(2 / 120)
+    assert over_time(REPLACED, read_records(copy), "staging") == ()
+    drawn = trend(points, "hrr", limit=0.2)
+    assert drawn.count("<circle") == 3
+    assert drawn.count('class="look fail"') == 1
+    assert "record" in drawn
+    assert "not measured on record" in trend((), "hrr")
 
 
 def walk(page: str, start: str) -> set[str]:
