@@ -113,6 +113,12 @@ def test_nothing_sticks_out_and_what_scrolls_can_have_the_focus(
     assert browser.run("[...document.querySelectorAll('.scroll')].every(one => one.tabIndex === 0 && one.ariaLabel)")
 
 
+@pytest.mark.parametrize("width", [620, 761, 960, 1161])
+def test_the_overview_fits_windows_between(browser: Page, served: Served, width: int) -> None:
+    browser.show(served[0]["many"], width=width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
 @needs_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
