@@ -181,11 +181,10 @@ def _failed_canaries(*calibrated: CalibratedJudge | None) -> tuple[str, ...]:
 
 
 def _optional_inputs(params: EvaluateParams, incumbent: Path | None) -> dict[str, Path]:
-    """The calibration files that ``params`` names, and the incumbent where one was pinned."""
+    """The calibration files that ``params`` names and that are there, and the incumbent where one was pinned."""
     adjudicator = params.adjudicator.calibration if params.adjudicator else None
-    pinned = incumbent if incumbent and incumbent.is_file() else None
-    named = {"calibration": params.judge.calibration, "adjudication": adjudicator, "incumbent": pinned}
-    return {name: path for name, path in named.items() if path}
+    named = {"calibration": params.judge.calibration, "adjudication": adjudicator, "incumbent": incumbent}
+    return {name: path for name, path in named.items() if path and path.is_file()}
 
 
 def _write(

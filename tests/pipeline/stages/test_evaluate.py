@@ -23,7 +23,7 @@ from safegene.models.generation import Reply
 from safegene.pipeline.stages import evaluate as stage
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.manifest import read_manifest, write_artefact
-from safegene.workspace.params import JudgeParams
+from safegene.workspace.params import EvaluateParams, JudgeParams
 from tests.factories.evaluation import (
     ALL,
     PARAMS,
@@ -307,3 +307,11 @@ def test_the_attempt_is_read_from_what_was_pinned(world: World) -> None:
     earlier = ["sha256:" + "4" * 64, "sha256:" + "5" * 64]
     pinned.write_text(json.dumps({"live": None, "release": None, "candidate": None, "earlier": earlier}))
     assert evidence(world.evaluate(incumbent=pinned))[1].attempt == 3
+
+
+def test_a_judge_that_is_not_measured_yet_has_no_input_for_its_error(tmp_path: Path) -> None:
+    place = tmp_path / "judge.json"
+    params = EvaluateParams(judge=JudgeParams(kind="phrases", calibration=place))
+    assert stage._optional_inputs(params, tmp_path / "incumbent.json") == {}
+    place.write_text("{}")
+    assert stage._optional_inputs(params, None) == {"calibration": place}
