@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from safegene.report.lineage import TITLES, data_of
+from safegene.report.lineage import TITLES, data_of, made_from
 from safegene.report.pictures import number, svg, text
 from safegene.report.state import RecordedArtefact, TargetState
 from safegene.report.words import STAGES, short
@@ -67,8 +67,8 @@ def _nodes(artefacts: Mapping[str, RecordedArtefact], known: Mapping[str, Record
     names = {artefact.digest: name for name, artefact in known.items() if artefact.digest}
     nodes = {}
     for name, artefact in artefacts.items():
-        made_from = artefact.manifest.inputs.values() if artefact.manifest else ()
-        sources = tuple(dict.fromkeys(names[digest] for digest in made_from if digest in names))
+        inputs = made_from(name, artefacts).values()
+        sources = tuple(dict.fromkeys(names[digest] for digest in inputs if digest in names))
         state = "broken" if artefact.problem else "gone" if artefact.manifest is None else ""
         absent = "unusable" if artefact.problem else f"not run: {STAGES[name]}"
         nodes[name] = Node(TITLES[name], short(artefact.digest) or absent, state, sources, len(data_of(artefact)))

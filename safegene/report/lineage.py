@@ -74,8 +74,21 @@ def lineage(artefacts: Mapping[str, RecordedArtefact], data: Mapping[str, str]) 
                 step = _data_step(name, digest, data)
                 used.setdefault(digest, step)
                 found[digest] = Source(step.title, step.key)
-    steps = [_step(name, artefact, found, stages[name]) for name, artefact in artefacts.items()]
+    steps = [
+        _step(name, artefact, made_from(name, artefacts), found, stages[name]) for name, artefact in artefacts.items()
+    ]
     return [*reversed(steps), *used.values()]
+
+
+def made_from(name: str, artefacts: Mapping[str, RecordedArtefact]) -> Mapping[str, str]:
+    """Name -> digest of the inputs of one of the artefacts; a fetched vector and selection came in their bundle."""
+    manifest, published = artefacts[name].manifest, artefacts.get("published")
+    inputs = manifest.inputs if manifest else {}
+    if published is None or published.digest is None:
+        return inputs
+    if name == "published":
+        return {used: digest for used, digest in inputs.items() if used not in ("vector", "selection")}
+    return {"published": published.digest, **inputs} if name in ("vector", "selection") else inputs
 
 
 def _data_step(name: str, digest: str, data: Mapping[str, str]) -> Step:
@@ -86,13 +99,18 @@ def _data_step(name: str, digest: str, data: Mapping[str, str]) -> Step:
     return Step(f"data-{short(digest)}", title, digest, note=note)
 
 
-def _step(name: str, artefact: RecordedArtefact, found: Mapping[str | None, Source], stage: str) -> Step:
+def _step(
+    name: str,
+    artefact: RecordedArtefact,
+    inputs: Mapping[str, str],
+    found: Mapping[str | None, Source],
+    stage: str,
+) -> Step:
     if artefact.problem:
         return Step(name, TITLES[name], None, note=artefact.problem, state="broken")
     if artefact.manifest is None:
         return Step(name, TITLES[name], None, note=f"not run yet: {stage}", state="gone")
-    inputs = artefact.manifest.inputs.items()
-    sources = [found.get(digest) or Source(f"{used} {short(digest)}") for used, digest in inputs]
+    sources = [found.get(digest) or Source(f"{used} {short(digest)}") for used, digest in inputs.items()]
     return Step(name, TITLES[name], artefact.digest, tuple(dict.fromkeys(sources)), f"made by {stage}")
 
 

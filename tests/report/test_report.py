@@ -12,9 +12,12 @@ import pytest
 from safegene.gate.decision import policy_digest
 from safegene.report import write_markdown, write_report
 from safegene.report.files import SelectionView
+from safegene.report.graph import lineage_graph
+from safegene.report.lineage import lineage
 from safegene.report.sections import _layers, _reach
-from safegene.report.state import read_state
+from safegene.report.state import RecordedArtefact, read_state
 from safegene.workspace.layout import Workspace
+from safegene.workspace.manifest import Manifest
 from safegene.workspace.params import GateParams
 from tests.factories.pages import parsed, plain, section, whole
 from tests.factories.runs import JUDGE, Sample
@@ -260,3 +263,20 @@ def test_the_lineage_is_drawn_with_an_arrow_for_each_input(page: str) -> None:
     arrows = sum(len(node.split(" from ")[1].split(",")) for node in label.split("; ") if " from " in node)
     assert drawn.count('class="edge"') == drawn.count('class="edgehead"') == arrows > 8
     assert len(re.findall('class="node[ "]', drawn)) == 10
+
+
+def test_a_fetched_vector_comes_from_its_publishers_bundle_and_not_the_other_way_round() -> None:
+    def made(name: str, **inputs: str) -> RecordedArtefact:
+        return RecordedArtefact(name, Path(name), Manifest(stage=name, params={}, inputs=inputs, files={}))
+
+    aligned, vector = made("aligned"), made("vector", delta="sha256:" + "d" * 64)
+    selection = made("selection", vector=vector.digest or "")
+    held = {"aligned": aligned.digest or "", "vector": vector.digest or "", "selection": selection.digest or ""}
+    family = {"aligned": aligned, "published": made("published", **held), "vector": vector, "selection": selection}
+    sources = {step.key: {source.key for source in step.sources} for step in lineage(family, {})}
+    assert sources["published"] == {"aligned"}
+    assert "published" in sources["vector"]
+    assert {"published", "vector"} <= sources["selection"]
+    assert "publisher&#39;s bundle from aligned model; safety vector from publisher&#39;s bundle;" in lineage_graph(
+        family
+    )
