@@ -23,7 +23,7 @@ VIOLATIONS = "axe.run().then(found => found.violations.length)"
 EXPLAINED = (
     f"A workspace of {TARGETS} targets, 0 to 3 attempts each. CPU seconds of `write_site`, which `safegene report` and "
     "every run call: reading and verifying every artefact and record, and drawing. A page is drawn again only where "
-    "what it shows has changed. Before, one page held all targets and was drawn as a whole: 54 s at 204 targets."
+    "what it shows has changed. The judgements are few (120 or 480 prompts): more take longer to verify and to draw."
 )
 
 
