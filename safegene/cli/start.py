@@ -106,6 +106,8 @@ def plan(
         console.print(table)
     total = f"about {time_words(planned.seconds)} and {planned.tokens:,} tokens"
     console.print(f"{left} of {len(planned.stages)} stages will run" + (f": {total}" if left else ""))
+    if planned.further_tokens:
+        console.print(f"  up to {planned.further_tokens:,} tokens more, where calibrate needs its rounds of mining")
     for need in planned.needs:
         enough = "any number is too few" if need.units is None else f"a pass needs about {need.units}{need.unmeasured}"
         short = need.units is None or need.units > need.available

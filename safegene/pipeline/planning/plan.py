@@ -38,17 +38,17 @@ SPEED = 5.5e10  # floating-point operations a second, as the tiny family trains 
 TINY = 881_920  # parameters of a model of the tiny family, which is built on first use
 REPLY_SECONDS = 1.5e-4  # per generated token, besides its operations
 START = {  # seconds of a stage besides its work: a process, its libraries, reading and writing
-    "validate": 5.5,
-    "fetch": 2.3,
+    "validate": 6.0,
+    "fetch": 1.8,
     "degrade": 6.0,
-    "extract": 1.6,
-    "compress": 1.6,
-    "select": 5.9,
-    "fetch-vector": 2.3,
-    "fetch-target": 2.3,
+    "extract": 0.9,
+    "compress": 0.8,
+    "select": 2.5,
+    "fetch-vector": 1.8,
+    "fetch-target": 1.8,
     "calibrate": 5.5,
-    "evaluate": 5.0,
-    "gate": 0.7,
+    "evaluate": 4.0,
+    "gate": 1.0,
     "promote": 0.3,
 }
 FORWARD, TRAINING = 2, 6  # operations per parameter and token, see `safegene.ledger.compute`
@@ -65,6 +65,7 @@ class PlannedStage:
         seconds: that it takes; 0 where it does not run.
         basis: where ``seconds`` come from.
         disk_bytes: that it downloads or writes, as far as that is known.
+        further_tokens: that it reads where every round of mining is needed.
     """
 
     address: str
@@ -73,6 +74,7 @@ class PlannedStage:
     seconds: float
     basis: Basis
     disk_bytes: int = 0
+    further_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,17 @@ class RunPlan:
         """Tokens of all stages that run."""
         return sum(stage.work.tokens for stage in self.stages if stage.runs)
 
+    @property
+    def further_tokens(self) -> int:
+        """Tokens besides, where every stage that runs needs all of its rounds of mining."""
+        return sum(stage.further_tokens for stage in self.stages if stage.runs)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
         return {
             "seconds": round(self.seconds, 1),
             "tokens": self.tokens,
+            "further_tokens": self.further_tokens,
             "bytes": sum(stage.disk_bytes for stage in self.stages if stage.runs),
             "stages": [
                 {
@@ -147,7 +155,7 @@ def plan_run(ws: Workspace, targets: Collection[str] | None = None) -> RunPlan:
     names = tuple(sorted(targets or known))
     record, root = _aligned(ws)
     size, costs = _Size(record, params.family.aligned), last_costs(ws.root)
-    works, found = _works(ws, params, names, token_counter(root))
+    works, further, found = _works(ws, params, names, token_counter(root))
     due = _due(ws, names)
     stages = []
     for stage, name in _in_order(params, names):
@@ -155,7 +163,8 @@ def plan_run(ws: Workspace, targets: Collection[str] | None = None) -> RunPlan:
         work = works.get(address, Work())
         seconds, basis = _seconds(stage, address, work, costs, size)
         disk = _disk(ws, params, stage, name, size) if address in due else 0
-        stages.append(PlannedStage(address, address in due, work, seconds if address in due else 0.0, basis, disk))
+        seconds, more = seconds if address in due else 0.0, further.get(address, 0)
+        stages.append(PlannedStage(address, address in due, work, seconds, basis, disk, more))
     return RunPlan(tuple(stages), found, _peaks(root, params, size))
 
 
@@ -206,23 +215,27 @@ def _aligned(ws: Workspace) -> tuple[CheckpointRecord | None, Path | None]:
 
 def _works(
     ws: Workspace, params: Params, names: tuple[str, ...], count: Counter
-) -> tuple[dict[str, Work], tuple[Need, ...]]:
-    """Address -> work of the stages that read tokens; and what a pass needs, where a task set is the smallest."""
+) -> tuple[dict[str, Work], dict[str, int], tuple[Need, ...]]:
+    """Address -> work of the stages that read tokens, and the tokens of mining's rounds; what a pass needs at most."""
     safety, gate = (read_prompts(ws.prompts / f"{name}.jsonl") for name in ("safety", "gate"))
     pools = read_prompts(ws.prompts / "degrade.jsonl") if params.family.vector is None else None
     works = {"degrade": degrade_work(ws, params, pools, safety, count)} if pools else {}
     rows = pools.rows if pools else ()
     mined = read_prompts(ws.prompts / "pool.jsonl") if params.calibrate.mining.rounds else None
     found: tuple[Need, ...] = ()
+    further = dict[str, int]()
     for name in names:
         task = read_prompts(ws.tasks / f"{ws.targets.targets[name].task}.jsonl")
-        works[f"calibrate@{name}"] = calibrate_work(params.calibrate, safety, task, count, mined, rows)
+        given = params.calibrate
+        works[f"calibrate@{name}"] = work = calibrate_work(given, safety, task, count, mined, rows)
+        every = calibrate_work(given, safety, task, count, mined, rows, rounds=given.mining.rounds)
+        further[f"calibrate@{name}"] = every.tokens - work.tokens
         asked, own = _asked(ws, params, gate, task)
         arms = 3 + ws.incumbent(name).is_file() * _has_live(ws.incumbent(name))
         most, block = params.evaluate.max_new_tokens, params.gate.block_prompts
         works[f"evaluate@{name}"] = evaluate_work(asked, arms, rows, task, count, most, block)
         found = min(found or own, own, key=lambda one: sum(need.available for need in one))
-    return works, found
+    return works, further, found
 
 
 def _asked(ws: Workspace, params: Params, gate: PromptSet, task: PromptSet) -> tuple[dict[str, int], tuple[Need, ...]]:

@@ -95,8 +95,10 @@ def calibrate_work(
     count: Counter,
     pool: PromptSet | None = None,
     replies: Sequence[Prompt] = (),
+    *,
+    rounds: int = 0,
 ) -> Work:
-    """Stage ``calibrate``: the fit's steps, its measurements on the validation shots, and every round of mining.
+    """Stage ``calibrate``: the fit's steps, its measurements on the validation shots, and that on the pool.
 
     Args:
         params: of the stage.
@@ -105,6 +107,7 @@ def calibrate_work(
         count: tokens of a text.
         pool: ``pool.jsonl``; None where nothing is mined.
         replies: rows whose replies are as long as those of the target, see `evaluate_work`.
+        rounds: of mining, which run only where the measurement on the pool asks for them.
     """
     fit, validation = (_shots(params, safety, task, split) for split in ("fit", "validation"))
     tokens = [_mean(map(_shot_tokens(params, count), shots)) for shots in (fit, validation)]
@@ -116,7 +119,7 @@ def calibrate_work(
     )
     if pool is None or params.baseline is not None or not params.mining.rounds:
         return work
-    mined = _mining_work(params, task, count, pool, replies, fit)
+    mined = _mining_work(params, task, count, pool, replies, fit, rounds)
     parts = ((name, getattr(work, name) + getattr(mined, name)) for name in ("prompts", "trained", "forward"))
     return Work(**dict(parts))
 
@@ -128,8 +131,9 @@ def _mining_work(
     pool: PromptSet,
     replies: Sequence[Prompt],
     shots: Sequence[Prompt],
+    rounds: int,
 ) -> Work:
-    """Mining as `safegene.repair.mining` does it, where every round is needed; ``shots`` are those of the fit.
+    """Mining as `safegene.repair.mining` does it, with that many rounds; ``shots`` are those of the fit.
 
     The held-out part is asked before the first round and after each, and the worst prompts of part ``fit`` are ranked,
     asked, and taught by the target. The labels of the aligned model are in no count: all targets share them.
@@ -164,8 +168,8 @@ def _mining_work(
     shot += (1 - own_share) * sum(n * tokens for n, tokens in other) / max(1.0, sum(n for n, _ in other))
     return Work(
         prompts=len(held) + len(fit),
-        trained=round(mining.rounds * mining.steps * mining.batch_size * shot),
-        forward=round(2 * tasks + measured + mining.rounds * (ranked + worst + taught + measures * measured)),
+        trained=round(rounds * mining.steps * mining.batch_size * shot),
+        forward=round(2 * tasks + measured + rounds * (ranked + worst + taught + measures * measured)),
     )
 
 
