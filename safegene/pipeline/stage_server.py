@@ -128,13 +128,23 @@ _server: StageServer | None = None
 
 def stage_server() -> StageServer | None:
     """The server of this process, started where there is none that serves; None where none may be used."""
+    import atexit
+
     global _server
     if _server is not None and not _server.serves:
-        _server.close()
-        _server = None
+        _close()
     if _server is None and is_usable():
         _server = StageServer()
+        atexit.unregister(_close)
+        atexit.register(_close)
     return _server
+
+
+def _close() -> None:
+    global _server
+    if _server is not None:
+        _server.close()
+        _server = None
 
 
 class Server:
