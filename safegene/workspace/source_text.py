@@ -35,12 +35,12 @@ def source_uri(text: str, base: Path | None = None) -> str:
         return text
     if not text.strip() or not text.isprintable():
         raise ValueError("expected a URI, a path, or ORG/MODEL of the Hub")
-    folder = Path(os.path.abspath((base or Path.cwd()) / Path(text).expanduser()))
+    folder = Path(os.path.abspath((base or Path.cwd()) / os.path.expanduser(text)))
     uri = f"file://{quote(str(folder))}"
     if _PATH.match(text):
         return uri
     is_hub = bool(_HUB.fullmatch(text)) and ".." not in text
-    if folder.exists():
+    if os.path.exists(folder):  # False, too, for a name that no folder can have
         if is_hub:
             raise ValueError(
                 f"expected one reading of {redact(text)!r}, got two: the folder {folder} (write ./{text}), or a model "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from safegene.checkpoints.sources import discover, fingerprint
 from safegene.checkpoints.sources.uri import as_uri, parse
 from safegene.errors import SourceError
 from safegene.workspace.source_text import source_uri
@@ -57,3 +58,17 @@ def test_a_text_without_a_reading_is_refused(tmp_path: Path, text: str) -> None:
 def test_the_parser_of_uris_takes_a_path_too(tmp_path: Path) -> None:
     assert parse(str(tmp_path)).path == str(tmp_path)
     assert parse("org/model@main").revision == "main"
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "~no-such-user/chat", "a/b/" + "c" * 300])
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        source_uri(text, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["/" + "a" * 5000, "./" + "b" * 300, "file:///" + "c" * 300])
+def test_a_folder_of_a_name_that_is_too_long_is_not_there(text: str) -> None:
+    with pytest.raises(SourceError, match="expected a checkpoint folder, got none"):
+        fingerprint(text)
+    with pytest.raises(SourceError, match="expected a folder to watch, got none"):
+        discover(text)

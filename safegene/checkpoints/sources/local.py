@@ -1,5 +1,6 @@
 """Checkpoints in local folders: ``file://FOLDER``."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -50,7 +51,7 @@ class FolderSource:
                 shutil.copyfile(self.root / name, into / name, follow_symlinks=False)
 
     def _existing(self) -> Path:
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):  # False, too, for a name that no folder can have
             raise SourceError(f"expected a checkpoint folder, got none at {self.root}")
         return self.root
 
@@ -63,7 +64,7 @@ def parse(uri: str, rest: str) -> SourceURI | None:
 def children(place: SourceURI) -> dict[str, Callable[[], object]]:
     """The URI of every folder directly below that is not hidden -> its check."""
     root = Path(place.path)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise SourceError(f"expected a folder to watch, got none at {root}")
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     return {f"file://{quote(str(path))}": partial(_open, path) for path in folders}
