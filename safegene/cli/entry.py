@@ -1,6 +1,7 @@
 """The command ``safegene``, and the process of a stage server: both before anything else is imported."""
 
 import sys
+from collections.abc import Iterator
 
 from safegene.pipeline.stage_server import Server, ask
 
@@ -16,8 +17,31 @@ def serve() -> None:
     """Serve on the socket whose number is the argument; in a forked process, run the command that it was asked for."""
     import socket
 
-    Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    Server(socket.socket(fileno=int(sys.argv[1])), libraries()).serve()
     _run()
+
+
+def libraries() -> Iterator[None]:
+    """Import what stages need that load a model, a part in each step."""
+    import torch  # noqa: F401
+
+    yield
+
+    yield
+    import transformers.modeling_utils  # noqa: F401
+
+    yield
+    import peft  # noqa: F401
+    import transformers.models.auto.modeling_auto
+    import transformers.models.auto.tokenization_auto  # noqa: F401
+
+    yield
+    import safegene.cli.app
+    import safegene.pipeline.stages.calibrate
+    import safegene.pipeline.stages.degrade
+    import safegene.pipeline.stages.evaluate
+    import safegene.pipeline.stages.extract
+    import safegene.pipeline.stages.select  # noqa: F401
 
 
 def _run() -> None:

@@ -14,7 +14,7 @@ This module is imported at every start of ``safegene``, so it imports what it ne
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,22 +23,8 @@ if TYPE_CHECKING:
 
 ADDRESS = "SAFEGENE_STAGE_SERVER"  # environment: where the server of this run listens
 SWITCH = "SAFEGENE_PRELOAD"  # environment: 0 starts each stage as a new process
-LIBRARIES = (
-    "torch",
-    "torch._dynamo",
-    "transformers.modeling_utils",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "peft",
-    "safegene.cli.app",
-    "safegene.pipeline.stages.calibrate",
-    "safegene.pipeline.stages.degrade",
-    "safegene.pipeline.stages.evaluate",
-    "safegene.pipeline.stages.extract",
-    "safegene.pipeline.stages.select",
-)
 LIGHT = frozenset({"validate", "gate"})
-"""Stages that need none of `LIBRARIES`, and do not wait for them."""
+"""Stages that need none of the libraries, and do not wait for them."""
 LAST = frozenset({"gate"})
 """Of these, those after which a run of one target needs none."""
 ACCELERATORS = ("nvidia", "kfd", "accel")
@@ -148,14 +134,19 @@ def _close() -> None:
 
 
 class Server:
-    """The server as its own process: the commands that run, and the libraries that are not imported yet."""
+    """The server as its own process.
 
-    def __init__(self, listener: "socket.socket") -> None:
+    Attributes:
+        libraries: each step imports some of the libraries that stages need.
+        complete: whether all of them are imported.
+        running: the commands that run, by process.
+    """
+
+    def __init__(self, listener: "socket.socket", libraries: Iterator[None]) -> None:
         import signal
 
-        self.listener = listener
+        self.listener, self.libraries, self.complete = listener, libraries, False
         self.running: dict[int, socket.socket] = {}
-        self.missing = list(LIBRARIES)
         self.wake, self.woken = os.pipe()
         for end in (self.wake, self.woken):
             os.set_blocking(end, False)
@@ -169,7 +160,7 @@ class Server:
 
         wanted = False
         while True:
-            pause = 0 if wanted and self.missing else None
+            pause = 0 if wanted and not self.complete else None
             waited: list[Any] = [0, self.wake, self.listener, *self.running.values()]
             ready, _, _ = select.select(waited, [], [], pause)
             if 0 in ready and not os.read(0, 1):
@@ -186,7 +177,7 @@ class Server:
                     continue
                 stage = request["argv"][1:2]
                 wanted = wanted or not LAST.intersection(stage)
-                while self.missing and not LIGHT.intersection(stage):
+                while not self.complete and not LIGHT.intersection(stage):
                     self._import_next()
                 if self._forked(connection, streams):
                     return _become(request)
@@ -194,10 +185,10 @@ class Server:
                 self._import_next()
 
     def _import_next(self) -> None:
-        import importlib
-
-        with suppress(Exception):  # the stage that needs it says what is wrong
-            importlib.import_module(self.missing.pop(0))
+        try:
+            next(self.libraries)
+        except Exception:  # all are imported; or one cannot be, and the stage that needs it says why
+            self.complete = True
 
     def _follow(self, ready: list[Any]) -> None:
         """Send the exit codes of the commands that ended, and end those whose asker has ended."""

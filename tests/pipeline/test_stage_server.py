@@ -48,7 +48,7 @@ def test_a_command_has_its_own_arguments_streams_directory_and_exit_code(server:
 BLOCKED = """
 import os, pathlib, socket, sys, time
 from safegene.pipeline.stage_server import Server
-Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+Server(socket.socket(fileno=int(sys.argv[1])), iter(())).serve()
 pathlib.Path("pid").write_text(str(os.getpid()))
 try:
     time.sleep(3600)
@@ -142,9 +142,10 @@ def test_no_server_beside_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_libraries_start_no_thread_and_no_accelerator() -> None:
     code = (
-        "import importlib, threading, torch\n"
-        "from safegene.pipeline.stage_server import LIBRARIES\n"
-        "[importlib.import_module(name) for name in LIBRARIES]\n"
+        "import sys, threading, torch\n"
+        "from safegene.cli.entry import libraries\n"
+        "assert len(list(libraries())) == 4\n"
+        "assert 'peft' in sys.modules and 'safegene.pipeline.stages.evaluate' in sys.modules\n"
         "assert threading.active_count() == 1\n"
         "assert not torch.cuda.is_initialized()\n"
     )
