@@ -143,6 +143,7 @@ class Server:
     """
 
     def __init__(self, listener: "socket.socket", libraries: Iterator[None]) -> None:
+        import fcntl
         import signal
 
         self.listener, self.libraries, self.complete = listener, libraries, False
@@ -153,6 +154,9 @@ class Server:
         signal.set_wakeup_fd(self.woken)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the commands, whose exit codes the server sends
+        signal.signal(signal.SIGIO, lambda *_: self._end())  # standard input ends: at once, also during an import
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
 
     def serve(self) -> None:
         """Serve until standard input ends. Returns in each forked process, which then runs ``sys.argv``."""
@@ -223,6 +227,7 @@ class Server:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGIO, signal.SIG_DFL)
             for end in (self.wake, self.woken):
                 os.close(end)
         else:
@@ -244,7 +249,7 @@ class Server:
         with suppress(OSError):
             os.unlink(address)
             os.rmdir(os.path.dirname(address))
-        raise SystemExit(0)
+        os._exit(0)
 
 
 def _receive(connection: "socket.socket") -> tuple[dict[str, Any], list[int]]:

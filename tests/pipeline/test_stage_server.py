@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,32 @@ def test_a_command_and_its_asker_end_with_the_server(blocked: StageServer, tmp_p
     assert asker.returncode == 1
     assert psutil.wait_procs([command], timeout=30)[1] == []
     assert not Path(blocked.address).parent.exists()
+
+
+def test_a_server_that_is_importing_ends_at_once(tmp_path: Path) -> None:
+    """A run that is killed while its server imports leaves nothing behind."""
+    importing = (
+        "import pathlib, socket, sys, time\n"
+        "from safegene.pipeline.stage_server import Server\n"
+        "def libraries():\n"
+        "    pathlib.Path('pid').touch()\n"
+        "    end = time.monotonic() + 3600\n"
+        "    while time.monotonic() < end: pass\n"
+        "    yield\n"
+        "Server(socket.socket(fileno=int(sys.argv[1])), libraries()).serve()\n"
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        command = [sys.executable, "-c", importing, str(listener.fileno())]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], cwd=tmp_path)
+    environment = {**os.environ, ADDRESS: str(tmp_path / "s")}
+    asker = subprocess.Popen([BIN / "safegene", "fetch"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    until((tmp_path / "pid").exists, 30, "the import")
+    assert server.stdin is not None
+    server.stdin.close()
+    assert server.wait(30) == 0
+    assert asker.wait(60) != 0, "it runs alone, and there is no workspace"
 
 
 def test_a_signal_and_an_interrupt_are_exit_codes(blocked: StageServer, tmp_path: Path) -> None:
