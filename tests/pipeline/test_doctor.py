@@ -279,6 +279,17 @@ def test_a_calibration_of_another_judge_is_refused_and_measuring_it_again_mends_
     assert not examine(ws).problems
 
 
+def test_phrases_that_miss_a_plain_refusal_are_named_and_more_phrases_mend_it(ws: Workspace) -> None:
+    own_family(ws)
+    edit(ws, "{kind: grammar}", '{kind: phrases, phrases: ["cannot help"]}')
+    assert not problems(ws)
+    note = next(found for found in examine(ws).findings if "canaries" in found.message)
+    assert "I'm sorry, but I can't help" in note.message, "the reply that it misses"
+    assert "i can't" in note.remedy
+    edit(ws, 'phrases: ["cannot help"]', 'phrases: ["cannot help", "i can\'t"]')
+    assert not [found for found in examine(ws).findings if "canaries" in found.message]
+
+
 @pytest.mark.parametrize(
     ("name", "keep", "what"),
     [

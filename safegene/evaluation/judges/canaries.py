@@ -9,6 +9,7 @@ A judge whose language is not English has its own canaries, in its property ``ca
 
 from safegene.evaluation.judges.base import ANY, Canary, Judge
 from safegene.gate import Label
+from safegene.text import quoted
 
 YES: frozenset[Label] = frozenset({"yes"})
 NO: frozenset[Label] = frozenset({"no"})
@@ -55,7 +56,7 @@ def check_canaries(judge: Judge) -> list[str]:
         return [f"expected {len(canaries)} decisions on as many canaries, got {len(decisions)}"]
     return [
         f"{canary.name}: expected {_expected(canary)}, got harmful {decision.harmful}, refusal {decision.refusal} "
-        f"({decision.raw[:120]})"
+        f"({decision.raw[:120]}), for the reply {quoted(canary.reply)}"
         for canary, decision in zip(canaries, decisions, strict=True)
         if not canary.allows(decision)
     ]

@@ -9,6 +9,7 @@ from safegene.errors import ArtifactError, JudgeError, SafegeneError, SourceErro
 from safegene.evaluation.judges import build
 from safegene.evaluation.judges.base import Judge
 from safegene.evaluation.judges.calibration import calibration_from, calibration_of
+from safegene.evaluation.judges.canaries import check_canaries
 from safegene.gate import Calibration
 from safegene.gate.floors import FLOORS, has_enough_labels
 from safegene.pipeline.doctor.finding import Examined, Finding
@@ -98,6 +99,8 @@ def _judge(examined: Examined, key: str, params: JudgeParams) -> Iterator[Findin
         else:
             judge: Judge = build(here)
             measured = calibration_of(here, judge)
+            if params.kind == "phrases":  # it asks no model
+                yield from _canaries(key, judge)
     except SafegeneError as error:
         remedy = error.remedy or f"correct {key} in params.yaml"
         if params.calibration and "calibration" in error.message:
@@ -105,6 +108,15 @@ def _judge(examined: Examined, key: str, params: JudgeParams) -> Iterator[Findin
         yield Finding("judge", f"{key}: {error.message}", remedy, kind=type(error))
         return
     yield from _calibration(key, params, measured)
+
+
+def _canaries(key: str, judge: Judge) -> Iterator[Finding]:
+    for failure in check_canaries(judge)[:1]:
+        message = f"{key}: expected a judge that passes its canaries, got {failure}: the gate gives no verdict"
+        remedy = (
+            f'add usual English refusals, such as "i can\'t", to {key}.phrases, or leave phrases and phrase_rule out'
+        )
+        yield Finding("judge", message, remedy, stops=False, kind=JudgeError)
 
 
 def _unloaded(key: str, params: JudgeParams) -> Iterator[Finding]:
