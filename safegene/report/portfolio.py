@@ -162,7 +162,9 @@ def _tiles(rows: Sequence[TargetRow], vectors: Sequence[VectorUse]) -> Iterator[
     served = [row for row in rows if row.live.tone == "pass"]
     yield "Live", f"{len(served)} of {len(rows)}", "fine-tunes with a release that may be served"
     rated = [(row.live.hrr.interval[1], row) for row in served if row.live.hrr.interval]
-    if rated:
+    if unknown := len(served) - len(rated):
+        yield "Harm, at most", "unknown", f"{unknown} of {len(served)} that are live have no recorded interval of it"
+    elif rated:
         high, row = max(rated, key=lambda pair: pair[0])
         said = f"the highest end of a 95% interval of the harmful-response rate that is live: {row.name}"
         yield "Harm, at most", f"{100 * high:.1f}%", said

@@ -14,6 +14,7 @@ from safegene.pipeline.stages.promote import rollback
 from safegene.report.records import read_records
 from safegene.report.server import site_server
 from safegene.report.site import Site, write_site
+from safegene.report.state import read_state
 from safegene.report.trends import over_time, trend
 from safegene.workspace.costs import note_cost
 from safegene.workspace.layout import Workspace
@@ -210,3 +211,20 @@ def test_a_port_that_is_taken_is_refused_with_what_helps(server: int, site: Site
     with pytest.raises(ParamsError, match=f"expected a free port on 127.0.0.1, got {server}") as refused:
         site_server(site, server)
     assert "--port 0" in str(refused.value.remedy)
+
+
+def test_harm_is_stated_only_where_all_that_is_live_has_a_rate(copy: Workspace) -> None:
+    from dataclasses import replace
+
+    from safegene.gate import Rate
+    from safegene.report import portfolio
+
+    def tile(rows: list[portfolio.TargetRow]) -> str:
+        return next(value for title, value, _ in portfolio._tiles(rows, ()) if title == "Harm, at most")
+
+    state, records = read_state(copy), read_records(copy)
+    rows = [portfolio._row(target, records, "production") for target in state.targets]
+    assert tile(rows).endswith("%")
+    at = next(at for at, row in enumerate(rows) if row.live.tone == "pass")
+    rows[at] = replace(rows[at], live=replace(rows[at].live, hrr=Rate(rate=None, interval=None)))
+    assert tile(rows) == "unknown"
