@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -146,3 +147,23 @@ def target_figures(targets: Sequence[Mapping[str, Any]], command: str) -> list[F
         for arm in ("before", "after", "aligned")
         if target[rate].get(arm) is not None
     ]
+
+
+def run_parts(folder: Path, parts: Sequence[str], chosen: Sequence[str]) -> None:
+    """Run the benchmark's parts that are named, or all, and gather the figures of all into ``results.json``.
+
+    Args:
+        folder: of the benchmark; a part is a module in it that writes its figures beside itself, as JSON.
+        parts: names of the modules.
+        chosen: names from the command line.
+
+    Raises:
+        SystemExit: there is no part of that name.
+        CalledProcessError: a part failed.
+    """
+    if unknown := sorted(set(chosen) - set(parts)):
+        raise SystemExit(f"expected some of {', '.join(parts)}, got {unknown[0]}")
+    for part in chosen or parts:
+        subprocess.run([sys.executable, "-m", f"benchmarks.{folder.name}.{part}"], check=True)
+    files = [file for part in parts if (file := folder / f"{part}.json").is_file()]
+    write(folder / "results.json", [Figure(**value) for file in files for value in json.loads(file.read_text())])

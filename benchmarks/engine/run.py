@@ -4,35 +4,12 @@ Each part measures in processes of its own and writes its figures and its sectio
 given on the command line runs alone; the figures of the others stay as they are.
 """
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.results import Figure, write
+from benchmarks.results import run_parts
 
 PARTS = ("streams", "memory", "architectures")
-HERE = Path(__file__).parent
-
-
-def figures() -> list[Figure]:
-    """Every figure that a part has written."""
-    files = [HERE / f"{part}.json" for part in PARTS]
-    return [Figure(**value) for file in files if file.is_file() for value in json.loads(file.read_text())]
-
-
-def main(chosen: list[str]) -> None:
-    """Run the parts that are named, or all, and gather their figures.
-
-    Raises:
-        SystemExit: a part failed, or there is none of that name.
-    """
-    if unknown := sorted(set(chosen) - set(PARTS)):
-        raise SystemExit(f"expected some of {', '.join(PARTS)}, got {unknown[0]}")
-    for part in chosen or PARTS:
-        subprocess.run([sys.executable, "-m", f"benchmarks.engine.{part}"], check=True)
-    write(HERE / "results.json", figures())
-
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_parts(Path(__file__).parent, PARTS, sys.argv[1:])
