@@ -113,13 +113,15 @@ def realign_target(root: str, target: str, run: dict[str, str]) -> str:
 
 
 def decide_target(root: str, target: str) -> str:
-    """Run all stages of one target up to its verdict, and return the verdict's outcome; nothing is recorded."""
-    from safegene.gate import VerdictFile
+    """Run all stages of one target up to its verdict, and return its outcome; nothing is recorded.
+
+    The verdict is computed again from the judgements, as a promotion does it: DVC may have brought another one.
+    """
+    from safegene.pipeline.stages.promote import confirmed_outcome
 
     STAGE_TASKS["fetch-target"](root, target)
     _decide(root, target)
-    path = Workspace(Path(root)).verdict(target) / "verdict.json"
-    outcome = VerdictFile.parse(path.read_bytes(), where=str(path)).outcome
+    outcome = confirmed_outcome(Workspace(Path(root)), target)
     console.print(f"  {outcome} {target}, not promoted")
     return outcome
 

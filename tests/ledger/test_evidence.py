@@ -10,7 +10,7 @@ from safegene.errors import ArtifactError, DigestMismatch, PromotionRefused, Sta
 from safegene.ledger.evidence import gather_evidence
 from safegene.pipeline.runner import run_stage
 from safegene.pipeline.stages.gate import decide
-from safegene.pipeline.stages.promote import pin_incumbent, promote
+from safegene.pipeline.stages.promote import confirmed_outcome, pin_incumbent, promote
 from safegene.pipeline.table import stage_named
 from safegene.workspace.digest import canonical_json, digest_file, digest_json, strict_json
 from safegene.workspace.layout import Workspace
@@ -171,6 +171,21 @@ def test_a_verdict_with_invented_rates_is_refused(ws: Workspace) -> None:
         (draft.path / "verdict.json").write_bytes(canonical_json(content))
     with pytest.raises(StaleArtifact, match="expected rates = "):
         promote(ws, TARGET)
+    with pytest.raises(StaleArtifact, match="expected rates = "):
+        confirmed_outcome(ws, TARGET)
+
+
+@pytest.mark.parametrize("outcome", ["pass", "fail", "inconclusive"])
+def test_an_outcome_is_confirmed_without_a_record(ws: Workspace, outcome: str) -> None:
+    make_verdict(ws, outcome=outcome)
+    assert confirmed_outcome(ws, TARGET) == outcome
+    assert not records(ws)
+
+
+def test_a_pass_on_evidence_that_nobody_sealed_is_not_confirmed(ws: Workspace) -> None:
+    _artefact_note(read_manifest(ws.judgements(TARGET)).digest).unlink()
+    with pytest.raises(ArtifactError):
+        confirmed_outcome(ws, TARGET)
 
 
 FOLDERS = ("checkpoint", "candidate", "judgements", "verdict")

@@ -100,6 +100,19 @@ def promote(
     return result
 
 
+def confirmed_outcome(workspace: Workspace, target: str) -> str:
+    """The outcome of the present verdict, after the checks of a promotion; nothing is recorded, no key is needed.
+
+    Raises:
+        ArtifactError, DigestMismatch: the evidence is incomplete, changed or stale, or not made by this cache's key.
+    """
+    evidence = gather_evidence(workspace, target)
+    outcome = confirm_verdict(evidence, workspace.params).outcome
+    if outcome == "pass":
+        require_sealed(workspace, evidence, target)
+    return outcome
+
+
 def promote_attempt(workspace: Workspace, target: str, *, run: Run | None = None) -> str:
     """`promote`, with a refusal as a word: ``pass``, ``fail`` or ``inconclusive``; other errors are raised."""
     try:
