@@ -14,6 +14,7 @@ import torch
 from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from safegene.checkpoints.structure import Structure
 from safegene.checkpoints.writer import ShardWriter, plan_shards, write_index
+from safegene.cli.entry import keep_freed_memory
 from safegene.vectors.linalg import LowRank
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -229,4 +230,5 @@ TASKS: dict[str, Callable[..., None]] = {
 }
 
 if __name__ == "__main__":
+    keep_freed_memory()
     TASKS[sys.argv[1]](*sys.argv[2:])

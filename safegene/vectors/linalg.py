@@ -290,19 +290,9 @@ def signal_share(delta_energy: float, floor: float) -> float:
     return 0.0 if delta_energy <= 0.0 else max(0.0, 1.0 - floor / delta_energy)
 
 
-def survival(weight: Tensor, delta: Tensor, stored: Tensor) -> tuple[float, float]:
-    """``<S, D>`` and ``|D|^2`` with S = stored(W + D) - stored(W), all (out, in); their ratio is the share of D left.
-
-    The projection of the stored change on the intended one: 1 is all, 0 none. Sums are in float32, so blocks should be
-    small (`row_blocks`), and the results of blocks be added.
-
-    Args:
-        weight: W in float32, rounded to the dtype of ``stored``.
-        delta: D in float32.
-        stored: W + D in the dtype that it is stored in.
-    """
-    wanted, change = delta.flatten(), (stored.float() - weight).flatten()
-    return float(change @ wanted), float(wanted @ wanted)
+def inner_product(matrix: Tensor, change: LowRank) -> float:
+    """``<M, up @ down>`` for M (out, in) in float32, without the dense product; M should be a block (`row_blocks`)."""
+    return float(torch.dot((matrix @ change.down.T).flatten(), change.up.flatten()))
 
 
 def _orth(matrix: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from safegene.vectors.linalg import (
     LowRank,
     concat,
     energy,
+    inner_product,
     product_svd,
     randomised_svd,
     residual,
     rounding_edge,
     rounding_floor,
     signal_share,
-    survival,
     truncate,
 )
 
@@ -203,15 +203,15 @@ def test_the_edge_of_a_mean_is_lower_as_rounding_errors_are_independent() -> Non
 
 @pytest.mark.parametrize(("size", "share"), [(0.0003, 0.18), (0.001, 0.53), (0.003, 0.93), (0.01, 1.0)])
 def test_survival_in_bf16_is_as_measured_before(size: float, share: float) -> None:
-    weight, delta = normal(1024, 1024) * 0.02, low_rank(1024, 16, 1024, seed=2).dense()
-    delta *= size * weight.norm() / delta.norm()
+    weight, change = normal(1024, 1024) * 0.02, low_rank(1024, 16, 1024, seed=2)
+    change = change.scaled(size * float(weight.norm()) / change.energy() ** 0.5)
     rounded = weight.bfloat16().float()
     for own, dtype, expected in ((rounded, torch.bfloat16, share), (weight, torch.float32, 1.0)):
-        kept, whole = survival(own, delta, (own + delta).to(dtype))
-        assert whole == pytest.approx(float(delta.norm()) ** 2, rel=1e-4)
-        assert kept / whole == pytest.approx(expected, abs=0.02 if dtype == torch.bfloat16 else 1e-3)
+        kept = inner_product((own + change.dense()).to(dtype).float() - own, change)
+        assert kept / change.energy() == pytest.approx(expected, abs=0.02 if dtype == torch.bfloat16 else 1e-3)
 
 
-def test_of_a_zero_delta_nothing_is_lost() -> None:
-    weight = normal(3, 3).bfloat16().float()
-    assert survival(weight, torch.zeros(3, 3), weight.bfloat16()) == (0.0, 0.0)
+def test_an_inner_product_is_that_of_the_dense_change() -> None:
+    change = low_rank(30, 4, 20, seed=1)
+    assert inner_product(change.dense(), change) == pytest.approx(change.energy(), rel=1e-5)
+    assert inner_product(torch.zeros(30, 20), change) == 0.0

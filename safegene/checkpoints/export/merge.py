@@ -24,14 +24,13 @@ from safegene.checkpoints.read_ahead import Part, blocks_of, read_ahead
 from safegene.checkpoints.wanted import INDEX
 from safegene.checkpoints.writer import NAMES, Shard, ShardWriter, plan_shards, write_index
 from safegene.errors import CheckpointError, ParamsError, ShapeMismatch
-from safegene.vectors.linalg import LowRank, Patch, row_blocks, survival
+from safegene.vectors.linalg import LowRank, Patch, inner_product, row_blocks
 from safegene.workspace.digest import digest_bytes, digest_json
 
 MIN_SURVIVAL = 0.9
 SHARD_BYTES = 4 << 30
 READ_AHEAD = 64 << 20  # bytes
 NUMBERS = 1 << 22  # that are read and written at once
-CACHED = 1 << 16  # that are added at once: their float32 temporaries fit in a core's cache
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 Terms = dict[str, tuple[float, float]]
 """Matrix -> energy of its change that is left, and energy of its change."""
@@ -216,16 +215,14 @@ def _add(weight: Tensor, change: LowRank, stored: Tensor) -> tuple[float, float]
     Returns:
         ``<S, dW>`` and ``|dW|^2`` with S = stored(W + dW) - stored(W): the two terms of the survival.
     """
-    kept = whole = 0.0
+    kept, exact = 0.0, weight.dtype == stored.dtype
     up, down = change.up.float(), change.down.float()
-    for rows in row_blocks(weight.shape, numbers=CACHED):
-        own, delta = weight[rows].float(), up[rows] @ down
-        stored[rows] = own + delta
-        if weight.dtype != stored.dtype:
-            own = own.to(stored.dtype).float()
-        terms = survival(own, delta, stored[rows])
-        kept, whole = kept + terms[0], whole + terms[1]
-    return kept, whole
+    for rows in row_blocks(weight.shape):
+        total = weight[rows].to(torch.float32, copy=True).addmm_(up[rows], down)
+        stored[rows] = total
+        before = weight[rows] if exact else weight[rows].to(stored.dtype)
+        kept += inner_product(total.copy_(stored[rows]).sub_(before), LowRank(up[rows], down))
+    return kept, change.energy()
 
 
 def _measured(terms: Terms, dtype: str) -> MergedCheckpoint:
