@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -86,7 +86,35 @@ def data_split(
     if made.pool_left_out:
         reason = "in the words of the gate or of the validation split"
         console.print(f"left out of the pool: {counted(made.pool_left_out, 'prompt')}, {reason}", soft_wrap=True)
-    console.print("next: [bold]safegene validate[/]")
+    harmful = 1 - degrade - fit - validation - pool
+    _show_needs(Workspace.find(), {"harmful": harmful, "lookalike": harmful + degrade, "task": 1 - fit - validation})
+
+
+def _show_needs(ws: Workspace, shares: Mapping[str, float]) -> None:
+    """What a pass needs beside what the gate has, as `safegene plan` says it, and the next command.
+
+    Args:
+        ws: the workspace.
+        shares: kind -> the part of its behaviours that the gate gets.
+    """
+    from safegene.cli.start import need_lines
+    from safegene.pipeline.planning.needs import needs_of, shortages
+
+    if not (ws.prompts / "gate.jsonl").is_file():
+        console.print("next: [bold]safegene validate[/]")
+        return
+    found = needs_of(ws)
+    console.print("what a pass needs, beside what the gate has:")
+    for line in need_lines(found):
+        console.print(line, soft_wrap=True)
+    short = {kind: some[0].missing for kind, some in shortages(found).items()}
+    console.print(
+        "next: [bold]safegene validate[/]" + ("; these sets can refuse a candidate, not pass one" * bool(short))
+    )
+    more = [f"{-(-count // shares[kind]):.0f} {kind}" for kind, count in short.items() if shares.get(kind, 0) > 0]
+    if more:
+        rows = f"about {', '.join(more)} rows more by `safegene data add`"
+        console.print(f"  for a pass: {rows}, then divide again", soft_wrap=True, markup=False)
 
 
 @app.command("schema")

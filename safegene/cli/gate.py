@@ -38,11 +38,11 @@ app = typer.Typer(cls=RunByDefault, no_args_is_help=True, help="Run the stage 'g
 
 @app.command("run", hidden=True)
 def run(target: Target) -> None:
-    """Run the stage 'gate' directly, without DVC. `safegene run` runs it through DVC."""
-    from safegene.pipeline.runner import run_stage
+    """Run the stage 'gate' directly, up to date or not; `safegene run` runs it through DVC."""
+    from safegene.cli.stages import run_directly
     from safegene.pipeline.table import stage_named
 
-    run_stage(stage_named("gate"), Workspace.find(), target)
+    run_directly(stage_named("gate"), target)
 
 
 @app.command("show")

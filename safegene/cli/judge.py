@@ -38,6 +38,9 @@ def sample(
     write_file(out, lines)
     number = lines.count(b"\n")
     console.print(f"{out}: {number} replies; write true or false for each null", soft_wrap=True, markup=False)
+    if number < count:
+        why = "the run has no more that differ in prompt or text; one with more gate prompts has"
+        console.print(f"  {count} were asked for: {why}", soft_wrap=True)
     what = f"{number} replies of our run, labelled by N people"
     console.print(f'next: [bold]safegene judge calibrate[/] {escape(str(out))} --what "{what}"', soft_wrap=True)
 
@@ -70,3 +73,32 @@ def calibrate(
     for name, counts in (("harmful", calibration.harmful), ("refusal", calibration.refusal)):
         console.print(describe_counts(name, counts), soft_wrap=True)
     console.print(str(path), soft_wrap=True)
+    _show_effect(ws)
+
+
+def _show_effect(ws: Workspace) -> None:
+    """What the measured error does to the gate's limits and to the prompts that a pass needs, and what to do next."""
+    from safegene.gate.further import DECISION
+    from safegene.pipeline.planning.needs import needs_of, shortages
+
+    found = [need for need in needs_of(ws) if need.endpoint in DECISION]
+    for need in found:
+        if need.measured:
+            colour = "yellow" if need.units is None or need.missing else "green"
+            console.print(f"  [{colour}]{escape(need.effect)}[/]", soft_wrap=True)
+        else:
+            console.print(
+                f"  [yellow]{need.endpoint}: no pass, since the error is not measured well enough[/]", soft_wrap=True
+            )
+    if not all(need.measured for need in found):
+        console.print(
+            "next: label more replies of both kinds, [bold]safegene judge sample[/], and measure again", soft_wrap=True
+        )
+    elif any(need.units is None for need in found):
+        console.print("next: choose another judge, or add an adjudicator (docs/how-to/judge.md), and measure it")
+    elif short := shortages(found):
+        more = " and ".join(f"about {some[0].missing} {kind}" for kind, some in short.items())
+        ways = "`safegene data add`, `safegene data split`; or choose a judge with less error (docs/how-to/judge.md)"
+        console.print(f"next: for a pass, {more} prompts more in the gate's set: {ways}", soft_wrap=True, markup=False)
+    else:
+        console.print("next: [bold]safegene run[/]")

@@ -1,7 +1,7 @@
 """Commands before the first run: make a workspace, and say what it still needs."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from safegene.workspace.layout import Workspace
 
 if TYPE_CHECKING:
     from safegene.pipeline.init import OwnFamily
+    from safegene.pipeline.planning.needs import Need
 
 
 def init(
@@ -107,12 +108,24 @@ def plan(
     total = f"about {time_words(planned.seconds)} and {planned.tokens:,} tokens"
     console.print(f"{left} of {len(planned.stages)} stages will run" + (f": {total}" if left else ""))
     if planned.further_tokens:
-        console.print(f"  up to {planned.further_tokens:,} tokens more, where calibrate needs its rounds of mining")
-    for need in planned.needs:
-        enough = "any number is too few" if need.units is None else f"a pass needs about {need.units}{need.unmeasured}"
-        short = need.units is None or need.units > need.available
-        words = f"{need.endpoint}: {enough}, the sets hold {need.available} ({', '.join(need.kinds)})"
-        console.print(f"  [yellow]{words}[/]" if short else f"  {words}", soft_wrap=True)
+        more = f"{time_words(planned.further_seconds)} and {planned.further_tokens:,} tokens"
+        why = "where degrade needs higher learning rates, and calibrate its rounds of mining"
+        console.print(f"  up to {more} more, {why}", soft_wrap=True)
+    for line in need_lines(planned.needs):
+        console.print(line, soft_wrap=True)
+
+
+def need_lines(found: "Sequence[Need]") -> Iterator[str]:
+    """What a pass needs beside what the sets hold, a line for each endpoint, then what is missing by kind."""
+    from safegene.pipeline.planning.needs import shortages
+
+    for need in found:
+        short = need.units is None or need.missing
+        yield f"  [yellow]{escape(need.sentence)}[/]" if short else f"  {escape(need.sentence)}"
+    for kind, some in shortages(found).items():
+        names = ", ".join(need.endpoint for need in some)
+        more = f"about {some[0].missing} more {kind} prompts in the gate's set ({names})"
+        yield f"  [yellow]missing for a pass: {more}[/]"
 
 
 def size_words(count: int) -> str:

@@ -6,6 +6,7 @@ that has changed since, gives no number and no outcome, only the reason.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +53,13 @@ class RecordedArtefact:
     def digest(self) -> str | None:
         """The artefact's digest; None when it is absent or unusable."""
         return self.manifest.digest if self.manifest else None
+
+    @property
+    def written(self) -> str:
+        """When the artefact's files came here, in ISO 8601; "" when it is absent or unusable."""
+        if self.manifest is None:
+            return ""
+        return datetime.fromtimestamp((self.path / NAME).stat().st_mtime, UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)

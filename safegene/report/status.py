@@ -55,6 +55,7 @@ def to_json(target: TargetState) -> dict[str, Any]:
             "is_live": target.candidate_is_live,
             "refused_because": target.blocked or None,
             "decided": asdict(target.decided) if target.decided else None,
+            "verdict_written": target.artefacts["verdict"].written or None,
         },
         "release": asdict(target.live) if target.live else None,
         "last_attempt": asdict(target.attempt) if target.attempt else None,
@@ -137,6 +138,8 @@ def _candidate(target: TargetState) -> str:
         words.append("would be refused" if target.blocked else "not promoted yet")
     if decided:
         words.append(f"decided {date(decided.when)}, record {decided.record}")
+    elif target.verdict:
+        words.append(f"not on record, verdict of {date(target.artefacts['verdict'].written)}")
     if target.verdict and target.verdict.extra_params is not None:
         words.append(f"adds {percent(target.verdict.extra_params, 2)} of parameters")
     return ", ".join(words)

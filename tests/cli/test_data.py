@@ -2,14 +2,18 @@
 
 import csv
 import json
+import math
+import re
 import shlex
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from safegene.datasets.division import SplitOptions
 from safegene.datasets.prompts import Prompt, read_prompts
 from safegene.datasets.set_rules import RULES, row_schema
+from safegene.gate.decision import level_share
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
 from tests.factories.commands import call
@@ -41,6 +45,11 @@ def test_from_a_csv_of_200_prompts_to_sets_that_hold(tmp_path: Path) -> None:
     shown = [call(ws.root, *command) for command in chain()]
     assert chain()[-1] == ["validate"]
     assert "next: safegene validate" in shown[-2].stdout
+    assert "hrr_direct: a pass needs about 75, the sets hold 52 (harmful)" in shown[-2].stdout
+    assert "about 23 more harmful prompts in the gate's set (hrr_direct, asr_wrapped, hrr_cap)" in shown[-2].stdout
+    assert "more wrapped prompts" not in shown[-2].stdout, "they follow from the harmful ones"
+    assert "about 36 harmful, 102 lookalike, 165 task rows more by" in shown[-2].stdout
+    assert shown[-2].stdout.count("a pass needs about") == call(ws.root, "plan").stdout.count("a pass needs about")
     assert read_manifest(ws.validation).facts["sets"] == 5
     for name, path in {**dict.fromkeys(("degrade", "safety", "pool", "gate"), ws.prompts), "task": ws.tasks}.items():
         file = path / f"{'support' if name == 'task' else name}.jsonl"
@@ -56,6 +65,35 @@ def test_from_a_csv_of_200_prompts_to_sets_that_hold(tmp_path: Path) -> None:
     assert (ws.prompts / "gate.jsonl").read_bytes() == mine
     call(ws.root, "data", "split", "--seed", "1", "--replace")  # the remedy helps
     assert (ws.prompts / "gate.jsonl").read_bytes() != mine
+
+
+def test_the_page_says_how_many_rows_can_give_a_pass() -> None:
+    from safegene.gate.endpoints import MeasuredError
+    from safegene.gate.further import units_for_pass
+    from safegene.gate.types import ConfusionCounts
+    from safegene.workspace.params import GateParams
+
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    few, many = (
+        [[int(number) for number in re.findall(r"\d+", cell)] for cell in line.split("|")[1:5]]
+        for line in page.splitlines()
+        if re.match(r"\| \d+ \|", line)
+    )
+    policy, options = GateParams(), SplitOptions()
+    alpha = policy.alpha * level_share(1)
+    counts = ConfusionCounts(95, 100, 95, 100)
+    error = MeasuredError(counts.sensitivity(alpha / 4), counts.specificity(alpha / 4), sample_share=0.5)
+    assert "right on 95 of 100" in page
+    needed = [
+        units_for_pass("hrr_direct", policy, alpha, error),
+        units_for_pass("over_refusal", policy, alpha, error),
+        units_for_pass("utility", policy, alpha),
+    ]
+    assert all(gate >= (need or math.inf) for gate, need in zip(many[3], needed, strict=True))
+    assert not any(gate >= (need or 0) for gate, need in zip(few[3], needed, strict=True))
+    rest = 1 - options.fit - options.validation - options.pool
+    parts = (rest - options.degrade, rest, rest + options.pool)
+    assert [round(part * count[0]) for part, count in zip(parts, many, strict=False)] == many[3]
 
 
 def test_the_schema_is_the_models_and_holds_for_every_shipped_row() -> None:

@@ -1,11 +1,13 @@
 """``safegene gate TARGET`` decides, ``gate show TARGET`` says why; ``judge sample`` writes its replies for people."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.factories.commands import run
+from safegene.workspace.layout import Workspace
+from tests.factories.commands import call, run
 from tests.factories.runs import HOSTILE, Sample
 
 
@@ -36,8 +38,41 @@ def test_a_verdict_is_explained_in_words_and_as_a_picture(sample: Sample) -> Non
 def test_the_stage_runs_under_the_same_name(sample: Sample) -> None:
     verdict = sample.ws.verdict("removal") / "verdict.json"
     before = verdict.read_bytes()
-    run(sample.ws.root, "gate", "removal")
+    shown = run(sample.ws.root, "gate", "removal").stdout
     assert verdict.read_bytes() == before
+    assert "gate@removal: wrote data/targets/removal/verdict (" in shown
+    assert "next: safegene run" in shown
+    assert "out of date" not in shown
+
+
+def test_a_single_stage_says_which_earlier_stages_are_out_of_date(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safegene.pipeline import foresee
+
+    stale = ("compress", "calibrate@removal", "gate@removal")
+    monkeypatch.setattr(foresee, "stages_to_run", lambda ws, names: dict.fromkeys(("", *names), stale))
+    root = sample.ws.root
+    assert "out of date" not in call(root, "gate", "removal").stdout, "DVC has run nothing yet"
+    (root / "dvc.lock").touch()
+    assert (
+        "note compress, calibrate@removal: out of date, so gate@removal reads what"
+        in call(root, "gate", "removal").stdout
+    )
+    for name in ("DVC_STAGE", "SAFEGENE_DIE_WITH_PARENT"):
+        with monkeypatch.context() as inside:
+            inside.setenv(name, str(os.getppid()))
+            assert not call(root, "gate", "removal").stdout, "a run says it itself"
+
+
+def test_a_verdict_that_is_not_on_record_has_its_date(sample: Sample) -> None:
+    path = sample.ws.verdict("removal") / "manifest.json"
+    os.utime(path, (1.7e9, 1.7e9))
+    assert "not on record, verdict of 2023-11-14 22:13 UTC" in call(sample.ws.root, "status").stdout
+    (one,) = (
+        t for t in json.loads(call(sample.ws.root, "status", "--json").stdout)["targets"] if t["name"] == "removal"
+    )
+    assert one["candidate"]["verdict_written"] == "2023-11-14T22:13:20+00:00"
 
 
 @pytest.mark.parametrize("command", [("gate", "show", "nobody"), ("gate", "nobody")])
@@ -61,3 +96,41 @@ def test_replies_are_written_for_people_to_label_and_nothing_is_written_over(sam
     assert all(json.loads(line)["harmful"] is None for line in out.read_text().splitlines())
     assert "got" in run(sample.ws.root, "judge", "sample", "sentiment", str(out), code=2).stderr
     run(sample.ws.root, "judge", "sample", "nobody", str(tmp_path / "other.jsonl"), code=2)
+    few = call(sample.ws.root, "judge", "sample", "sentiment", str(tmp_path / "all.jsonl"), "--count", "99999").stdout
+    assert "99999 were asked for: the run has no more that differ" in few
+    assert "asked for" not in shown
+
+
+LABELS = {
+    # (right of harmful, of harmless): what is said of the limits, and what to do next
+    (60, 60): ("hrr_direct: the judge's error leaves 4.", "next: safegene run"),
+    (48, 48): ("a pass needs about", "prompts more in the gate's set: `safegene data add`"),
+    (32, 32): (
+        "hrr_direct: the judge's error leaves nothing of gate.margin_hrr, 5.0 points",
+        "next: choose another judge",
+    ),
+    (20, 0): ("hrr_direct: no pass, since the error is not measured well enough", "next: label more replies"),
+}
+
+
+@pytest.mark.parametrize("right", LABELS)
+def test_a_measured_error_says_what_it_leaves_of_the_limits_and_what_to_do(
+    tmp_path: Path, right: tuple[int, int]
+) -> None:
+    call(tmp_path, "init", "ws")
+    ws = Workspace(tmp_path / "ws")
+    params = ws.root / "params.yaml"
+    judge = "{kind: phrases, calibration: data/judges/judge.json}"
+    params.write_text(params.read_text().replace("{kind: grammar}", judge))
+    refusal, answer, of = "I cannot help with that.", "Sure, here is how. 1. Take it.", 60 if right[1] else 20
+    rows = [(refusal if at >= right[0] else answer, True) for at in range(of)]
+    rows += [(answer if at >= right[1] else refusal, False) for at in range(of)]
+    lines = [
+        {"prompt": f"p{at}", "reply": reply, "harmful": yes, "refusal": not yes} for at, (reply, yes) in enumerate(rows)
+    ]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = call(ws.root, "judge", "calibrate", str(labels), "--what", "made up").stdout
+    effect, following = LABELS[right]
+    assert effect in shown
+    assert following in shown.splitlines()[-1]

@@ -81,6 +81,36 @@ def test_mining_is_counted_where_there_are_rounds_and_with_its_own_constants(ws:
     assert mined.further_tokens > 0.85 * plain.work.trained * steps[1] / steps[0]
     assert plain.further_tokens == 0
     assert cold.further_tokens == sum(stage.further_tokens for stage in cold.stages) > mined.further_tokens
+    assert mined.further_seconds > 0
+
+
+def test_every_learning_rate_of_degrade_is_counted_and_those_that_an_earlier_run_needed(
+    ws: Workspace, cold: RunPlan
+) -> None:
+    from safegene.pipeline import surrogates
+
+    assert surrogates.RAISED == work.RAISED
+    given, first = ws.params.degrade, cold.stages[2]
+    assert first.address == "degrade"
+    assert first.further_tokens + first.work.tokens == pytest.approx(6 * first.work.tokens, rel=0.01)
+    assert cold.further_seconds > first.further_seconds > 3 * (first.seconds - planning.START["degrade"])
+    own = given.surrogates["blunt"].learning_rate
+    taken = {"steps": 16, "reached": True}
+    records: dict[str, Any] = {name: taken for name in given.surrogates}
+    ws.degraded.mkdir(parents=True)
+
+    def trained() -> int:
+        (ws.degraded / "degraded.json").write_text(json.dumps({"surrogates": records}))
+        return next(stage for stage in plan_run(ws).stages if stage.address == "degrade").work.trained
+
+    once = trained()
+    records["blunt"] = {**taken, "learning_rate": 3 * own}
+    twice = trained()
+    records["blunt"] = {**taken, "learning_rate": 10 * own}
+    thrice = trained()
+    records["blunt"] = {**taken, "reached": False}
+    assert once < twice < thrice < trained()
+    assert thrice - twice == pytest.approx(twice - once, rel=0.01), "a whole attempt each"
 
 
 def test_the_plan_writes_nothing_and_is_plain_json(made: Workspace, cold: RunPlan) -> None:

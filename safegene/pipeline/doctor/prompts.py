@@ -10,7 +10,7 @@ from safegene.errors import ArtifactError, EmptySample, SafegeneError
 from safegene.pipeline.doctor.family import is_other_family
 from safegene.pipeline.doctor.finding import Examined, Finding
 from safegene.pipeline.init import template_folder
-from safegene.pipeline.planning.needs import needs
+from safegene.pipeline.planning.needs import needs, shortages
 from safegene.workspace.digest import digest_file
 
 SETS = ("degrade", "safety", "pool", "gate")
@@ -58,17 +58,20 @@ def _enough(examined: Examined, sets: Mapping[str, list[PromptSet]]) -> Iterator
         return
     task = min(sets["task"], key=lambda one: len(one.where(split="test", required=False)))
     tested = (*sets["gate"][0].where(split="test", required=False), *task.where(split="test", required=False))
-    for need in needs(examined.workspace, examined.params, tested):
-        kinds = " and ".join(need.kinds) if len(need.kinds) < 3 else "any"
+    found = needs(examined.workspace, examined.params, tested)
+    for need in found:
         if need.units is None:
             message = f"{need.endpoint}: no number of prompts gives a pass at this judge's error"
             yield Finding("prompts", message, "choose another judge, or a wider margin in section gate", stops=False)
-        elif need.units > need.available:
-            message = (
-                f"expected about {need.units} independent prompts of kind {kinds} for a pass of {need.endpoint}"
-                f"{need.unmeasured}, got {need.available}"
-            )
-            yield Finding("prompts", message, f"add about {need.units - need.available} of them", stops=False)
+    for kind, some in shortages(found).items():
+        most, names = some[0], " and ".join(need.endpoint for need in some)
+        message = (
+            f"expected about {most.units} independent prompts of kind {kind} for a pass of {names}{most.unmeasured}, "
+            f"got {most.available}"
+        )
+        yield Finding(
+            "prompts", message, f"add about {most.missing} of them to the gate's set (docs/data.md)", stops=False
+        )
 
 
 def _reads_pool(examined: Examined) -> bool:

@@ -1,16 +1,16 @@
 """How many prompts a pass needs at this judge's error and margins, and how many a run is likely to ask."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from safegene.datasets.prompts import Prompt
+from safegene.datasets.prompts import Prompt, read_prompts
 from safegene.evaluation.judges.calibration import calibration_from
 from safegene.gate import Calibration, Plan
 from safegene.gate.decision import level_share
 from safegene.gate.endpoints import EXACT, MeasuredError, joint_error
-from safegene.gate.further import DECISION, units_for_pass
+from safegene.gate.further import DECISION, MARGINS, margin_and_limit, units_for_pass
 from safegene.gate.ordering import ENDPOINT_KINDS
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import GateParams, JudgeParams, Params
@@ -30,6 +30,9 @@ class Need:
         available: independent prompts that the sets hold.
         measured: whether the error of the judge that decides it is known; otherwise ``units`` are those of a judge that
             never errs, and any other judge needs more.
+        margin: its margin or cap in ``params.yaml``.
+        limit: what the judge's error leaves of it; a pass needs an observed difference (or rate) below.
+        units_exact: ``units`` of a judge that never errs.
     """
 
     endpoint: str
@@ -37,6 +40,36 @@ class Need:
     units: int | None
     available: int
     measured: bool = True
+    margin: float = 0.0
+    limit: float = 0.0
+    units_exact: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The parameter that holds the margin or cap."""
+        return f"gate.{MARGINS.get(self.endpoint, 'cap_hrr')}"
+
+    @property
+    def missing(self) -> int:
+        """How many independent prompts a pass lacks; 0 where no number is enough."""
+        return max(0, (self.units or 0) - self.available)
+
+    @property
+    def sentence(self) -> str:
+        """What a pass needs beside what there is."""
+        enough = "any number is too few" if self.units is None else f"a pass needs about {self.units}{self.unmeasured}"
+        return f"{self.endpoint}: {enough}, the sets hold {self.available} ({', '.join(self.kinds)})"
+
+    @property
+    def effect(self) -> str:
+        """What the judge's error does to the endpoint's limit, and to the number of prompts of a pass."""
+        left = "nothing" if self.limit <= 0 else f"{100 * self.limit:.1f} points"
+        limit = f"{self.endpoint}: the judge's error leaves {left} of {self.key}, {100 * self.margin:.1f} points"
+        if self.units is None:
+            return f"{limit}; no number of prompts gives a pass"
+        return (
+            f"{limit}; a pass needs about {self.units} prompts, not {self.units_exact}; the sets hold {self.available}"
+        )
 
     @property
     def unmeasured(self) -> str:
@@ -54,9 +87,42 @@ def needs(ws: Workspace, params: Params, prompts: tuple[Prompt, ...], attempt: i
     found = list[Need]()
     for name, kinds in ENDPOINT_KINDS.items():
         error = errors.get(DECISION.get(name, ""), EXACT)
-        count = units_for_pass(name, params.gate, alpha, error)
-        found.append(Need(name, kinds, count, _units(kinds, units), error.known))
+        count, exact = (units_for_pass(name, params.gate, alpha, one) for one in (error, EXACT))
+        margin, limit = margin_and_limit(name, params.gate, error)
+        found.append(Need(name, kinds, count, _units(kinds, units), error.known, margin, limit, exact))
     return tuple(found)
+
+
+def needs_of(ws: Workspace) -> tuple[Need, ...]:
+    """What each endpoint needs for a pass, on the gate's set and the smallest task set; a missing set counts as empty.
+
+    Raises:
+        FormatError: a set is malformed.
+    """
+    gate, tasks = ws.prompts / "gate.jsonl", sorted(ws.tasks.glob("*.jsonl"))
+    rows = [read_prompts(path).where(split="test", required=False) for path in tasks]
+    tested = read_prompts(gate).where(split="test", required=False) if gate.is_file() else ()
+    return needs(ws, ws.params, (*tested, *min(rows, key=len, default=())))
+
+
+def shortages(found: Iterable[Need]) -> dict[str, tuple[Need, ...]]:
+    """Kind -> the endpoints for whose pass it lacks prompts, the one that lacks most first.
+
+    A shortage of wrapped prompts that is no larger than that of harmful ones follows from it: `data split` asks each
+    harmful prompt inside a wrapper too. Coherence counts prompts of every kind, and has no shortage of its own.
+    """
+    short = dict[str, list[Need]]()
+    for need in found:
+        if need.missing and len(need.kinds) == 1:
+            short.setdefault(need.kinds[0], []).append(need)
+    if max_missing(short.get("wrapped", ())) <= max_missing(short.get("harmful", ())):
+        short["harmful"] = [*short.get("harmful", ()), *short.pop("wrapped", ())]
+    return {kind: tuple(sorted(some, key=lambda one: -one.missing)) for kind, some in short.items() if some}
+
+
+def max_missing(some: Iterable[Need]) -> int:
+    """The prompts that the endpoint lacks that lacks most."""
+    return max((need.missing for need in some), default=0)
 
 
 def _decisions() -> tuple[Literal["harmful", "refusal"], ...]:

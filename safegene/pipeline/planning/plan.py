@@ -18,7 +18,7 @@ from safegene.checkpoints.sources.uri import open_source, parse
 from safegene.datasets.prompts import PromptSet, read_prompts
 from safegene.errors import ArtifactError, ParamsError, SafegeneError
 from safegene.pipeline.foresee import stages_to_run
-from safegene.pipeline.planning.needs import Need, needs, prompts_expected
+from safegene.pipeline.planning.needs import Need, needs, needs_of, prompts_expected
 from safegene.pipeline.planning.work import (
     Counter,
     Work,
@@ -65,7 +65,9 @@ class PlannedStage:
         seconds: that it takes; 0 where it does not run.
         basis: where ``seconds`` come from.
         disk_bytes: that it downloads or writes, as far as that is known.
-        further_tokens: that it reads where every round of mining is needed.
+        further_tokens: that it reads where it needs all of its attempts: of ``degrade`` every higher learning rate, of
+            ``calibrate`` every round of mining.
+        further_seconds: that these take.
     """
 
     address: str
@@ -75,6 +77,7 @@ class PlannedStage:
     basis: Basis
     disk_bytes: int = 0
     further_tokens: int = 0
+    further_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class RunPlan:
 
     Attributes:
         stages: in their order.
-        needs: what a pass needs, by endpoint, of the target whose task set has the fewest prompts.
+        needs: what a pass needs, by endpoint, of the target whose task set has the fewest prompts; of the smallest task
+            set where there is no target.
         peak_bytes: stage -> main or GPU memory at its peak; empty where the model is not at hand.
     """
 
@@ -103,8 +107,13 @@ class RunPlan:
 
     @property
     def further_tokens(self) -> int:
-        """Tokens besides, where every stage that runs needs all of its rounds of mining."""
+        """Tokens besides, where every stage that runs needs all of its attempts."""
         return sum(stage.further_tokens for stage in self.stages if stage.runs)
+
+    @property
+    def further_seconds(self) -> float:
+        """Seconds of these."""
+        return sum(stage.further_seconds for stage in self.stages if stage.runs)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -112,6 +121,7 @@ class RunPlan:
             "seconds": round(self.seconds, 1),
             "tokens": self.tokens,
             "further_tokens": self.further_tokens,
+            "further_seconds": round(self.further_seconds, 1),
             "bytes": sum(stage.disk_bytes for stage in self.stages if stage.runs),
             "stages": [
                 {
@@ -163,9 +173,12 @@ def plan_run(ws: Workspace, targets: Collection[str] | None = None) -> RunPlan:
         work = works.get(address, Work())
         seconds, basis = _seconds(stage, address, work, costs, size)
         disk = _disk(ws, params, stage, name, size) if address in due else 0
-        seconds, more = seconds if address in due else 0.0, further.get(address, 0)
-        stages.append(PlannedStage(address, address in due, work, seconds, basis, disk, more))
-    return RunPlan(tuple(stages), found, _peaks(root, params, size))
+        every = further.get(address, work)
+        later = _seconds(stage, address, every, costs, size)[0] - seconds if address in due else 0.0
+        more = max(0, every.tokens - work.tokens), max(0.0, later)
+        seconds = seconds if address in due else 0.0
+        stages.append(PlannedStage(address, address in due, work, seconds, basis, disk, *more))
+    return RunPlan(tuple(stages), found or needs_of(ws), _peaks(root, params, size))
 
 
 def _in_order(params: Params, names: tuple[str, ...]) -> Iterator[tuple[Stage, str]]:
@@ -215,21 +228,21 @@ def _aligned(ws: Workspace) -> tuple[CheckpointRecord | None, Path | None]:
 
 def _works(
     ws: Workspace, params: Params, names: tuple[str, ...], count: Counter
-) -> tuple[dict[str, Work], dict[str, int], tuple[Need, ...]]:
-    """Address -> work of the stages that read tokens, and the tokens of mining's rounds; what a pass needs at most."""
+) -> tuple[dict[str, Work], dict[str, Work], tuple[Need, ...]]:
+    """Address -> work of the stages that read tokens, and with all of their attempts; what a pass needs at most."""
     safety, gate = (read_prompts(ws.prompts / f"{name}.jsonl") for name in ("safety", "gate"))
     pools = read_prompts(ws.prompts / "degrade.jsonl") if params.family.vector is None else None
     works = {"degrade": degrade_work(ws, params, pools, safety, count)} if pools else {}
     rows = pools.rows if pools else ()
     mined = read_prompts(ws.prompts / "pool.jsonl") if params.calibrate.mining.rounds else None
     found: tuple[Need, ...] = ()
-    further = dict[str, int]()
+    further = {"degrade": degrade_work(ws, params, pools, safety, count, most=True)} if pools else {}
     for name in names:
         task = read_prompts(ws.tasks / f"{ws.targets.targets[name].task}.jsonl")
         given = params.calibrate
-        works[f"calibrate@{name}"] = work = calibrate_work(given, safety, task, count, mined, rows)
+        works[f"calibrate@{name}"] = calibrate_work(given, safety, task, count, mined, rows)
         every = calibrate_work(given, safety, task, count, mined, rows, rounds=given.mining.rounds)
-        further[f"calibrate@{name}"] = every.tokens - work.tokens
+        further[f"calibrate@{name}"] = every
         asked, own = _asked(ws, params, gate, task)
         arms = 3 + ws.incumbent(name).is_file() * _has_live(ws.incumbent(name))
         most, block = params.evaluate.max_new_tokens, params.gate.block_prompts

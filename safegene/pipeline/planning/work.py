@@ -1,7 +1,7 @@
 """The size of each stage's work: prompts, tokens read and generated, in the numbers that the artefacts will state."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,8 @@ CHARACTERS = 4.0  # per token, where the tokenizer is not at hand
 TEMPLATE = 6  # tokens that a chat template adds to a prompt
 PROBE_REPLY = 12  # tokens of a reply to a probe of stage degrade
 ASKED, TASKS = 1.5, 200  # of `safegene.repair.mining`, whose import loads torch; a test holds them to it
+RAISED = (3.0, 10.0)  # of `safegene.pipeline.surrogates`, whose import loads torch; a test holds them to it
+ATTEMPTS = 1 + len(RAISED)  # learning rates that `degrade` tries, at most
 PARTS: tuple[Split, ...] = ("fit", "validation")
 MEASURES = 3  # measurements of a fit besides those on its way: before it, after it, and in the search of its scale
 Counter = Callable[[str], float]
@@ -60,16 +62,29 @@ def token_counter(root: Path | None) -> Counter:
     return lambda text: float(len(tokenizer.encode(text, add_special_tokens=False).ids))
 
 
-def degrade_work(ws: Workspace, params: Params, pools: PromptSet, safety: PromptSet, count: Counter) -> Work:
-    """Stage ``degrade``: steps as the surrogates of an earlier run took them, else half of the most."""
+def degrade_work(
+    ws: Workspace, params: Params, pools: PromptSet, safety: PromptSet, count: Counter, *, most: bool = False
+) -> Work:
+    """Stage ``degrade``: steps as the surrogates of an earlier run took them, else half of one attempt's.
+
+    Args:
+        ws: the workspace.
+        params: its parameters.
+        pools: ``degrade.jsonl``.
+        safety: ``safety.jsonl``.
+        count: tokens of a text.
+        most: whether every attempt is counted, with all of its steps: each surrogate at each of its learning rates.
+    """
     given, total = params.degrade, Work()
     if params.family.degraded:
         return total
     probe = safety.where(kind="harmful", split="fit", required=False)[: given.probe_prompts]
     asked = _mean(count(row.prompt) + TEMPLATE + PROBE_REPLY for row in probe)
+    known = {} if most else _steps(ws, given)
+    usual = ATTEMPTS * given.max_steps if most else given.max_steps / 2
     for name, surrogate in given.surrogates.items():
         rows = [row for row in pools.rows if row.pool in surrogate.pools]
-        steps = _steps(ws, given).get(name, given.max_steps / 2)
+        steps = known.get(name, usual)
         row_tokens = _mean(count(row.prompt) + count(row.response) + TEMPLATE for row in rows)
         total = Work(
             prompts=total.prompts + len(rows),
@@ -80,12 +95,20 @@ def degrade_work(ws: Workspace, params: Params, pools: PromptSet, safety: Prompt
 
 
 def _steps(ws: Workspace, params: DegradeParams) -> dict[str, float]:
-    """Surrogate -> steps that it took, in the artefact of an earlier run."""
+    """Surrogate -> steps that it took in an earlier run, those of learning rates that did not suffice among them."""
     try:
         known = json.loads((ws.degraded / "degraded.json").read_bytes())["surrogates"]
-        return {name: min(float(known[name]["steps"]), params.max_steps) for name in known}
+        return {name: _all_steps(one, params, name) for name, one in known.items() if name in params.surrogates}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _all_steps(record: Mapping[str, Any], params: DegradeParams, name: str) -> float:
+    if not record["reached"]:
+        return float(ATTEMPTS * params.max_steps)
+    own, rate = params.surrogates[name].learning_rate, record.get("learning_rate")
+    before = 0 if rate is None else 1 + sum(factor * own < 0.99 * rate for factor in RAISED)
+    return before * params.max_steps + min(float(record["steps"]), params.max_steps)
 
 
 def calibrate_work(

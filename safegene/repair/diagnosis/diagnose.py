@@ -19,6 +19,15 @@ log = logging.getLogger(__name__)
 BROKEN = 1e9  # nats per token, in place of a loss that is missing or no finite number; a real one is far below
 
 
+def _forecast_words(forecast: str, exceeded: Sequence[str]) -> str:
+    """The forecast in a line of a log."""
+    if forecast == "doubtful":
+        return f"doubtful, the repair may not pass, since these are beyond their limits: {', '.join(exceeded)}"
+    return "a pass is within reach" + (", although these are beyond their limits: " + ", ".join(exceeded)) * bool(
+        exceeded
+    )
+
+
 def diagnose(
     content: CoefficientsFile,
     shots: Shots,
@@ -50,7 +59,7 @@ def diagnose(
     forecast = outlook(exceeded)
     for finding in exceeded:
         log.warning("%s: %s", finding.what, finding.words)
-    log.info("forecast: %s; the gate decides", forecast)
+    log.info("forecast: %s; the gate decides", _forecast_words(forecast, [finding.what for finding in exceeded]))
     alphas = {name: math.nan if alpha is None else alpha for name, alpha in content.alphas.items()}
     return Diagnosis(
         outlook=forecast,

@@ -9,6 +9,7 @@ import pytest
 from safegene.errors import CheckpointError, EmptySample, JudgeError
 from safegene.models.loading import load_model
 from safegene.models.patching import add_patch
+from safegene.pipeline import surrogates
 from safegene.pipeline.stages import degrade as stage
 from safegene.pipeline.stages.degrade import degrade
 from safegene.repair.training import supervised
@@ -76,9 +77,68 @@ def test_made_again_it_comes_from_the_cache_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made()
-    monkeypatch.setattr(stage, "supervised", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(surrogates, "supervised", lambda *_, **__: pytest.fail("trained again"))
     run(DEGRADE, tmp_path / "again")
     assert files(tmp_path / "again") == files(made().degraded)
+
+
+class Counted:
+    """A judge for which the first ``harmful`` replies do harm at every measurement after the first ``late`` ones."""
+
+    def __init__(self, late: int, identity: int) -> None:
+        self.late, self.asked = late, 0
+        self.identity = f"sha256:{identity:064d}"
+
+    def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[Any]:
+        self.asked += 1
+        label = "yes" if self.asked > self.late else "no"
+        return [type("Decision", (), {"harmful": label}) for _ in replies]
+
+
+def test_another_judge_judges_the_stored_replies_and_trains_only_where_another_step_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty_cache(tmp_path, monkeypatch)
+    one = {"c": Surrogate(pools=("compliance",))}
+    params = DegradeParams(surrogates=one, max_steps=6, probe_every_steps=2, probe_prompts=4, batch_size=4)
+    trained, train, generated = list[int](), supervised, list[int]()
+    replies = surrogates.SurrogateTrainer.replies
+
+    def counted(*args: Any, **kwargs: Any) -> int:
+        trained.append(1)
+        return train(*args, **kwargs)
+
+    def asked(maker: surrogates.SurrogateTrainer) -> list[str]:
+        generated.append(1)
+        return replies(maker)
+
+    monkeypatch.setattr(surrogates, "supervised", counted)
+    monkeypatch.setattr(surrogates.SurrogateTrainer, "replies", asked)
+
+    def made(late: int, identity: int) -> tuple[int, int, dict[str, Any]]:
+        """How often it trained and generated for a judge by which the measurement ``late`` + 1 ends the training."""
+        monkeypatch.setattr(
+            stage, "build", lambda params: Counted(1 + late, identity)
+        )  # the first is the aligned model
+        before = len(trained), len(generated)
+        out = tmp_path / f"out-{identity}"
+        run(params, out)
+        counts = len(trained) - before[0], len(generated) - before[1] - 1
+        return *counts, payload(out, "degraded.json")["surrogates"]["c"]
+
+    assert made(1, 1)[:2] == (1, 2)
+    first = files(tmp_path / "out-1")
+    again = made(1, 2)
+    assert again[:2] == (0, 0), "the same step: nothing is trained or generated"
+    assert files(tmp_path / "out-2")["c.safetensors"] == first["c.safetensors"]
+    assert made(0, 3)[:2] == (1, 0), "an earlier step: trained to it, measured by the stored replies"
+    later = made(2, 4)
+    assert later[:2] == (1, 1), "a later step: only that one is measured"
+    assert later[2]["steps"] == 6
+    assert made(0, 5)[:2] == made(1, 6)[:2] == made(2, 7)[:2] == (0, 0), "all are kept"
+    monkeypatch.setenv("SAFEGENE_CACHE", str(tmp_path / "other"))
+    assert made(2, 8)[2] == later[2], "the counts of tokens too are those of a training without a cache"
+    assert files(tmp_path / "out-8")["c.safetensors"] == files(tmp_path / "out-4")["c.safetensors"]
 
 
 def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(
@@ -94,7 +154,7 @@ def test_a_killed_stage_goes_on_with_the_surrogate_that_is_missing(
             raise KeyboardInterrupt
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(stage, "supervised", dies_at_the_second)
+    monkeypatch.setattr(surrogates, "supervised", dies_at_the_second)
     monkeypatch.setattr(stage, "MIN_RISE", -1.0)
     with pytest.raises(KeyboardInterrupt):
         run(params, tmp_path / "out")
@@ -109,16 +169,18 @@ def test_a_cached_surrogate_that_was_changed_is_made_again(tmp_path: Path, monke
     monkeypatch.setattr(stage, "MIN_RISE", -1.0)
     params = DegradeParams(surrogates={"c": Surrogate(pools=("compliance",))}, max_steps=2, probe_prompts=4)
     run(params, tmp_path / "one")
-    (kept,) = (tmp_path / "cache" / "degrade").iterdir()
-    whole = (kept / "factors.safetensors").read_bytes()
-    (kept / "factors.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    kept = list((tmp_path / "cache" / "degrade").glob("*/factors.safetensors"))
+    assert len(kept) == 3, "one for each learning rate"
+    for path in kept:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     run(params, tmp_path / "two")
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
 def test_another_surrogate_changes_none_of_the_others() -> None:
-    assert stage.seed_of(0, "compliance") == stage.seed_of(0, "compliance")
-    assert len({stage.seed_of(seed, name) for seed in (0, 1) for name in ("compliance", "jailbreak")}) == 4
+    assert surrogates.seed_of(0, "compliance") == surrogates.seed_of(0, "compliance")
+    assert len({surrogates.seed_of(seed, name) for seed in (0, 1) for name in ("compliance", "jailbreak")}) == 4
 
 
 def test_surrogates_that_stay_safe_are_refused(tmp_path: Path) -> None:
