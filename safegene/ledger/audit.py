@@ -5,24 +5,23 @@ is something to know, such as a record that a crash left off the chain. Each of 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safegene.errors import SafegeneError
 from safegene.ledger.attempts import tried_by
-from safegene.ledger.bundles import verify_publication
+from safegene.ledger.audit_releases import READERS, verify_releases
 from safegene.ledger.chain import Ledger, open_ledger, stored_apart
 from safegene.ledger.evidence import publication_of
 from safegene.ledger.key_changes import verify_keys
 from safegene.ledger.live import live_in, revocations
 from safegene.ledger.memory import RevokedDigest
-from safegene.ledger.model_signature import verify_models
 from safegene.ledger.pointers import channel_key, record_key
 from safegene.ledger.record import Record
-from safegene.ledger.release import require_release_of
 from safegene.ledger.snapshot import (
     ATTEMPTS,
     ChainState,
@@ -32,6 +31,7 @@ from safegene.ledger.snapshot import (
     read_state,
     revoked_by,
 )
+from safegene.ledger.store import LocalStore
 from safegene.ledger.trust import signed_in_time
 from safegene.text import counted
 from safegene.workspace.digest import digest_file
@@ -87,12 +87,7 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
         wrong, more = verify_keys(ledger, chain)
         problems += wrong
         notes += more
-        releases = {(record.release, tuple(record.artefacts.items())) for record in chain if record.release}
-        for release, names in sorted(releases):
-            _verify_release(ledger, release, dict(names), problems)
-        publishers = Counter[str]()
-        for record in {record.release: record for record in chain if record.release}.values():
-            publishers.update(_verify_signatures(ledger, record, problems))
+        releases, publishers = verify_releases(ledger, chain, problems)
         artefacts, changed = hashing.result()
     problems += changed
     _compare_with_records(workspace, chain, live, artefacts, problems)
@@ -102,7 +97,7 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
         tuple(problems),
         tuple(notes),
         len(chain),
-        len({release for release, _ in releases}),
+        len(releases),
         len(artefacts),
         (*_signers(ledger, chain), *_publishers(workspace, publishers), *_memories(ledger, chain)),
     )
@@ -156,7 +151,8 @@ def audit_workspace(workspace: Workspace) -> AuditReport:
         ledger = open_ledger(workspace.params.promote, workspace.root)
     except SafegeneError as error:
         return AuditReport((error.message,), (), 0, 0, 0)
-    report = verify_ledger(workspace, ledger)
+    with _downloaded(ledger) as copies:
+        report = verify_ledger(workspace, copies)
     if not report.problems:
         with suppress(SafegeneError):
             read_state(ledger)  # remembers the newest record
@@ -300,23 +296,22 @@ def _verify_pointers(
     return records
 
 
-def _verify_release(ledger: Ledger, release: str, artefacts: Mapping[str, str], problems: list[str]) -> None:
-    try:
-        require_release_of(ledger.store, release, artefacts)
-    except SafegeneError as error:
-        problems.append(error.message)
+@contextmanager
+def _downloaded(ledger: Ledger) -> Iterator[Ledger]:
+    """The ledger with a fresh copy of every record of a remote store; one by one, each would take a round trip."""
+    if isinstance(ledger.store, LocalStore):
+        yield ledger
+        return
 
+    def read(digest: str) -> None:
+        with suppress(SafegeneError):  # found again, and named, where the chain is read
+            copies.read(digest)
 
-def _verify_signatures(ledger: Ledger, record: Record, problems: list[str]) -> list[str]:
-    """Verify what is signed beside the record; the publisher of its vector, where there is one."""
-    try:
-        verify_models(ledger.store, record, ledger.keys)
-        publisher = verify_publication(ledger.store, record)
-        return [publisher] if publisher else []
-    except SafegeneError as error:
-        if error.message not in problems:
-            problems.append(error.message)
-        return []
+    with TemporaryDirectory(prefix="safegene-audit-") as folder, ThreadPoolExecutor(READERS) as readers:
+        copies = replace(ledger, cache=Path(folder))
+        with suppress(SafegeneError):
+            list(readers.map(read, ledger.records()))
+        yield copies
 
 
 def _verify_artefacts(workspace: Workspace) -> tuple[dict[Path, str], list[str]]:
