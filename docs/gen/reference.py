@@ -1,7 +1,7 @@
 """MkDocs hook: the reference of commands, parameters, errors and plug-ins, read from the code at every build.
 
-A page asks for a part by a comment, ``<!-- generated: commands -->``. Nothing generated is kept in the repository, so
-the pages cannot differ from the code.
+A page asks for a part by a comment, ``<!-- generated: commands -->``. What stands from there to ``<!-- end -->`` is for
+readers of the file itself, and is replaced in the site: where to find the part, or the part, which a test compares.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-MARK = re.compile(r"<!-- generated: ([a-z]+) -->")
+MARK = re.compile(r"<!-- generated: ([a-z]+) -->\n(.*?)\n<!-- end -->", re.S)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:

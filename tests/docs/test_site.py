@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -35,6 +36,25 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Pat
     text = {path: path.read_text(encoding="utf-8") for path in built}
     assert not [(path.name, found.group()) for path, page in text.items() for found in LOADED.finditer(page)]
     assert not [path.name for path, page in text.items() if "<!-- generated:" in page]
+
+
+def test_a_generated_part_is_there_or_the_file_says_where_it_is(pages: list[Path], reference: ModuleType) -> None:
+    asked, kept = 0, list[str]()
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        found = reference.MARK.findall(text)
+        assert text.count("<!-- generated:") == len(found), f"{page}: a part without <!-- end -->"
+        for name, shown in found:
+            asked += 1
+            if shown.startswith("*In this file"):
+                site = f"site/{page.relative_to(ROOT / 'docs').with_suffix('.html').as_posix()}"
+                assert site in " ".join(shown.split()), page
+            else:
+                kept.append(name)
+                wanted = reference.PARTS[name]()
+                assert shown.strip() == wanted, f"{page}: put this between the marks of {name}:\n\n{wanted}\n"
+    assert asked == len(reference.PARTS)
+    assert sorted(kept) == ["pools", "row", "sets"]
 
 
 def test_the_makefile_builds_the_same(pages: list[Path]) -> None:
