@@ -4,88 +4,36 @@ A guard is a ``raise`` of the package. Every test that is named runs once, and t
 runs again in forked processes: with none of them taken out (it must stay green), and without each of them. Where no
 single one turns it red, it runs without all of them, and without those that it meets then, up to `MOST_ROUNDS` times: a
 second guard behind the first one is found so. A test that stays green even then proves nothing about guards: it is
-listed, and the exit code is 1. Guards inside child processes are not seen.
+listed, and the exit code is 1. Guards inside child processes count too, where these inherit the environment.
+
+With ``--out`` each result is kept as it comes, with its commit: a run that was stopped goes on with the tests that are
+not in the file. ``--publish`` writes the counts of such files into RESULTS.md.
 
     python -m scripts.mutate_guards [--out FILE] [TEST ...]      (default: tests/hostile and the tests of its 25 kinds)
+    python -m scripts.mutate_guards --publish FILE [FILE ...]
 """
 
 import argparse
-import ast
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import json
 import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import CodeType, ModuleType
+from tempfile import TemporaryDirectory
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from scripts.guards import install, met_in, take_out
+
+COMMAND = "python -m scripts.mutate_guards"
 MOST_GUARDS = 8  # tried per test: those that were met last
 MOST_ROUNDS = 5
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 120  # of CPU time
+MOST_SECONDS = 300  # by the clock: a test without its guards may wait for ever
 LIMIT_BYTES = 8 << 30
-
-
-@dataclass
-class Guards:
-    """Which guards were met, and which are taken out.
-
-    Attributes:
-        met: ``path:line`` of every guard met since the last reset, in order, each once.
-        removed: the guards that let everything pass.
-    """
-
-    met: dict[str, None] = field(default_factory=dict)
-    removed: frozenset[str] = frozenset()
-
-    def __call__(self, place: str) -> bool:
-        """Whether the ``raise`` at a place is carried out."""
-        self.met.pop(place, None)
-        self.met[place] = None
-        return place not in self.removed
-
-
-GUARDS = Guards()
-
-
-class _Instrument(ast.NodeTransformer):
-    """``raise X`` becomes ``if GUARDS(place): raise X``; a bare ``raise`` stays."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:  # noqa: N802 - the name that ast calls
-        if node.exc is None:
-            return node
-        asked = ast.parse(f"__import__('sys').guards('{self.path}:{node.lineno}')", mode="eval").body
-        return ast.copy_location(ast.If(asked, [node], []), node)
-
-
-class _Loader(importlib.machinery.SourceFileLoader):
-    def get_code(self, fullname: str) -> CodeType | None:
-        path = Path(self.get_filename(fullname))
-        tree = _Instrument(path.relative_to(ROOT).as_posix()).visit(ast.parse(path.read_bytes(), str(path)))
-        code: CodeType = compile(ast.fix_missing_locations(tree), str(path), "exec", dont_inherit=True)
-        return code
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname.partition(".")[0] not in ("safegene", "flows"):
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path or [str(ROOT)], target)
-        if spec and isinstance(spec.loader, importlib.machinery.SourceFileLoader) and spec.origin:
-            spec.loader = _Loader(fullname, spec.origin)
-        return spec
 
 
 @dataclass
@@ -96,32 +44,73 @@ class Run:
         tests: test -> guard -> whether the test failed without it.
         rounds: tests that fail only without several guards -> in which round.
         failed: tests that fail as they are.
+        commit: what was run.
+        out: where this is kept.
+        folder: for notes.
     """
 
     tests: dict[str, dict[str, bool]] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    commit: str = ""
+    out: Path | None = None
+    folder: Path = Path()
+
+    def read(self, path: Path) -> None:
+        """Add what a file holds."""
+        if path.is_file():
+            kept = json.loads(path.read_bytes())
+            self.tests |= kept["tests"]
+            self.rounds |= kept["rounds"]
+            self.failed += kept["failed"]
+            self.commit = kept["commit"]
+
+    def idle(self) -> list[str]:
+        """Tests that stay green whatever is taken out."""
+        return [
+            name for name, found in self.tests.items() if found and not any(found.values()) and name not in self.rounds
+        ]
+
+    def unseen(self) -> list[str]:
+        """Tests that met no guard."""
+        return [name for name, found in self.tests.items() if not found]
+
+    def killed(self) -> dict[str, bool]:
+        """Guard -> whether a test failed without it alone."""
+        killed = {guard: False for found in self.tests.values() for guard in found}
+        for found in self.tests.values():
+            killed |= {guard: True for guard, red in found.items() if red}
+        return killed
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """Run a test as it is, then without each of the guards that it met."""
-        GUARDS.met.clear()
-        outcome = _outcome(item)
+        if item.nodeid in self.tests or any(name.startswith(item.nodeid) for name in self.failed):
+            return True
+        met = self.folder / "met"
+        met.unlink(missing_ok=True)
+        take_out((), met)
+        outcome = _outcome(item, shown=True)
         if outcome == "failed":
             self.failed.append(item.nodeid)
         elif outcome == "passed":
-            self._without_guards(item, list(GUARDS.met)[-MOST_GUARDS:])
+            self._without_guards(item, met_in(met)[-MOST_GUARDS:])
         item.session._setupstate.teardown_exact(nextitem)
+        if self.out:
+            from safegene.workspace.atomic import write_file
+
+            kept = {"commit": self.commit, "tests": self.tests, "rounds": self.rounds, "failed": self.failed}
+            write_file(self.out, json.dumps(kept, indent=1) + "\n")
         return True
 
     def _without_guards(self, item: pytest.Item, met: list[str]) -> None:
-        if met and _fails_without(item)[0]:  # the control: nothing is taken out
+        if met and self._fails_without(item)[0]:  # the control: nothing is taken out
             self.failed.append(f"{item.nodeid} (a second time)")
             return
-        found = self.tests[item.nodeid] = {guard: _fails_without(item, guard)[0] for guard in reversed(met)}
+        found = self.tests[item.nodeid] = {guard: self._fails_without(item, guard)[0] for guard in reversed(met)}
         removed, red = set(met), any(found.values())
         for number in range(2, MOST_ROUNDS + 2) if met and not red else ():
-            red, more = _fails_without(item, *removed)
+            red, more = self._fails_without(item, *removed)
             if red:
                 self.rounds[item.nodeid] = number
             if red or removed.issuperset(more):
@@ -130,34 +119,34 @@ class Run:
         word = f" in round {number}" if item.nodeid in self.rounds else ""
         print(f"{item.nodeid}: {sum(found.values())} of {len(met)}{word}", file=sys.__stdout__, flush=True)
 
+    def _fails_without(self, item: pytest.Item, *guards: str) -> tuple[bool, list[str]]:
+        """Whether a test fails without some guards, and which guards it met."""
+        met = self.folder / "met-without"
+        met.unlink(missing_ok=True)
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(MOST_SECONDS)
+            used, code = int(sum(os.times()[:2])), 1
+            resource.setrlimit(resource.RLIMIT_CPU, (used + LIMIT_SECONDS, used + LIMIT_SECONDS))
+            resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
+            take_out(guards, met)
+            try:
+                code = int(_outcome(item) == "failed")
+            finally:
+                os._exit(code)
+        return os.waitpid(child, 0)[1] != 0, met_in(met)[-MOST_GUARDS:]
 
-def _outcome(item: pytest.Item) -> str:
+
+def _outcome(item: pytest.Item, *, shown: bool = False) -> str:
     from _pytest.runner import runtestprotocol
 
     # what the modules of the test set up stays; pytest reads only listchain() of the next item
     reports = runtestprotocol(item, log=False, nextitem=item.parent)  # type: ignore[arg-type]
     outcomes = {report.outcome for report in reports}
+    if shown:
+        print(*(report.longreprtext for report in reports if report.failed), sep="\n", end="", file=sys.__stdout__)
     return next(name for name in ("failed", "skipped", "passed") if name in outcomes)
-
-
-def _fails_without(item: pytest.Item, *guards: str) -> tuple[bool, list[str]]:
-    """Whether a test fails without some guards, and which guards it met."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(LIMIT_SECONDS)
-        resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
-        GUARDS.removed, code = frozenset(guards), 1
-        GUARDS.met.clear()
-        try:
-            code = int(_outcome(item) == "failed")
-            os.write(writer, "\n".join(list(GUARDS.met)[-MOST_GUARDS:]).encode())
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as met:
-        return os.waitpid(child, 0)[1] != 0, met.read().split()
 
 
 def _named_tests() -> Iterator[str]:
@@ -168,29 +157,63 @@ def _named_tests() -> Iterator[str]:
         yield from (f"tests/{name}" for name in names if not name.startswith("hostile/"))
 
 
+def _publish(run: Run) -> None:
+    """Write the counts into RESULTS.md."""
+    from benchmarks.results import header, markdown, new_figure, publish
+
+    killed = run.killed()
+    counts = {
+        "tests that ran without their guards": len(run.tests),
+        "guards that they met": len(killed),
+        "guards without which alone a test fails": sum(killed.values()),
+        "tests that fail only without several guards": len(run.rounds),
+        "tests that met no guard": len(run.unseen()),
+        "tests that fail as they are": len(run.failed),
+        "tests that stay green whatever is taken out": len(run.idle()),
+    }
+    figures = [
+        replace(new_figure(name, count, "", command=COMMAND), commit=run.commit) for name, count in counts.items()
+    ]
+    figures[-1] = replace(figures[-1], goal="0", holds=not run.idle())
+    lists = {
+        "No test fails without one of these guards alone": [guard for guard, red in killed.items() if not red],
+        "Tests that met no guard": run.unseen(),
+        "Tests that fail as they are": run.failed,
+    }
+    text = [f"{title}: {', '.join(f'`{name}`' for name in names)}." for title, names in lists.items() if names]
+    publish("guards", "Guards", header(figures[0]), "\n\n".join([markdown(figures), *text]))
+
+
 def main() -> int:
     """Run the tests, and say which of them depend on no guard, and which guards no test depends on."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", nargs="*")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--publish", type=Path, nargs="+", default=())
     args = parser.parse_args()
-    sys.guards = GUARDS  # type: ignore[attr-defined]
-    sys.meta_path.insert(0, _Finder())
-    run = Run()
-    options = "-q -p no:randomly -n 0 --timeout 0 -p no:cacheprovider --no-header"
-    pytest.main([*options.split(), "-m", "not slow", *(args.tests or _named_tests())], plugins=[run])
-    killed = {guard: False for found in run.tests.values() for guard in found}
-    for found in run.tests.values():
-        killed |= {guard: True for guard, red in found.items() if red}
-    idle = [name for name, found in run.tests.items() if found and not any(found.values()) and name not in run.rounds]
-    unseen = [name for name, found in run.tests.items() if not found]
-    if args.out:
-        args.out.write_text(json.dumps(vars(run), indent=1) + "\n", encoding="utf-8")
+    with TemporaryDirectory(prefix="safegene-guards-") as folder:
+        if not args.publish:
+            install(Path(folder))
+        from benchmarks.results import commit  # imports the package, so only now
+
+        run = Run(out=args.out, commit=commit(), folder=Path(folder))
+        for path in args.publish or [args.out] if args.publish or args.out else ():
+            run.read(path)
+        if args.publish:
+            _publish(run)
+            return 0
+        options = "-q -p no:randomly -n 0 --timeout 0 -p no:cacheprovider --no-header"
+        pytest.main([*options.split(), "-m", "not slow", *(args.tests or _named_tests())], plugins=[run])
+    return _report(run)
+
+
+def _report(run: Run) -> int:
+    killed, idle = run.killed(), run.idle()
     for title, names in (
         ("tests fail as they are", run.failed),
         ("tests stay green whatever is taken out", idle),
         ("tests fail only without several guards", list(run.rounds)),
-        ("tests met no guard of this process", unseen),
+        ("tests met no guard", run.unseen()),
         ("guards have no test that fails without them alone", [guard for guard, red in killed.items() if not red]),
     ):
         print(f"{len(names)} {title}", *names, sep="\n  ")
