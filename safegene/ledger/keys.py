@@ -9,21 +9,25 @@ nothing else. Which public keys are trusted: see `safegene.ledger.trust`.
 import os
 import stat
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
+from securesystemslib.signer import CryptoSigner, Signature, Signer, SSlibKey
 
 from safegene.errors import LedgerError
 from safegene.ledger.pins import SCHEMES, PinnedKeys, parse_key, read_pinned_keys, retired_from, write_pinned_keys
+from safegene.workspace.deadline import within
 from safegene.workspace.digest import strict_json
 from safegene.workspace.layout import keys_folder
 
 PEM_VARIABLE = "SAFEGENE_SIGNING_KEY"
 URI_VARIABLE = "SAFEGENE_SIGNING_URI"
 PIN_VARIABLE = "SAFEGENE_SIGNING_PIN"
+PROBE = b"safegene: a probe"
+PROBE_SECONDS = 30.0
 MAKE: dict[str, Callable[[], CryptoSigner]] = {
     "ed25519": CryptoSigner.generate_ed25519,
     "ecdsa-sha2-nistp256": CryptoSigner.generate_ecdsa,
@@ -168,8 +172,8 @@ def _signer_at(uri: str, active: Sequence[SSlibKey]) -> Signer:
     reasons = set[str]()
     for key in active:
         try:
-            signer = Signer.from_priv_key_uri(uri, key, _secret)
-            key.verify_signature(signer.sign(b"safegene: a probe"), b"safegene: a probe")
+            signer, signature = within(PROBE_SECONDS, partial(_probe, uri, key))
+            key.verify_signature(signature, PROBE)
         except LedgerError:
             raise
         except Exception as error:  # each library behind the URI raises errors of its own
@@ -181,6 +185,11 @@ def _signer_at(uri: str, active: Sequence[SSlibKey]) -> Signer:
         f"{uri.partition(':')[0]}: URI of {URI_VARIABLE}",
         remedy="pin its public key with `safegene keys pin`; PKCS#11 needs the extra safegene[hsm] and PYKCS11LIB",
     )
+
+
+def _probe(uri: str, key: SSlibKey) -> tuple[Signer, Signature]:
+    signer = Signer.from_priv_key_uri(uri, key, _secret)
+    return signer, signer.sign(PROBE)
 
 
 def _secret(name: str) -> str:

@@ -4,11 +4,17 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from securesystemslib.signer import CryptoSigner, SSlibKey
 
@@ -138,6 +144,52 @@ def test_a_key_in_a_hardware_module_signs(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(LedgerError, match="PinIncorrect") as caught:
         load_signer((key,))
     assert "0000" not in f"{caught.value.message} {caught.value.remedy}"
+
+
+class MockKeyService:
+    """A mock of boto3's KMS client: it signs digests by a key of its own, as the service documents it."""
+
+    def __init__(self, name: str) -> None:
+        assert name == "kms"
+        self.fault: Callable[[], object] = lambda: None
+        self.private = ec.generate_private_key(ec.SECP256R1())
+        der = self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.described: dict[str, object] = {"PublicKey": der, "SigningAlgorithms": ["ECDSA_SHA_256"]}
+
+    def get_public_key(self, KeyId: str) -> dict[str, object]:  # noqa: N803 (the service's names)
+        return self.described
+
+    def sign(self, KeyId: str, Message: bytes, MessageType: str, SigningAlgorithm: str) -> dict[str, bytes]:  # noqa: N803
+        self.fault()
+        assert (KeyId, MessageType, SigningAlgorithm) == ("alias/team", "DIGEST", "ECDSA_SHA_256")
+        return {"Signature": self.private.sign(Message, ec.ECDSA(Prehashed(SHA256())))}
+
+
+def test_a_key_of_a_key_service_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import ClientError, NoCredentialsError
+    from securesystemslib.signer import AWSSigner
+
+    service = MockKeyService("kms")
+    monkeypatch.setattr("boto3.client", lambda name: service)
+    uri, key = AWSSigner.import_("alias/team")
+    monkeypatch.setenv("SAFEGENE_SIGNING_URI", uri)
+    assert signs(load_signer((key,)), (key,)) == (key.keyid,)
+    with pytest.raises(LedgerError, match="UnverifiedSignatureError, in the awskms: URI"):
+        load_signer((CryptoSigner.generate_ecdsa().public_key,))
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error in (NoCredentialsError(), ClientError({"Error": {"Code": "AccessDeniedException"}}, "Sign")):
+        service.fault = partial(fail, error)
+        with pytest.raises(LedgerError, match=type(error).__name__):
+            load_signer((key,))
+    monkeypatch.setattr("safegene.ledger.keys.PROBE_SECONDS", 0.1)
+    hangs = threading.Event()
+    service.fault = hangs.wait
+    with pytest.raises(LedgerError, match="got DeadlinePassed"):
+        load_signer((key,))
+    hangs.set()
 
 
 def test_a_retired_key_signs_no_more(folder: Path) -> None:
