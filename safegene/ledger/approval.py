@@ -14,7 +14,6 @@ An approver, or the author, can reject it instead, by a record of outcome ``fail
 
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from securesystemslib.dsse import Envelope
@@ -34,6 +33,7 @@ from safegene.ledger.trust import (
     ApprovalRequest,
     approval_statement,
     approving_keys,
+    ledger_day,
     request_of,
     trusted_until,
     why_untrusted,
@@ -206,7 +206,7 @@ def _require_approver(ledger: Ledger, key: SSlibKey, pending: PendingPromotion) 
         raise PromotionRefused(f"expected a key that is trusted, got {name}, which was revoked")
     if pending.request.override:
         last = pending.request.override.expires
-        if datetime.now(UTC).date().isoformat() > last:
+        if ledger_day(ledger).isoformat() > last:
             raise PromotionRefused(f"expected an override that has not expired, got one until {last}")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +33,7 @@ from safegene.ledger.snapshot import (
     revoked_by,
 )
 from safegene.ledger.store import LocalStore
-from safegene.ledger.trust import signed_in_time
+from safegene.ledger.trust import signed_in_time, written_on
 from safegene.text import counted
 from safegene.workspace.digest import digest_file
 from safegene.workspace.git import committed
@@ -92,7 +93,7 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
     problems += changed
     _compare_with_records(workspace, chain, live, artefacts, problems)
     problems += _publication_problems(workspace)
-    notes += _missing_artefacts(workspace, chain)
+    notes += [*_missing_artefacts(workspace, chain), *_wrong_clocks(chain)]
     return AuditReport(
         tuple(problems),
         tuple(notes),
@@ -101,6 +102,18 @@ def verify_ledger(workspace: Workspace, ledger: Ledger) -> AuditReport:
         len(artefacts),
         (*_signers(ledger, chain), *_publishers(workspace, publishers), *_memories(ledger, chain)),
     )
+
+
+def _wrong_clocks(chain: Sequence[Record]) -> Iterator[str]:
+    """Records whose days do not follow those before them, or are to come. Nothing but an override's end is a day."""
+    later, today = date.max, datetime.now(UTC).date()
+    for at, record in enumerate(chain):
+        if (day := written_on(record)) is None:
+            continue
+        if (day - min(later, today)).days > 1:
+            other = f"record {chain[at - 1].sequence} after it on {later}" if later <= today else f"today is {today}"
+            yield f"record {record.sequence} says that it was written on {day}; {other}: a clock was wrong"
+        later = day
 
 
 def _signers(ledger: Ledger, chain: Sequence[Record]) -> list[str]:

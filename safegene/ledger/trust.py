@@ -9,7 +9,8 @@ Rules:
    ``pending``, and one of outcome ``pass`` or ``override`` that says the same and holds k - 1 signatures (a DSSE
    envelope) of an `approval_statement`, which names the digest of the first. The k persons are different ones, the
    author among them; keys without an owner count for nobody.
-3. An ``override`` needs at least two signatures, and is relied on up to its date of expiry.
+3. An ``override`` needs at least two signatures, and is relied on up to its date of expiry, by this machine's clock or
+   the newest record's, whichever is later. No other rule depends on a clock.
 4. A rollback rests on the promotion that it restores: the same release, target and channel.
 """
 
@@ -158,7 +159,7 @@ def why_untrusted(
         ledger: whose pinned keys decide, and that holds the records on which this one rests.
         record: the record.
         revoked: the revocations in the store.
-        today: the day on which it would be relied on; default: today in UTC.
+        today: the day on which it would be relied on; default: `ledger_day`.
 
     Raises:
         LedgerError: a record on which it rests is missing or malformed.
@@ -175,7 +176,10 @@ def why_untrusted(
         if step.outcome not in PUBLISHING:
             return ""
         if step.outcome != "rollback":
-            return why_unapproved(ledger, step, limits) or why_expired(step, today)
+            unapproved = why_unapproved(ledger, step, limits)
+            if step.outcome == "override":
+                today = today or ledger_day(ledger)
+            return unapproved or why_expired(step, today)
         restored = ledger.read(str(step.restores))
         if restored.sequence >= step.sequence or _published(restored) != _published(step):
             return f"record {step.sequence} rolls back to what record {restored.sequence} did not put live"
@@ -185,6 +189,21 @@ def why_untrusted(
 def signed_in_time(record: RevokedDigest, keys: Sequence[SSlibKey]) -> bool:
     """Whether one of the signers was not retired by ``ledger.pub``; only that takes a revocation back."""
     return bool(_signers(record, trusted_until(keys, ())))
+
+
+def ledger_day(ledger: Ledger) -> date:
+    """Today in UTC, or the day of the newest record where that is later: a clock set back revives no override."""
+    tip = ledger.tip()
+    return max(datetime.now(UTC).date(), (written_on(ledger.read(tip.content.record)) if tip else None) or date.min)
+
+
+def written_on(record: Record) -> date | None:
+    """The day (UTC) on which the machine that wrote a record says that it did; None where the record does not say."""
+    end = record.predicate.run.get("end") if isinstance(record.predicate.run, Mapping) else None
+    try:
+        return date.fromisoformat(str(end)[:10])
+    except ValueError:
+        return None
 
 
 def why_expired(record: Record, today: date | None = None) -> str:

@@ -1,12 +1,15 @@
 """Overrides: a promotion although the verdict is no pass, with a reason, an end, and an approver."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from safegene.errors import ParamsError, PromotionRefused, SafegeneError
+from safegene.ledger import record_fields
 from safegene.ledger.audit import audit_workspace
 from safegene.ledger.live import live_record
 from safegene.ledger.trust import why_expired
@@ -83,6 +86,49 @@ def test_an_expired_override_is_not_served_and_not_rolled_back_to(
     assert resolve(ws, TARGET).release != record.release
     with pytest.raises(PromotionRefused, match="expired"):
         rollback(ws, TARGET, to=str(record.sequence))
+
+
+def clock(module: ModuleType, days: int, patch: pytest.MonkeyPatch) -> None:
+    """Set the clock of a module."""
+
+    class Moved(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Moved":
+            return cls.fromtimestamp(datetime.now(UTC).timestamp() + days * 86400, tz)
+
+    patch.setattr(module, "datetime", Moved)
+
+
+def test_a_clock_that_was_set_back_revives_no_override(
+    ws: Workspace, people: As, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = override(ws, people, expires=WEEK)
+    people("grace")
+    approve(ws, name)
+    assert resolve(ws, TARGET)
+    with monkeypatch.context() as patch:
+        clock(record_fields, 30, patch)
+        people("ada")
+        attempt(ws, alpha=2.0, outcome="fail")  # another machine writes on a later day
+    with pytest.raises(PromotionRefused, match="an override that expired"):
+        resolve(ws, TARGET)
+    notes = "\n".join(audit_workspace(ws).notes)
+    assert re.search(r"record 2 says that it was written on .*; today is .*: a clock was wrong", notes)
+    assert problems_of(ws) == []
+    attempt(ws, alpha=3.0, outcome="fail")
+    assert resolve(ws, TARGET), "one wrong clock is no end of it"
+    assert "record 3 after it on" in "\n".join(audit_workspace(ws).notes)
+
+
+def test_an_override_is_not_approved_after_its_end_by_the_newest_record(
+    ws: Workspace, people: As, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        clock(record_fields, 30, patch)
+        name = override(ws, people, expires=WEEK)
+    people("grace")
+    with pytest.raises(PromotionRefused, match="has not expired, got one until"):
+        approve(ws, name)
 
 
 @pytest.mark.parametrize(
