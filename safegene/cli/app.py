@@ -27,7 +27,13 @@ from safegene.cli import (
 )
 from safegene.cli.console import console
 from safegene.errors import as_safegene_error
-from safegene.pipeline.process import end_with_flow, open_standard_streams, report_error, show_progress
+from safegene.pipeline.process import (
+    end_with_flow,
+    keep_within_limits,
+    open_standard_streams,
+    report_error,
+    show_progress,
+)
 from safegene.version import __version__
 
 GROUPS = {
@@ -109,6 +115,7 @@ def main() -> None:
     """
     open_standard_streams()
     end_with_flow()
+    keep_within_limits()
     try:
         show_progress()
         app(prog_name="safegene", standalone_mode=True)

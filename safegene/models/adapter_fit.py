@@ -10,8 +10,8 @@ from safegene.checkpoints.checkpoint import Checkpoint
 from safegene.checkpoints.export.peft_layout import converts_names, renamed_modules
 from safegene.checkpoints.structure import Structure, stored_names
 from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
-from safegene.models.loading import without_credentials
 from safegene.models.structure import find_structure, model_without_weights
+from safegene.workspace.credentials import without_credentials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,8 +13,8 @@ from safegene.checkpoints.checkpoint import Checkpoint
 from safegene.checkpoints.structure import Structure
 from safegene.errors import CheckpointError, ShapeMismatch, TensorMissing
 from safegene.models.config import forward_values, is_tied
-from safegene.models.loading import without_credentials
 from safegene.models.structure import find_structure, model_without_weights, require_complete, text_config
+from safegene.workspace.credentials import without_credentials
 from safegene.workspace.digest import digest_json
 
 SHOWN = 4  # differing values that one error names

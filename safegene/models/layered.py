@@ -24,10 +24,11 @@ from safegene.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from safegene.checkpoints.export.adapter import read_change
 from safegene.checkpoints.structure import by_stored_name
 from safegene.errors import CheckpointError, TensorMissing
-from safegene.models.loading import quiet, without_credentials
+from safegene.models.loading import quiet
 from safegene.models.patching import add_patch, matrix_of
 from safegene.models.structure import model_class, remember, resolved_config, structure_of
 from safegene.vectors.linalg import LowRank, concat
+from safegene.workspace.credentials import without_credentials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

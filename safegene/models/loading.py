@@ -1,8 +1,6 @@
 """Load a checkpoint as a transformers model and tokenizer."""
 
 import gc
-import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -23,8 +21,8 @@ from safegene.models.patching import add_patch, low_rank_hooks
 from safegene.models.structure import analyse, model_class, remember, resolved_config, structure_of
 from safegene.text import visible
 from safegene.vectors.linalg import Patch, concat
+from safegene.workspace.credentials import without_credentials
 
-_SECRET = re.compile(r"^AWS_|TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|_KEY|APIKEY", re.IGNORECASE)
 _HELD = "_safegene_changes"  # attribute of a model: its hooks and their changes
 
 if TYPE_CHECKING:
@@ -161,18 +159,6 @@ def load_tokenizer(root: Path) -> "PreTrainedTokenizerBase":
         ) from None
     ready: PreTrainedTokenizerBase = tokenizer
     return ready
-
-
-@contextmanager
-def without_credentials() -> Iterator[None]:
-    """Remove environment variables that could hold a secret inside the block, out of reach of a checkpoint's code."""
-    hidden = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 @contextmanager

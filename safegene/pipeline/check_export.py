@@ -22,10 +22,11 @@ from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import read_change
 from safegene.checkpoints.sources import local_checkpoint
 from safegene.errors import CheckpointError
-from safegene.models.loading import load_model, without_credentials
+from safegene.models.loading import load_model
 from safegene.models.structure import stored_places, text_config
 from safegene.pipeline import public_logits
 from safegene.vectors.linalg import Patch
+from safegene.workspace.credentials import without_credentials
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import FetchParams
 

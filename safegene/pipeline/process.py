@@ -4,6 +4,7 @@ import ctypes
 import io
 import logging
 import os
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -20,6 +21,7 @@ from safegene.workspace.parsing import Strict, parse_json
 
 ERROR_FILE = "SAFEGENE_ERROR_FILE"  # environment: where a child process leaves its error
 LOG_FILE = "SAFEGENE_LOG_FILE"  # environment: where a child process writes its log lines too, each after its level
+LIMITS = "SAFEGENE_STAGE_LIMITS"  # environment: seconds, and bytes of memory or 0, that a stage of a run may take
 PARENT = "SAFEGENE_DIE_WITH_PARENT"  # environment: process id of the flow that started the child
 
 
@@ -124,6 +126,23 @@ def end_with_flow() -> None:
         os.kill(int(parent), 0)
     except ProcessLookupError:
         raise SystemExit(1) from None
+
+
+def keep_within_limits() -> None:
+    """Bound this process as ``SAFEGENE_STAGE_LIMITS`` says, and let Linux end it before others where memory runs out.
+
+    At the end of its time it is ended by SIGALRM, also while a library computes; beyond its memory, it gets no more.
+    """
+    if not (limits := os.environ.get(LIMITS)):
+        return
+    seconds, most = map(int, limits.split())
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+    with suppress(OSError):  # not every system has it
+        Path("/proc/self/oom_score_adj").write_text("500")
+    if most:
+        with suppress(ValueError, OSError):  # above a limit that the process has already
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def report_error(error: SafegeneError, *, trace: bool) -> None:

@@ -168,7 +168,7 @@ def _run(stage: Stage, copy: Workspace, record: Record) -> None:
     target = record.target if stage.per_target else ""
     address, error_file = stage.address(target), copy.root / ".safegene" / "error.json"
     error_file.parent.mkdir(exist_ok=True)
-    with child_environment(error_file):
+    with child_environment(error_file, stage, copy.params):
         command = ["safegene", stage.name, *([target] if target else [])]
         done = subprocess.run(command, cwd=copy.root, stdout=subprocess.DEVNULL, check=False)
     if done.returncode == 0:

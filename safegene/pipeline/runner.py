@@ -1,23 +1,29 @@
 """Two ways to run a stage: directly in this process, or through DVC, which runs it only if it is out of date."""
 
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from safegene.errors import ArtifactError, ParamsError, SafegeneError, as_safegene_error
-from safegene.pipeline.process import ERROR_FILE, LOG_FILE, PARENT, read_error
+from safegene.errors import ArtifactError, ParamsError, SafegeneError, SourceError, as_safegene_error
+from safegene.pipeline.process import ERROR_FILE, LIMITS, LOG_FILE, PARENT, read_error
 from safegene.pipeline.stage_server import ADDRESS, stage_server
 from safegene.pipeline.table import Stage, pipeline_of
 from safegene.workspace.atomic import write_file
 from safegene.workspace.costs import note_cost, work_of
+from safegene.workspace.credentials import REMOVED, without_secrets
 from safegene.workspace.git import git
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import Manifest, read_manifest
+from safegene.workspace.params import Params
 from safegene.workspace.seal import is_artefact_sealed
+
+JUDGE_KEYS = ("SAFEGENE_JUDGE_KEY", "SAFEGENE_SERVER_KEY")
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 log = logging.getLogger(__name__)
 
@@ -74,22 +80,43 @@ def reproduce(stage: Stage, ws: Workspace, target: str = "") -> bool:
     Raises:
         SafegeneError: the stage failed; the stage's own error, if the child process reported one.
     """
+    _untrack(ws, stage, target)
+    try:
+        return _reproduce(stage, ws, target)
+    except SourceError:  # a stage without credentials copies no checkpoint: this process does
+        if not _bring_checkpoints(stage, ws, target):
+            raise
+    return _reproduce(stage, ws, target)
+
+
+def _reproduce(stage: Stage, ws: Workspace, target: str) -> bool:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    _untrack(ws, stage, target)
     logging.getLogger("dvc").setLevel(logging.WARNING)
     address, error_file = stage.address(target), ws.root / ".safegene" / "error.json"
     error_file.parent.mkdir(exist_ok=True)
     error_file.unlink(missing_ok=True)
-    with chdir(ws.root), child_environment(error_file), Repo(str(ws.root)) as repo:
+    params, begun = ws.params, time.monotonic()
+    with chdir(ws.root), child_environment(error_file, stage, params), Repo(str(ws.root)) as repo:
         try:
             ran = bool(repo.reproduce(targets=[address], single_item=True))
             if stage.sealed and not _is_sealed(ws.root / stage.output.format(target=target)):
                 ran = bool(repo.reproduce(targets=[address], single_item=True, force=True))
             return ran
         except DvcException as error:
-            raise read_error(error_file, address) or _unreported(address, error) from error
+            late = time.monotonic() - begun >= _seconds(params)
+            raise read_error(error_file, address) or _unreported(address, error, params if late else None) from error
+
+
+def _bring_checkpoints(stage: Stage, ws: Workspace, target: str) -> bool:
+    """Copy the checkpoints that a stage reads into the cache; whether one was missing there."""
+    from safegene.checkpoints.record import RECORD
+    from safegene.checkpoints.sources.fetching import bring
+
+    folders = [ws.root / name.format(target=target, task="") for name in stage.inputs]
+    brought = [bring(folder, ws.params.fetch) for folder in folders if (folder / RECORD).is_file()]
+    return any(brought)
 
 
 def log_file(ws: Workspace) -> Path:
@@ -116,20 +143,26 @@ def _is_sealed(output: Path) -> bool:
 
 
 @contextmanager
-def child_environment(error_file: Path) -> Iterator[None]:
+def child_environment(error_file: Path, stage: Stage, params: Params) -> Iterator[None]:
     """Environment of a stage's child process: this installation's commands first on PATH, its parent, its error file.
 
-    The stage is forked from the stage server of this process, where there may be one. DVC runs a stage with ``$SHELL``,
-    and ``dvc.yaml`` is written for a POSIX shell.
+    Credentials are left out, except those that the stage needs: all of them where it copies from a source, the keys of
+    judges and model servers, and the Hub's token for a judge's own model. The stage is forked from the stage server of
+    this process, where there may be one. DVC runs a stage with ``$SHELL``, and ``dvc.yaml`` is written for a POSIX
+    shell.
     """
     before = dict(os.environ)
     commands, server = str(Path(sys.executable).parent), stage_server()
+    most = int((params.flow.max_stage_gibibytes or 0) * (1 << 30))
+    os.environ.clear()
+    os.environ.update(_credentials_removed(before, stage, params))
     os.environ.update({ADDRESS: server.address} if server else {})
     os.environ.update(
         PATH=f"{commands}{os.pathsep}{before.get('PATH', '')}",
         SHELL="/bin/sh",
         DVC_NO_ANALYTICS="1",
         **{PARENT: str(os.getpid()), ERROR_FILE: str(error_file), LOG_FILE: str(error_file.with_name("stage.log"))},
+        **{LIMITS: f"{_seconds(params)} {most}"},
     )
     try:
         yield
@@ -138,11 +171,25 @@ def child_environment(error_file: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _unreported(address: str, error: Exception) -> SafegeneError:
+def _credentials_removed(environment: Mapping[str, str], stage: Stage, params: Params) -> dict[str, str]:
+    if stage.credentials == "all" or (stage.vector == "made" and params.family.degraded):
+        return dict(environment)
+    judges = [judge for judge in (params.evaluate.judge, params.evaluate.adjudicator) if judge]
+    hub = HUB_TOKENS if any(judge.revision for judge in judges) else ()
+    kept = (*JUDGE_KEYS, *hub) if stage.credentials == "judge" else ()
+    return {**without_secrets(environment, kept), REMOVED: "1"}
+
+
+def _seconds(params: Params) -> int:
+    return math.ceil(params.flow.max_stage_hours * 3600)
+
+
+def _unreported(address: str, error: Exception, late: Params | None) -> SafegeneError:
     cause = error.__cause__ or error
     if isinstance(cause, OSError) or "disk is full" in str(cause):
         return as_safegene_error(cause)
-    return SafegeneError(
-        f"expected stage {address} to succeed, got {error} ({cause})",
-        remedy=f"read the messages above, then run `safegene --debug {address.replace('@', ' ')}`",
-    )
+    remedy = f"read the messages above, then run `safegene --debug {address.replace('@', ' ')}`"
+    if late:
+        hours = late.flow.max_stage_hours
+        remedy = f"it was ended after flow.max_stage_hours ({hours:g}) of params.yaml: raise that, or {remedy}"
+    return SafegeneError(f"expected stage {address} to succeed, got {error} ({cause})", remedy=remedy)

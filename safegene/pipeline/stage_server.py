@@ -34,7 +34,9 @@ _READ_AT_IMPORT = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "HF_", "TRANSFO
 
 def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that a library reads once, when it is imported: a server serves commands with the same only."""
-    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
+    from safegene.workspace.credentials import without_secrets
+
+    return {name: value for name, value in without_secrets(environment).items() if name.startswith(_READ_AT_IMPORT)}
 
 
 def is_usable() -> bool:
@@ -86,6 +88,8 @@ class StageServer:
         import subprocess
         import tempfile
 
+        from safegene.workspace.credentials import without_secrets
+
         self.read_at_import = read_at_import(os.environ)
         self.address = os.path.join(tempfile.mkdtemp(prefix="safegene-"), "stages")  # a folder of this user alone
         with socket.socket(socket.AF_UNIX) as listener:
@@ -95,6 +99,7 @@ class StageServer:
                 [sys.executable, "-P", "-m", "safegene.cli.entry", str(listener.fileno())],
                 stdin=subprocess.PIPE,  # its end tells the server that this process has ended
                 pass_fds=[listener.fileno()],
+                env=without_secrets(os.environ),  # a stage that needs credentials brings them with its request
             )
 
     @property

@@ -37,6 +37,7 @@ class Stage:
         sealed: whether a promotion needs to know that a holder of the cache's key made the output.
         vector: "made" for a stage that makes the safety vector, "published" for one that fetches it (`pipeline_of`).
         others: further artefacts that it writes.
+        credentials: what it may need: "all" for what copies from a source, "judge" for the keys of judges and servers.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stage:
     sealed: bool = False
     vector: Literal["", "made", "published"] = ""
     others: tuple[str, ...] = ()
+    credentials: Literal["", "judge", "all"] = ""
 
     def address(self, target: str = "") -> str:
         """The stage's name in DVC: ``compress``, or ``calibrate@TARGET`` for one target."""
@@ -243,7 +245,15 @@ PIPELINE: tuple[Stage, ...] = (
         ("validate", "degrade", "family.degraded"),
         sealed=True,
     ),
-    Stage("fetch", _fetch, (), _ALIGNED, ("family.aligned", "fetch", "data/targets.yaml:aligned"), sealed=True),
+    Stage(
+        "fetch",
+        _fetch,
+        (),
+        _ALIGNED,
+        ("family.aligned", "fetch", "data/targets.yaml:aligned"),
+        sealed=True,
+        credentials="all",
+    ),
     Stage(
         "degrade",
         _degrade,
@@ -251,6 +261,7 @@ PIPELINE: tuple[Stage, ...] = (
         _DEGRADED,
         ("family.degraded", "family.dtype", "degrade", "evaluate.judge"),
         vector="made",
+        credentials="judge",
     ),
     Stage(
         "extract",
@@ -277,6 +288,7 @@ PIPELINE: tuple[Stage, ...] = (
         ("family.vector", "family.publisher", "data/targets.yaml:vector"),
         sealed=True,
         vector="published",
+        credentials="all",
         others=("data/family/vector", "data/family/selection"),
     ),
     Stage(
@@ -287,6 +299,7 @@ PIPELINE: tuple[Stage, ...] = (
         ("fetch", "data/targets.yaml:targets.{target}"),
         per_target=True,
         sealed=True,
+        credentials="all",
     ),
     Stage(
         "calibrate",
@@ -307,6 +320,7 @@ PIPELINE: tuple[Stage, ...] = (
         f"{_TARGET}/candidate",
         ("family.dtype", "calibrate", "evaluate.judge"),
         per_target=True,
+        credentials="judge",
         plots=(("data/plots/coefficients/{target}.svg", coefficients_picture),),
         copies=(("coefficients.csv", "data/plots/coefficients/{target}.csv"),),
     ),
@@ -328,6 +342,7 @@ PIPELINE: tuple[Stage, ...] = (
         ("family.dtype", "evaluate", "gate"),
         per_target=True,
         sealed=True,
+        credentials="judge",
     ),
     Stage(
         "gate",

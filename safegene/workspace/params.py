@@ -292,12 +292,19 @@ class WatchParams(Frozen):
 
 
 class FlowParams(Frozen):
-    """When deployments run, and whether results are committed and pushed."""
+    """When deployments run, whether results are committed and pushed, and what ends a stage that a run started.
+
+    A stage that runs longer than ``max_stage_hours`` is ended. ``max_stage_gibibytes`` bounds its private memory, files
+    mapped for writing among it; null leaves it to the machine, which ends the stage before other programs where memory
+    runs out.
+    """
 
     cron: Cron = "0 3 * * *"
     audit_cron: Cron = "0 5 * * *"
     commit: bool = True
     push: bool = False
+    max_stage_hours: Annotated[float, Field(gt=0, le=1000)] = 168.0
+    max_stage_gibibytes: Annotated[float, Field(ge=2)] | None = None
 
 
 class Params(Frozen):

@@ -1,6 +1,7 @@
 """Fetch a source into the cache: list its files, check their sizes, copy them, verify the copy, name it by content."""
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ from safegene.errors import (
     StaleArtifact,
 )
 from safegene.text import redact, visible
+from safegene.workspace.credentials import REMOVED
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import cache_folder
 from safegene.workspace.params import FetchParams
 from safegene.workspace.progress import log_progress
 
+LOCAL = frozenset({"file", "tiny"})  # schemes that need no credentials
 SHOWN = 8  # ignored files that the log names
 log = logging.getLogger(__name__)
 
@@ -118,10 +121,29 @@ def local_checkpoint(artefact: Path, limits: FetchParams | None = None, *, famil
     return ModelFiles(_cached_or_fetched_folder(base, limits or FetchParams()), (folder,))
 
 
-def _cached_or_fetched_folder(record: CheckpointRecord, limits: FetchParams) -> Path:
+def bring(artefact: Path, limits: FetchParams) -> bool:
+    """Copy the files that a ``fetch`` artefact names into the cache; whether they were missing there."""
+    record = read_record(artefact)
+    missing = not _is_cached(record)
+    if missing:
+        fetch(record.source, limits=limits, expected=record.digest)
+    return missing
+
+
+def _is_cached(record: CheckpointRecord) -> bool:
     folder = cache.cached_folder(record.digest)
-    if digest_json(record.files) == record.digest and cache.is_intact(folder, record.files):
-        return folder
+    return digest_json(record.files) == record.digest and cache.is_intact(folder, record.files)
+
+
+def _cached_or_fetched_folder(record: CheckpointRecord, limits: FetchParams) -> Path:
+    if _is_cached(record):
+        return cache.cached_folder(record.digest)
+    if os.environ.get(REMOVED) and parse(record.source).scheme not in LOCAL:
+        raise SourceError(
+            f"expected {record.digest} in the cache of a stage that holds no credentials, got no copy of "
+            f"{redact(record.source)}",
+            remedy="`safegene run` copies it before it runs the stage",
+        )
     return fetch(record.source, limits=limits, expected=record.digest).root
 
 

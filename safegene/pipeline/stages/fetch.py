@@ -21,6 +21,7 @@ from safegene.checkpoints.structure import Structure, read_structure
 from safegene.checkpoints.vocabulary import Vocabulary, added_tokens, read_vocabulary
 from safegene.errors import CheckpointError, SafegeneError, ShapeMismatch, StaleArtifact
 from safegene.text import redact, visible
+from safegene.workspace.credentials import without_credentials
 from safegene.workspace.manifest import Manifest, read_manifest, write_artefact
 from safegene.workspace.params import FetchParams
 
@@ -71,7 +72,9 @@ def fetch(
     _require_pinned(local.fingerprint, fingerprint, source)
     base = Family(family, read_record(family), params) if family else None
     vocabulary, structure = read_vocabulary(local.root), None
-    with _naming(local.root, redact(source)):
+    if base is not None:
+        _ = base.root  # fetched, where it must be, before the credentials are gone
+    with without_credentials(), _naming(local.root, redact(source)):
         if local.kind == "full":
             described, structure = _full(local, base, vocabulary, redact(source))
         else:
