@@ -6,12 +6,15 @@ A stage whose cost was measured on another machine, or never, is None, and never
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from safegene.report.records import Records, inside
 from safegene.report.state import RecordedArtefact, TargetState
 from safegene.report.words import STAGES
 from safegene.workspace.costs import cost_of
 from safegene.workspace.manifest import Manifest
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def total(rows: Iterable[StageSpent]) -> list[StageSpent]:
         StageSpent(
             stage,
             _sum([row.cpu_seconds for row in some]),
-            _whole([row.tokens for row in some]),
-            _whole([row.replies for row in some]),
+            _sum([row.tokens for row in some]),
+            _sum([row.replies for row in some]),
             sum(row.measured for row in some),
             sum(row.made for row in some),
         )
@@ -88,11 +91,6 @@ def _tokens(manifest: Manifest) -> int | None:
     return sum(counts) if counts else None
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _whole(values: Sequence[int | None]) -> int | None:
+def _sum(values: Sequence[Number | None]) -> Number | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None

@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from safegene.errors import LedgerError, PromotionRefused, SafegeneError, StoreError, as_safegene_error
+from safegene.gate import VerdictFile
 from safegene.ledger.approval import PendingPromotion, find_pending
 from safegene.ledger.approval import approve as approve_pending
 from safegene.ledger.approval import reject as reject_pending
 from safegene.ledger.attempts import present_attempt
 from safegene.ledger.chain import Ledger, open_ledger
-from safegene.ledger.evidence import confirm_verdict, gather_evidence, present_artefacts, require_sealed
+from safegene.ledger.evidence import Evidence, confirm_verdict, gather_evidence, present_artefacts, require_sealed
 from safegene.ledger.incumbent import write_incumbent
 from safegene.ledger.keys import load_signer
 from safegene.ledger.pointers import SEEN
@@ -106,11 +107,7 @@ def confirmed_outcome(workspace: Workspace, target: str) -> str:
     Raises:
         ArtifactError, DigestMismatch: the evidence is incomplete, changed or stale, or not made by this cache's key.
     """
-    evidence = gather_evidence(workspace, target)
-    outcome = confirm_verdict(evidence, workspace.params).outcome
-    if outcome == "pass":
-        require_sealed(workspace, evidence, target)
-    return outcome
+    return _confirmed(workspace, target)[1].outcome
 
 
 def promote_attempt(workspace: Workspace, target: str, *, run: Run | None = None) -> str:
@@ -260,14 +257,20 @@ def _keeping_seen(ledger: Ledger, workspace: Workspace) -> Iterator[list[str]]:
         raise error from None
 
 
-def _claim(
-    workspace: Workspace, target: str, run: Run, stated: Stated, before: Record | None, *, goes_live: bool
-) -> PromotionClaim:
-    """The claim of the present evidence; ``goes_live`` whether it could although its verdict is no pass."""
+def _confirmed(workspace: Workspace, target: str, *, goes_live: bool = False) -> tuple[Evidence, VerdictFile]:
+    """The evidence, and its verdict computed again; sealed where it passes or ``goes_live``."""
     evidence = gather_evidence(workspace, target)
     verdict = confirm_verdict(evidence, workspace.params)
     if verdict.outcome == "pass" or goes_live:
         require_sealed(workspace, evidence, target)
+    return evidence, verdict
+
+
+def _claim(
+    workspace: Workspace, target: str, run: Run, stated: Stated, before: Record | None, *, goes_live: bool
+) -> PromotionClaim:
+    """The claim of the present evidence; ``goes_live`` whether it could although its verdict is no pass."""
+    evidence, verdict = _confirmed(workspace, target, goes_live=goes_live)
     return PromotionClaim(
         target=target,
         outcome=verdict.outcome,
