@@ -16,7 +16,7 @@ from typer.main import get_command
 from safegene.cli.app import app
 from safegene.workspace.layout import Workspace
 from safegene.workspace.manifest import read_manifest
-from tests.docs.test_commands import SHELL, split_commands
+from tests.docs.test_commands import PROSE, SHELL, split_commands
 from tests.factories.ledger import attempt, make_target, make_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,3 +145,16 @@ def test_every_command_of_a_block_is_executed_by_a_test(blocks: list[Any], execu
             missing.add(f"{where}: {' '.join(words)}")
     assert not missing
     assert len(seen) > 25
+
+
+def test_every_command_named_in_a_sentence_or_a_table_is_executed_by_a_test(pages: list[Path], executed: str) -> None:
+    missing, seen = set[str](), set[str]()
+    for page in pages:
+        if page.name == "CHANGELOG.md":
+            continue  # it tells of the past
+        for text in PROSE.findall(page.read_text(encoding="utf-8")):
+            if ours := verb(text.replace("|", " ").split()):
+                seen.add(ours)
+                missing |= set() if f" {ours} " in executed else {f"{page.name}: safegene {ours}"}
+    assert not missing
+    assert len(seen) > 40
