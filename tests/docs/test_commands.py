@@ -182,6 +182,18 @@ def test_the_plug_in_page_defines_what_its_entry_points_name(blocks: list[Any]) 
     assert names["SCHEME"].open(place).root == Path("/mnt/models/a")
 
 
+def test_every_list_of_phrases_of_a_page_is_a_judge_that_passes_its_canaries(blocks: list[Any]) -> None:
+    from safegene.evaluation.judges import build
+    from safegene.evaluation.judges.canaries import check_canaries
+    from safegene.workspace.params import JudgeParams
+
+    yamls = [yaml.safe_load(block.text) for block in blocks if block.language == "yaml"]
+    judges = [one["evaluate"]["judge"] for one in yamls if "judge" in one.get("evaluate", {})]
+    phrases = [JudgeParams.model_validate(judge) for judge in judges if judge.get("phrases")]
+    assert len(phrases) == 2
+    assert not [found for judge in phrases for found in check_canaries(build(judge))]
+
+
 def test_the_reference_lists_every_command_and_option(reference: ModuleType) -> None:
     text = reference.commands()
     for name, command in reference.walk(get_command(app)):
