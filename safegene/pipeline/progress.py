@@ -25,24 +25,32 @@ INDENT = " " * 7
 
 @dataclass
 class _Loop:
-    """A loop that is being shown: its state and since when, when it was first seen, and how far it was then."""
+    """A loop that is being shown: its state, when it got there and by how many steps at once, and where it began."""
 
     now: Progress
     since: float
     start: float
     first: int
+    jump: int = 1
 
     def words(self, clock: float) -> str:
         """Where it is, and the time left."""
         return ", ".join(filter(None, (_shown(self.now.words), self.left(clock))))
 
     def left(self, clock: float) -> str:
-        """The time left at the speed so far, in words; "" before there is a speed."""
+        """The time left at the speed so far, in words; "" where no speed is known.
+
+        Steps that take longer than those before them are themselves a measure of the speed of those after them.
+        """
         steps = self.now.done - self.first
         left = self.now.total - self.now.done
         if steps <= 0 or left <= 0:
             return ""
-        return time_left(max(0.0, (self.since - self.start) / steps * left - (clock - self.since)))
+        each, running = (self.since - self.start) / steps, clock - self.since
+        if running <= each * self.jump:
+            return time_left(each * left - running)
+        later = left - self.jump
+        return time_left((clock - self.start) / (steps + self.jump) * later if later > 0 else None)
 
 
 class ProgressHandler(logging.Handler):
@@ -139,7 +147,9 @@ def _moved(loop: _Loop | None, progress: Progress, clock: float) -> _Loop:
     """The loop with its new state; another loop, or one that starts again, is a new one."""
     if loop is None or loop.now.what != progress.what or progress.done < loop.now.done:
         return _Loop(progress, clock, clock, progress.done)
-    loop.now, loop.since = progress, clock
+    if (jump := progress.done - loop.now.done) > 0:
+        loop.since, loop.jump = clock, jump
+    loop.now = progress
     return loop
 
 

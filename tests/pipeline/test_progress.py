@@ -101,6 +101,23 @@ def test_a_loop_that_starts_again_has_a_new_time_left(log: logging.Logger) -> No
     ]
 
 
+def test_a_step_that_takes_longer_than_those_before_it_raises_the_time_left(log: logging.Logger) -> None:
+    out, clock = io.StringIO(), Clock()
+    log.addHandler(ProgressHandler(out, clock=clock))
+    for now, done in ((0, 0), (40, 1), (75, 1), (120, 1), (200, 1), (240, 2), (300, 3), (500, 3)):
+        clock.now = float(now)
+        log_progress(log, "surrogates", done, 4, overall=True)
+    assert [line.split(", ")[1:] for line in out.getvalue().splitlines()] == [
+        ["about 2 min left"],
+        ["about 85 s left"],
+        ["about 2 min left"],  # the second has taken 80 s
+        ["about 3 min left"],
+        ["about 4 min left"],
+        ["about 2 min left"],
+        [],  # the last one overran: its end is not known
+    ]
+
+
 def test_times_are_said_in_the_unit_that_fits() -> None:
     assert [time_left(seconds) for seconds in (None, 0.2, 89, 200, 7200)] == [
         "",
