@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -35,6 +36,7 @@ from scripts.fuzz_parsers import Parser, parsers
 CORPUS = Path(__file__).parents[1] / "tests" / "hostile" / "corpus"
 LIMIT_SECONDS = 10
 MOST_BYTES = 1 << 16  # of one input
+MOST_INPUTS, MOST_CPU_SECONDS = 10_000_000, 7200  # either is enough
 TURN_SECONDS = 2.0  # that each parser gets in turn
 PIECES = tuple(
     piece.encode()
@@ -144,6 +146,7 @@ class State:
         self.inputs: dict[str, int] = {}
         self.crashes: dict[str, int] = {}
         self.cpu_seconds = 0.0
+        self.peak_mebibytes = 0
         if path.is_file():
             vars(self).update(json.loads(path.read_bytes()), path=path)
 
@@ -151,7 +154,8 @@ class State:
         """Write the file."""
         content = {"inputs": self.inputs, "crashes": self.crashes, "cpu_seconds": round(self.cpu_seconds, 1)}
         content["total"] = sum(self.inputs.values())
-        content["peak_mebibytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        self.peak_mebibytes = max(self.peak_mebibytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+        content["peak_mebibytes"] = self.peak_mebibytes
         write_file(self.path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
@@ -173,6 +177,23 @@ def turn(parser: Parser, state: State, seconds: float, chance: random.Random) ->
             print(f"{parser.name}: {crash}; kept as {keep(parser, data)}", file=sys.stderr)
     state.inputs[parser.name] = state.inputs.get(parser.name, 0) + count
     state.cpu_seconds += time.process_time() - begin
+
+
+def publish_counts(state: State) -> None:
+    """Write the counts into RESULTS.md."""
+    from benchmarks.results import header, markdown, new_figure, publish
+
+    new, total = partial(new_figure, command="python -m scripts.fuzz"), sum(state.inputs.values())
+    done, crashes = total >= MOST_INPUTS or state.cpu_seconds >= MOST_CPU_SECONDS, sum(state.crashes.values())
+    figures = [
+        new(f"thousands of inputs of {len(state.inputs)} parsers", total // 1000, "", goal="10,000", holds=done),
+        new("CPU time", round(state.cpu_seconds), "s"),
+        new("crashes and hangs", crashes, "", goal="0", holds=not crashes),
+        new("peak memory", state.peak_mebibytes, "MiB"),
+    ]
+    fewest = sorted(state.inputs, key=state.inputs.__getitem__)[:5]
+    few = "Fewest inputs: " + ", ".join(f"{name} {state.inputs[name]:,}" for name in fewest)
+    publish("fuzzing", "Fuzzing", header(figures[0]), f"{markdown(figures)}\n\n{few}.")
 
 
 def with_atheris(parser: Parser, arguments: Sequence[str]) -> None:
@@ -211,9 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--parsers", default="", help="names, separated by commas (default: all)")
     options.add_argument("--state", type=Path, default=Path(".fuzz.json"))
     options.add_argument("--seed", type=int, default=None)
+    options.add_argument("--publish", action="store_true", help="write the counts of the state into RESULTS.md")
     options.add_argument("--atheris", default="", metavar="PARSER")
     given, rest = options.parse_known_args(arguments)
     logging.disable()
+    if given.publish:
+        publish_counts(State(given.state))
+        return 0
     with tempfile.TemporaryDirectory(prefix="safegene-fuzz-") as folder:
         os.environ["SAFEGENE_KEYS"] = str(Path(folder) / "keys")  # for the seals of a resume log
         known = parsers(Path(folder))

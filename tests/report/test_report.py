@@ -14,6 +14,7 @@ from safegene.report import write_markdown, write_report
 from safegene.report.files import SelectionView
 from safegene.report.graph import lineage_graph
 from safegene.report.lineage import lineage
+from safegene.report.page import _environment
 from safegene.report.sections import _layers, _reach
 from safegene.report.state import RecordedArtefact, read_state
 from safegene.workspace.layout import Workspace
@@ -136,6 +137,11 @@ def test_hostile_output_is_text_and_nothing_else(page: str) -> None:
     assert "<script>document.title='owned'</script>" in text
     assert "␛[31mred␛[0m ⟨U+202E⟩evil⟨U+2066⟩ ⟨U+200B⟩zero" in text
     assert not [c for c in page if c in "\x1b\u202e\u2066\u200b"]
+
+
+def test_what_no_template_marks_is_escaped_all_the_same() -> None:
+    written = _environment().from_string("{{ text }}{{ text|short }}").render(text="<b>'\"&")
+    assert not set(written) & set("<>'\"")
 
 
 def test_the_policy_admits_this_style_sheet_and_nothing_else(page: str) -> None:
