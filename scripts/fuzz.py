@@ -192,7 +192,9 @@ def publish_counts(state: State) -> None:
         new("peak memory", state.peak_mebibytes, "MiB"),
     ]
     fewest = sorted(state.inputs, key=state.inputs.__getitem__)[:5]
-    few = "Fewest inputs: " + ", ".join(f"{name} {state.inputs[name]:,}" for name in fewest)
+    few = "Counted over several runs, of this commit and earlier ones. Fewest inputs: " + ", ".join(
+        f"{name} {state.inputs[name]:,}" for name in fewest
+    )
     publish("fuzzing", "Fuzzing", header(figures[0]), f"{markdown(figures)}\n\n{few}.")
 
 
