@@ -10,7 +10,6 @@ from prefect import flow
 from flows.shown import run_name, tag_run
 from flows.tasks import STAGE_TASKS, exclusive
 from safegene.checkpoints.sources import fingerprint
-from safegene.ledger.bundle_source import bundle_fingerprint
 from safegene.pipeline.doctor import require_ready
 from safegene.pipeline.stage_file import write_stages
 from safegene.pipeline.table import pipeline_of
@@ -57,4 +56,6 @@ def vector_pin(family: FamilyParams, pinned: str | None = None) -> str | None:
     """The pin of ``family.vector``, by default what its place holds now; None where the vector is made here."""
     if family.vector is None or family.publisher is None:
         return None
+    from safegene.ledger.bundle_source import bundle_fingerprint  # with torch, which no other part of a flow needs
+
     return pinned or bundle_fingerprint(family.vector, family.publisher)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
@@ -19,6 +18,9 @@ from prefect.states import Completed
 from safegene.errors import SafegeneError
 from safegene.report.state import TargetState, read_state
 from safegene.report.words import describe_target
+from safegene.version import __version__
+from safegene.workspace.atomic import write_optional
+from safegene.workspace.digest import PREFIX, digest_bytes, digest_json
 from safegene.workspace.layout import Workspace
 
 STATES = {"fail": "Refused", "inconclusive": "Inconclusive", "pending": "Waiting for approval"}
@@ -112,18 +114,21 @@ def _markdown(target: TargetState, report: Path) -> str:
 
 
 def _evidence(ws: Workspace, target: TargetState) -> str:
-    """The picture of a usable verdict's evidence; "" where there is none."""
+    """The picture of a usable verdict's evidence, drawn once; "" where there is none."""
     from safegene.gate import evidence_from
     from safegene.report.evidence import draw
 
     if target.verdict is None:
         return ""
-    folder = ws.judgements(target.name)
+    folder, policy = ws.judgements(target.name), ws.params.gate
     try:
-        rows, plan = evidence_from(
-            *((folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl")), where=str(folder)
-        )
-        picture: Any = draw(rows, plan, ws.params.gate)
+        plan, judgements = ((folder / name).read_bytes() for name in ("plan.json", "judgements.jsonl"))
+        drawn_from = [__version__, policy.model_dump(mode="json"), digest_bytes(plan), digest_bytes(judgements)]
+        kept = ws.root / ".safegene" / "pictures" / f"{digest_json(drawn_from).removeprefix(PREFIX)}.svg"
+        if kept.is_file():
+            return kept.read_text(encoding="utf-8")
+        picture = str(draw(*evidence_from(plan, judgements, where=str(folder)), policy))
     except (SafegeneError, OSError):
         return ""
-    return str(picture)
+    write_optional(kept, picture)
+    return picture
