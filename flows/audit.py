@@ -20,6 +20,7 @@ def audit(root: str) -> None:
     """
     from safegene.ledger.audit import audit_workspace
 
+    root = str(Path(root).resolve())
     tag_run(root, [])
     with exclusive(root):  # a run removes artefacts before it makes them again
         report = audit_workspace(Workspace(Path(root)))

@@ -20,6 +20,7 @@ from safegene.workspace.params import FamilyParams, save_targets
 @flow(name="build", flow_run_name=run_name, persist_result=False)
 def build(root: str) -> list[str]:
     """Bring the family's artefacts up to date, and return the stages that ran."""
+    root = str(Path(root).resolve())
     tag_run(root, [])
     with exclusive(root):
         require_ready(Workspace(Path(root)), ())

@@ -1,19 +1,34 @@
 """Flow ``realign``: fetch -> calibrate -> evaluate -> gate -> promote for each target, on an up-to-date family."""
 
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 from prefect import flow
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
+from prefect.states import Completed
 from rich.markup import escape
 
 from flows.build import build_stages
 from flows.shown import final_state, run_name, tag_run
-from flows.tasks import STAGE_TASKS, commit, console, exclusive, pin_incumbent, promote, publish, push
+from flows.tasks import (
+    STAGE_TASKS,
+    commit,
+    console,
+    exclusive,
+    pin_incumbent,
+    promote,
+    publish,
+    pull,
+    push,
+    share,
+    update,
+)
 from safegene.errors import SafegeneError, as_safegene_error
 from safegene.pipeline.doctor import require_ready
+from safegene.pipeline.watched import Following, following
 from safegene.pipeline.work import working_alone
 from safegene.workspace.git import head_commit
 from safegene.workspace.layout import Workspace
@@ -21,12 +36,13 @@ from safegene.workspace.layout import Workspace
 
 @flow(name="realign", flow_run_name=run_name, persist_result=False)
 def realign(
-    root: str, targets: list[str] | None = None, trigger: str = "manual", promotes: bool = True
+    root: str, targets: list[str] | None = None, trigger: str = "manual", promotes: bool = True, work: str = ""
 ) -> dict[str, str]:
     """Re-align targets (default: all) and promote those that pass the gate.
 
-    An error in one target does not stop the others. Where it does not promote, it ends with the verdicts and the
-    report: it needs no signing key, and neither records, commits nor pushes anything.
+    An error in one target does not stop the others. Where an event names the ``work`` that it asks for, nothing runs if
+    that is decided, superseded, or in another run's hands (`safegene.pipeline.watched`). Where it does not promote, it
+    ends with the verdicts and the report: it needs no signing key, and neither records, commits nor pushes anything.
 
     Returns:
         Target -> ``pass``, ``fail`` or ``inconclusive``.
@@ -36,14 +52,21 @@ def realign(
         SafegeneError: something that a run needs is not there; nothing was computed.
         SafegeneError: a stage of the family failed; or, after all targets were tried, one of them ended in an error.
     """
-    ws = Workspace(Path(root))
-    with exclusive(root):
+    ws, run_id = Workspace(Path(root).resolve()), str(flow_run.id or "")
+    root = str(ws.root)
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(root))
+        update(root)
         names = _chosen(ws, targets)
         tag_run(root, names)
+        followed = stack.enter_context(following(ws, names[0], run_id, work)) if work else None
+        if followed and followed.refused:
+            return cast(dict[str, str], Completed(name="Duplicate", message=followed.refused, data={}))
+        pull(root, names)
         require_ready(ws, names, signs=promotes)
         build_stages(root)
-        run = {"run_id": str(flow_run.id or ""), "trigger": trigger, "git_commit": head_commit(root)}
-        outcomes, errors = _each(root, names, run, promotes)
+        run = {"run_id": run_id, "trigger": trigger, "git_commit": head_commit(root)}
+        outcomes, errors = _each(root, names, run, promotes, followed)
         said = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()) or "no targets"
         errors += _follow_up(ws, said, names, promotes)
     if errors:
@@ -60,6 +83,8 @@ def _follow_up(ws: Workspace, said: str, names: list[str], promotes: bool) -> li
         steps.append(("committed", lambda: commit(root, f"realign: {said}")))
     if promotes and ws.params.flow.push:
         steps.append(("pushed", lambda: push(root)))
+    if promotes and ws.params.flow.push_commits:
+        steps.append(("shared", lambda: console.print(f"  {share(root)}", soft_wrap=True, markup=False)))
     for word, step in steps:
         try:
             step()
@@ -80,14 +105,14 @@ def _chosen(ws: Workspace, targets: list[str] | None) -> list[str]:
 
 
 def _each(
-    root: str, names: list[str], run: dict[str, str], promotes: bool
+    root: str, names: list[str], run: dict[str, str], promotes: bool, followed: Following | None
 ) -> tuple[dict[str, str], list[SafegeneError]]:
     outcomes: dict[str, str] = {}
     errors: list[SafegeneError] = []
     progress: Any = create_progress_artifact(progress=0.0, key="safegene-realign", description="targets done")
     for done, name in enumerate(names, 1):
         try:
-            outcomes[name] = realign_target(root, name, run) if promotes else decide_target(root, name)
+            outcomes[name] = _one(root, name, run, followed) if promotes else decide_target(root, name)
         except Exception as raised:  # one target must not stop the others
             error = as_safegene_error(raised)
             outcomes[name] = "error"
@@ -97,6 +122,17 @@ def _each(
             console.print(f"  [red]error[/] {name}: {escape(error.summary)}", soft_wrap=True)
         update_progress_artifact(artifact_id=progress, progress=100.0 * done / len(names))
     return outcomes, errors
+
+
+def _one(root: str, name: str, run: dict[str, str], followed: Following | None) -> str:
+    """`realign_target`, followed by what the watch knows of the target: as ``followed``, or by itself."""
+    with following(Workspace(Path(root)), name, run["run_id"]) if followed is None else nullcontext(followed) as mine:
+        try:
+            mine.outcome = realign_target(root, name, run)
+        except Exception as raised:
+            mine.why = as_safegene_error(raised).summary
+            raise
+    return mine.outcome
 
 
 def realign_target(root: str, target: str, run: dict[str, str]) -> str:

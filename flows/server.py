@@ -56,7 +56,7 @@ def prefect_server() -> Iterator[str]:
         _import_flows()
         yield await_server(server, address)
     finally:
-        _send_queued()
+        send_queued()
         del os.environ["PREFECT_API_URL"]
         server.terminate()
         try:
@@ -105,7 +105,7 @@ def _require_server(address: str) -> None:
         ) from None
 
 
-def _send_queued() -> None:
+def send_queued() -> None:
     """Wait until logs and events, which Prefect sends in the background, have reached the server."""
     if "prefect" not in sys.modules:
         return

@@ -32,7 +32,7 @@ def run_name() -> str:
     """``FLOW TARGETS in WORKSPACE``, of the parameters of the run."""
     given = flow_run.parameters
     targets = given.get("targets") or (["all targets"] if "targets" in given else [])
-    words = [str(flow_run.flow_name), ", ".join(targets), f"in {Path(str(given['root'])).name}"]
+    words = [str(flow_run.flow_name), ", ".join(targets), f"in {Path(str(given['root'])).resolve().name}"]
     return " ".join(word for word in words if word)
 
 

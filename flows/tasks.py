@@ -7,7 +7,7 @@ on. Only the fetch stages and the push are retried. Prefect caches no results: D
 import base64
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from rich.console import Console
 from flows.shown import show_targets, stage_log
 from safegene.errors import SafegeneError, SourceError
 from safegene.pipeline.runner import log_file, reproduce
+from safegene.pipeline.share import share_commits, update_clone
 from safegene.pipeline.table import PIPELINE, Stage
 from safegene.pipeline.tracked import committed_artefacts, tracked_files
 from safegene.workspace.git import commit_files
 from safegene.workspace.layout import Workspace
+from safegene.workspace.plain_yaml import load_yaml
 
 console = Console(stderr=True, highlight=False)
 
@@ -115,7 +117,8 @@ def push(root: str) -> None:
 
     with Repo(root) as repo:
         repo.push()
-        missing = repo.status(cloud=True)
+        found = repo.status(cloud=True)
+    missing = [name for name, state in found.items() if state != "deleted"]  # that word: on the remote, and not here
     if missing:
         raise SafegeneError(f"expected every output on the DVC remote after the push, got {len(missing)} missing")
 
@@ -129,6 +132,40 @@ def commit(root: str, message: str) -> str:
     """
     ws = Workspace(Path(root))
     return commit_files(ws.root, message, tracked_files(ws), untracked=committed_artefacts(ws))
+
+
+def update(root: str) -> None:
+    """Merge what other clones have pushed, where this one shares its commits."""
+    ws = Workspace(Path(root))
+    if ws.params.flow.push_commits and (again := update_clone(ws)):
+        console.print(f"  [yellow]made again[/] what others changed too: {', '.join(again)}", soft_wrap=True)
+
+
+def pull(root: str, names: Sequence[str]) -> None:
+    """Fetch the outputs of the family and of targets that another clone has made; what cannot be had is made again."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    ws = Workspace(Path(root))
+    lock = ws.root / "dvc.lock"
+    if not (ws.params.flow.push_commits and ws.params.flow.push and lock.is_file()):
+        return
+    made = load_yaml(lock).get("stages") or {}
+    wanted = [stage for stage in made if stage.partition("@")[2] in ("", *names)]
+    with suppress(DvcException), Repo(root) as repo:
+        repo.pull(targets=wanted)
+
+
+@task(name="share", cache_policy=NO_CACHE, persist_result=False)
+def share(root: str) -> str:
+    """Push the commit to the branch's upstream, see `safegene.pipeline.share`; a sentence on what was done."""
+    shared = share_commits(Workspace(Path(root)))
+    if not shared.upstream:
+        return "not pushed: the branch has no upstream; `git push --set-upstream REMOTE BRANCH` gives it one"
+    merged = f", after {shared.merges} merges" if shared.merges else ""
+    again = f"; others changed too, and counts as theirs: {', '.join(shared.again)}" if shared.again else ""
+    get_run_logger().info("pushed to %s%s%s", shared.upstream, merged, again)
+    return f"pushed to {shared.upstream}{merged}{again}"
 
 
 @contextmanager

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from safegene.report.state import read_state as status
     from safegene.workspace.layout import Workspace
     from safegene.workspace.manifest import Manifest, read_manifest
+    from safegene.workspace.operation_params import PromoteParams
     from safegene.workspace.params import (
         CalibrateParams,
         CompressParams,
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
         GateParams,
         JudgeParams,
         Params,
-        PromoteParams,
         SelectParams,
         Surrogate,
         Target,
@@ -153,7 +153,7 @@ _DEFINED_IN = {
     "Manifest": "safegene.workspace.manifest:Manifest",
     "MergedCheckpoint": "safegene.checkpoints.export.merge:MergedCheckpoint",
     "Params": "safegene.workspace.params:Params",
-    "PromoteParams": "safegene.workspace.params:PromoteParams",
+    "PromoteParams": "safegene.workspace.operation_params:PromoteParams",
     "PublishedVector": "safegene.pipeline.publish:PublishedVector",
     "AttemptResult": "safegene.ledger.promotion:AttemptResult",
     "SelectParams": "safegene.workspace.params:SelectParams",

@@ -8,10 +8,10 @@ keys and allows any name.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safegene.errors import FormatError, UnsafeCheckpoint
 from safegene.workspace.digest import strict_json
@@ -60,20 +60,37 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
         UnsafeCheckpoint: a length, a count or a name exceeds its limit.
         FormatError: the header is malformed, or does not describe the file's bytes exactly.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > MAX_HEADER:
-            raise UnsafeCheckpoint(f"expected a header of at most {MAX_HEADER} bytes, got {length}, in {path}")
-        if 8 + length > size:
-            raise FormatError(f"expected a header of {length} bytes, got a file of {size} bytes, in {path}")
-        text = file.read(length)
-    specs = _parse(text, 8 + length, path)
-    _require_tiling(specs, 8 + length, size, path)
+        return parse_header(lambda count: _first(file, count), path.stat().st_size, path)
+
+
+def parse_header(first: Callable[[int], bytes], size: int, where: object) -> dict[str, TensorSpec]:
+    """`read_header` of a file that is read another way.
+
+    Args:
+        first: the file's first bytes, as many as it is asked for.
+        size: of the file, in bytes.
+        where: what the file is called in messages.
+
+    Raises:
+        UnsafeCheckpoint, FormatError: as `read_header`.
+    """
+    length = int.from_bytes(first(8), "little") if size >= 8 else 0
+    if size < 8 or length > MAX_HEADER:
+        raise UnsafeCheckpoint(f"expected a header of at most {MAX_HEADER} bytes, got {length}, in {where}")
+    if 8 + length > size:
+        raise FormatError(f"expected a header of {length} bytes, got a file of {size} bytes, in {where}")
+    specs = _parse(first(8 + length)[8:], 8 + length, where)
+    _require_tiling(specs, 8 + length, size, where)
     return {spec.name: spec for spec in specs}
 
 
-def check_name(name: str, path: Path) -> None:
+def _first(file: BinaryIO, count: int) -> bytes:
+    file.seek(0)
+    return file.read(count)
+
+
+def check_name(name: str, path: object) -> None:
     """Refuse a tensor name that could act as a path, markup or a terminal escape.
 
     Raises:
@@ -83,7 +100,7 @@ def check_name(name: str, path: Path) -> None:
         raise UnsafeCheckpoint(f"expected tensor names of letters, digits and _.- , got {name[:80]!r}, in {path}")
 
 
-def _parse(text: bytes, base: int, path: Path) -> list[TensorSpec]:
+def _parse(text: bytes, base: int, path: object) -> list[TensorSpec]:
     if not text.startswith(b"{"):
         raise FormatError(f"expected a header that begins with '{{', got {text[:8]!r}, in {path}")
     try:
@@ -97,7 +114,7 @@ def _parse(text: bytes, base: int, path: Path) -> list[TensorSpec]:
     return sorted(specs, key=lambda spec: (spec.start, spec.end))
 
 
-def _check_metadata(metadata: Any, path: Path) -> None:
+def _check_metadata(metadata: Any, path: object) -> None:
     texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     if not texts:
         raise FormatError(f"expected __metadata__ to map text to text, got {type(metadata).__name__}, in {path}")
@@ -106,7 +123,7 @@ def _check_metadata(metadata: Any, path: Path) -> None:
         raise UnsafeCheckpoint(f"expected at most {MAX_METADATA} characters of __metadata__, got {size}, in {path}")
 
 
-def _spec(name: str, entry: Any, base: int, path: Path) -> TensorSpec:
+def _spec(name: str, entry: Any, base: int, path: object) -> TensorSpec:
     check_name(name, path)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"expected dtype, shape and data_offsets for tensor {name}, got another form, in {path}")
@@ -127,7 +144,7 @@ def _sizes(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 48 for value in values)
 
 
-def _require_tiling(specs: list[TensorSpec], start: int, size: int, path: Path) -> None:
+def _require_tiling(specs: list[TensorSpec], start: int, size: int, path: object) -> None:
     at = start
     for spec in specs:
         if spec.start != at:

@@ -68,6 +68,7 @@ AFTER_STAGES: tuple[Callable[..., None], ...] = (
     site.report,
     workspace.diagnose,
     workspace.watch,
+    workspace.drift,
     workspace.deploy,
 )
 DEBUG = {"on": False}

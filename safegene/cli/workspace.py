@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
+from safegene.cli import console as shown
 from safegene.cli.console import AsJson, Target, console, write_json
 from safegene.errors import ParamsError
-from safegene.text import redact_text
+from safegene.text import redact_text, visible
 from safegene.workspace.layout import Workspace
 
 if TYPE_CHECKING:
@@ -137,15 +139,68 @@ def diagnose(target: Target, as_json: AsJson = False) -> None:
         console.print(path, soft_wrap=True)
 
 
-def watch() -> None:
+def watch(
+    history: Annotated[
+        bool, typer.Option("--history", help="Show what was found and what became of it; look at nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Look once for new fine-tunes and changed checkpoints, add them, and notify the Prefect server's triggers."""
+    if history:
+        _show_discoveries(Workspace.find(), as_json)
+        return
     from flows.server import prefect_server
 
     with prefect_server():
         from flows.watch import watch as look
 
         names = look(str(Workspace.find().root))
+    if as_json:
+        write_json({"announced": names})
+        return
     console.print(f"{len(names)} new or changed" + (f": {', '.join(names)}; next: safegene run" if names else ""))
+
+
+def _show_discoveries(ws: Workspace, as_json: bool) -> None:
+    from safegene.pipeline.watched import read_discoveries
+
+    rows = [(name, row) for name in sorted(ws.targets.targets) for row in read_discoveries(ws, name)]
+    if as_json:
+        write_json({"discoveries": [{"target": name, **row.model_dump(mode="json")} for name, row in rows]})
+        return
+    drawn = shown.table("target", "found", "content", "state", "tries", "why")
+    for name, row in rows:
+        why = f"record {row.record}" if row.state == "decided" else row.why
+        drawn.add_row(name, row.found, row.fingerprint[:19], row.state, str(row.tries), escape(visible(why)))
+    console.print(drawn)
+
+
+def drift(
+    targets: Annotated[list[str] | None, typer.Argument(help="Targets (default: all).", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate what is live again, on the present suite. Exit 0 where all pass, 3 fail, 4 inconclusive, 1 error."""
+    from flows.server import check_server, prefect_server
+    from safegene.pipeline.doctor import require_ready
+
+    ws = Workspace.find()
+    for name in targets or ():
+        ws.require_target(name)
+    require_ready(ws, targets or None, more=check_server(), signs=ws.params.promote.on_drift == "rollback")
+    with prefect_server():
+        from flows.drift import drift as check
+
+        outcomes = check(str(ws.root), targets or None)
+    code = exit_code(set(outcomes.values()))
+    if as_json:
+        from safegene.ledger.drift import read_drift
+
+        found = [found.model_dump(mode="json") for name in outcomes if (found := read_drift(ws, name))]
+        write_json({"targets": found, "exit_code": code})
+    else:
+        lines = (f"{name}: {outcome}" for name, outcome in outcomes.items())
+        console.print("\n".join(lines) or "nothing is live")
+    raise typer.Exit(code)
 
 
 def deploy() -> None:

@@ -50,7 +50,7 @@ from safegene.ledger.record import FIELDS, PUBLISHING, Record, RecordDraft, seal
 from safegene.ledger.store import ObjectMissing, Store, open_store
 from safegene.workspace.atomic import write_optional
 from safegene.workspace.digest import PREFIX, canonical_json, digest_bytes, strict_json
-from safegene.workspace.params import PromoteParams
+from safegene.workspace.operation_params import PromoteParams
 
 TRIES = 200
 INLINE = 2048

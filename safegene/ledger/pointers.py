@@ -16,7 +16,7 @@ SEEN = "ledger.seen"
 _HEX, _NAME = "[0-9a-f]{64}", "[a-z0-9][a-z0-9_-]{0,62}"
 _KNOWN = re.compile(
     rf"{TIP}|(?:records|revocations|snapshots|objects)/{_HEX}\.json|channels/{_NAME}/{_NAME}|releases/{_HEX}/.+"
-    rf"|approvals/{_HEX}/[A-Za-z0-9]+\.json|(?:selftest|leases)/.+"
+    rf"|approvals/{_HEX}/[A-Za-z0-9]+\.json|(?:selftest|leases|watched)/.+"
 )
 
 

@@ -21,7 +21,9 @@ READ = ("data/prompts", "data/tasks", "data/judges", "data/suites")
 _OUTPUTS = (re.escape(stage.output).replace(re.escape("{target}"), "[^/]+") for stage in PIPELINE if stage.output)
 _OUTPUT = re.compile(rf"(?:{'|'.join(_OUTPUTS)})(?=/|$)")
 _DRAFT = re.compile(r"\..*\.draft")
-_WRITTEN = re.compile(r"data/(?:metrics|plots)/.+|data/targets/[^/]+/incumbent\.json|data/(?:.+/)?\.gitignore")
+_WRITTEN = re.compile(
+    r"data/(?:metrics|plots)/.+|data/targets/[^/]+/(?:incumbent|drift)\.json|data/(?:.+/)?\.gitignore"
+)
 
 
 def tracked_files(ws: Workspace) -> list[str]:

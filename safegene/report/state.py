@@ -13,6 +13,7 @@ from typing import TypeVar
 from safegene.errors import SafegeneError, StaleArtifact
 from safegene.gate import Rate, VerdictFile, VerdictOutcome, further_prompts
 from safegene.gate.decision import policy_digest
+from safegene.ledger.drift import read_drift
 from safegene.report.files import CheckpointView, CoefficientsView, SelectionView
 from safegene.report.live import LastAttempt, LedgerView, LiveLookup, LiveRelease, read_ledger
 from safegene.workspace.layout import Workspace
@@ -78,6 +79,7 @@ class TargetState:
         attempt: its last attempt on record; None when there is none, or when that is unknown.
         blocked: why its candidate would be refused now although the verdict is a pass; "" when it would not be.
         further: about how many more prompts would decide an inconclusive verdict; "" where prompts are not missing.
+        drift: what the newest check of the live release found, where it is no pass; "" otherwise.
     """
 
     name: str
@@ -91,6 +93,7 @@ class TargetState:
     attempt: LastAttempt | None = None
     blocked: str = ""
     further: str = ""
+    drift: str = ""
 
     @property
     def outcome(self) -> VerdictOutcome | None:
@@ -191,12 +194,18 @@ def _target_state(ws: Workspace, name: str, entry: Target, reader: "_Reader", le
         ledger.live(name),
         ledger.problem,
         ledger.last(name),
+        drift=_drift(ws, name, ledger.live(name)),
     )
     if verdict is not None and verdict.outcome == "inconclusive":
         return replace(state, further=further_prompts(verdict, ws.params.gate).sentence)
     if verdict is None or verdict.outcome != "pass" or state.candidate_is_live:
         return state
     return replace(state, blocked=ledger.blocked(name, verdict))
+
+
+def _drift(ws: Workspace, name: str, live: LiveRelease | None) -> str:
+    check = read_drift(ws, name)
+    return check.sentence if check and live and check.release == live.release and check.outcome != "pass" else ""
 
 
 def _current_policy(workspace: Workspace) -> str:

@@ -59,6 +59,7 @@ def to_json(target: TargetState) -> dict[str, Any]:
         },
         "release": asdict(target.live) if target.live else None,
         "last_attempt": asdict(target.attempt) if target.attempt else None,
+        "drift": target.drift or None,
     }
 
 
@@ -121,6 +122,8 @@ def _facts(target: TargetState) -> Iterator[tuple[str, str]]:
         yield "reason", reason(target)
     for problem in _problems(target)[1 if target.problems else 0 :]:  # the first is the reason
         yield "problem", problem
+    if target.drift:
+        yield "drift", target.drift
     last, live = target.attempt, target.live
     if last and last != target.decided and not (live and live.record == last.record):
         yield "last try", f"{last.outcome}, {date(last.when)}, record {last.record}: {last.reason}"

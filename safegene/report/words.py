@@ -140,7 +140,8 @@ def _live(target: TargetState) -> str:
         return "What is live is unknown, since the ledger does not verify"
     if target.live and target.live.revoked:
         return f"Release {short(target.live.release)} is revoked, and not served"
-    return f"Release {short(target.live.release)} is live" if target.live else "Nothing is live"
+    drift = f"; checked again, {target.drift}" if target.drift else ""
+    return f"Release {short(target.live.release)} is live{drift}" if target.live else "Nothing is live"
 
 
 def _why(endpoint: EndpointResult) -> str:

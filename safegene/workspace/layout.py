@@ -11,7 +11,8 @@ from pathlib import Path
 import platformdirs
 
 from safegene.errors import ParamsError
-from safegene.workspace.params import Params, PromoteParams, Target, Targets, load_params, load_targets
+from safegene.workspace.operation_params import PromoteParams
+from safegene.workspace.params import Params, Target, Targets, load_params, load_targets
 from safegene.workspace.places import local_path, written_by_others
 
 MARKER = "params.yaml"

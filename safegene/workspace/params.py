@@ -7,7 +7,7 @@ shares of a whole are numbers in 0..1, never percent.
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from safegene.errors import ParamsError
@@ -16,7 +16,6 @@ from safegene.workspace.atomic import write_file
 from safegene.workspace.baseline_params import Baseline
 from safegene.workspace.fields import (
     SECRET,
-    Cron,
     Digest,
     FilePath,
     Frozen,
@@ -30,7 +29,7 @@ from safegene.workspace.fields import (
 )
 from safegene.workspace.mining_params import MiningParams
 from safegene.workspace.model_types import MODEL_TYPES
-from safegene.workspace.places import check_path, check_store
+from safegene.workspace.operation_params import FlowParams, NotifyParams, PromoteParams, WatchParams
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
 from safegene.workspace.plugins import JUDGES
 from safegene.workspace.record_params import RecordParams
@@ -269,44 +268,6 @@ class GateParams(Frozen):
     suite: Digest | None = None  # of data/prompts/gate.jsonl, to pin the set that decides
 
 
-class PromoteParams(Frozen):
-    """Where promotions are recorded, and the channel that they are made live in.
-
-    ``ledger`` is ``s3://BUCKET/PREFIX`` or a folder, ``public_key`` a file, see `safegene.workspace.places`.
-    ``signatures``: of different persons, that a promotion needs; with more than one it waits for `safegene approve`.
-    ``safegene keys require`` pins a least number in ``public_key``.
-    """
-
-    channel: Name = "production"
-    ledger: Annotated[str, AfterValidator(check_store)] = "ledger"
-    public_key: Annotated[FilePath, AfterValidator(check_path)] = Path("ledger.pub")
-    signatures: Annotated[int, Field(ge=1, le=9)] = 1
-
-
-class WatchParams(Frozen):
-    """Where new fine-tunes appear, and the task set that measures them."""
-
-    folders: tuple[Source, ...] = ()
-    task: Name | None = None
-    cron: Cron = "*/5 * * * *"
-
-
-class FlowParams(Frozen):
-    """When deployments run, whether results are committed and pushed, and what ends a stage that a run started.
-
-    A stage that runs longer than ``max_stage_hours`` is ended. ``max_stage_gibibytes`` bounds its private memory, files
-    mapped for writing among it; null leaves it to the machine, which ends the stage before other programs where memory
-    runs out.
-    """
-
-    cron: Cron = "0 3 * * *"
-    audit_cron: Cron = "0 5 * * *"
-    commit: bool = True
-    push: bool = False
-    max_stage_hours: Annotated[float, Field(gt=0, le=1000)] = 168.0
-    max_stage_gibibytes: Annotated[float, Field(ge=2)] | None = None
-
-
 class Params(Frozen):
     """The content of ``params.yaml``. Measured errors of judges must be in ``data/judges``, which DVC tracks."""
 
@@ -324,6 +285,7 @@ class Params(Frozen):
     record: RecordParams = RecordParams()
     watch: WatchParams = WatchParams()
     flow: FlowParams = FlowParams()
+    notify: NotifyParams = NotifyParams()
 
     @model_validator(mode="after")
     def _calibration_is_watched(self) -> "Params":

@@ -89,20 +89,31 @@ def load_yaml(path: Path) -> Any:
         ParamsError: the file is missing, or is not plain YAML.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-        _require_plain(data)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ParamsError(
             f"expected {path}, got no such file", remedy="run inside a workspace, or create one: `safegene init DIR`"
         ) from None
+    return parse_yaml(data, where=path)
+
+
+def parse_yaml(data: bytes, *, where: object) -> Any:
+    """The content of a file of plain YAML.
+
+    Raises:
+        ParamsError: it is not plain YAML.
+    """
+    try:
+        content = yaml.load(data.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+        _require_plain(content)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         remedy = (
             "put it in double quotes, or on a line of its own after '- '" if isinstance(error, UnquotedColon) else ""
         )
         raise ParamsError(
-            f"expected plain YAML in {path}, got {' '.join(str(error).split())}", remedy=remedy
+            f"expected plain YAML in {where}, got {' '.join(str(error).split())}", remedy=remedy
         ) from error
-    return data
+    return content
 
 
 def _require_plain(value: Any) -> None:

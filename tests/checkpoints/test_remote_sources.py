@@ -78,6 +78,24 @@ def test_an_s3_prefix_becomes_a_verified_copy(llama: Path, upload: Upload) -> No
         fingerprint(f"{uri}/nothing")
 
 
+def test_a_prefix_that_is_half_uploaded_is_no_checkpoint_until_its_last_byte(llama: Path, upload: Upload) -> None:
+    names, place, client = sorted(files_of(llama)), f"s3://{upload.bucket}/arriving", s3.new_client()
+    shard = next(name for name in names if name.endswith(".safetensors"))
+    ordered = [*(name for name in names if name != shard), shard]
+    for name in ordered:
+        assert sources.discover(place)[0] == []
+        data = (llama / name).read_bytes()
+        if name == shard:
+            client.put_object(Bucket=upload.bucket, Key=f"arriving/one/{name}", Body=data[:-3])
+            assert "truncated" in sources.discover(place)[1]["one"]
+        client.put_object(Bucket=upload.bucket, Key=f"arriving/one/{name}", Body=data)
+    (found,), skipped = sources.discover(place)
+    assert (found.name, found.fingerprint, skipped) == ("one", fingerprint(f"{place}/one"), {})
+    client.put_object(Bucket=upload.bucket, Key=f"arriving/one/{shard}", Body=data[:-3])
+    known = {found.uri: found.fingerprint}
+    assert sources.discover(place, known)[0] == [], "what was complete once, and has changed, is checked again"
+
+
 class Breaking:
     """A client whose first body breaks after so many bytes."""
 

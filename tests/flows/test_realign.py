@@ -238,3 +238,18 @@ def test_a_run_without_promotion_decides_and_leaves_no_trace(copy: Path, prefect
     assert "pass sentiment, not promoted" in done.stderr
     assert "| sentiment |" in summary.read_text()
     assert written() == before
+
+
+def test_what_is_live_is_checked_again_on_the_present_suite(copy: Path, prefect_api: str) -> None:
+    """With the model itself: its replies are in the cache, and the verdict is the one that it was promoted with."""
+    said = json.loads(run(copy, "drift", "--json", PREFECT_API_URL=prefect_api).stdout)
+    (found,) = said["targets"]
+    assert (found["target"], found["outcome"], said["exit_code"]) == ("sentiment", "pass", 0)
+    assert found["release"] == status(copy)["sentiment"]["live"]
+    assert git(copy, "status", "--porcelain") == ""
+    assert git(copy, "log", "-1", "--format=%s") == "drift: sentiment pass"
+    assert "sentiment: pass" in run(copy, "drift", PREFECT_API_URL=prefect_api).stdout
+    assert git(copy, "log", "-1", "--format=%s") == "drift: sentiment pass", (
+        "nothing has changed, and nothing is committed"
+    )
+    run(copy, "audit", "verify")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.watch import look
+from flows.watch import look, look_twice
 from safegene.errors import ParamsError
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Target, Targets, save_targets
@@ -86,7 +86,7 @@ def test_one_digest_in_two_folders_is_one_target_with_two_names(
     sources = [f"file://{ws.root}/more/{name}" for name in ("second", "third")]
     assert set(seen.targets) == {"first"}
     assert seen.aliases == dict.fromkeys(sources, "first")
-    assert f"same {sources[0]} has the content of first" in capsys.readouterr().err
+    assert f"same {sources[0]}: it has the content of first" in capsys.readouterr().err
     save_targets(ws.targets_file, seen)
     assert look(ws) == seen
     assert capsys.readouterr().err == "", "said once"
@@ -101,3 +101,30 @@ def test_a_watched_folder_without_a_task_is_refused(ws: Workspace) -> None:
     (ws.root / "params.yaml").write_text((ws.root / "params.yaml").read_text().replace("task: topic", "task: null"))
     with pytest.raises(ParamsError, match=r"expected watch\.task"):
         look(Workspace(ws.root))
+
+
+def test_what_changes_between_two_looks_is_left_for_the_next(
+    ws: Workspace, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An upload that replaces a complete checkpoint shard by shard is complete all the time."""
+    save_llama(ws.root / "models" / "steady", seed=5)
+    copy(llama, ws.root / "models" / "changing")
+    before, pauses = ws.targets, list[float]()
+
+    def upload(seconds: float) -> None:
+        pauses.append(seconds)
+        shutil.rmtree(ws.root / "models" / "changing")
+        save_llama(ws.root / "models" / "changing", seed=len(pauses))
+
+    seen = look_twice(ws, before, upload)
+    assert (set(seen.targets), pauses) == ({"steady"}, [10.0])
+    assert "not settled changing" in capsys.readouterr().err
+    save_targets(ws.targets_file, seen)
+    both = look_twice(ws, seen, pauses.append)
+    assert set(both.targets) == {"steady", "changing"}
+    save_targets(ws.targets_file, both)
+    assert look_twice(ws, both, upload) == both, "nothing is new, and nobody waits"
+    shutil.rmtree(ws.root / "models" / "steady")
+    save_llama(ws.root / "models" / "steady", seed=7)
+    kept = look_twice(ws, both, lambda _: shutil.rmtree(ws.root / "models" / "steady"))
+    assert kept.targets["steady"] == both.targets["steady"]

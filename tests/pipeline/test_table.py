@@ -71,7 +71,7 @@ def test_outputs_lie_where_the_workspace_says() -> None:
 def test_every_parameter_section_is_some_stages_or_the_flows() -> None:
     sections = {field.alias or name for name, field in Params.model_fields.items()}
     read = {key.split(".")[0] for stage in PIPELINE for key in stage.params if ":" not in key}
-    assert sections - read == {"watch", "flow", "record"}
+    assert sections - read == {"watch", "flow", "notify", "record"}
 
 
 def test_every_input_is_an_output_before_or_data_of_people() -> None:

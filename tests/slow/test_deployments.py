@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.server import await_server
 from safegene.pipeline.init import init
 from tests.factories.commands import run, until
 
@@ -29,28 +27,6 @@ def runs(api: str, deployment: str) -> list[dict[str, Any]]:
 
 def finished(api: str, deployment: str) -> list[dict[str, Any]]:
     return [r for r in runs(api, deployment) if r["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
-
-
-@pytest.fixture
-def full_server(tmp_path: Path) -> Iterator[str]:
-    """A Prefect server as people run it, scheduler and triggers included; the private one of a run has neither."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/api"
-    home = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": address, "PREFECT_UI_ENABLED": "0"}
-    log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        env={**os.environ, **home},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    await_server(server, address)
-    yield address
-    os.killpg(server.pid, 9)
-    server.wait()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ folder that is still being written is skipped; `discover` returns the reason.
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -23,8 +24,12 @@ class DiscoveredCheckpoint(NamedTuple):
     fingerprint: str
 
 
-def discover(uri: str) -> tuple[list[DiscoveredCheckpoint], dict[str, str]]:
+def discover(uri: str, known: Mapping[str, str] | None = None) -> tuple[list[DiscoveredCheckpoint], dict[str, str]]:
     """The complete checkpoints directly below a place, sorted by name, and name -> why another one is skipped.
+
+    Args:
+        uri: the place.
+        known: URI -> fingerprint, of checkpoints that were complete: unchanged ones are not checked again.
 
     Raises:
         SourceError: there is no such place, it cannot be watched, or it does not answer.
@@ -37,8 +42,11 @@ def discover(uri: str) -> tuple[list[DiscoveredCheckpoint], dict[str, str]]:
     for child, require_complete in children(place).items():
         name = target_name(unquote(child).rstrip("/").rsplit("/", 1)[-1])
         try:
-            require_complete()
-            checkpoints.append(DiscoveredCheckpoint(name, child, fingerprint(child)))
+            pin = fingerprint(child) if known and child in known else None
+            if pin is None or pin != (known or {})[child]:
+                require_complete()
+                pin = fingerprint(child)
+            checkpoints.append(DiscoveredCheckpoint(name, child, pin))
         except (SafegeneError, OSError) as error:
             skipped[name] = str(error)
     return sorted(checkpoints), skipped

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safegene.checkpoints.header import parse_header
 from safegene.checkpoints.sources.uri import Scheme, SourceURI
 from safegene.checkpoints.unsafe import MAX_JSON
 from safegene.checkpoints.wanted import INDEX, checkpoint_files, require_complete, weight_map
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BLOCK = 1 << 18  # bytes
+HEAD = 1 << 16  # bytes of a file of weights that are read to check it
 ATTEMPTS = 5  # in a row without a new byte
 log = logging.getLogger(__name__)
 
@@ -176,9 +178,20 @@ def children(place: SourceURI) -> dict[str, Callable[[], object]]:
 
 
 def _check(place: SourceURI) -> None:
-    names = BucketSource(place).sizes()
-    shards = weight_map(_read_index(place), f"{redact(place.uri)}/{INDEX}") if INDEX in names else {}
-    require_complete(names, shards, place.uri)
+    """Raise where a file of the checkpoint is missing, or a file of weights has not the bytes that its header says."""
+    sizes, where = BucketSource(place).sizes(), redact(place.uri)
+    shards = weight_map(_read_index(place), f"{where}/{INDEX}") if INDEX in sizes else {}
+    require_complete(sizes, shards, place.uri)
+    for name in checkpoint_files(sizes, lambda: _read_index(place)):
+        if name.endswith(".safetensors"):
+            parse_header(partial(_first_bytes, place, name, {}), sizes[name], f"{where}/{visible(name)}")
+
+
+def _first_bytes(place: SourceURI, name: str, read: dict[str, bytes], count: int) -> bytes:
+    """The first ``count`` bytes of an object; most headers are read by one request, which ``read`` keeps."""
+    if len(read.get(name, b"")) < count:
+        read[name] = read_small(place, name, max(count, HEAD))
+    return read[name][:count]
 
 
 def _read_index(place: SourceURI) -> Any:
