@@ -20,7 +20,7 @@ from safegene.ledger.rules import PromotionClaim
 from safegene.ledger.snapshot import effective_records, keep_seen
 from safegene.ledger.store import Store, require_conditions
 from safegene.workspace.digest import digest_file, digest_json
-from safegene.workspace.params import PromoteParams
+from safegene.workspace.operation_params import PromoteParams
 
 CHANNEL = "production"
 KILLED_AFTER = ("releases/", "records/", "tip")

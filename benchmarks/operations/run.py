@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.results import run_parts
 
-PARTS = ("pages",)
+PARTS = ("pages", "soak")
 
 if __name__ == "__main__":
     run_parts(Path(__file__).parent, PARTS, sys.argv[1:])
