@@ -108,7 +108,7 @@ def heartbeat_seconds() -> int:
 def _actions(ws: Workspace, client: SyncPrefectClient) -> Iterator[Any]:
     params = ws.params.notify
     if params.webhook is not None:
-        payload = ", ".join(f'"{key}": {{{{ {value} | tojson }}}}' for key, value in _said(ws).items())
+        payload = ", ".join(f'"{key}": {{{{ ({value}) | tojson }}}}' for key, value in _said(ws).items())
         saved = Webhook(url=params.webhook).save(_block(ws), overwrite=True)
         yield CallWebhook(block_document_id=saved, payload="{" + payload + "}")
     if params.block is not None:

@@ -11,8 +11,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from rich.markup import escape
 
+from flows.realign import follow_up
 from flows.shown import run_name, tag_run
-from flows.tasks import STAGE_TASKS, commit, console, exclusive, publish, share, update
+from flows.tasks import STAGE_TASKS, console, exclusive, update
 from safegene.errors import PromotionRefused, SafegeneError, as_safegene_error
 from safegene.ledger.drift import DriftCheck
 from safegene.pipeline.drift import check_drift, roll_back_drifted
@@ -21,7 +22,6 @@ from safegene.workspace.layout import Workspace
 
 STATES = {"fail": "Drifted", "inconclusive": "Inconclusive", "pass": "Still passes"}
 """Outcome -> name of the run's final state; of several the first here decides."""
-WORST = tuple(STATES)
 
 
 @flow(name="drift", flow_run_name=run_name, persist_result=False)
@@ -56,15 +56,11 @@ def drift(root: str, targets: list[str] | None = None, trigger: str = "manual") 
                 error = as_safegene_error(raised)
                 errors.append(error)
                 console.print(f"  [red]error[/] {name}: {escape(error.summary)}", soft_wrap=True)
-        publish(root, names)
-        if ws.params.flow.commit:
-            words = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items())
-            commit(root, f"drift: {words or 'nothing is live'}")
-        if ws.params.flow.push_commits:
-            share(root)
+        found = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items())
+        errors += follow_up(ws, "drift", found or "nothing checked", names, keeps=True)
     if errors:
         raise SafegeneError("; ".join(error.summary for error in errors), remedy=errors[0].remedy)
-    worst = next((STATES[outcome] for outcome in WORST if outcome in outcomes.values()), "Still passes")
+    worst = next((STATES[outcome] for outcome in STATES if outcome in outcomes.values()), "Nothing live")
     state: State[dict[str, str]] = Completed(name=worst, message="\n".join(said) or "nothing is live", data=outcomes)
     return cast(dict[str, str], state)  # Prefect returns the state's data to the caller
 

@@ -68,29 +68,41 @@ def realign(
         run = {"run_id": run_id, "trigger": trigger, "git_commit": head_commit(root)}
         outcomes, errors = _each(root, names, run, promotes, followed)
         said = ", ".join(f"{name} {outcome}" for name, outcome in outcomes.items()) or "no targets"
-        errors += _follow_up(ws, said, names, promotes)
+        errors += follow_up(ws, "realign", said, names, promotes)
     if errors:
         raise SafegeneError("; ".join(error.summary for error in errors), remedy=errors[0].remedy)
     return cast(dict[str, str], final_state(ws, outcomes, promotes))  # Prefect returns the state's data to the caller
 
 
-def _follow_up(ws: Workspace, said: str, names: list[str], promotes: bool) -> list[SafegeneError]:
-    """Report, commit and push; what of it failed, each with what the run has done all the same."""
-    done = f"{said} (pass is live)" if promotes else said
+def follow_up(ws: Workspace, word: str, said: str, names: list[str], keeps: bool) -> list[SafegeneError]:
+    """Report, commit and push; what of it failed, each with what the run has done all the same.
+
+    Commits are shared only when all before succeeded: a clone must find the data that a commit names.
+
+    Args:
+        ws: the workspace.
+        word: what ran.
+        said: what it found, in one line.
+        names: the targets.
+        keeps: whether anything but the report is written.
+    """
+    done = f"{said} (pass is live)" if keeps and word == "realign" else said
     root, errors = str(ws.root), list[SafegeneError]()
     steps: list[tuple[str, Callable[[], object]]] = [("reported", lambda: _report(root, names))]
-    if promotes and ws.params.flow.commit:
-        steps.append(("committed", lambda: commit(root, f"realign: {said}")))
-    if promotes and ws.params.flow.push:
+    if keeps and ws.params.flow.commit:
+        steps.append(("committed", lambda: commit(root, f"{word}: {said}")))
+    if keeps and ws.params.flow.push:
         steps.append(("pushed", lambda: push(root)))
-    if promotes and ws.params.flow.push_commits:
+    if keeps and ws.params.flow.push_commits:
         steps.append(("shared", lambda: console.print(f"  {share(root)}", soft_wrap=True, markup=False)))
-    for word, step in steps:
+    for step, run in steps:
+        if step == "shared" and errors:
+            break
         try:
-            step()
+            run()
         except Exception as raised:
             error = as_safegene_error(raised)
-            errors.append(type(error)(f"{done}, not {word}: {error.message}", remedy=error.remedy))
+            errors.append(type(error)(f"{done}, not {step}: {error.message}", remedy=error.remedy))
     return errors
 
 

@@ -18,7 +18,7 @@ from flows.tasks import commit, console, exclusive, share, update
 from safegene.checkpoints.sources import discover, fingerprint
 from safegene.checkpoints.sources.discovery import DiscoveredCheckpoint
 from safegene.errors import ParamsError, SafegeneError
-from safegene.pipeline.watched import TRIES, Discovery, read_discoveries, to_announce
+from safegene.pipeline.watched import Discovery, read_discoveries, to_announce
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Target, Targets, save_targets
 
@@ -85,8 +85,8 @@ def _say(word: str, name: str, why: str) -> None:
 def _say_given_up(ws: Workspace, targets: Targets) -> None:
     for name in targets.targets:
         rows = read_discoveries(ws, name)
-        if rows and rows[-1].state == "failed" and rows[-1].tries >= TRIES:
-            _say("given up", name, f"{TRIES} tries failed ({rows[-1].why}); next: safegene run {name}")
+        if rows and rows[-1].given_up:
+            _say("given up", name, f"{rows[-1].given_up}; next: safegene run {name}")
 
 
 def look(ws: Workspace, targets: Targets | None = None, say: Say = _say) -> Targets:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from safegene.errors import FormatError
 from safegene.workspace.fields import Digest
 from safegene.workspace.layout import Workspace
 from safegene.workspace.parsing import Strict, parse_json
@@ -46,12 +45,13 @@ class DriftCheck(Strict):
 
 
 def read_drift(ws: Workspace, target: str) -> DriftCheck | None:
-    """The newest check of a target; None where there is none, or none that can be read."""
+    """The newest check of a target; None where there is none.
+
+    Raises:
+        FormatError: the file is malformed.
+    """
     path = drift_file(ws, target)
-    try:
-        return parse_json(DriftCheck, path.read_bytes(), where=str(path))
-    except (OSError, FormatError):
-        return None
+    return parse_json(DriftCheck, path.read_bytes(), where=str(path)) if path.exists() else None
 
 
 def drift_file(ws: Workspace, target: str) -> Path:

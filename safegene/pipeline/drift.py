@@ -3,12 +3,13 @@
 The release that is live answers as it is served: its own target, adapter and aligned model, verified byte for byte. The
 verdict is the gate's, on the gate's present prompts. Nothing is repaired, and the ledger's records stay as they are.
 ``data/targets/<target>/drift.json`` says what the newest check found, and Git keeps the earlier ones. Nothing is
-evaluated again while nothing that the result depends on has changed.
+evaluated again while nothing that the result depends on has changed, and its verdict is still here.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
-from safegene.errors import ArtifactError, PromotionRefused
+from safegene.errors import ArtifactError, PromotionRefused, SafegeneError
 from safegene.gate import VerdictFile
 from safegene.gate.decision import policy_digest
 from safegene.ledger.chain import open_ledger
@@ -23,11 +24,11 @@ from safegene.pipeline.stages.promote import rollback
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import canonical_json, digest_json
 from safegene.workspace.layout import Workspace, cache_folder
-from safegene.workspace.manifest import input_digest
+from safegene.workspace.manifest import input_digest, read_manifest
 
 
 def check_drift(ws: Workspace, target: str) -> DriftCheck | None:
-    """Evaluate what is live for a target, unless the newest check was of the same; None where nothing is live.
+    """Evaluate what is live for a target, unless the newest check here was of the same; None where nothing is live.
 
     Stage ``validate`` must be up to date.
 
@@ -41,11 +42,11 @@ def check_drift(ws: Workspace, target: str) -> DriftCheck | None:
     live = _live(ws, target)
     if live is None:
         return None
-    before, basis = read_drift(ws, target), _basis(ws, target, live.release)
+    made, params = ws.root / ".safegene" / "drift" / target, ws.params
+    before, basis = _before(ws, target, made / "verdict"), _basis(ws, target, live.release)
     if before is not None and before.basis == basis:
         return before
     release = open_release(live.ledger.store, live.release, cache=cache_folder())
-    made, params = ws.root / ".safegene" / "drift" / target, ws.params
     made.mkdir(parents=True, exist_ok=True)
     judged = evaluate(
         aligned=release / "aligned",
@@ -61,8 +62,7 @@ def check_drift(ws: Workspace, target: str) -> DriftCheck | None:
         dtype=params.family.dtype,
     )
     gated = decide(release / "candidate", made / "judgements", out=made / "verdict", params=params.gate)
-    file = made / "verdict" / "verdict.json"
-    verdict = VerdictFile.parse(file.read_bytes(), where=str(file))
+    verdict = _verdict(made / "verdict")
     check = DriftCheck(
         target=target,
         channel=params.promote.channel,
@@ -102,6 +102,20 @@ def _live(ws: Workspace, target: str) -> LiveRecord | None:
     params = ws.params.promote
     live = live_record(open_ledger(params, ws.root, cache=cache_folder() / "records"), target, params.channel)
     return None if live is None or live.revoked else live
+
+
+def _before(ws: Workspace, target: str, folder: Path) -> DriftCheck | None:
+    """The newest check, if its verdict is in ``folder`` and says the same: a check's file alone is not relied on."""
+    with suppress(SafegeneError, OSError):
+        check = read_drift(ws, target)
+        if check and read_manifest(folder).digest == check.verdict and _verdict(folder).outcome == check.outcome:
+            return check
+    return None
+
+
+def _verdict(folder: Path) -> VerdictFile:
+    file = folder / "verdict.json"
+    return VerdictFile.parse(file.read_bytes(), where=str(file))
 
 
 def _basis(ws: Workspace, target: str, release: str) -> str:

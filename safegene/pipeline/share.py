@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safegene.errors import SafegeneError
@@ -21,6 +22,7 @@ from safegene.workspace.layout import Workspace
 from safegene.workspace.plain_yaml import dump_yaml, parse_yaml
 
 TRIES = 10
+MESSAGE = "Merge what other clones pushed (safegene)"
 LOCK, TARGETS = "dvc.lock", "data/targets.yaml"
 
 
@@ -88,6 +90,7 @@ def merge_upstream(ws: Workspace) -> list[str]:
     Raises:
         SafegeneError: another file conflicts, or a change that is not committed is in the way. The clone is as it was.
     """
+    _end_interrupted(ws)
     base = git(ws.root, "merge-base", "HEAD", "@{upstream}")
     sides = [base, "HEAD", git(ws.root, "rev-parse", "@{upstream}")]
     merged, again = dict[str, str](), list[str]()
@@ -100,7 +103,7 @@ def merge_upstream(ws: Workspace) -> list[str]:
         if base == git(ws.root, "rev-parse", "HEAD"):
             git(ws.root, "merge", "--ff-only", "--quiet", "@{upstream}")
             return []
-        git(ws.root, "merge", "--no-commit", "--no-ff", "--quiet", "@{upstream}")
+        git(ws.root, "merge", "--no-commit", "--no-ff", "--quiet", "-m", MESSAGE, "@{upstream}")
     except SafegeneError as error:
         conflicts = {*git(ws.root, "diff", "--name-only", "--relative", "--diff-filter=U").split("\n")} - {"", *merged}
         if conflicts or not _is_merging(ws):
@@ -172,8 +175,30 @@ def _content(ws: Workspace, commit: str, name: str) -> str:
         return ""
 
 
+def _end_interrupted(ws: Workspace) -> None:
+    """Take back a merge of a run that was killed within `merge_upstream`; one of people is an error.
+
+    Raises:
+        SafegeneError: somebody merges by hand.
+    """
+    if not _is_merging(ws):
+        return
+    if not _git_file(ws, "MERGE_MSG").read_text(encoding="utf-8").startswith(MESSAGE):
+        raise SafegeneError(
+            f"expected no merge under way, got one by hand, in {ws.root}",
+            remedy="end it: `git commit`, or `git merge --abort`",
+        )
+    changed = [name for name in (LOCK, TARGETS, SEEN) if (ws.root / name).is_file()]
+    git(ws.root, "add", "--force", "--", *changed)  # else Git would not take back what was written and not added
+    _abort(ws)
+
+
+def _git_file(ws: Workspace, name: str) -> Path:
+    return ws.root / git(ws.root, "rev-parse", "--git-path", name)
+
+
 def _is_merging(ws: Workspace) -> bool:
-    return (ws.root / git(ws.root, "rev-parse", "--git-path", "MERGE_HEAD")).is_file()
+    return _git_file(ws, "MERGE_HEAD").is_file()
 
 
 def _abort(ws: Workspace) -> None:

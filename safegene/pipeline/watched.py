@@ -5,9 +5,10 @@ run works on it, then *decided*, *failed*, or *superseded* by a newer content th
 failed one is announced again after a pause that doubles (without one where its run was killed), `TRIES` times in all;
 then it is left to people.
 
-A row is known by its *work*, the digest of what the decision depends on. An event that names work that is decided,
-superseded, or in another run's hands starts nothing, however often it comes. The object is replaced conditionally, so
-of two runs one begins. Rows of a ledger inside of the workspace are in ``.safegene``, since they are no part of it.
+A row is known by its *work*, the digest of what the decision depends on. An event starts a run only while the row of
+its work is *announced*, however often it comes. Only a run that followed the row to its end decides it: a record that
+appeared meanwhile may be of an earlier content, or a rollback. The object is replaced conditionally, so of two runs one
+begins. Rows of a ledger inside of the workspace are in ``.safegene``, since they are no part of it.
 """
 
 import threading
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -36,7 +36,7 @@ TRIES = 5
 PAUSE_SECONDS = 300.0
 """From a failure to the next try; doubled by each further failure."""
 LOST_SECONDS = 3600.0
-"""After which an announcement that no run began is a lost one."""
+"""After which an announcement that no run began is repeated; the run of either may begin, since a queue can be long."""
 BEAT_SECONDS = 30.0
 MISSED_BEATS = 4
 """Signs of life that a run may leave out before its work is another one's."""
@@ -55,7 +55,7 @@ class Discovery(Strict):
         state: what became of it.
         since: when it came into that state, or its run last gave a sign of life; seconds since 1970.
         tries: how often it was announced.
-        record: number of the record that decided it; before that, of the target's newest one (-1 for none).
+        record: number of the target's newest record when it was decided; None before, and where nobody knows it.
         run: id of the run that works on it.
         why: why it failed, or what superseded it.
         killed: whether it failed since its run fell silent: it is tried again without a pause.
@@ -79,10 +79,22 @@ class Discovery(Strict):
 
     @property
     def due(self) -> float | None:
-        """When a failed one is tried again, in seconds since 1970; None where it is not."""
-        if self.state != "failed" or self.tries >= TRIES:
+        """When it is announced again, in seconds since 1970; None where it is not."""
+        if self.state not in ("announced", "failed") or self.tries >= TRIES:
             return None
+        if self.state == "announced":
+            return self.since + LOST_SECONDS
         return self.since if self.killed else self.since + PAUSE_SECONDS * 2.0 ** (self.tries - 1)
+
+    @property
+    def given_up(self) -> str:
+        """Why nothing is announced any more although nothing is decided; "" otherwise."""
+        if self.tries < TRIES or self.state not in ("announced", "failed"):
+            return ""
+        if self.state == "failed":
+            return f"{TRIES} tries failed ({self.why})"
+        lost = time.time() - self.since > LOST_SECONDS
+        return f"it was announced {TRIES} times, and no run began" if lost else ""
 
     def now(self, **change: object) -> "Discovery":
         """It, with another state from now on."""
@@ -140,7 +152,7 @@ def to_announce(ws: Workspace, before: Targets, after: Targets) -> dict[str, Dis
     for name, entry in after.targets.items():
         old = before.targets.get(name)
         changed = old is None or old.fingerprint != entry.fingerprint
-        seen = _Seen(discovery_work(ws, after, name), entry.fingerprint, changed, partial(log.newest, name))
+        seen = _Seen(discovery_work(ws, after, name), entry.fingerprint, changed)
         earlier, rows = log.update(name, seen.follow)
         latest = rows[-1] if rows else None
         if latest and latest.state == "announced" and (not earlier or earlier[-1] != latest):
@@ -156,13 +168,11 @@ class _Seen:
         work: digest of what the decision depends on.
         pin: fingerprint of the content.
         changed: whether the workspace did not know that content.
-        newest: number and outcome of the target's newest record.
     """
 
     work: str
     pin: str
     changed: bool
-    newest: Callable[[], tuple[int | None, str]]
 
     def follow(self, rows: Rows) -> Rows:
         """The rows after this look."""
@@ -174,10 +184,9 @@ class _Seen:
                 return rows
         if not latest.is_open:
             return rows
-        followed = _settled(latest, *self.newest())
+        followed = _or_failed(latest)
         if followed.due is not None and time.time() >= followed.due:
-            again = {"tries": followed.tries + 1, "work": self.work, "record": self.newest()[0]}
-            followed = followed.now(state="announced", **again)
+            followed = followed.now(state="announced", tries=followed.tries + 1, work=self.work)
         return (*rows[:-1], followed)
 
     def _made(self) -> Discovery:
@@ -187,7 +196,6 @@ class _Seen:
             found=datetime.now(UTC).isoformat(timespec="seconds"),
             state="announced",
             since=time.time(),
-            record=self.newest()[0],
         )
 
 
@@ -196,15 +204,9 @@ def _superseded(rows: Rows, pin: str) -> Rows:
     return tuple(row.now(state="superseded", why=why) if row.is_open else row for row in rows)
 
 
-def _settled(row: Discovery, number: int | None, outcome: str) -> Discovery:
-    """The row, where a record or a silence says what became of it."""
+def _or_failed(row: Discovery) -> Discovery:
+    """The row, *failed* where its run was silent for too long."""
     silent = time.time() - row.since
-    if row.state == "announced" and number is not None and row.record is not None and number > row.record:
-        if outcome == "error":
-            return row.now(state="failed", why=f"record {number} is an error")
-        return row.now(state="decided", record=number)
-    if row.state == "announced" and silent > LOST_SECONDS:
-        return row.now(state="failed", why=f"no run began within {LOST_SECONDS:.0f} s")
     if row.state == "running" and silent > MISSED_BEATS * BEAT_SECONDS:
         why = f"its run {row.run} gave no sign of life for {silent:.0f} s"
         return row.now(state="failed", why=why, killed=True)
@@ -288,8 +290,10 @@ def _not_free(rows: Rows, work: str) -> str:
         return f"decided already, by record {row.record}"
     if row.state == "superseded":
         return row.why
-    if row.state == "running" and time.time() - row.since <= MISSED_BEATS * BEAT_SECONDS:
-        return f"run {row.run} works on it"
+    if row.state == "running":
+        return f"run {row.run} works on it; where that has died, the watch announces the work again"
+    if row.state == "failed":
+        return f"try {row.tries} of {TRIES} failed ({row.why}), and the watch has not announced the work again"
     return ""
 
 
@@ -300,8 +304,7 @@ def _beat(log: "_Log", target: str, work: str, run: str, followed: Following) ->
 
 
 def _end(log: "_Log", target: str, followed: Following, work: str, run: str) -> None:
-    number, _ = log.newest(target)
-    decided = {"state": "decided", "record": number, "why": ""}
+    decided = {"state": "decided", "record": log.newest(target), "why": ""}
     change = {"state": "failed", "why": followed.why} if followed.outcome == "error" else decided
     log.update(target, lambda rows: _of_run(rows, work, run, lambda row: row.now(**change)))
 
@@ -328,13 +331,12 @@ class _Log:
             store = LocalStore(ws.root / ".safegene")
         return cls(ledger, params.channel, store)
 
-    def newest(self, target: str) -> tuple[int | None, str]:
-        """Number and outcome of the target's newest record; (-1, "") for none, (None, "") where nobody knows."""
-        try:
+    def newest(self, target: str) -> int | None:
+        """Number of the target's newest record; None for none, and where the ledger cannot be read."""
+        with suppress(SafegeneError):
             record = newest_record(self.ledger, target, self.channel)
-        except SafegeneError:
-            return None, ""
-        return (record.sequence, record.outcome) if record else (-1, "")
+            return record.sequence if record else None
+        return None
 
     def read(self, target: str) -> tuple[Discoveries, str | None]:
         """The rows, and the etag of their object; None where there is none."""

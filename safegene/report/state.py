@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from safegene.errors import SafegeneError, StaleArtifact
+from safegene.errors import SafegeneError, StaleArtifact, as_safegene_error
 from safegene.gate import Rate, VerdictFile, VerdictOutcome, further_prompts
 from safegene.gate.decision import policy_digest
 from safegene.ledger.drift import read_drift
@@ -204,7 +204,10 @@ def _target_state(ws: Workspace, name: str, entry: Target, reader: "_Reader", le
 
 
 def _drift(ws: Workspace, name: str, live: LiveRelease | None) -> str:
-    check = read_drift(ws, name)
+    try:
+        check = read_drift(ws, name)
+    except (SafegeneError, OSError) as error:
+        return f"what the newest check of the live release found is unknown: {as_safegene_error(error).summary}"
     return check.sentence if check and live and check.release == live.release and check.outcome != "pass" else ""
 
 

@@ -1,6 +1,7 @@
 """A live release is checked against the present suite, and nothing but what is live is touched."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,25 @@ def test_the_release_that_is_live_is_asked_and_the_result_is_kept(ws: Workspace,
     path.write_text(path.read_text().replace("margin_hrr: 0.1", "margin_hrr: 0.05"))
     check_drift(Workspace(ws.root), TARGET)
     assert len(asked) == 3, "the policy has"
+
+
+@pytest.mark.parametrize("what", ["forged", "malformed", "verdict gone", "verdict changed"])
+def test_what_a_file_alone_claims_is_not_relied_on(ws: Workspace, judged: Judged, what: str) -> None:
+    asked, file = judged("fail"), ws.target(TARGET) / "drift.json"
+    verdict = ws.root / ".safegene" / "drift" / TARGET / "verdict"
+    check_drift(ws, TARGET)
+    if what == "forged":
+        file.write_text(file.read_text().replace('"outcome":"fail"', '"outcome":"pass"'))
+    elif what == "malformed":
+        file.write_text("{}")
+        assert "is unknown" in read_state(ws).targets[0].drift
+    elif what == "verdict gone":
+        shutil.rmtree(verdict)
+    else:
+        (verdict / "verdict.json").write_text("{}")
+    check = check_drift(ws, TARGET)
+    assert check is not None
+    assert (check.outcome, len(asked)) == ("fail", 2)
 
 
 def test_a_release_that_no_longer_passes_is_reported(ws: Workspace, judged: Judged) -> None:

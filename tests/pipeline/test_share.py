@@ -4,19 +4,21 @@ import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from safegene.errors import SafegeneError
 from safegene.ledger import SEEN
+from safegene.pipeline import share
 from safegene.pipeline.share import merge_entries, share_commits
+from safegene.workspace.atomic import write_file
 from safegene.workspace.git import commit_files
+from safegene.workspace.git import git as own_git
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Target, Targets, load_targets, save_targets
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
 from tests.factories.commands import dvc, git
-
-PEOPLE = ("-c", "user.name=test", "-c", "user.email=test@example.org")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def record(ws: Workspace, name: str, *, content: str = "1", sequence: int = 0) -
     targets = load_targets(ws.targets_file)
     save_targets(ws.targets_file, targets.model_copy(update={"targets": {**targets.targets, name: entry}}))
     path = ws.root / "dvc.lock"
-    lock = load_yaml(path) if path.is_file() else {"schema": "2.0", "stages": {}}
+    lock: Any = load_yaml(path) if path.is_file() else {"schema": "2.0", "stages": {}}
     lock["stages"][f"evaluate@{name}"] = {"cmd": "x", "outs": [{"path": f"out-{name}", "md5": content}]}
     path.write_text(dump_yaml(lock))
     (ws.root / SEEN).write_text(json.dumps({"record": f"sha256:{sequence:064x}", "sequence": sequence}) + "\n")
@@ -134,6 +136,45 @@ def test_another_conflict_stops_the_merge_and_leaves_the_clone_as_it_was(box: Pa
     with pytest.raises(SafegeneError, match="expected to merge"):
         share_commits(other)
     assert (other.root / "params.yaml").read_text() == "one: 4\n", "what is not committed stays"
+
+
+@pytest.mark.parametrize("step", ["write_file", "git"])
+def test_a_merge_of_a_killed_run_is_taken_back_and_done_again(
+    box: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Killed when the first merged file was written, and when all were."""
+    one, other = (clone(box / "origin", box / name) for name in ("one", "other"))
+    for number, ws in enumerate((one, other)):
+        record(ws, ws.root.name, sequence=number)
+    share_commits(one)
+
+    def killed(*given: Any) -> str:
+        if step == "git" and given[1] != "commit":
+            return own_git(*given)
+        if step == "write_file":
+            write_file(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(share, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            share_commits(other)
+    assert (other.root / ".git" / "MERGE_HEAD").is_file()
+    assert share_commits(other).upstream == "origin/main"
+    assert set(stages(other)) == {"evaluate@one", "evaluate@other"}
+    assert git(other.root, "status", "--porcelain") == ""
+
+
+def test_a_merge_of_people_is_left_alone(box: Path) -> None:
+    one, other = (clone(box / "origin", box / name) for name in ("one", "other"))
+    for ws in (one, other):
+        record(ws, ws.root.name)
+    share_commits(one)
+    git(other.root, "fetch", "-q")
+    git(other.root, "merge", "-q", "--no-commit", "-s", "ours", "@{upstream}")
+    with pytest.raises(SafegeneError, match="got one by hand"):
+        share_commits(other)
+    assert (other.root / ".git" / "MERGE_HEAD").is_file()
 
 
 def test_a_branch_without_an_upstream_is_not_pushed(box: Path) -> None:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from safegene.errors import JudgeError, StoreError
+from safegene.errors import StoreError
 from safegene.ledger.store import LocalStore
 from safegene.pipeline import watched
-from safegene.pipeline.stages.promote import record_error
 from safegene.pipeline.watched import TRIES, Discovery, following, read_discoveries, to_announce
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Targets, save_targets
@@ -80,7 +79,7 @@ def test_a_content_is_announced_once_and_its_event_runs_once(ws: Workspace) -> N
 def test_an_event_starts_nothing_while_a_run_works_on_it(ws: Workspace) -> None:
     (found,) = look(ws).values()
     with following(ws, TARGET, "first", found.work) as first:
-        assert run(ws, "pass", event=found.work, name="second") == "run first works on it"
+        assert run(ws, "pass", event=found.work, name="second").startswith("run first works on it")
         first.outcome = "fail"
     assert (row(ws).state, row(ws).run) == ("decided", "first")
 
@@ -114,6 +113,7 @@ def test_what_failed_is_announced_after_growing_pauses_and_then_left_to_people(w
     for tries in range(1, TRIES + 1):
         assert run(ws, "error", event=found.work) == ""
         assert (row(ws).state, row(ws).tries, row(ws).why) == ("failed", tries, "it had to")
+        assert run(ws, "pass", event=found.work).startswith(f"try {tries} of 5 failed (it had to)")
         start = clock.seconds
         while tries < TRIES and not look(ws, ws.targets):
             clock.seconds += 60
@@ -121,7 +121,7 @@ def test_what_failed_is_announced_after_growing_pauses_and_then_left_to_people(w
     assert pauses[:-1] == [watched.PAUSE_SECONDS * 2**n for n in range(TRIES - 1)]
     clock.seconds += 1e6
     assert look(ws, ws.targets) == {}
-    assert row(ws).state == "failed"
+    assert row(ws).given_up == "5 tries failed (it had to)"
 
 
 def test_a_run_that_falls_silent_for_several_signs_of_life_is_tried_again(ws: Workspace, clock: Clock) -> None:
@@ -150,28 +150,36 @@ def test_signs_of_life_keep_a_long_run_its_work(ws: Workspace, monkeypatch: pyte
 
 
 def test_a_run_by_hand_decides_what_was_found(ws: Workspace) -> None:
-    look(ws)
+    (found,) = look(ws).values()
     attempt(ws, outcome="fail")
-    assert look(ws, ws.targets) == {}
+    assert run(ws, "fail") == ""
     assert (row(ws).state, row(ws).record) == ("decided", 0)
+    assert run(ws, "pass", event=found.work) == "decided already, by record 0"
 
 
-def test_an_announcement_without_a_run_is_lost_after_an_hour(ws: Workspace, clock: Clock) -> None:
-    look(ws)
+def test_a_record_of_an_earlier_content_decides_nothing(ws: Workspace) -> None:
+    """The run of a superseded content ends, and a rollback is recorded, while the newer one waits for its run."""
+    (old,) = look(ws).values()
+    with following(ws, TARGET, "old", old.work) as followed:
+        (new,) = look(ws, change(ws, "newer")).values()
+        attempt(ws, outcome="fail")
+        followed.outcome = "fail"
+    assert look(ws, ws.targets) == {}
+    assert [each.state for each in read_discoveries(ws, TARGET)] == ["superseded", "announced"]
+    assert run(ws, "pass", event=new.work) == ""
+
+
+def test_an_announcement_without_a_run_is_repeated_after_an_hour(ws: Workspace, clock: Clock) -> None:
+    (found,) = look(ws).values()
     clock.seconds += watched.LOST_SECONDS / 2
     assert look(ws, ws.targets) == {}
     clock.seconds += watched.LOST_SECONDS
-    look(ws, ws.targets)
-    assert row(ws).why.startswith("no run began")
-    clock.seconds += watched.PAUSE_SECONDS
-    assert set(look(ws, ws.targets)) == {TARGET}
-
-
-def test_an_error_on_record_is_a_failed_try(ws: Workspace) -> None:
-    look(ws)
-    record_error(ws, TARGET, JudgeError("expected an answer, got none"))
-    look(ws, ws.targets)
-    assert (row(ws).state, row(ws).why) == ("failed", "record 0 is an error")
+    assert look(ws, ws.targets)[TARGET].tries == 2
+    for _ in range(2 * TRIES):
+        clock.seconds += watched.LOST_SECONDS + 1
+        look(ws, ws.targets)
+    assert (row(ws).tries, row(ws).given_up) == (TRIES, "it was announced 5 times, and no run began")
+    assert run(ws, "pass", event=found.work) == "", "the queue was long, and its run begins after all"
 
 
 def test_a_store_that_does_not_answer_stops_an_event_and_no_run_by_hand(

@@ -6,6 +6,7 @@ folder that is still being written is skipped; `discover` returns the reason.
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -24,7 +25,9 @@ class DiscoveredCheckpoint(NamedTuple):
     fingerprint: str
 
 
-def discover(uri: str, known: Mapping[str, str] | None = None) -> tuple[list[DiscoveredCheckpoint], dict[str, str]]:
+def discover(
+    uri: str, known: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[DiscoveredCheckpoint], dict[str, str]]:
     """The complete checkpoints directly below a place, sorted by name, and name -> why another one is skipped.
 
     Args:
@@ -42,8 +45,8 @@ def discover(uri: str, known: Mapping[str, str] | None = None) -> tuple[list[Dis
     for child, require_complete in children(place).items():
         name = target_name(unquote(child).rstrip("/").rsplit("/", 1)[-1])
         try:
-            pin = fingerprint(child) if known and child in known else None
-            if pin is None or pin != (known or {})[child]:
+            pin = fingerprint(child) if child in known else ""
+            if pin != known.get(child):
                 require_complete()
                 pin = fingerprint(child)
             checkpoints.append(DiscoveredCheckpoint(name, child, pin))
