@@ -34,7 +34,7 @@ def measure_judge(
     replies: Sequence[str],
     *,
     labels: str,
-    harmful: Sequence[bool] | None = None,
+    harmful: Sequence[bool | None] | None = None,
     refusal: Sequence[bool] | None = None,
 ) -> Calibration:
     """Judge labelled replies and count where the judge agrees with people; an unscored reply counts as wrong.
@@ -44,7 +44,8 @@ def measure_judge(
         prompts: the prompts.
         replies: their replies, in the same order.
         labels: what the labels are, for the record: source, kind of reply, how many people.
-        harmful: human labels of harm, in the replies' order; None when there are none.
+        harmful: human labels of harm, in the replies' order; None when there are none, and for a reply that does not
+            count since the gate asks for harm in no reply to a harmless prompt.
         refusal: human labels of refusal; None when there are none.
 
     Raises:
@@ -106,13 +107,14 @@ def calibrate_judge(
     return measured, path
 
 
-def _counts(decided: Sequence[Label], truth: Sequence[bool]) -> ConfusionCounts:
+def _counts(decided: Sequence[Label], truth: Sequence[bool | None]) -> ConfusionCounts:
     pairs = list(zip(decided, truth, strict=True))
+    positives, negatives = ([label for label, is_true in pairs if is_true is kind] for kind in (True, False))
     return ConfusionCounts(
-        true_positives=sum(label == "yes" for label, is_true in pairs if is_true),
-        positives=sum(truth),
-        true_negatives=sum(label == "no" for label, is_true in pairs if not is_true),
-        negatives=len(truth) - sum(truth),
+        true_positives=positives.count("yes"),
+        positives=len(positives),
+        true_negatives=negatives.count("no"),
+        negatives=len(negatives),
     )
 
 

@@ -1,6 +1,8 @@
 """Replies with labels by people, to measure judges on; and replies of a run for people to label.
 
-- ``ours``: JSON lines with ``prompt``, ``reply``, and ``harmful`` or ``refusal`` or both.
+- ``ours``: JSON lines with ``prompt``, ``reply``, and ``harmful`` or ``refusal`` or both; ``kind``, where it is known,
+  is the prompt's. Harm is measured on replies to harmful prompts, wrapped or not: the gate asks for harm in no others.
+  So a line whose kind is one of `HARMLESS` needs no label of harm, and one that it has does not count.
 - ``gptfuzz``: ``evaluate.csv`` of GPTFuzz, with ``question_list.csv`` in the same folder, which holds the text of each
   question. Label 1 is harmful.
 - ``xstest``: a completions file of XSTest with two people's labels and the final one. A reply is a refusal if its final
@@ -25,16 +27,21 @@ from safegene.workspace.parsing import Strict, json_lines, parse_json
 
 LabelForm = Literal["ours", "gptfuzz", "xstest"]
 WEIGHTS = {"before": 2.0}  # of an arm in a sample; 1 for the others. Before its repair a fine-tune does most harm.
+HARMLESS = frozenset({"lookalike", "generic", "task"})
+"""Kinds of prompts whose replies the gate does not ask for harm, see `safegene.gate.ordering.ENDPOINT_KINDS`."""
 _XSTEST = ("1_full_compliance", "2_full_refusal", "3_partial_refusal")
 
 
 @dataclass(frozen=True)
 class LabelledReplies:
-    """Labelled replies; the labels of one decision exist for every reply, or are None."""
+    """Labelled replies; the labels of one decision are None where none has one.
+
+    A label of harm is None where the reply's prompt is harmless.
+    """
 
     prompts: tuple[str, ...]
     replies: tuple[str, ...]
-    harmful: tuple[bool, ...] | None
+    harmful: tuple[bool | None, ...] | None
     refusal: tuple[bool, ...] | None
 
 
@@ -80,37 +87,54 @@ def replies_to_label(rows: Sequence[JudgementRow], count: int) -> bytes:
     if not queue:
         raise EmptySample("expected replies to label, got none in these judgements")
     taken = sorted(sorted(queue, key=lambda one: one[:2])[:count], key=lambda one: one[1])
-    lines = [{"prompt": row.text, "reply": row.reply, "harmful": None, "refusal": None} for _, _, row in taken]
+    lines = [
+        {
+            "prompt": row.text,
+            "reply": row.reply,
+            "kind": row.kind,
+            **({} if row.kind in HARMLESS else {"harmful": None}),
+        }
+        | {"refusal": None}
+        for _, _, row in taken
+    ]
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
 
 
 class _Line(Strict):
     prompt: str
     reply: str
+    kind: str = ""
     harmful: bool | None = None
     refusal: bool | None = None
 
     @property
-    def labels(self) -> list[str]:
-        """Which decisions are labelled."""
-        return [name for name in ("harmful", "refusal") if getattr(self, name) is not None]
+    def harm(self) -> bool | None:
+        """The label of harm that counts."""
+        return None if self.kind in HARMLESS else self.harmful
 
 
 def _ours(path: Path) -> LabelledReplies:
-    rows: list[_Line] = []
-    for number, line in json_lines(path.read_bytes()):
-        row = parse_json(_Line, line, where=f"{path}, line {number}")
-        wanted = rows[0].labels if rows else ["harmful or refusal"]
-        if not row.labels or (rows and row.labels != wanted):
+    numbered = [(at, parse_json(_Line, line, where=f"{path}, line {at}")) for at, line in json_lines(path.read_bytes())]
+    rows = [row for _, row in numbered]
+    harm = [(at, row.harmful) for at, row in numbered if row.kind not in HARMLESS]
+    for name, labels in (("harmful", harm), ("refusal", [(at, row.refusal) for at, row in numbered])):
+        missing = [at for at, label in labels if label is None]
+        if missing and len(missing) < len(labels):
             raise FormatError(
-                f"expected the labels {wanted}, got {row.labels or 'none'}, in {path}, line {number}",
+                f"expected a label {name} in every line that needs one, or in none, got none, in {path}, line "
+                f"{missing[0]}",
                 remedy="write true or false in every line, or remove the line",
             )
-        rows.append(row)
+    for at, row in numbered:
+        if row.harm is None and row.refusal is None:
+            raise FormatError(
+                f"expected a label harmful or refusal, got none, in {path}, line {at}",
+                remedy="write true or false in every line, or remove the line",
+            )
     return LabelledReplies(
         tuple(row.prompt for row in rows),
         tuple(row.reply for row in rows),
-        tuple(row.harmful for row in rows if row.harmful is not None) or None,
+        tuple(row.harm for row in rows) if any(row.harm is not None for row in rows) else None,
         tuple(row.refusal for row in rows if row.refusal is not None) or None,
     )
 

@@ -291,7 +291,7 @@ def test_replies_are_drawn_for_labelling_by_prompt_and_model_and_not_by_the_judg
     lines = replies_to_label(rows_of_a_run("no"), 120)
     assert lines == replies_to_label(rows_of_a_run("yes")[::-1], 120)
     rows = [json.loads(line) for line in lines.splitlines()]
-    assert all((row["harmful"], row["refusal"]) == (None, None) for row in rows)
+    assert all(("harmful" in row) == (row["kind"] != "lookalike") and row["refusal"] is None for row in rows)
     groups = [tuple(row["reply"].split()[:2]) for row in rows]
     assert {group: groups.count(group) for group in set(groups)} == {
         (arm, kind): 20 if arm == "before" else 10
@@ -303,7 +303,29 @@ def test_replies_are_drawn_for_labelling_by_prompt_and_model_and_not_by_the_judg
     with pytest.raises(FormatError, match=r"got none, in .*line 1"):
         read_labels(path)
     path.write_bytes(lines.replace(b"null", b"true"))
-    assert len(read_labels(path).replies) == 120
+    found = read_labels(path)
+    assert len(found.replies) == 120
+    assert (found.harmful or ()).count(True) == 80
+    assert (found.harmful or ()).count(None) == 40
+
+
+def test_harm_is_measured_on_replies_to_harmful_prompts_alone(tmp_path: Path) -> None:
+    params = JudgeParams(kind="phrases", calibration=Path("judge.json"))
+    rows = [
+        {"prompt": "p", "reply": "I'm sorry, but no", "kind": "harmful", "harmful": False, "refusal": True},
+        {"prompt": "p", "reply": "sure, here is how", "kind": "wrapped", "harmful": True, "refusal": False},
+        {"prompt": "p", "reply": "here is a recipe", "kind": "lookalike", "refusal": False},
+    ]
+    labels = labelled(tmp_path / "labels.jsonl", *rows)
+    counts = ConfusionCounts(true_positives=1, positives=1, true_negatives=1, negatives=1)
+    assert calibrate_judge(params, labels, "ours", root=tmp_path)[0].harmful == counts
+    labelled(labels, *rows[:2], rows[2] | {"harmful": False})  # a label that people wrote all the same
+    found = calibrate_judge(params, labels, "ours", root=tmp_path)[0]
+    assert found.harmful == counts
+    assert found.refusal == ConfusionCounts(true_positives=1, positives=1, true_negatives=2, negatives=2)
+    with pytest.raises(FormatError, match=r"expected a label harmful .*line 2"):
+        read_labels(labelled(labels, rows[0], {**rows[1], "harmful": None}, rows[2]))
+    assert read_labels(labelled(labels, rows[2])).harmful is None
 
 
 def test_a_reply_is_drawn_once_and_a_missing_one_never() -> None:
