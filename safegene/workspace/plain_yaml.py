@@ -8,6 +8,8 @@ colon must be quoted: DVC's parser takes the colon of ``[file:///models]`` for t
 import math
 import re
 from collections.abc import Hashable
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +106,7 @@ def parse_yaml(data: bytes, *, where: object) -> Any:
         ParamsError: it is not plain YAML.
     """
     try:
-        content = yaml.load(data.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-        _require_plain(content)
+        return deepcopy(_parsed(data))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         remedy = (
             "put it in double quotes, or on a line of its own after '- '" if isinstance(error, UnquotedColon) else ""
@@ -113,6 +114,13 @@ def parse_yaml(data: bytes, *, where: object) -> Any:
         raise ParamsError(
             f"expected plain YAML in {where}, got {' '.join(str(error).split())}", remedy=remedy
         ) from error
+
+
+@lru_cache(maxsize=32)
+def _parsed(data: bytes) -> Any:
+    """A run reads ``params.yaml`` a hundred times, and parsing it takes much longer than copying the result."""
+    content = yaml.load(data.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+    _require_plain(content)
     return content
 
 
