@@ -173,7 +173,8 @@ class Soak:
         import boto3
         from safetensors.torch import load_file, save
 
-        client, weights = boto3.client("s3"), load_file(source / "model.safetensors")
+        (file,) = source.glob("*.safetensors")  # of an adapter, or of a whole model
+        client, weights = boto3.client("s3"), load_file(file)
         first = sorted(weights)[0]
         weights[first] = weights[first] * (1 + 1e-4 * (1 + len(self.arrived)))
         for path in sorted(source.iterdir(), key=lambda path: path.suffix == ".safetensors"):
