@@ -106,7 +106,7 @@ def test_our_prefix_rule_decides_every_reply_as_the_published_labels_do(test_dat
 
 def test_gptfuzz_questions_are_named_by_their_text(test_data: Path) -> None:
     read = read_labels(test_data / GPTFUZZ, "gptfuzz")
-    assert (len(read.replies), sum(read.harmful or ()), read.refusal) == (1540, 545, None)
+    assert (len(read.replies), (read.harmful or ()).count(True), read.refusal) == (1540, 545, None)
     assert all(" " in prompt for prompt in read.prompts)
 
 
