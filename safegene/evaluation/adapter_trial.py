@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from safegene.checkpoints.checkpoint import open_checkpoint
 from safegene.checkpoints.export.adapter import read_change
 from safegene.errors import CheckpointError
 from safegene.evaluation.shared_bases import load_adapter
-from safegene.models.device import default_device
+from safegene.models.device import default_device, free_memory
 from safegene.models.loading import load_model
+from safegene.models.memory import size_of_checkpoint
 from safegene.models.patching import patched
 
 TOLERANCE = 1e-3  # of the largest change of a logit
@@ -24,10 +26,16 @@ TOKENS = 24
 def adapter_fault(root: Path, folder: Path) -> str:
     """Why PEFT does not compute ``folder``'s change on the checkpoint ``root``, in float32; empty where it does.
 
+    A checkpoint that the free memory does not hold in float32 is not tried, which is a reason too: in a 16-bit dtype,
+    rounding hides what this looks for.
+
     Args:
         root: the checkpoint that the adapter loads on.
         folder: with the adapter and its change by matrix name.
     """
+    needed, free = size_of_checkpoint(open_checkpoint(root), "float32").weights, free_memory()
+    if needed > free:
+        return f"it could not be tried: that needs {needed / 2**30:.1f} GiB of memory, got {free / 2**30:.1f} GiB free"
     model = load_model(root, dtype="float32", device=default_device())
     size = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(size, (1, TOKENS), generator=torch.Generator().manual_seed(0)).to(model.device)

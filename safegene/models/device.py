@@ -70,6 +70,16 @@ def place_weights(device: str, size: int, *, quantised: bool = False) -> dict[st
     return {"device_map": "auto", "max_memory": free | {"cpu": int(psutil.virtual_memory().available)}}
 
 
+def free_memory() -> int:
+    """Bytes that `place_weights` can give to weights on the default device, the main memory included."""
+    free, device = int(psutil.virtual_memory().available), default_device()
+    if device.startswith("cuda"):
+        gpus = range(torch.cuda.device_count()) if device == "cuda" else [torch.device(device).index]
+        on_gpus = sum(int(GPU_SHARE * torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus)
+        return on_gpus + (free if device == "cuda" else 0)
+    return free
+
+
 SMALL_MODEL = 20_000_000  # parameters; smaller models run slower with a second thread (measured on the tiny family)
 
 

@@ -48,3 +48,9 @@ def test_a_trial_finds_what_peft_does_not_compute(model_type: str, fault: str, t
     assert [path.name for path in (tmp_path / "a").iterdir()] == [CHANGE]
     assert read_change(tmp_path / "a").keys() == patch.keys()
     assert "serve the merged checkpoint" in serving_words(facts)
+
+
+def test_what_the_memory_does_not_hold_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = save_architecture(tmp_path / "base", "qwen3_moe")
+    monkeypatch.setattr("safegene.evaluation.adapter_trial.free_memory", lambda: 1 << 10)
+    assert "could not be tried" in adapter_fault(root, tmp_path / "a")
