@@ -48,16 +48,20 @@ class FurtherPrompts:
         prompts: kind -> about how many more independent prompts (behaviours, for harmful and wrapped ones).
         undecided: endpoints that no number of prompts like those asked would decide -> what their rate is beside what
             would pass and what would show a fail.
+        failing: endpoints whose rate so far is above what can pass: more prompts like those asked would show a fail.
     """
 
     prompts: Mapping[str, int] = field(default_factory=dict)
     undecided: Mapping[str, str] = field(default_factory=dict)
+    failing: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """One sentence for people; empty where more prompts are not what is missing."""
         parts = [f"{count} more {WORDS.get(kind, kind)} prompts" for kind, count in self.prompts.items()]
-        said = f"about {' and '.join(parts)} would decide it, if they turn out like those asked" if parts else ""
+        towards = f", as a fail in {' and '.join(self.failing)}" if self.failing else ""
+        if_so = f"would decide it{towards}, if they turn out like those asked"
+        said = f"about {' and '.join(parts)} {if_so}" if parts else ""
         if not self.undecided:
             return said
         left = "; ".join(
@@ -68,7 +72,7 @@ class FurtherPrompts:
     def to_json(self) -> dict[str, object]:
         """The counts as JSON values."""
         why = {"undecided_because": dict(self.undecided)} if self.undecided else {}
-        return {"prompts": dict(self.prompts), "undecided": list(self.undecided), **why}
+        return {"prompts": dict(self.prompts), "undecided": list(self.undecided), "failing": list(self.failing), **why}
 
 
 def further_prompts(verdict: VerdictFile, policy: GateParams) -> FurtherPrompts:
@@ -80,7 +84,7 @@ def further_prompts(verdict: VerdictFile, policy: GateParams) -> FurtherPrompts:
     """
     if verdict.outcome != "inconclusive" or verdict.problems:
         return FurtherPrompts()
-    needed, undecided = dict[str, int](), dict[str, str]()
+    needed, undecided, failing = dict[str, int](), dict[str, str](), list[str]()
     alpha = verdict.attempt.alpha if verdict.attempt else policy.alpha
     for endpoint in verdict.endpoints:
         if endpoint.outcome != "inconclusive" or not _lacks_prompts(endpoint, policy):
@@ -90,13 +94,15 @@ def further_prompts(verdict: VerdictFile, policy: GateParams) -> FurtherPrompts:
         if total is None:
             undecided[endpoint.name] = _between(endpoint, policy, error)
             continue
+        if (endpoint.estimate or 0.0) > _thresholds(endpoint.name, endpoint.limit, policy, error)[0]:
+            failing.append(endpoint.name)
         block = policy.block_prompts if policy.test == "sequential" else 1
         kinds, more = ENDPOINT_KINDS[endpoint.name], block * max(1, -(-(total - endpoint.n) // block))
         if len(kinds) == 1:
             needed[kinds[0]] = max(more, needed.get(kinds[0], 0))
         elif (rest := more - sum(needed.values())) > 0:  # coherence counts prompts of every kind, and comes last
             needed["task"] = needed.get("task", 0) + rest
-    return FurtherPrompts(needed, undecided)
+    return FurtherPrompts(needed, undecided, tuple(failing))
 
 
 def _between(endpoint: EndpointResult, policy: GateParams, error: MeasuredError) -> str:

@@ -109,6 +109,14 @@ def test_a_verdict_names_the_kinds_that_are_missing() -> None:
     assert further.to_json()["prompts"] == dict(further.prompts)
 
 
+def test_it_says_where_more_prompts_would_show_a_fail() -> None:
+    few = result(40, 3, 0, name="over_refusal", limit=0.03)
+    further = further_prompts(replace(verdict(lookalike=(0.0, 0.02)), endpoints=(few,)), POLICY)
+    assert "would decide it, as a fail in over_refusal, if" in further.sentence
+    assert further.to_json()["failing"] == ["over_refusal"]
+    assert further_prompts(verdict(lookalike=(0.0, 0.02)), POLICY).failing == ()
+
+
 def test_there_is_no_count_where_prompts_are_not_what_is_missing() -> None:
     open_verdict = verdict(lookalike=(0.0, 0.02))
     for other in (
