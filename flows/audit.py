@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from flows.schedule import cancel_missed_runs
 from flows.shown import run_name, tag_run
 from flows.tasks import exclusive
 from safegene.errors import LedgerError
@@ -21,6 +22,7 @@ def audit(root: str) -> None:
     from safegene.ledger.audit import audit_workspace
 
     root = str(Path(root).resolve())
+    cancel_missed_runs()
     tag_run(root, [])
     with exclusive(root):  # a run removes artefacts before it makes them again
         report = audit_workspace(Workspace(Path(root)))

@@ -12,6 +12,7 @@ from prefect.states import Completed
 from rich.markup import escape
 
 from flows.realign import follow_up
+from flows.schedule import cancel_missed_runs
 from flows.shown import run_name, tag_run
 from flows.tasks import STAGE_TASKS, console, exclusive, update
 from safegene.errors import PromotionRefused, SafegeneError, as_safegene_error
@@ -38,6 +39,7 @@ def drift(root: str, targets: list[str] | None = None, trigger: str = "manual") 
     """
     ws = Workspace(Path(root).resolve())
     root = str(ws.root)
+    cancel_missed_runs()
     outcomes, said, errors = dict[str, str](), list[str](), list[SafegeneError]()
     run = {"run_id": str(flow_run.id or ""), "trigger": f"drift, {trigger}", "git_commit": head_commit(root)}
     with exclusive(root):

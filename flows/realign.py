@@ -12,6 +12,7 @@ from prefect.states import Completed
 from rich.markup import escape
 
 from flows.build import build_stages
+from flows.schedule import cancel_missed_runs
 from flows.shown import final_state, run_name, tag_run
 from flows.tasks import (
     STAGE_TASKS,
@@ -54,6 +55,7 @@ def realign(
     """
     ws, run_id = Workspace(Path(root).resolve()), str(flow_run.id or "")
     root = str(ws.root)
+    cancel_missed_runs()
     with ExitStack() as stack:
         stack.enter_context(exclusive(root))
         update(root)

@@ -13,6 +13,7 @@ from prefect.events import emit_event
 from rich.markup import escape
 
 from flows.build import vector_pin
+from flows.schedule import cancel_missed_runs
 from flows.shown import run_name, tag_run
 from flows.tasks import commit, console, exclusive, share, update
 from safegene.checkpoints.sources import discover, fingerprint
@@ -34,6 +35,7 @@ def watch(root: str) -> list[str]:
     """Look, and return the names that were announced (``aligned`` for the family)."""
     ws = Workspace(Path(root).resolve())
     root = str(ws.root)
+    cancel_missed_runs()
     tag_run(root, [])
     with exclusive(root):
         update(root)

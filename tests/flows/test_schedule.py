@@ -1,0 +1,62 @@
+"""After an outage, one run does the work of all that the schedule has missed."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+
+@pytest.fixture
+def api(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    return prefect_api
+
+
+def post(api: str, path: str, **body: Any) -> Any:
+    answer = httpx.post(f"{api}/{path}", json=body, timeout=60).raise_for_status()
+    return answer.json() if answer.content else None
+
+
+def test_one_run_is_carried_out_for_all_that_an_hour_has_missed(api: str) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+
+    from flows.schedule import cancel_missed_runs
+
+    @flow(name="missed")
+    def missed() -> int:
+        return cancel_missed_runs()
+
+    flow_id = post(api, "flows/", name="missed")["id"]
+    every_minute = {"active": True, "schedule": {"cron": "* * * * *", "timezone": "UTC"}}
+    deployment = post(api, "deployments/", name="missed", flow_id=flow_id, schedules=[every_minute])["id"]
+    ago, ahead = (datetime.now(UTC) + timedelta(hours=hours) for hours in (-1, 1))
+    for start, end in ((ago, datetime.now(UTC)), (datetime.now(UTC), ahead)):
+        times = {"start_time": start.isoformat(), "end_time": end.isoformat()}
+        post(api, f"deployments/{deployment}/schedule", **times, min_runs=1, max_runs=100)
+    asked = post(api, f"deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"})["id"]
+
+    def states() -> dict[str, str]:
+        body = {"deployments": {"id": {"any_": [deployment]}}, "limit": 200}
+        return {run["id"]: run["state_name"] for run in post(api, "flow_runs/filter", **body)}
+
+    before = {run["id"]: run for run in post(api, "flow_runs/filter", deployments={"id": {"any_": [deployment]}})}
+    due = [key for key, run in before.items() if run["auto_scheduled"] and run["expected_start_time"] < _now()]
+    later = [key for key, run in before.items() if run["auto_scheduled"] and key not in due]
+    assert len(due) >= 59
+    assert len(later) >= 50
+    with get_client(sync_client=True) as client:
+        first = client.read_flow_run(due[0])
+    assert run_flow(missed, flow_run=first) == len(due) - 1
+    after = states()
+    assert [after[key] for key in due].count("Missed") == len(due) - 1
+    assert after[due[0]] == "Completed"
+    assert {after[key] for key in later} == {"Scheduled"}
+    assert after[asked] == "Scheduled"  # a person has asked for it
+    assert missed() == 0  # no schedule started this one
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
