@@ -58,12 +58,13 @@ def realign(
     cancel_missed_runs()
     with ExitStack() as stack:
         stack.enter_context(exclusive(root))
+        followed = stack.enter_context(following(ws, targets[0], run_id, work)) if work and targets else None
+        if followed and followed.refused:
+            tag_run(root, targets or [])
+            return cast(dict[str, str], Completed(name="Duplicate", message=followed.refused, data={}))
         update(root)
         names = _chosen(ws, targets)
         tag_run(root, names)
-        followed = stack.enter_context(following(ws, names[0], run_id, work)) if work else None
-        if followed and followed.refused:
-            return cast(dict[str, str], Completed(name="Duplicate", message=followed.refused, data={}))
         pull(root, names)
         require_ready(ws, names, signs=promotes)
         build_stages(root)

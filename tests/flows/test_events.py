@@ -7,7 +7,7 @@ import pytest
 
 from flows import realign
 from safegene.errors import SafegeneError
-from safegene.pipeline.watched import following, to_announce
+from safegene.pipeline.watched import following, read_discoveries, to_announce
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Targets
 from tests.factories.ledger import TARGET, make_workspace
@@ -26,6 +26,19 @@ def test_an_event_of_decided_work_evaluates_nothing(ws: Workspace, monkeypatch: 
     for _ in range(100):
         state: Any = realign.realign.fn(str(ws.root), [TARGET], trigger="event", work=found.work)
         assert (state.name, state.message.partition(",")[0]) == ("Duplicate", "decided already")
+
+
+def test_a_run_that_cannot_fetch_has_failed_and_is_tried_again(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(_: str) -> None:
+        raise SafegeneError("expected an answer of the upstream, got none")
+
+    (found,) = to_announce(ws, Targets(), ws.targets).values()
+    monkeypatch.setattr(realign, "update", fetch)
+    with pytest.raises(SafegeneError, match="of the upstream"):
+        realign.realign.fn(str(ws.root), [TARGET], trigger="event", work=found.work)
+    (row,) = read_discoveries(ws, TARGET)
+    assert (row.state, row.tries) == ("failed", 1)
+    assert "of the upstream" in row.why
 
 
 @pytest.mark.parametrize("broken", ["commit", "push", ""])
