@@ -18,7 +18,6 @@ from safegene.ledger.live import LiveRecord, live_record
 from safegene.ledger.promotion import AttemptResult
 from safegene.ledger.record_fields import Run, now
 from safegene.ledger.release import open_release
-from safegene.pipeline.stages.evaluate import evaluate
 from safegene.pipeline.stages.gate import decide
 from safegene.pipeline.stages.promote import rollback
 from safegene.workspace.atomic import write_file
@@ -46,6 +45,8 @@ def check_drift(ws: Workspace, target: str) -> DriftCheck | None:
     before, basis = _before(ws, target, made / "verdict"), _basis(ws, target, live.release)
     if before is not None and before.basis == basis:
         return before
+    from safegene.pipeline.stages.evaluate import evaluate  # with torch, which a check of what is unchanged needs not
+
     release = open_release(live.ledger.store, live.release, cache=cache_folder())
     made.mkdir(parents=True, exist_ok=True)
     judged = evaluate(

@@ -56,7 +56,7 @@ def judged(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> Judged:
                 (draft.path / "verdict.json").write_text(json.dumps(verdict))
             return draft.done
 
-        monkeypatch.setattr(drift, "evaluate", evaluate)
+        monkeypatch.setattr("safegene.pipeline.stages.evaluate.evaluate", evaluate)
         monkeypatch.setattr(drift, "decide", decide)
         return asked
 
