@@ -31,6 +31,6 @@ def test_only_the_package_root_and_the_registry_import_by_a_string() -> None:
 
 
 def test_a_run_and_a_server_of_deployments_import_no_torch() -> None:
-    """Stages import it in their own process; for an unchanged run it would be a third of the time."""
+    """Stages import it in their own process, and a run in which nothing changed needs none of it."""
     code = "import sys, flows.deployments; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
