@@ -93,7 +93,8 @@ def test_replies_are_written_for_people_to_label_and_nothing_is_written_over(sam
     shown = run(sample.ws.root, "judge", "sample", "sentiment", str(out), "--count", "12").stdout
     assert "12 replies" in shown
     assert f"safegene judge calibrate {out} --what" in shown
-    assert all(json.loads(line)["harmful"] is None for line in out.read_text().splitlines())
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(row["refusal"] is None and row.get("harmful") is None for row in written)
     assert "got" in run(sample.ws.root, "judge", "sample", "sentiment", str(out), code=2).stderr
     run(sample.ws.root, "judge", "sample", "nobody", str(tmp_path / "other.jsonl"), code=2)
     few = call(sample.ws.root, "judge", "sample", "sentiment", str(tmp_path / "all.jsonl"), "--count", "99999").stdout
