@@ -95,7 +95,9 @@ def _show_effect(ws: Workspace) -> None:
             "next: label more replies of both kinds, [bold]safegene judge sample[/], and measure again", soft_wrap=True
         )
     elif any(need.units is None for need in found):
-        console.print("next: choose another judge, or add an adjudicator (docs/how-to/judge.md), and measure it")
+        console.print(
+            "next: choose another judge, or add an adjudicator (docs/how-to/judge.md), and measure it", soft_wrap=True
+        )
     elif short := shortages(found):
         more = " and ".join(f"about {some[0].missing} {kind}" for kind, some in short.items())
         ways = "`safegene data add`, `safegene data split`; or choose a judge with less error (docs/how-to/judge.md)"
