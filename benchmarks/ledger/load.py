@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,7 +204,11 @@ def _promote_all(
             own = ledger
             if attempt in deaths:
                 own = replace(ledger, store=DeadlyStore(ledger.store, deaths[attempt]))
-            outcome, record = promote_once(own, root, target_of(load, attempt), attempt)
+            try:
+                outcome, record = promote_once(own, root, target_of(load, attempt), attempt)
+            except Exception:
+                lines.write(json.dumps({"failed": attempt, "why": traceback.format_exc()}) + "\n")
+                raise
             lines.write(json.dumps({"ended": attempt, "outcome": outcome, "record": record}) + "\n")
 
 
@@ -211,7 +216,8 @@ def _left(attempts: list[int], log: Path, exitcode: int | None) -> list[int]:
     if exitcode == 0:
         return []
     if exitcode != -signal.SIGKILL:
-        raise RuntimeError(f"expected a promoter to end or to be killed, got exit {exitcode}, see {log}")
+        last = log.read_text().splitlines()[-1:]
+        raise RuntimeError(f"expected a promoter to end or to be killed, got exit {exitcode}, after {last}, in {log}")
     begun = [line["begun"] for line in map(json.loads, log.read_text().splitlines()) if "begun" in line]
     return attempts[attempts.index(begun[-1]) + 1 :]
 
