@@ -32,8 +32,8 @@ def test_one_run_is_carried_out_for_all_that_an_hour_has_missed(api: str) -> Non
     flow_id = post(api, "flows/", name="missed")["id"]
     every_minute = {"active": True, "schedule": {"cron": "* * * * *", "timezone": "UTC"}}
     deployment = post(api, "deployments/", name="missed", flow_id=flow_id, schedules=[every_minute])["id"]
-    ago, ahead = (datetime.now(UTC) + timedelta(hours=hours) for hours in (-1, 1))
-    for start, end in ((ago, datetime.now(UTC)), (datetime.now(UTC), ahead)):
+    now, minute = datetime.now(UTC), timedelta(minutes=1)  # none becomes due while the test runs
+    for start, end in ((now - 61 * minute, now - minute), (now + 10 * minute, now + 70 * minute)):
         times = {"start_time": start.isoformat(), "end_time": end.isoformat()}
         post(api, f"deployments/{deployment}/schedule", **times, min_runs=1, max_runs=100)
     asked = post(api, f"deployments/{deployment}/create_flow_run", state={"type": "SCHEDULED"})["id"]
