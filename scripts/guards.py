@@ -1,4 +1,8 @@
-"""The guards of the package (each ``raise``), so that they can be taken out: see `scripts.mutate_guards`."""
+"""The guards of the package, so that they can be taken out: see `scripts.mutate_guards`.
+
+A guard is a ``raise``. Where a verdict or a judge's decision is a value (`VALUES`), a guard is also an ``if`` without
+``else``, and the condition of a pair ``(condition, "phrase")``; it counts as met where the condition holds.
+"""
 
 import ast
 import importlib.abc
@@ -10,6 +14,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 ROOT = Path(__file__).parents[1]
+VALUES = ("safegene/gate/", "safegene/evaluation/judges/")
 MET = "MUTATE_GUARDS_MET"  # environment: the file of the guards that were met
 REMOVED = "MUTATE_GUARDS_REMOVED"  # environment: the guards that are taken out
 
@@ -47,16 +52,39 @@ def take_out(guards: Iterable[str], met: Path) -> None:
 
 
 class _Instrument(ast.NodeTransformer):
-    """``raise X`` becomes ``if guard(place): raise X``; a bare ``raise`` stays."""
+    """Each guard asks `guard` with its place before it acts; a bare ``raise`` stays."""
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.values = path.startswith(VALUES)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:  # noqa: N802 - the name that ast calls
         if node.exc is None:
             return node
-        asked = ast.parse(f"__import__('sys').guards('{self.path}:{node.lineno}')", mode="eval").body
-        return ast.copy_location(ast.If(asked, [node], []), node)
+        return ast.copy_location(ast.If(self._asked(node), [node], []), node)
+
+    def visit_If(self, node: ast.If) -> ast.AST:  # noqa: N802
+        self.generic_visit(node)
+        if self.values and not node.orelse and not isinstance(node.body[0], ast.If | ast.Raise):
+            node.test = self._and_asked(node.test)
+        return node
+
+    def visit_Tuple(self, node: ast.Tuple) -> ast.AST:  # noqa: N802
+        self.generic_visit(node)
+        if self.values and len(node.elts) == 2 and isinstance(node.ctx, ast.Load):
+            condition, phrase = node.elts
+            is_text = isinstance(phrase, ast.JoinedStr) or (
+                isinstance(phrase, ast.Constant) and isinstance(phrase.value, str)
+            )
+            if is_text and isinstance(condition, ast.Compare | ast.Call | ast.UnaryOp | ast.BoolOp):
+                node.elts[0] = self._and_asked(condition)
+        return node
+
+    def _asked(self, node: ast.stmt | ast.expr) -> ast.expr:
+        return ast.parse(f"__import__('sys').guards('{self.path}:{node.lineno}')", mode="eval").body
+
+    def _and_asked(self, test: ast.expr) -> ast.expr:
+        return ast.copy_location(ast.BoolOp(ast.And(), [test, self._asked(test)]), test)
 
 
 class _Loader(importlib.machinery.SourceFileLoader):

@@ -1,6 +1,7 @@
 """Remove guards one at a time, and see that the tests which meet them fail.
 
-A guard is a ``raise`` of the package. Every test that is named runs once, and the guards that it met are noted; then it
+A guard is a ``raise`` of the package or, in the gate and the judges, a condition that decides on a value (see
+`scripts.guards`). Every test that is named runs once, and the guards that it met are noted; then it
 runs again in forked processes: with none of them taken out (it must stay green), and without each of them. Where no
 single one turns it red, it runs without all of them, and without those that it meets then, up to `MOST_ROUNDS` times: a
 second guard behind the first one is found so. A test that stays green even then proves nothing about guards: it is
