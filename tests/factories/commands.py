@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -73,6 +74,24 @@ def until(condition: Callable[[], T], seconds: float, why: str) -> T:
             return value
         time.sleep(0.5)
     pytest.fail(f"waited {seconds:.0f} s for {why}")
+
+
+def ask(address: str, body: dict[str, Any], method: str = "POST") -> Any:
+    """What a Prefect server answers; one with SQLite answers 503 now and then while it is busy."""
+
+    got: list[httpx.Response] = []
+
+    def answered() -> bool:
+        try:
+            answer = httpx.request(method, address, json=body, timeout=60)
+        except httpx.TimeoutException:
+            return False
+        got.append(answer)
+        return answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+    until(answered, 240, f"{address} to answer")
+    answer = got[-1].raise_for_status()
+    return answer.json() if answer.content else None
 
 
 def _run(

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from safegene.workspace.digest import digest_file
@@ -16,7 +15,7 @@ from safegene.workspace.layout import cache_folder, keys_folder
 from safegene.workspace.manifest import read_manifest
 from safegene.workspace.plain_yaml import load_yaml
 from safegene.workspace.seal import KEY
-from tests.factories.commands import BIN, dvc, git, run, status
+from tests.factories.commands import BIN, ask, dvc, git, run, status
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[2]
@@ -59,8 +58,7 @@ def test_dvc_shows_metrics_and_plots(built: Path, tmp_path: Path) -> None:
 
 def asked(api: str, kind: str, **wanted: Any) -> list[dict[str, Any]]:
     """What the server of the run, which other tests use too, knows of one kind."""
-    answer = httpx.post(f"{api}/{kind}/filter", json={"limit": 200, **wanted}, timeout=30)
-    found: list[dict[str, Any]] = answer.raise_for_status().json()
+    found: list[dict[str, Any]] = ask(f"{api}/{kind}/filter", {"limit": 200, **wanted})
     return found
 
 

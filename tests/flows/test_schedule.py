@@ -3,8 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
+
+from tests.factories.commands import ask
 
 
 @pytest.fixture
@@ -14,8 +15,7 @@ def api(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def post(api: str, path: str, **body: Any) -> Any:
-    answer = httpx.post(f"{api}/{path}", json=body, timeout=60).raise_for_status()
-    return answer.json() if answer.content else None
+    return ask(f"{api}/{path}", body)
 
 
 def test_one_run_is_carried_out_for_all_that_an_hour_has_missed(api: str) -> None:

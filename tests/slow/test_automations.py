@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
 import pytest
 
 from flows.server import quiet_environment
-from tests.factories.commands import until
+from tests.factories.commands import ask, until
 from tests.factories.ledger import make_workspace
 
 quiet_environment()
@@ -145,7 +144,7 @@ def test_the_same_event_a_hundred_times_starts_one_run(api: str, ws: Workspace) 
 
     def runs() -> list[dict[str, Any]]:
         body = {"deployments": {"id": {"any_": [str(number)]}}}
-        found: list[dict[str, Any]] = httpx.post(f"{api}/flow_runs/filter", json=body, timeout=200).json()
+        found: list[dict[str, Any]] = ask(f"{api}/flow_runs/filter", body)
         return found
 
     time.sleep(12)

@@ -9,20 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from safegene.pipeline.init import init
-from tests.factories.commands import run, until
+from tests.factories.commands import ask, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def runs(api: str, deployment: str) -> list[dict[str, Any]]:
     body = {"deployments": {"name": {"any_": [deployment]}}, "limit": 100}
-    answer = httpx.post(f"{api}/flow_runs/filter", json=body, timeout=30)
-    flow_runs: list[dict[str, Any]] = answer.raise_for_status().json()
-    return flow_runs
+    found: list[dict[str, Any]] = ask(f"{api}/flow_runs/filter", body)
+    return found
 
 
 def finished(api: str, deployment: str) -> list[dict[str, Any]]:
@@ -64,10 +62,9 @@ def test_the_cron_fires_and_an_event_starts_one_run(served: tuple[Path, Path, st
     assert (ws / "data/family/vector/manifest.json").is_file()
 
     # Stop the schedule, so that only the event can start what comes now.
-    for deployment in httpx.post(f"{api}/deployments/filter", json={}, timeout=30).json():
-        httpx.patch(f"{api}/deployments/{deployment['id']}", json={"paused": True}, timeout=30).raise_for_status()
-        if deployment["name"] == discovered:
-            httpx.patch(f"{api}/deployments/{deployment['id']}", json={"paused": False}, timeout=30).raise_for_status()
+    for one in ask(f"{api}/deployments/filter", {}):
+        if one["name"].endswith(f"-{ws.name}"):
+            ask(f"{api}/deployments/{one['id']}", {"paused": one["name"] != discovered}, "PATCH")
 
     shutil.copytree(build("topic", 0), watched / "fresh")
     assert "fresh" in run(ws, "watch", PREFECT_API_URL=api).stdout
