@@ -17,7 +17,7 @@ from safegene.errors import SafegeneError
 from safegene.ledger import SEEN
 from safegene.workspace.atomic import write_file
 from safegene.workspace.digest import strict_json
-from safegene.workspace.git import git
+from safegene.workspace.git import git, update_index
 from safegene.workspace.layout import Workspace
 from safegene.workspace.plain_yaml import dump_yaml, parse_yaml
 
@@ -91,6 +91,7 @@ def merge_upstream(ws: Workspace) -> list[str]:
         SafegeneError: another file conflicts, or a change that is not committed is in the way. The clone is as it was.
     """
     _end_interrupted(ws)
+    update_index(ws.root)
     base = git(ws.root, "merge-base", "HEAD", "@{upstream}")
     sides = [base, "HEAD", git(ws.root, "rev-parse", "@{upstream}")]
     merged, again = dict[str, str](), list[str]()

@@ -1,14 +1,28 @@
-"""Every call of the ``git`` program."""
+"""Every call of the ``git`` program.
 
+Git protects what it writes by lock files (``.git/index.lock``), which a killed process leaves behind. A call that finds
+one waits for its end. Where nobody can hold it any more, it is removed; else the error names it.
+"""
+
+import logging
 import os
+import re
+import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from safegene.errors import SafegeneError
+
+LOCK_SECONDS = 30.0
+"""Age from which on a lock file is not waited for: Git and DVC hold one for a moment, except beside an editor."""
+_LOCKED = re.compile(r"^(?!remote:).*Unable to create '(.+\.lock)': File exists", re.MULTILINE)
+_ENGLISH = {"LC_ALL": "C.UTF-8", "LANGUAGE": "C"}  # messages are read: here, and where a push lost a race
+log = logging.getLogger(__name__)
 
 
 def git(
@@ -23,20 +37,59 @@ def git(
         env: further environment variables.
 
     Raises:
-        SafegeneError: Git is not installed, or exits with an error; the message holds Git's own.
+        SafegeneError: Git is not installed, or exits with an error; the message holds Git's own. Or another process
+            holds a lock of the repository, for `LOCK_SECONDS` by now.
     """
     command = ["git", "-C", str(folder), *arguments]
     given = None if names is None else "".join(f"{name}\0" for name in names)
-    environment = {**os.environ, **(env or {})}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, input=given, env=environment)
-    except OSError as error:
-        raise SafegeneError(f"expected the program git, got {error}", remedy="install Git") from None
-    if done.returncode:
-        raise SafegeneError(
-            f"expected `git {arguments[0]}` to succeed, got {done.stderr.strip() or done.returncode}, in {folder}"
-        )
-    return done.stdout.strip()
+    environment = {**os.environ, **_ENGLISH, **(env or {})}
+    while True:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, input=given, env=environment)
+        except OSError as error:
+            raise SafegeneError(f"expected the program git, got {error}", remedy="install Git") from None
+        if not done.returncode:
+            return done.stdout.strip()
+        if not (locked := _LOCKED.search(done.stderr)):
+            raise SafegeneError(
+                f"expected `git {arguments[0]}` to succeed, got {done.stderr.strip() or done.returncode}, in {folder}"
+            )
+        _end_of_lock(Path(locked[1]))
+
+
+def _end_of_lock(lock: Path) -> None:
+    """Return when a lock file is gone: released, or removed where every process that can hold it has ended.
+
+    The one that made it began before it did. So a lock is left over where it is older than `LOCK_SECONDS`, and each
+    Git program that runs on this machine began later.
+
+    Raises:
+        SafegeneError: the lock is that old, and one of them began earlier.
+    """
+    with suppress(FileNotFoundError):
+        while (made := lock.stat().st_mtime) > time.time() - LOCK_SECONDS:
+            time.sleep(0.1)
+        older = _git_programs(began_by=made + 1)
+        if older:
+            raise SafegeneError(
+                f"expected Git's lock {lock} to be released, got one from {time.ctime(made)}, and a Git program that "
+                f"may hold it (process {older[0]})",
+                remedy=f"end that program; if it works elsewhere, remove the lock: `rm {shlex.quote(str(lock))}`",
+            )
+        lock.unlink()
+        log.warning("removed %s, which a killed process has left", lock)
+
+
+def _git_programs(began_by: float) -> list[int]:
+    """Processes of this machine that run a Git program, and began by then."""
+    import psutil  # half a tenth of a second, which few commands need
+
+    found = list[int]()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name().startswith("git") and process.create_time() <= began_by:
+                found += [process.pid] if process.status() != psutil.STATUS_ZOMBIE else []
+    return found
 
 
 def head_commit(folder: Path | str) -> str:
@@ -154,6 +207,39 @@ def commit_files(root: Path, message: str, files: Collection[str], *, untracked:
     Raises:
         SafegeneError: Git refuses; or HEAD does not hold the bytes of every file afterwards.
     """
+    update_index(root)
+    with _index_of_head(root) as index:
+        git(root, "add", "--force", *_NAMED, names=files, env=index)
+        if untracked:
+            git(root, "rm", "-r", "--quiet", "--cached", "--ignore-unmatch", *_NAMED, names=untracked, env=index)
+        changed = sorted(_differing(root, "--cached", env=index))
+        if changed:
+            git(root, "commit", "--quiet", "-m", message, env=index)
+            git(root, "reset", "--quiet", *_NAMED, names=changed, env=_LITERAL)
+    _require_committed(root, files, {*changed} & {*files})
+    return head_commit(root)
+
+
+def update_index(root: Path) -> None:
+    """Let the index follow HEAD, where a commit of `commit_files` was made and its process was killed right after.
+
+    That is where the files are as HEAD has them, and what is staged is as the commit before has it: nothing is lost.
+    Git would refuse to merge, and would commit the reverse of that commit next.
+    """
+    staged = _differing(root, "--cached", "HEAD") if head_commit(root) else set()
+    if not staged:
+        return
+    with suppress(SafegeneError):  # the first commit follows none
+        late = staged - _differing(root, "--cached", "HEAD^")
+        with _index_of_head(root) as index:
+            late -= _differing(root, env=index)
+        if late:
+            git(root, "reset", "--quiet", *_NAMED, names=sorted(late), env=_LITERAL)
+
+
+@contextmanager
+def _index_of_head(root: Path) -> Iterator[dict[str, str]]:
+    """The environment in which Git uses a temporary index, which holds what HEAD does."""
     with TemporaryDirectory(prefix="safegene-") as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index")), **_LITERAL}
         present = root / git(root, "rev-parse", "--git-path", "index")
@@ -161,16 +247,13 @@ def commit_files(root: Path, message: str, files: Collection[str], *, untracked:
             shutil.copyfile(present, index["GIT_INDEX_FILE"])  # keeps what Git knows of files that have not changed
         if head_commit(root):
             git(root, "reset", "--quiet", env=index)
-        git(root, "add", "--force", *_NAMED, names=files, env=index)
-        if untracked:
-            git(root, "rm", "-r", "--quiet", "--cached", "--ignore-unmatch", *_NAMED, names=untracked, env=index)
-        changes = git(root, "diff", "--cached", "--relative", "--no-renames", "--name-only", "-z", env=index)
-        changed = [name for name in changes.split("\0") if name]
-        if changed:
-            git(root, "commit", "--quiet", "-m", message, env=index)
-            git(root, "reset", "--quiet", *_NAMED, names=changed, env=_LITERAL)
-    _require_committed(root, files, {*changed} & {*files})
-    return head_commit(root)
+        yield index
+
+
+def _differing(root: Path, *sides: str, env: Mapping[str, str] | None = None) -> set[str]:
+    """Names below ``root`` of files that differ, as ``git diff`` compares."""
+    names = git(root, "diff", "--relative", "--no-renames", "--name-only", "-z", *sides, "--", env=env)
+    return {*names.split("\0")} - {""}
 
 
 _NAMED = ("--pathspec-from-file=-", "--pathspec-file-nul")

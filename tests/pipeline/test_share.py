@@ -1,8 +1,10 @@
 """Clones that run different targets at once: every commit and all data arrive; nothing of anybody is lost."""
 
 import json
+import shutil
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from safegene.workspace.layout import Workspace
 from safegene.workspace.params import Target, Targets, load_targets, save_targets
 from safegene.workspace.plain_yaml import dump_yaml, load_yaml
 from tests.factories.commands import dvc, git
+from tests.factories.ledger import flip_byte
 
 
 @pytest.mark.parametrize(
@@ -192,25 +195,75 @@ def test_an_upstream_that_is_gone_is_an_error_at_once(box: Path) -> None:
         share_commits(ws)
 
 
-def test_a_third_clone_pulls_what_two_worktrees_ran_at_once(box: Path) -> None:
-    """With the real DVC: each in a worktree of its own, one commits and pushes after the other."""
-    made = []
+def test_a_commit_whose_process_was_killed_right_after_is_merged(box: Path) -> None:
+    """Git's index is behind HEAD then."""
+    one, other = (clone(box / "origin", box / name) for name in ("one", "other"))
+    record(one, "one")
+    share_commits(one)
+    index = (other.root / ".git" / "index").read_bytes()
+    record(other, "other")
+    (other.root / ".git" / "index").write_bytes(index)
+    assert share_commits(other).upstream == "origin/main"
+    assert set(stages(other)) == {"evaluate@one", "evaluate@other"}
+    assert git(other.root, "status", "--porcelain") == ""
+
+
+MEETING = (
+    'touch {place}/${{key}}; i=0; while [ "$(ls {place} | wc -l)" -lt 2 ]; '
+    "do i=$((i+1)); [ $i -lt 1200 ] || exit 1; sleep 0.05; done; "
+)
+"""Of a stage: it ends only while the same stage of another target runs; after a minute without one it fails."""
+
+
+def run_target(ws: Workspace) -> str:
+    """What a run of one target does with DVC and Git, each in a process of its own."""
+    name = ws.root.name
+    entry = Target(source=f"tiny://{name}", task="topic", fingerprint=name)
+    save_targets(ws.targets_file, Targets(targets={name: entry}))
+    dvc(ws.root, "repro", "-q", "--single-item", f"evaluate@{name}")
+    commit_files(ws.root, f"realign: {name}", ["data/targets.yaml", "dvc.lock"])
+    dvc(ws.root, "push", "-q")
+    return share_commits(ws).upstream
+
+
+def test_a_third_clone_pulls_what_two_clones_ran_at_once(box: Path) -> None:
+    """With the real DVC and Git: each in a worktree of its own clone, both at work at the same moment."""
+    made, place = list[Workspace](), box / "place"
+    place.mkdir()
+    first = clone(box / "origin", box / "first")
+    dvc(first.root, "remote", "modify", "store", "url", str(box / "remote"))
+    dvc(first.root, "remote", "modify", "store", "verify", "true")
+    pipeline = (first.root / "dvc.yaml").read_text()
+    (first.root / "dvc.yaml").write_text(pipeline.replace("cmd: ", f"cmd: {MEETING.format(place=place)}"))
+    git(first.root, "commit", "-q", "-a", "-m", "a stage that meets the other")
+    git(first.root, "push", "-q")
     for name in ("one", "other"):
         ws = clone(box / "origin", box / name)
         git(ws.root, "worktree", "add", "-q", "-b", f"run-{name}", str(box / f"run-{name}"), "origin/main")
         made.append(Workspace(box / f"run-{name}"))
-    for ws in made:
-        name = ws.root.name
-        entry = Target(source=f"tiny://{name}", task="topic", fingerprint=name)
-        save_targets(ws.targets_file, Targets(targets={name: entry}))
-        dvc(ws.root, "repro", "-q", "--single-item", f"evaluate@{name}")
-        commit_files(ws.root, f"realign: {name}", ["data/targets.yaml", "dvc.lock"])
-        dvc(ws.root, "push", "-q")
-    assert [share_commits(ws).upstream for ws in made] == ["origin/main", "origin/main"]
+    with ThreadPoolExecutor() as threads:
+        assert [*threads.map(run_target, made)] == ["origin/main", "origin/main"]
     third = clone(box / "origin", box / "third")
+    assert set(stages(third)) == {"evaluate@run-one", "evaluate@run-other"}
     dvc(third.root, "pull", "-q")
     assert "up to date" in dvc(third.root, "status")
-    assert [(third.root / f"out-{ws.root.name}").read_text() for ws in made] == [
-        "run-one run-one\n",
-        "run-other run-other\n",
-    ]
+    for ws in made:
+        assert (third.root / f"out-{ws.root.name}").read_text() == f"{ws.root.name} {ws.root.name}\n"
+    flip_byte(next((box / "remote").rglob("??/*")))
+    shutil.rmtree(third.root / ".dvc" / "cache")
+    for ws in made:
+        (third.root / f"out-{ws.root.name}").unlink()
+    dvc(third.root, "pull", "-q", code=(1, 255))
+
+
+def test_a_push_is_silent_about_targets_that_no_run_has_evaluated(box: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from flows.tasks import push
+
+    ws = clone(box / "origin", box / "one")
+    dvc(ws.root, "remote", "modify", "--local", "store", "url", str(box / "remote"))
+    entries = {name: Target(source=f"tiny://{name}", task="topic", fingerprint=name) for name in ("one", "other")}
+    save_targets(ws.targets_file, Targets(targets=entries))
+    dvc(ws.root, "repro", "-q", "--single-item", "evaluate@one")
+    push.fn(str(ws.root))
+    assert len([*(box / "remote").rglob("??/*")]) == 1
+    assert "version info" not in capfd.readouterr().err

@@ -1,12 +1,17 @@
 """What is committed is what is named: no ignore rule, filter or staged file changes that."""
 
+import os
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from safegene.errors import SafegeneError
-from safegene.workspace.git import commit_files, committed, git
+from safegene.workspace import git as module
+from safegene.workspace.git import commit_files, committed, git, update_index
 
 
 @pytest.fixture
@@ -97,3 +102,87 @@ def test_without_a_repository_or_a_commit_head_holds_nothing(tmp_path: Path) -> 
     assert committed(tmp_path, "a") == {}
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     assert committed(tmp_path, "a") == {}
+
+
+LOCKS = ("index.lock", "HEAD.lock", "refs/heads/main.lock")
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_that_a_killed_process_has_left_is_removed(repo: Path, name: str) -> None:
+    lock = repo / ".git" / name
+    lock.touch()
+    os.utime(lock, (1e9, 1e9))  # before any process of this machine began
+    (repo / "named").write_text("x")
+    commit_files(repo, "named", ["named"])
+    assert names_at_head(repo) == ["first", "named"]
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_of_another_process_is_waited_for(repo: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "log", None)  # removing it would be logged
+    lock = repo / ".git" / name
+    lock.touch()
+    (repo / "named").write_text("x")
+    released = threading.Timer(0.5, lock.unlink)
+    released.start()
+    commit_files(repo, "named", ["named"])
+    released.join()
+    assert names_at_head(repo) == ["first", "named"]
+
+
+@contextmanager
+def git_program(repo: Path) -> Iterator[None]:
+    """A Git program that runs for the block."""
+    command = ["git", "-C", str(repo), "cat-file", "--batch"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        yield
+        assert program.stdin is not None
+        program.stdin.close()
+
+
+def test_a_lock_that_somebody_may_hold_stays_and_the_remedy_helps(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.1)
+    lock = repo / ".git" / "index.lock"
+    (repo / "named").write_text("x")
+    with git_program(repo):
+        lock.touch()
+        with pytest.raises(SafegeneError, match=r"Git's lock .*/index\.lock to be released, got one from") as caught:
+            commit_files(repo, "named", ["named"])
+    assert lock.exists()
+    assert caught.value.remedy is not None
+    subprocess.run(caught.value.remedy.split("`")[1], shell=True, check=True)
+    commit_files(repo, "named", ["named"])
+    assert names_at_head(repo) == ["first", "named"]
+
+
+def test_git_speaks_english(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since its messages are read: those of a lock, and of a push that lost a race."""
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("LANGUAGE", "de")
+    assert git(repo, "-c", "alias.language=!echo $LC_ALL $LANGUAGE", "language") == "C.UTF-8 C"
+
+
+def test_the_index_follows_a_commit_whose_process_was_killed_right_after(repo: Path) -> None:
+    """Then Git would refuse to merge, and `git commit` would take back what was committed."""
+    (repo / "mine").write_text("1")
+    git(repo, "add", "mine")
+    index = (repo / ".git" / "index").read_bytes()
+    for name in ("first", "second"):
+        (repo / name).write_text("2")
+    commit_files(repo, "both", ["first", "second"])
+    (repo / ".git" / "index").write_bytes(index)
+    assert git(repo, "diff", "--cached", "--name-only").split() == ["first", "mine", "second"]
+    update_index(repo)
+    assert git(repo, "diff", "--cached", "--name-only") == "mine"
+    assert git(repo, "status", "--porcelain") == "A  mine"
+
+
+def test_what_people_have_staged_stays_in_the_index(repo: Path) -> None:
+    (repo / "first").write_text("2")
+    commit_files(repo, "second", ["first"])
+    for content in ("1", "3"):  # as the commit before has it, and not
+        (repo / "first").write_text(content)
+        git(repo, "add", "first")
+        update_index(repo)
+        assert git(repo, "diff", "--cached", "--name-only") == "first"
