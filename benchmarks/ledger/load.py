@@ -210,6 +210,7 @@ def _promote_all(
                 lines.write(json.dumps({"failed": attempt, "why": traceback.format_exc()}) + "\n")
                 raise
             lines.write(json.dumps({"ended": attempt, "outcome": outcome, "record": record}) + "\n")
+    os._exit(0)  # what the parent registered for its own end, such as Prefect's services, fails in a forked process
 
 
 def _left(attempts: list[int], log: Path, exitcode: int | None) -> list[int]:

@@ -1,6 +1,7 @@
 """The ledger's load in small: promoters at once, a part of them killed between their writes."""
 
 import os
+import threading
 import uuid
 from pathlib import Path
 
@@ -56,3 +57,17 @@ def test_a_lost_and_a_double_promotion_would_be_found(tmp_path: Path) -> None:
     assert find_faults(ledger, type(result)(result.ended, told)).lost == (1,)
     promote_once(ledger, ws.root, "target-0", 0)
     assert len(find_faults(ledger, result).double) == 1
+
+
+def test_promoters_end_well_where_their_parent_has_more_to_do_at_its_own_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Prefect's services do, once a test has used them: a forked process must not end them."""
+
+    def of_the_parent() -> None:
+        raise AssertionError("run in a forked process")
+
+    monkeypatch.setattr(threading, "_threading_atexits", [of_the_parent])
+    ws = make_workspace(tmp_path / "ws")
+    result = run_load(Load(promoters=1, attempts=1, killed=0.0, targets=1), ws.params.promote, ws.root)
+    assert result.ended == {0: "pass"}
