@@ -1,5 +1,6 @@
 """After an outage, one run does the work of all that the schedule has missed."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,9 +10,15 @@ from tests.factories.commands import ask
 
 
 @pytest.fixture
-def api(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
-    return prefect_api
+def api(prefect_api: str) -> Iterator[str]:
+    """The server, for Prefect's client too: it reads the environment only once, when a test first imports it."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.server import send_queued
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        yield prefect_api
+        send_queued()
 
 
 def post(api: str, path: str, **body: Any) -> Any:
