@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,11 +186,15 @@ class S3Store:
 
         def open_object() -> tuple["StreamingBody", int, str]:
             reply = self._client.get_object(Bucket=self.bucket, Key=self._full(key))
-            return reply["Body"], reply["ContentLength"], reply["ETag"]
+            try:
+                return reply["Body"], reply["ContentLength"], reply["ETag"]
+            except KeyError:  # not an answer of S3
+                reply["Body"].close()
+                raise
 
         try:
             body, size, etag = self._ask(open_object)
-            return self._ask(body.read, size=size), etag
+            return self._ask(lambda: _read(body), size=size), etag
         except s3_client.errors() as error:
             if s3_client.status(error) == 404 and s3_client.code(error) != "NoSuchBucket":
                 raise ObjectMissing(f"expected the object {key}, got none, in {self.uri}") from None
@@ -303,6 +307,11 @@ def self_test(store: Store) -> None:
         _race(store, key, "replace one version of an object", lambda data: store.put_if_match(key, data, etag))
     finally:
         store.discard(key)
+
+
+def _read(body: "StreamingBody") -> bytes:
+    with closing(body):
+        return body.read()
 
 
 _proven: set[str] = set()

@@ -7,6 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import pytest
+
+from safegene.workspace import s3_client
+
 HTML = b"<html><body>Please sign in</body></html>"
 HANGS = ("hang", "drip headers", "drip body", "drip status")
 STARTS = {
@@ -112,6 +116,12 @@ class FaultyServer:
         self.ended.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3's retries follow at once, as many as ever; no silence of a server of an earlier test is remembered."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
+    monkeypatch.setattr(s3_client, "_silent", {})
 
 
 def always(fault: str) -> Callable[[str, str], str]:

@@ -22,10 +22,10 @@ from safegene.workspace import s3_client
 from safegene.workspace.deadline import DeadlinePassed, within
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import JudgeParams
-from tests.factories.faults import HANGS, FaultyServer, always
+from tests.factories.commands import until
+from tests.factories.faults import HANGS, FaultyServer, always, impatient
 from tests.factories.ledger import TARGET, attempt, make_workspace
 
-pytestmark = pytest.mark.timeout(60)
 SECONDS = 0.3
 
 
@@ -41,7 +41,7 @@ def s3() -> Iterator[str]:
 @pytest.fixture
 def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     """A faulty server in front of moto's S3, where the standard chain finds it; it has no fault yet."""
-    monkeypatch.setattr(s3_client, "_silent", {})
+    impatient(monkeypatch)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
@@ -90,6 +90,7 @@ def test_a_judge_that_never_ends_its_answer_is_given_up(fault: str) -> None:
             wait_seconds=0.001,
         )
         (decision,) = judge.judge(["p"], ["r"])
+        until(lambda: len(server.asked) >= openai_api.TRIES, 60, "the last request, which was given up, to be read")
         assert len(server.asked) == openai_api.TRIES
     assert (decision.harmful, decision.refusal) == ("unscored", "unscored")
 

@@ -37,7 +37,7 @@ def asked(server: StageServer | None, *words: str, cwd: Path) -> "subprocess.Pop
 def test_a_command_has_its_own_arguments_streams_directory_and_exit_code(server: StageServer, tmp_path: Path) -> None:
     def both(*words: str) -> list[tuple[str, str, int]]:
         processes = [asked(each, *words, cwd=tmp_path) for each in (server, None)]
-        return [(*process.communicate(timeout=60), process.returncode) for process in processes]
+        return [(*process.communicate(timeout=240), process.returncode) for process in processes]
 
     for words in (["gate", "--help"], ["gate", "verify"], ["gate", "sentiment"]):
         forked, alone = both(*words)
@@ -77,7 +77,7 @@ def blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageSe
 
 def started(folder: Path) -> psutil.Process:
     pid = folder / "pid"
-    until(lambda: pid.is_file() and pid.read_text() != "", 30, "the command to run")
+    until(lambda: pid.is_file() and pid.read_text() != "", 120, "the command to run")
     return psutil.Process(int(pid.read_text()))
 
 
@@ -86,7 +86,7 @@ def test_a_command_ends_with_its_asker(blocked: StageServer, tmp_path: Path) -> 
     command = started(tmp_path)
     asker.kill()
     asker.wait()
-    assert psutil.wait_procs([command], timeout=30)[1] == []
+    assert psutil.wait_procs([command], timeout=120)[1] == []
     asker.communicate()
     assert blocked.serves
 
@@ -95,9 +95,9 @@ def test_a_command_and_its_asker_end_with_the_server(blocked: StageServer, tmp_p
     asker = asked(blocked, "gate", cwd=tmp_path)
     command = started(tmp_path)
     blocked.close()
-    asker.communicate(timeout=30)
+    asker.communicate(timeout=120)
     assert asker.returncode == 1
-    assert psutil.wait_procs([command], timeout=30)[1] == []
+    assert psutil.wait_procs([command], timeout=120)[1] == []
     assert not Path(blocked.address).parent.exists()
 
 
@@ -120,18 +120,18 @@ def test_a_server_that_is_importing_ends_at_once(tmp_path: Path) -> None:
         server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], cwd=tmp_path)
     environment = {**os.environ, ADDRESS: str(tmp_path / "s")}
     asker = subprocess.Popen([BIN / "safegene", "fetch"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-    until((tmp_path / "pid").exists, 30, "the import")
+    until((tmp_path / "pid").exists, 120, "the import")
     assert server.stdin is not None
     server.stdin.close()
-    assert server.wait(30) == 0
-    assert asker.wait(60) != 0, "it runs alone, and there is no workspace"
+    assert server.wait(120) == 0
+    assert asker.wait(120) != 0, "it runs alone, and there is no workspace"
 
 
 def test_a_signal_and_an_interrupt_are_exit_codes(blocked: StageServer, tmp_path: Path) -> None:
     for number, code in ((signal.SIGTERM, 128 + 15), (signal.SIGINT, 7)):
         asker = asked(blocked, "gate", cwd=tmp_path)
         started(tmp_path).send_signal(number)
-        asker.communicate(timeout=30)
+        asker.communicate(timeout=120)
         assert asker.returncode == code
         (tmp_path / "pid").unlink()
 
@@ -140,7 +140,7 @@ def test_where_no_server_answers_the_command_runs_alone(tmp_path: Path) -> None:
     gone = StageServer()
     gone.close()
     process = asked(gone, "--version", cwd=tmp_path)
-    assert process.communicate(timeout=60)[0].strip()
+    assert process.communicate(timeout=240)[0].strip()
     assert process.returncode == 0
 
 
