@@ -3,7 +3,7 @@
 import os
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -16,10 +16,12 @@ from safegene.ledger.store import open_store, self_test
 from safegene.pipeline.stages.promote import promote, promote_attempt, resolve
 from safegene.workspace import s3_client
 from safegene.workspace.layout import Workspace
-from tests.factories.faults import FaultyServer, always
+from tests.factories.faults import FaultyServer, always, impatient
 from tests.factories.ledger import TARGET, live_digest, make_target, make_workspace
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+Fault = Callable[[str, str], str]
+NONE = always("")
 FAULTS = ("lost", "cut", "500", "html", "hang", "drip body")
 
 
@@ -28,11 +30,22 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     endpoint = os.environ.get("SAFEGENE_TEST_S3")
     if not endpoint:
         pytest.skip("SAFEGENE_TEST_S3 is unset: no real S3 server is at hand")
-    monkeypatch.setattr(s3_client, "ANSWER_SECONDS", 2.0)
+    impatient(monkeypatch)
     monkeypatch.setattr(s3_client, "SILENT_SECONDS", 0.0)
     with FaultyServer(endpoint) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         yield server
+
+
+@pytest.fixture
+def spoil(proxy: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], None]:
+    """Give the server faults, and its clients little patience; with `NONE` they have as much as ever."""
+
+    def with_faults(fault: Fault) -> None:
+        monkeypatch.setattr(s3_client, "ANSWER_SECONDS", 20.0 if fault is NONE else 2.0)
+        proxy.fault = fault
+
+    return with_faults
 
 
 @pytest.fixture
@@ -43,18 +56,17 @@ def ws(proxy: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return make_workspace(tmp_path / "ws", ledger=f"s3://{bucket}/ledger")
 
 
-def test_promotions_through_a_faulty_network_are_all_or_nothing(ws: Workspace, proxy: FaultyServer) -> None:
+def test_promotions_through_a_faulty_network_are_all_or_nothing(ws: Workspace, spoil: Callable[[Fault], None]) -> None:
     chance, passed, messages = random.Random(1), 0, list[str]()
     for target in (f"target-{number}" for number in range(12)):  # a further attempt on one would need more evidence
-        proxy.fault = always("")
         make_target(ws, target)
-        proxy.fault = lambda method, path: chance.choice(FAULTS) if chance.random() < 0.04 else ""
+        spoil(lambda method, path: chance.choice(FAULTS) if chance.random() < 0.04 else "")
         try:
             assert promote_attempt(ws, target) == "pass"
             passed += 1
         except SafegeneError as error:
             messages.append(error.message)
-        proxy.fault = always("")
+        spoil(NONE)
         assert promote_attempt(ws, target) == "pass", "the same command settles it"
         assert resolve(ws, target).release == live_digest(ws, target)
     assert audit_workspace(ws).problems == ()
@@ -67,12 +79,14 @@ def test_promotions_through_a_faulty_network_are_all_or_nothing(ws: Workspace, p
 
 
 @pytest.mark.parametrize("fault", ["ignores", "hang", "html", "500"])
-def test_nothing_is_promoted_on_the_real_server_behind_a_fault(ws: Workspace, proxy: FaultyServer, fault: str) -> None:
-    proxy.fault = always(fault)
+def test_nothing_is_promoted_on_the_real_server_behind_a_fault(
+    ws: Workspace, spoil: Callable[[Fault], None], fault: str
+) -> None:
+    spoil(always(fault))
     with pytest.raises(StoreError):
         self_test(open_store(ws.params.promote.ledger))
     with pytest.raises(StoreError) as caught:
         promote(ws, TARGET)
     assert "\n" not in caught.value.message
-    proxy.fault = always("")
+    spoil(NONE)
     assert live_digest(ws) is None

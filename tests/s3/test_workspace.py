@@ -14,11 +14,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def bucket() -> str:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     endpoint = os.environ.get("SAFEGENE_TEST_S3")
     if not endpoint:
         pytest.skip("SAFEGENE_TEST_S3 is unset: no real S3 server is at hand")
-    os.environ["AWS_ENDPOINT_URL"] = endpoint
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     name = f"ws-{uuid.uuid4().hex[:12]}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
