@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,21 +16,9 @@ from typer.main import get_command
 from safegene.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL = {"console", "sh", "bash", ""}
 PLACE = re.compile(r"`((?:safegene|flows|tests|docs|studies|benchmarks|examples|scripts)/[\w./-]*)`")
 PROSE = re.compile(r"`(safegene [^`\n]*)`")
 MARKED = re.compile(r"<!-- run -->\s*```console\n(.*?)```", re.S)
-
-
-def split_commands(line: str) -> list[list[str]]:
-    """The simple commands of a shell line, each as words; comments, ``&&`` and redirections taken off."""
-    words, found = shlex.split(line, comments=True), list[list[str]]([[]])
-    for word in words:
-        if word in ("&&", "||", ";", "|", "&"):
-            found.append([])
-        else:
-            found[-1].append(word)
-    return [words for words in found if words]
 
 
 def problems_of(words: list[str], *, whole: bool) -> list[str]:
@@ -64,25 +51,6 @@ def test_the_check_finds_what_is_wrong() -> None:
     assert problems_of(["safegene", "target", "add", "NAME"], whole=True)  # its source and task are missing
     assert not problems_of(["safegene", "target", "add", "NAME", "file:///x", "--task", "x"], whole=True)
     assert not problems_of(["safegene", "gate", "NAME"], whole=True)
-
-
-def test_every_safegene_command_of_a_block_parses(blocks: list[Any]) -> None:
-    wrong, seen = list[str](), 0
-    for block in blocks:
-        if block.language not in SHELL:
-            continue
-        text = "\n".join(block.commands) if block.language == "console" else block.text
-        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-            if not line.startswith("safegene ") and " safegene " not in line.replace("&&", " "):
-                continue
-            if block.language == "" and not line.startswith("safegene "):
-                continue
-            for words in split_commands(line):
-                if words[0].endswith("safegene"):
-                    seen += 1
-                    wrong += [f"{block.where}: {line}: {problem}" for problem in problems_of(words, whole=True)]
-    assert not wrong
-    assert seen > 30
 
 
 def test_every_safegene_command_in_prose_exists(pages: list[Path]) -> None:

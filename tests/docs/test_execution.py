@@ -1,12 +1,23 @@
-"""Every command of the README and the documentation is executed by a test: here, or by one that is named here."""
+"""Every command line of the README and the documentation is accounted for, and a page's new line must be.
+
+A command of a fenced block is one of
+
+- *executed*: the line runs as it stands, here in a workspace of small artefacts, in tests/slow on the demo, or in the
+  test that reads the same block; only words that stand for a person's own, such as ``sha256:DIGEST`` or
+  ``s3://models/...``, are replaced (`scenarios`);
+- *elsewhere*: a named test executes the same command with every option of the line, and with arguments of its own,
+  because it needs models, a server or minutes;
+- *listed*: no test runs it, for the reason that stands beside it.
+
+Every line of safegene is parsed whole, besides, by the real command line, so that a wrong option or value fails. A
+command that only a sentence or a table names is executed by some test, with other options perhaps.
+"""
 
 import ast
 import contextlib
 import io
-import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,88 +25,63 @@ import pytest
 from typer.main import get_command
 
 from safegene.cli.app import app
-from safegene.workspace.layout import Workspace
-from safegene.workspace.manifest import read_manifest
-from tests.docs.test_commands import PROSE, SHELL, split_commands
-from tests.factories.ledger import attempt, make_target, make_workspace
+from tests.docs.scenarios import LISTED, OTHER_PROGRAMS, PAGES, READ_BY
+from tests.docs.test_commands import PROSE, problems_of
+from tests.factories.documentation import CommandLine, command_lines
 
 ROOT = Path(__file__).resolve().parents[2]
-TARGET = "support-bot"  # as the pages call it
-OTHER_PROGRAMS = {
-    "make demo": "README.md",
-    "make test": ".ci/run",
-    "make test-slow": ".ci/run",
-    "make lint": "tests/docs/test_habits.py",
-    "dvc pull": "tests/slow/test_pipeline_reruns.py",
-    "prefect server": "tests/slow/test_deployments.py",
-}
-OF_THE_READER = {"cd", ".", "export", "git", "sed", "pip", "python3.11", "pre-commit", "touch"}
-"""Programs of the reader's own machine, which no test of this project runs."""
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """How the commands of a page are executed.
-
-    Attributes:
-        prepare: makes the workspace of which the page speaks; returns what stands for the page's placeholders.
-        elsewhere: beginnings of commands that need models or servers; another test executes the verb.
-    """
-
-    prepare: Callable[[Workspace], Mapping[str, str]]
-    elsewhere: tuple[str, ...] = ()
-
-
-def _audited(ws: Workspace) -> Mapping[str, str]:
-    assert [attempt(ws, TARGET, alpha=1.0), attempt(ws, TARGET, alpha=2.0)] == ["pass", "pass"]
-    return {"sha256:DIGEST": read_manifest(ws.vector).digest, "12": "0"}
-
-
-def _rolled_back(ws: Workspace) -> Mapping[str, str]:
-    return {**_audited(ws), "sha256:DIGEST": read_manifest(ws.candidate(TARGET)).digest}
-
-
-PAGES = {
-    "docs/how-to/audit.md": Scenario(
-        _audited,
-        elsewhere=tuple(
-            f"safegene audit {words}" for words in ("replay", "export model-card", "export gto", "export mlflow")
-        ),
-    ),
-    "docs/how-to/rollback.md": Scenario(_rolled_back),
-}
-
-
-@pytest.fixture
-def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A workspace with a target of the pages' name, run up to a verdict."""
-    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "keys"))
-    ws = make_workspace(tmp_path / "ws")
-    make_target(ws, TARGET)
-    monkeypatch.chdir(ws.root)
-    return ws
-
-
-def safegene(words: list[str]) -> int:
+def safegene(*words: str) -> int:
     """Run the command line in this process; its exit code."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return int(get_command(app).main(words[1:], standalone_mode=False) or 0)
+        return int(get_command(app).main([*words], standalone_mode=False) or 0)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_run_as_they_stand(page: str, ws: Workspace, blocks: list[Any]) -> None:
+def how(line: CommandLine) -> tuple[str, str]:
+    """How a command is accounted for, and by what: a page, a test, or a reason; ("", "") where it is not."""
+    scenario = PAGES.get(line.page)
+    if scenario and line.marked:
+        return "executed", READ_BY[line.page]
+    if line.words[0] != "safegene":
+        if (named := line.begins(*OTHER_PROGRAMS)) is not None:
+            return "elsewhere", OTHER_PROGRAMS[named]
+        return ("listed", LISTED[named]) if (named := line.begins(*LISTED)) is not None else ("", "")
+    if (named := line.begins(*LISTED)) is not None:
+        return "listed", LISTED[named]
+    if scenario is None:
+        return "", ""
+    if line.begins(*scenario.on_demo) is not None:
+        return "executed", "tests/slow/test_demo.py"
+    if (named := line.begins(*scenario.elsewhere)) is not None:
+        return "elsewhere", scenario.elsewhere[named]
+    return "executed", "here"
+
+
+@pytest.mark.parametrize("page", [page for page, scenario in PAGES.items() if scenario.prepare])
+def test_the_commands_of_a_page_run_as_they_stand(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks: list[Any], request: pytest.FixtureRequest
+) -> None:
     scenario, done = PAGES[page], 0
-    values = scenario.prepare(ws)
-    for block in blocks:
-        if str(block.page.relative_to(ROOT)) != page or block.language != "console":
+    assert scenario.prepare is not None
+    if scenario.public_sets:
+        request.getfixturevalue("test_data")
+    monkeypatch.setenv("SAFEGENE_KEYS", str(tmp_path / "keys"))
+    prepared = scenario.prepare(tmp_path)
+    monkeypatch.chdir(prepared.folder)
+    for line in command_lines(blocks):
+        if line.page != page or line.marked or how(line)[1] not in ("here", LISTED["cd"]):
             continue
-        for line in block.commands:
-            if line.startswith(scenario.elsewhere or ("\0",)):
-                continue
-            words = [values.get(word, word) for word in shlex.split(line)]
-            assert safegene(words) == 0, line
-            done += 1
-    assert done > 2
+        if line.words[0] == "cd":
+            os.chdir(prepared.values.get(line.words[1], line.words[1]))
+            continue
+        if (begun := line.begins(*prepared.before)) is not None:
+            prepared.before[begun]()
+        begun = line.begins(*prepared.codes)
+        words = [prepared.values.get(word, word) for word in line.words[1:]]
+        assert safegene(*words) == (prepared.codes[begun] if begun else 0), f"{line.where}: {line.text}"
+        done += 1
+    assert done
 
 
 def spoken(node: ast.AST) -> list[str]:
@@ -104,11 +90,15 @@ def spoken(node: ast.AST) -> list[str]:
     return [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
 
 
+def words_of(path: Path) -> str:
+    """The words of every call, list and tuple of a test, a line each, with a space around each word."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return "\n".join(f" {' '.join(words)} " for node in ast.walk(tree) if (words := spoken(node)))
+
+
 @pytest.fixture(scope="module")
 def executed() -> str:
-    """The words of every call, list and tuple of the tests, with a space around each word."""
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("*.py"))
-    return "\n".join(f" {' '.join(words)} " for tree in trees for node in ast.walk(tree) if (words := spoken(node)))
+    return "\n".join(map(words_of, (ROOT / "tests").rglob("*.py")))
 
 
 def verb(words: list[str]) -> str:
@@ -123,28 +113,41 @@ def verb(words: list[str]) -> str:
     return " ".join(path)
 
 
-def commands(blocks: list[Any]) -> Iterator[tuple[str, list[str]]]:
-    """(where, words) of every command of a block for a shell."""
-    for block in blocks:
-        if block.language not in SHELL:
-            continue
-        text = "\n".join(block.commands) if block.language == "console" else block.text
-        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-            if block.language == "console" or line.split(" ")[0] in ("safegene", "make", "dvc", "prefect"):
-                yield from ((block.where, words) for words in split_commands(line))
+def test_every_line_of_safegene_parses(blocks: list[Any]) -> None:
+    lines = [line for line in command_lines(blocks) if line.words[0] == "safegene"]
+    wrong = [(line.where, line.text, found) for line in lines for found in problems_of([*line.words], whole=True)]
+    assert not wrong
+    assert len(lines) > 100
 
 
-def test_every_command_of_a_block_is_executed_by_a_test(blocks: list[Any], executed: str) -> None:
-    missing, seen = set[str](), set[str]()
-    for where, words in commands(blocks):
-        name, ours = words[0], verb(words)
-        if name == "safegene" and ours:
-            seen.add(ours)
-            missing |= set() if f" {ours} " in executed else {f"{where}: safegene {ours}"}
-        elif name != "safegene" and name not in OF_THE_READER and " ".join(words[:2]) not in OTHER_PROGRAMS:
-            missing.add(f"{where}: {' '.join(words)}")
-    assert not missing
-    assert len(seen) > 25
+def test_every_line_is_executed_or_listed_with_a_reason(blocks: list[Any]) -> None:
+    """What *elsewhere* claims is looked up: the named test has the command's words and its options."""
+    counts, missing = Counter[str](), list[str]()
+    for line in command_lines(blocks):
+        kind, by = how(line)
+        counts[kind or "nothing"] += 1
+        if not kind:
+            missing.append(f"{line.where}: {line.text}")
+        elif kind == "elsewhere" and line.words[0] == "safegene":
+            said, path = words_of(ROOT / by), verb([*line.words])
+            options = {word.split("=")[0] for word in line.words if word.startswith("--")}
+            if f" {path} " not in said or any(f" {option} " not in said.replace("\n", " ") for option in options):
+                missing.append(f"{line.where}: {line.text}: not in {by}")
+        elif kind == "elsewhere" and not (ROOT / by).is_file():
+            missing.append(f"{line.where}: {line.text}: no {by}")
+    said = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+    assert not missing, f"of {counts.total()} command lines: {said}; expected none in this list: {missing}"
+    assert counts["executed"] > 2 * counts["elsewhere"], said
+
+
+def test_every_page_and_reason_is_used(blocks: list[Any]) -> None:
+    lines = [*command_lines(blocks)]
+    assert {line.page for line in lines} >= {*PAGES, *READ_BY}
+    assert not [name for name in [*LISTED, *OTHER_PROGRAMS] if not any(line.begins(name) for line in lines)]
+    for page, scenario in PAGES.items():
+        ours = [line for line in lines if line.page == page]
+        begun = [*scenario.elsewhere, *scenario.on_demo]
+        assert not [beginning for beginning in begun if not any(line.begins(beginning) for line in ours)], page
 
 
 def test_every_command_named_in_a_sentence_or_a_table_is_executed_by_a_test(pages: list[Path], executed: str) -> None:

@@ -25,7 +25,16 @@ from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import Workspace, cache_folder, keys_folder
 from safegene.workspace.manifest import read_manifest, write_artefact
 from tests.factories.bundles import add_publication
-from tests.factories.ledger import TARGET, attempt, ledger_of, make_family, make_workspace, problems_of, records
+from tests.factories.commands import call
+from tests.factories.ledger import (
+    TARGET,
+    attempt,
+    ledger_of,
+    make_family,
+    make_workspace,
+    problems_of,
+    records,
+)
 
 
 @pytest.fixture
@@ -62,6 +71,7 @@ def test_audit_blast_and_reuse_know_the_publisher(ws: Workspace) -> None:
         radius = blast_radius(ledger_of(ws), name)
         assert [one.places for one in radius.touched] == [("vector.publisher.key",)], name
         assert [one.record.target for one in radius.live] == [TARGET]
+    assert TARGET in call(ws.root, "audit", "blast", key_of(ws)[:8]).stdout
     assert [one.publisher for one in reuse(ws)] == [key_of(ws)]
     component = next(one for one in cyclonedx_bom(records(ws)[0])["components"] if one["name"] == "safety vector")
     assert component["publisher"] == f"key sha256:{key_of(ws)}"
@@ -85,6 +95,14 @@ def test_a_revoked_publisher_serves_and_promotes_nothing(ws: Workspace) -> None:
         resolve(ws, TARGET)
     with pytest.raises(PromotionRefused, match="lost the key"):
         attempt_again(ws)
+
+
+def test_a_rollback_of_what_the_publisher_made_has_nothing_to_go_back_to(ws: Workspace) -> None:
+    promote(ws, TARGET)
+    words = ("audit", "revoke", f"sha256:{key_of(ws)}", "--reason", "key lost", "--rollback")
+    assert TARGET in call(ws.root, *words).stdout
+    with pytest.raises(PromotionRefused, match="key lost"):
+        resolve(ws, TARGET)
 
 
 def attempt_again(ws: Workspace) -> None:

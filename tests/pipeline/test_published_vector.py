@@ -23,7 +23,7 @@ from safegene.ledger import bundles
 from safegene.ledger.bundle_source import bundle_fingerprint, look_at_bundle
 from safegene.ledger.bundles import INDEX, LIMITS, OUTSIDE, SIGNATURE
 from safegene.ledger.keys import create_key
-from safegene.pipeline.publish import publish_vector
+from safegene.pipeline.publish import PublishedVector, publish_vector
 from safegene.pipeline.runner import run_stage
 from safegene.pipeline.stage_file import FETCH_VECTOR, fetching, making, stages_of, write_stages
 from safegene.pipeline.stages.promote import revoke
@@ -352,7 +352,8 @@ def test_it_travels_by_s3(publisher: Workspace, user: Workspace, monkeypatch: py
         from safegene.checkpoints.sources import s3
 
         s3.new_client().create_bucket(Bucket="vectors")
-        done = publish_vector(publisher, "s3://vectors/team/v1", licence="MIT")
+        words = ("vector", "publish", "s3://vectors/team/v1", "--licence", "MIT", "--json")
+        done = PublishedVector(**json.loads(call(publisher.root, *words).stdout))
         run_stage(FETCH, use(user, done.uri, done.publisher))
         assert read_manifest(user.vector).digest == done.vector
         assert publish_vector(publisher, "s3://vectors/team/v1", licence="MIT").digest == done.digest
@@ -365,7 +366,8 @@ def test_it_travels_by_the_hub(publisher: Workspace, user: Workspace, monkeypatc
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
     try:
-        done = publish_vector(publisher, "hf://org/vector", licence="Apache-2.0")
+        words = ("vector", "publish", "hf://org/vector", "--licence", "Apache-2.0", "--json")
+        done = PublishedVector(**json.loads(call(publisher.root, *words).stdout))
         assert done.uri == f"hf://org/vector@{hub.heads['org/vector', 'main']}"
         run_stage(FETCH, use(user, done.uri, done.publisher))
         assert read_manifest(user.vector).digest == done.vector

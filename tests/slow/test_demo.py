@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from safegene.workspace.manifest import read_manifest
+from tests.docs.scenarios import PAGES
 from tests.factories.commands import git, run, status
+from tests.factories.documentation import command_lines, read_blocks, read_pages
 from tests.factories.outsider import verify_as_outsider
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -119,3 +122,16 @@ def test_an_outsider_verifies_every_record(shown: tuple[Path, subprocess.Complet
     done = verify_as_outsider(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verified 4 records, 4 of them on the chain" in done.stdout
+
+
+def test_commands_of_the_pages_that_need_models_run_as_they_stand(
+    shown: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Those that tests/docs names for the demo, on a copy of it: a target of the pages is one of the demo's."""
+    folder, done = Path(shutil.copytree(shown[0], tmp_path / "demo", symlinks=True)), 0
+    for line in command_lines(read_blocks(read_pages())):
+        if line.page in PAGES and line.begins(*PAGES[line.page].on_demo) is not None:
+            words = ["group" if word == "support-bot" else word for word in line.words[1:]]
+            run(folder, *words, **own(shown[0].parent))
+            done += 1
+    assert done > 10

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from safegene.pipeline.init import init
-from tests.factories.commands import ask, run, until
+from tests.factories.commands import BIN, ask, run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -39,7 +38,7 @@ def served(tmp_path: Path, full_server: str) -> Iterator[tuple[Path, Path, str]]
     (ws / "params.yaml").write_text(text)
     log = (tmp_path / "served.log").open("w")
     server = subprocess.Popen(
-        [sys.executable, "-m", "flows.deployments", str(ws)],
+        [str(BIN / "safegene"), "deploy"],
         cwd=ws,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PREFECT_API_URL": full_server},
         stdout=log,
