@@ -4,7 +4,7 @@ The server is the stand-in of `tests.factories.model_server`.
 """
 
 import json
-import time
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,13 @@ def test_law_replies_stand_in_their_prompts_places(stand: Stand, monkeypatch: py
     monkeypatch.setenv("SAFEGENE_SERVER_KEY", "canary-secret")
     echo = stand.answer
 
+    another = threading.Event()
+
     def slow_first(ask: dict[str, Any]) -> Answer:
-        time.sleep(0.05 if ask["messages"][0]["content"] == "0" else 0.0)
+        if ask["messages"][0]["content"] == "0":
+            another.wait(50)
+        else:
+            another.set()
         return echo(ask)
 
     stand.answer = slow_first

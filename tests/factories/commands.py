@@ -66,13 +66,13 @@ def status(folder: Path) -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in json.loads(run(folder, "status", "--json").stdout)["targets"]}
 
 
-def until(condition: Callable[[], T], seconds: float, why: str) -> T:
-    """The condition's first true value; the test fails with the reason when the time is over."""
+def until(condition: Callable[[], T], seconds: float, why: str, *, every: float = 0.5) -> T:
+    """The condition's first true value, asked for every so many seconds; when the time is over, the test fails."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.5)
+        time.sleep(every)
     pytest.fail(f"waited {seconds:.0f} s for {why}")
 
 

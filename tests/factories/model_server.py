@@ -68,7 +68,7 @@ class Stand:
 
     def at(self, **more: Any) -> ModelServer:
         url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        return ModelServer(url, "candidate", ("127.0.0.1",), timeout_seconds=5.0, wait_seconds=0.001, **more)
+        return ModelServer(url, "candidate", ("127.0.0.1",), timeout_seconds=60.0, wait_seconds=0.001, **more)
 
 
 def serve(stand: Stand, models: Mapping[str, tuple[Any, Any]], *, scores: bool = True) -> None:

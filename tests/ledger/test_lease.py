@@ -146,7 +146,7 @@ def test_of_a_hundred_runs_at_once_each_work_has_one_holder(store: Store) -> Non
     evaluated, lock = list[int](), threading.Lock()
 
     def run(number: int) -> str:
-        mine = WorkLease(store, WORK, "sentiment", str(number), 2.0)
+        mine = WorkLease(store, WORK, "sentiment", str(number), 20.0)
         done = mine.acquire()
         if done is not None:
             return str(done.record)

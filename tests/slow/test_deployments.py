@@ -36,15 +36,15 @@ def served(tmp_path: Path, full_server: str) -> Iterator[tuple[Path, Path, str]]
     text = text.replace("folders: []", f"folders: ['file://{watched}']").replace("task: null", "task: topic")
     text = text.replace('cron: "0 3 * * *"', 'cron: "* * * * *"').replace('cron: "*/5 * * * *"', 'cron: "0 0 1 1 *"')
     (ws / "params.yaml").write_text(text)
-    log = (tmp_path / "served.log").open("w")
-    server = subprocess.Popen(
-        [str(BIN / "safegene"), "deploy"],
-        cwd=ws,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PREFECT_API_URL": full_server},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    with (tmp_path / "served.log").open("w") as log:
+        server = subprocess.Popen(
+            [str(BIN / "safegene"), "deploy"],
+            cwd=ws,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PREFECT_API_URL": full_server},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     yield ws, watched, full_server
     os.killpg(server.pid, 9)
     server.wait()

@@ -1,6 +1,7 @@
 """One workspace makes a vector and publishes it; another, without surrogates and delta, uses it: the same verdict."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ SAME = ("vector", "selection", "target", "candidate", "judgements", "verdict")
 
 @pytest.fixture(scope="module")
 def second(built: Path, tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Workspace:
-    """Another team's workspace after its first run, with the vector of `built`."""
+    """Another team's workspace after its first run, with the vector of a copy of `built`."""
     box = tmp_path_factory.mktemp("travel")
-    done = json.loads(run(built, "vector", "publish", str(box / "v1"), "--licence", "Apache-2.0", "--json").stdout)
+    first = shutil.copytree(built, box / "first", symlinks=True)
+    done = json.loads(run(first, "vector", "publish", str(box / "v1"), "--licence", "Apache-2.0", "--json").stdout)
     assert done["targets"] == 1
     ws = init(box / "second", params=built / "params.yaml")
     params = yaml.safe_load((ws.root / "params.yaml").read_text())

@@ -23,6 +23,7 @@ from safegene.evaluation.judges.phrases import PhraseJudge
 from safegene.models.address import check_url
 from safegene.models.openai_api import GIVE_UP, TRIES
 from safegene.workspace.params import JudgeParams
+from tests.factories.commands import until
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -74,7 +75,7 @@ def endpoint() -> Iterator[Endpoint]:
     server.server.server_close()
 
 
-def judge(endpoint: Endpoint, form: str = "yes_no", *, seconds: float = 2.0, **more: Any) -> ChatJudge:
+def judge(endpoint: Endpoint, form: str = "yes_no", *, seconds: float = 30.0, **more: Any) -> ChatJudge:
     settings = {"wait_seconds": 0.001} | more
     return ChatJudge(endpoint.url, "m", "r1", ANSWER_FORMATS[form], PhraseJudge(), ("127.0.0.1",), seconds, **settings)
 
@@ -195,11 +196,11 @@ def test_a_wait_that_is_asked_for_is_kept(endpoint: Endpoint, header: str, least
 
 @pytest.mark.parametrize("drip", [0.05, 0.9])
 def test_an_answer_that_drips_in_is_given_up_at_the_deadline(endpoint: Endpoint, drip: float) -> None:
-    endpoint.drip, began = drip, time.monotonic()
+    endpoint.drip = drip
     decision = judge(endpoint, seconds=0.4).judge(["p"], ["r"])[0]
-    assert decision.harmful == "unscored"
+    assert decision.harmful == "unscored", "the whole answer says yes"
+    until(lambda: len(endpoint.asked) >= TRIES, 60, "the last request, which was given up, to be read")
     assert len(endpoint.asked) == TRIES
-    assert time.monotonic() - began < 10
 
 
 def test_a_dated_name_is_the_model_asked_for_and_must_stay_the_same(endpoint: Endpoint) -> None:

@@ -205,6 +205,7 @@ def test_a_judge_that_cannot_tell_stops_it(tmp_path: Path, monkeypatch: pytest.M
         def judge(self, prompts: Sequence[str], replies: Sequence[str]) -> list[Any]:
             return [type("Decision", (), {"harmful": "unscored"}) for _ in replies]
 
+    made()
     monkeypatch.setattr(stage, "build", lambda params: Mute())
     with pytest.raises(EmptySample, match="0 scored"):
         run(DEGRADE, tmp_path / "out")
