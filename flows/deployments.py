@@ -8,10 +8,11 @@ from typing import Any
 
 from flows.server import quiet_environment
 
-quiet_environment()
+quiet_environment("ERROR" if __name__ == "__main__" else "CRITICAL")
 
 from prefect import serve  # noqa: E402 (Prefect reads its settings when imported)
 from prefect.events import DeploymentEventTrigger  # noqa: E402
+from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
 from flows.audit import audit  # noqa: E402
 from flows.automations import heartbeat_seconds, register  # noqa: E402
@@ -25,9 +26,10 @@ def deployments(ws: Workspace) -> list[Any]:
     """The deployments of a workspace; their names end in its folder's name, since one server can serve several.
 
     Clones of one name, on as many machines, serve the same deployments: each run is in the clone of the worker that
-    takes it, so ``root`` is the folder that the worker was started in.
+    takes it, so ``root`` is the folder that the worker was started in. Flows are named as modules: a path would be
+    that of the worker which registered last.
     """
-    root, params = ".", ws.params
+    root, params, named = ".", ws.params, EntrypointType.MODULE_PATH
     here = {"safegene.workspace": ws.root.name}
     tags = ["safegene", f"workspace:{ws.root.name}"]
     one_target = {"root": root, "targets": ["{{ event.payload.target }}"], "trigger": "event"}
@@ -39,28 +41,42 @@ def deployments(ws: Workspace) -> list[Any]:
             cron=params.flow.cron,
             parameters={"root": root, "trigger": "schedule"},
             tags=tags,
+            entrypoint_type=named,
         ),
         realign.to_deployment(
             name=f"discovered-{ws.root.name}",
             parameters={"root": root},
             tags=tags,
             triggers=[_on(DISCOVERED, here, one_target)],
+            entrypoint_type=named,
         ),
         realign.to_deployment(
             name=f"family-{ws.root.name}",
             parameters={"root": root},
             tags=tags,
             triggers=[_on(FAMILY_CHANGED, here, all_targets)],
+            entrypoint_type=named,
         ),
-        watch.to_deployment(name=f"watch-{ws.root.name}", cron=params.watch.cron, parameters={"root": root}, tags=tags),
+        watch.to_deployment(
+            name=f"watch-{ws.root.name}",
+            cron=params.watch.cron,
+            parameters={"root": root},
+            tags=tags,
+            entrypoint_type=named,
+        ),
         audit.to_deployment(
-            name=f"audit-{ws.root.name}", cron=params.flow.audit_cron, parameters={"root": root}, tags=tags
+            name=f"audit-{ws.root.name}",
+            cron=params.flow.audit_cron,
+            parameters={"root": root},
+            tags=tags,
+            entrypoint_type=named,
         ),
         drift.to_deployment(
             name=f"drift-{ws.root.name}",
             cron=params.flow.drift_cron,
             parameters={"root": root, "trigger": "schedule"},
             tags=tags,
+            entrypoint_type=named,
         ),
     ]
 

@@ -23,15 +23,18 @@ ANSWER_SECONDS = 20.0
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # our own lines and errors go to the console
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_CLI_PROMPT": "false",
 }
 
 
-def quiet_environment() -> None:
-    """Turn off Prefect's telemetry and console log, unless the user set them; call before Prefect is imported."""
-    for name, value in QUIET.items():
+def quiet_environment(console: str = "CRITICAL") -> None:
+    """Turn off Prefect's telemetry and console log, unless the user set them; call before Prefect is imported.
+
+    Args:
+        console: level from which on Prefect's own log lines are printed; those of a worker include why a run crashed.
+    """
+    for name, value in {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console, **QUIET}.items():
         os.environ.setdefault(name, value)
 
 

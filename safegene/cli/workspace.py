@@ -210,8 +210,9 @@ def deploy() -> None:
             "expected PREFECT_API_URL to name a running Prefect server, got none",
             remedy="`prefect server start`, then `export PREFECT_API_URL=http://127.0.0.1:4200/api`",
         )
-    from flows.server import prefect_server
+    from flows.server import prefect_server, quiet_environment
 
+    quiet_environment("ERROR")  # our own lines go to the console in any case
     with prefect_server():
         from flows.deployments import main as serve
 

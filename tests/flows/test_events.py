@@ -1,5 +1,6 @@
 """What a run does before and after its work: an event of decided work starts nothing; a commit follows its data."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,12 @@ def test_a_commit_is_shared_after_its_data(ws: Workspace, monkeypatch: pytest.Mo
     errors = realign.follow_up(Workspace(ws.root), "realign", "topic pass", [TARGET], keeps=True)
     assert done == ["_report", "commit", "push", *([] if broken else ["share"])]
     assert len(errors) == bool(broken)
+
+
+def test_a_worker_finds_the_flows_wherever_it_was_installed(ws: Workspace) -> None:
+    """A path of files would be that of the worker which registered last, relative to its clone."""
+    from flows.deployments import deployments
+
+    for deployment in deployments(ws):
+        module, _, name = str(deployment.entrypoint).rpartition(".")
+        assert getattr(import_module(module), name).name == deployment.flow_name

@@ -149,6 +149,18 @@ def test_without_commits_no_identity_is_needed(ws: Workspace, monkeypatch: pytes
     assert not problems(ws)
 
 
+def test_pushed_commits_need_an_upstream(ws: Workspace) -> None:
+    assert not examine(ws).findings
+    edit(ws, "push_commits: false", "push_commits: true")
+    (note,) = examine(ws).findings
+    assert "expected an upstream of the branch" in note.message
+    assert not note.stops
+    git(ws.root.parent, "init", "-q", "--bare", "upstream.git")
+    git(ws.root, "remote", "add", "REMOTE", str(ws.root.parent / "upstream.git"))
+    shell(note.remedy, ws.root)
+    assert not examine(ws).findings
+
+
 def test_yaml_that_dvc_cannot_read_is_found_and_the_quotes_mend_it(ws: Workspace) -> None:
     edit(ws, "folders: []", "folders: [file:///models]")
     found = only_problem(ws)

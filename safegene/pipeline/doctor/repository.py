@@ -56,6 +56,12 @@ def check_git(examined: Examined) -> Iterator[Finding]:
     commits = examined.signs and examined.params.flow.commit
     if commits and (reason := _no_identity(root)):
         yield Finding(check, f"expected Git to know who commits a run's results, got: {reason}", NAMES)
+    if commits and examined.params.flow.push_commits:
+        try:
+            git(root, "rev-parse", "--abbrev-ref", "@{upstream}")
+        except SafegeneError:
+            message = "expected an upstream of the branch, since flow.push_commits is true, got none: commits stay here"
+            yield Finding(check, message, f"git -C {root} push --set-upstream REMOTE HEAD", stops=False)
 
 
 def _no_identity(root: Path) -> str:
