@@ -4,6 +4,9 @@ Two clones of one workspace serve the same deployments on one Prefect server. Fi
 after the other in a watched prefix, shard by shard; one of the workers is killed and started again every so often, and
 the server is restarted once. Every target must end in exactly one verdict and one record. Options make it smaller; the
 figures of a smaller one say so, and meet no goal.
+
+It prints what happens. Ctrl-C, or SIGTERM to the process that it names first, ends it with all that it has started:
+then it prints the figures so far, and writes none.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import httpx
+import psutil
 
 from benchmarks.results import Figure, markdown, measured_at, new_figure, publish, write
 
@@ -65,6 +69,8 @@ class Soak:
         processes: the present process of each worker.
         arrived: target -> when its last byte was there, in seconds since 1970.
         kills: how many workers were killed.
+        at_work: how many of them had a run.
+        begun: when the soak began, on the monotonic clock.
     """
 
     folder: Path
@@ -76,6 +82,13 @@ class Soak:
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     arrived: dict[str, float] = field(default_factory=dict)
     kills: int = 0
+    at_work: int = 0
+    begun: float = field(default_factory=time.monotonic)
+
+    def say(self, what: str) -> None:
+        """Print what happened, and when."""
+        minutes, seconds = divmod(int(time.monotonic() - self.begun), 60)
+        print(f"{minutes:3}:{seconds:02} {what}", flush=True)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -106,6 +119,7 @@ class Soak:
             text = text.replace(old, new, 1)
         (ws.root / "params.yaml").write_text(text, encoding="utf-8")
         self.server = self.start_server()
+        self.say("the server answers; the family is built")
         self.run(ws.root, "safegene", "run")
         self.run(ws.root, "git", "clone", "--quiet", "--bare", ".", str(self.folder / "origin"))
         for number in range(self.workers):
@@ -162,10 +176,13 @@ class Soak:
         self.processes[number] = self.start(command, self.clone(number), f"worker-{number}")
 
     def kill_worker(self) -> None:
-        """Kill one of the workers with all that it runs, and start it again."""
-        number = random.choice([*self.processes])  # noqa: S311 (no secret)
+        """Kill one of the workers, if possible one with a run, with all that it runs, and start it again."""
+        busy = [number for number, process in self.processes.items() if psutil.Process(process.pid).children()]
+        number = random.choice(busy or [*self.processes])  # noqa: S311 (no secret)
         kill(self.processes[number])
         self.kills += 1
+        self.at_work += bool(busy)
+        self.say(f"worker {number} killed{' at work' if busy else ''}, and started again")
         self.start_worker(number)
 
     def upload(self, name: str, source: Path) -> None:
@@ -181,6 +198,7 @@ class Soak:
             data = save(weights, {"format": "pt"}) if path.suffix == ".safetensors" else path.read_bytes()
             client.put_object(Bucket=self.bucket, Key=f"finetunes/{name}/{path.name}", Body=data)
         self.arrived[name] = time.time()
+        self.say(f"{name} has arrived, {len(self.arrived)} of {self.targets}")
 
     def records(self) -> list[dict[str, Any]]:
         """Every record of the ledger, the newest first."""
@@ -223,12 +241,19 @@ class Soak:
             if not restarted and passed >= 30 * self.minutes:
                 kill(self.server)
                 self.server, restarted = self.start_server(), True
+                self.say("the server was killed, and answers again")
             now = len({one["target"] for one in self.records() if one["outcome"] in DECIDED})
             if now != decided:
                 changed, decided = time.monotonic(), now
+                self.say(f"{decided} of {self.targets} decided")
             if decided == self.targets or time.monotonic() - changed > SETTLE + 60 * self.kill_minutes:
                 return
             time.sleep(5)
+
+
+def stop(*_: object) -> None:
+    """What SIGTERM does: the same as Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -295,6 +320,7 @@ def figures_of(soak: Soak, seconds: float) -> list[Figure]:
         figure("decided more than once", sum(len(rows) > 1 for rows in decided.values()), "targets"),
         figure("records of errors", sum(one["outcome"] == "error" for one in records), "records"),
         figure("workers killed", soak.kills, "kills"),
+        figure("workers killed while they had a run", soak.at_work, "kills"),
         figure("age in the queue, median", round(median(ages), 1) if ages else -1, "s"),
         figure("age in the queue, longest", round(max(ages), 1) if ages else -1, "s"),
         figure("time per target, median", round(median(times), 1) if times else -1, "s"),
@@ -315,14 +341,22 @@ def main() -> None:
     if not os.environ.get("SAFEGENE_TEST_S3"):
         print("the soak is left out: SAFEGENE_TEST_S3 names no S3 server")
         return
+    signal.signal(signal.SIGTERM, stop)
+    print(f"process {os.getpid()}: {options.targets} targets in {options.minutes:g} minutes", flush=True)
+    stopped = False
     with soaking(options) as soak:
         start = time.monotonic()
-        soak.go()
+        try:
+            soak.go()
+        except KeyboardInterrupt:
+            stopped = True
         figures = figures_of(soak, time.monotonic() - start)
+    print(json.dumps([(one.name, one.value) for one in figures], indent=1))
+    if stopped:
+        raise SystemExit("stopped: no figures were written")
     write(Path(__file__).with_suffix(".json"), figures)
     told = EXPLAINED.format(targets=soak.targets, minutes=soak.minutes, workers=soak.workers, kill=soak.kill_minutes)
     publish("operations-soak", "Soak", measured_at(COMMAND), f"{told}\n\n{markdown(figures)}")
-    print(json.dumps([(one.name, one.value) for one in figures], indent=1))
 
 
 if __name__ == "__main__":
