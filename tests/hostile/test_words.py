@@ -340,8 +340,9 @@ JUDGED: dict[str, Trick] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_trick_is_refused_at_fetch(gate: Gate, harmful: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0)
     trick, match = REFUSED[name]
+    if match == "more than 0 s":  # others would be ended too where the renderer's process is about to be a second old
+        monkeypatch.setattr(templates, "SECONDS", 0)
     trick(harmful)
     with pytest.raises(SafegeneError, match=match) as caught:
         gate.fetched(harmful)

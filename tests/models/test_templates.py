@@ -130,9 +130,10 @@ def test_the_familys_own_template_may_decide_by_the_clock(tokenizer: PreTrainedT
 def test_a_bomb_ends_within_its_bounds_and_the_next_template_is_rendered(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, bomb: str
 ) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0)
-    with pytest.raises(CheckpointError, match="expected a chat template that writes one user turn"):
-        texts(tokenizer, bomb + TURN, "draw")
+    with monkeypatch.context() as patch:
+        patch.setattr(templates, "SECONDS", 0)
+        with pytest.raises(CheckpointError, match="expected a chat template that writes one user turn"):
+            texts(tokenizer, bomb + TURN, "draw")
     assert texts(tokenizer, TURN, "draw") == ["<user> draw <assistant>"]
 
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,6 +28,7 @@ from flows.watch import DISCOVERED, _emit  # noqa: E402
 from safegene.workspace.layout import Workspace  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,19 @@ def end(ws: Workspace, state: Callable[[], State[Any]]) -> None:
     send_queued()
 
 
+def said_again(say: Callable[[], None], heard: Callable[[], T]) -> Callable[[], T]:
+    """Asks ``heard``, and says it at first and every 90 s: a busy server may not have read its automations before."""
+    last = list[float]()
+
+    def asked() -> T:
+        if not last or time.monotonic() - last[-1] > 90:
+            say()
+            last.append(time.monotonic())
+        return heard()
+
+    return asked
+
+
 def test_people_are_told_of_what_they_chose(api: str, ws: Workspace, told: tuple[str, list[dict[str, Any]]]) -> None:
     assert len(automations.register(ws)) == 3
     assert len(automations.register(ws)) == 3, "made again, not twice"
@@ -133,9 +147,13 @@ def test_a_run_without_a_sign_of_life_becomes_crashed(api: str, ws: Workspace, m
         related = [{"prefect.resource.id": f"prefect.tag.workspace:{ws.root.name}", "prefect.resource.role": "tag"}]
         resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
         time.sleep(12)  # the server reads its automations in the background
-        emit_event(event="prefect.flow-run.heartbeat", resource=resource, related=related)
-        send_queued()
-        until(lambda: client.read_flow_run(run.id).state_name == "Crashed", 120, "the silent run to be Crashed")
+
+        def heartbeat() -> None:
+            emit_event(event="prefect.flow-run.heartbeat", resource=resource, related=related)
+            send_queued()
+
+        crashed = said_again(heartbeat, lambda: client.read_flow_run(run.id).state_name == "Crashed")
+        until(crashed, 300, "the silent run to be Crashed")
 
 
 def test_the_same_event_a_hundred_times_starts_one_run(api: str, ws: Workspace) -> None:
@@ -147,11 +165,13 @@ def test_the_same_event_a_hundred_times_starts_one_run(api: str, ws: Workspace) 
         found: list[dict[str, Any]] = ask(f"{api}/flow_runs/filter", body)
         return found
 
+    def discover() -> None:
+        for _ in range(100):
+            _emit(ws, DISCOVERED, "sentiment", "sha256:1", work="sha256:2", tries=1)
+        send_queued()
+
     time.sleep(12)
-    for _ in range(100):
-        _emit(ws, DISCOVERED, "sentiment", "sha256:1", work="sha256:2", tries=1)
-    send_queued()
-    until(runs, 240, "the event's run")
+    until(said_again(discover, runs), 300, "the event's run")
     time.sleep(10)  # a hundred runs would have been made by now
     (run,) = runs()
     assert run["parameters"]["work"] == "sha256:2"
