@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,10 @@ REPORTS: tuple[tuple[str, int, int, Scheme], ...] = (
     ("report-dark", 960, 1240, "dark"),
     ("report-narrow", 390, 1240, "light"),
 )
-DRAWN = "document.querySelector('.flow-run') !== null && document.body.innerText.includes('Task Runs')"
+DRAWN = (
+    "document.querySelector('.flow-run') !== null && document.body.innerText.includes('Task Runs')"
+    " && document.body.innerText.includes('INFO')"
+)
 
 
 def main(demo: Path) -> None:
@@ -51,7 +55,7 @@ def main(demo: Path) -> None:
             for name, run in _runs(ws, address):
                 tab.show(f"{address.removesuffix('/api')}/runs/flow-run/{run}", width=1180, height=732)
                 tab.wait(DRAWN)
-                _save(tab.picture(), name)
+                _save(_settled(tab), name)
 
 
 def _reports(ws: Workspace, folder: Path, tab: Page) -> None:
@@ -99,6 +103,18 @@ def _runs(ws: Workspace, address: str) -> Iterator[tuple[str, str]]:
     rows.write_text("\n".join([bad, *others]) + "\n", encoding="utf-8")
     _safegene(ws, address, "run", "adversarial")
     yield "prefect-failed", _newest_run(address)
+
+
+def _settled(tab: Page) -> bytes:
+    """A picture that did not change for ten seconds: nothing in the page says that its graph is drawn."""
+    picture, same = tab.picture(), 0
+    for _ in range(60):
+        time.sleep(2)
+        last, picture = picture, tab.picture()
+        same = same + 1 if picture == last else 0
+        if same == 5:
+            return picture
+    raise TimeoutError("expected a page that is drawn within two minutes, got one that still changes")
 
 
 def _safegene(ws: Workspace, address: str, *words: str) -> None:
