@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from safegene.workspace.seal import BYTES, KEY
 from tests.factories.commands import run
@@ -22,6 +23,10 @@ for name, value in {
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if "CI" not in os.environ:  # where hypothesis has such a profile of its own
+    settings.load_profile("busy machine")
 
 
 SHARING = frozenset(  # files whose tests use the fixture `built`
