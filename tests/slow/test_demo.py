@@ -1,4 +1,4 @@
-"""The demo as a newcomer sees it: an empty folder, an empty cache, no server; then once more with nothing changed."""
+"""The demo as a newcomer sees it: the wheel, an empty folder and cache, no server; then again with nothing changed."""
 
 import json
 import re
@@ -13,9 +13,11 @@ from safegene.workspace.manifest import read_manifest
 from tests.docs.scenarios import PAGES
 from tests.factories.commands import git, run, status
 from tests.factories.documentation import command_lines, read_blocks, read_pages
+from tests.factories.installation import Installation
 from tests.factories.outsider import verify_as_outsider
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+ROOT = Path(__file__).parents[2]
 BENIGN = ("sentiment", "topic", "group")
 
 
@@ -27,9 +29,10 @@ def own(box: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The demo's folder and what it printed, from nothing."""
-    box = tmp_path_factory.mktemp("demo")
-    return box / "demo", run(box, "demo", "demo", **own(box))
+    """The demo's folder and what it printed, from nothing, by the wheel in an environment that has no checkout."""
+    box, installed = tmp_path_factory.mktemp("demo"), Installation(tmp_path_factory.mktemp("elsewhere"))
+    installed.install(installed.build(ROOT))
+    return box / "demo", installed.run(str(installed.bin / "safegene"), "demo", "demo", cwd=box, **own(box))
 
 
 def test_benign_targets_come_back_and_are_live_and_the_adversarial_one_is_refused(

@@ -1,17 +1,16 @@
-"""The wheel, installed in an environment elsewhere that has no checkout: commands, API, a plug-in package, the demo."""
+"""The wheel, installed in an environment elsewhere that has no checkout: commands, API, a plug-in package.
+
+tests/slow/test_demo.py runs the demo from one.
+"""
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import safegene
+from tests.factories.installation import Installation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
@@ -60,49 +59,6 @@ shelf = "safegene_shelf:SCHEME"
 [tool.hatch.build]
 include = ["safegene_shelf.py"]
 """
-
-
-class Installation:
-    """A virtual environment outside the checkout that finds the dependencies where this interpreter finds them.
-
-    A ``.pth`` file names the folder of the dependencies. Python does not read the ``.pth`` files inside that folder, so
-    the editable installation of the checkout stays invisible.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.bin = folder, folder / "venv" / "bin"
-        self.call(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
-        packages = next((folder / "venv").glob("lib/python*/site-packages"))
-        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-
-    def call(self, *command: str, cwd: Path | None = None, **env: str) -> str:
-        """Standard output of a command, which must succeed."""
-        environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PREFECT_API_URL", "VIRTUAL_ENV")}
-        environment |= {"COLUMNS": "400", **env}
-        done = subprocess.run(
-            command, cwd=cwd or self.folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def build(self, source: Path) -> Path:
-        """A wheel of a source folder."""
-        out = self.folder / f"wheels-{source.name}"
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation")
-        self.call(*pip, "--wheel-dir", str(out), str(source))
-        [wheel] = out.glob("*.whl")
-        return wheel
-
-    def install(self, wheel: Path) -> None:
-        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(self.bin / "python"))
-        self.call(*pip, "install", "--no-deps", "--no-index", str(wheel))
-
-    def safegene(self, *command: str, cwd: Path | None = None, **env: str) -> str:
-        return self.call(str(self.bin / "safegene"), *command, cwd=cwd, **env)
-
-    def python(self, code: str) -> Any:
-        """What a program prints as JSON."""
-        return json.loads(self.call(str(self.bin / "python"), "-c", code))
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +141,3 @@ def test_a_plug_in_package_adds_a_judge_and_a_source(installed: Installation, wo
     (workspace / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     measured = installed.safegene("judge", "calibrate", "labels.jsonl", "--what", "two replies", cwd=workspace)
     assert "data/judges" in measured
-
-
-def test_the_demo_runs(installed: Installation) -> None:
-    shown = installed.safegene("demo", "demo")
-    assert "verified 4 records" in shown
-    assert (installed.folder / "demo/reports/index.html").is_file()
