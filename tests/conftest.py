@@ -33,6 +33,9 @@ SHARING = frozenset(  # files whose tests use the fixture `built`
     f"tests/{name}.py"
     for name in (
         "flows/test_realign",
+        "s3/test_workspace",
+        "slow/test_kill",
+        "slow/test_pipeline_reruns",
         "slow/test_vectors_travel",
         "hostile/test_runs",
         "repair/test_diagnosis",
