@@ -1,7 +1,8 @@
 """What the Prefect server does by itself for a workspace: it notifies people, and ends runs that fell silent.
 
-Each is an automation of Prefect, made again by every `safegene deploy`, as section ``notify`` of ``params.yaml`` says.
-An automation whose reason is gone from the section is removed.
+Each is an automation of Prefect, which `safegene deploy` makes what section ``notify`` of ``params.yaml`` says. One
+that is so already stays as it is: the server would forget the runs that it watches, such as those of the worker that
+was killed and starts again. An automation whose reason is gone from the section is removed.
 """
 
 import os
@@ -42,14 +43,15 @@ def register(ws: Workspace) -> list[str]:
     """
     with get_client(sync_client=True) as client:
         wanted = [silent_runs(ws), *notifications(ws, list(_actions(ws, client)))]
-        known = {one.name: one.id for name in all_names(ws) for one in client.read_automations_by_name(name)}
+        known = {one.name: one for name in all_names(ws) for one in client.read_automations_by_name(name)}
         for automation in wanted:
-            if automation.name in known:
-                client.update_automation(known.pop(automation.name), automation)
-            else:
+            present = known.pop(automation.name, None)
+            if present is None:
                 client.create_automation(automation)
+            elif AutomationCore.model_validate(present.model_dump()) != automation:
+                client.update_automation(present.id, automation)
         for left in known.values():
-            client.delete_automation(left)
+            client.delete_automation(left.id)
     return [automation.name for automation in wanted]
 
 

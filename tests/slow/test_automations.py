@@ -16,7 +16,7 @@ from tests.factories.ledger import make_workspace
 quiet_environment()
 
 from prefect import flow, tags  # noqa: E402 (Prefect reads its settings when imported)
-from prefect.client.orchestration import get_client  # noqa: E402
+from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
 from prefect.client.schemas.objects import State  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 from prefect.states import Completed, Running  # noqa: E402
@@ -120,6 +120,13 @@ def test_people_are_told_of_what_they_chose(api: str, ws: Workspace, told: tuple
     assert refused["message"] == "sentiment fail: harm"
     assert (refused["workspace"], refused["run"]) == ("team-a", "realign sentiment")
     assert "target:sentiment" in refused["targets"]
+
+
+def test_an_automation_that_is_as_it_should_be_stays(api: str, ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change the server forgets the runs that it watches: that of the worker that was killed, and registers."""
+    before = automations.register(ws)
+    monkeypatch.setattr(SyncPrefectClient, "update_automation", lambda *_: pytest.fail("changed"))
+    assert automations.register(ws) == before
 
 
 def test_an_automation_goes_with_its_reason(api: str, ws: Workspace) -> None:
