@@ -185,9 +185,8 @@ def own_places(box: Path) -> Prepared:
     return Prepared(box, {**places, "/srv/worker-2/family": str(box / "family")})
 
 
-RUN = "tests/flows/test_realign.py"
 PAGES = {
-    "README.md": Scenario(newcomer, {"safegene run": RUN, "safegene judge": "tests/cli/test_gate.py"}),
+    "README.md": Scenario(newcomer, {"safegene judge": "tests/cli/test_gate.py"}),
     "docs/data.md": Scenario(elsewhere={"safegene validate": "tests/cli/test_data.py"}),
     "docs/how-to/approve.md": Scenario(approved),
     "docs/how-to/audit.md": Scenario(
@@ -199,18 +198,16 @@ PAGES = {
         ("safegene audit export model-card", "safegene audit export gto"),
     ),
     "docs/how-to/ci.md": Scenario(audited, on_demo=("safegene run",)),
-    "docs/how-to/judge.md": Scenario(labelled, {"safegene run": RUN}),
+    "docs/how-to/judge.md": Scenario(labelled),
     "docs/how-to/read-results.md": Scenario(audited),
     "docs/how-to/refusal.md": Scenario(audited, on_demo=("safegene diagnose",)),
     "docs/how-to/rollback.md": Scenario(rolled_back),
     "docs/how-to/s3.md": Scenario(own_places),
     "docs/how-to/schedule.md": Scenario(own_places, {"safegene deploy": "tests/slow/test_deployments.py"}),
-    "docs/how-to/serve-models.md": Scenario(
-        elsewhere={"safegene serve-plan": "tests/cli/test_serve_plan.py", "safegene run": RUN}
-    ),
+    "docs/how-to/serve-models.md": Scenario(elsewhere={"safegene serve-plan": "tests/cli/test_serve_plan.py"}),
     "docs/how-to/serve.md": Scenario(audited, on_demo=("safegene export", "safegene merge")),
     "docs/how-to/suites.md": Scenario(with_public_sets, public_sets=True),
-    "docs/how-to/targets.md": Scenario(with_targets, {"safegene run": RUN}),
+    "docs/how-to/targets.md": Scenario(with_targets),
     "docs/how-to/vectors.md": Scenario(
         publisher,
         {
@@ -232,17 +229,17 @@ PAGES = {
         public_sets=True,
     ),
     "docs/tutorial/first-hour.md": Scenario(
-        elsewhere={"safegene run": RUN},
         on_demo=tuple(f"safegene {verb}" for verb in ("status", "gate", "audit", "diagnose", "export")),
     ),
     "docs/tutorial/own-family.md": Scenario(
         newcomer,
-        {"safegene run": RUN, "safegene judge": "tests/cli/test_gate.py", "safegene gate": "tests/cli/test_gate.py"},
+        {"safegene judge": "tests/cli/test_gate.py", "safegene gate": "tests/cli/test_gate.py"},
     ),
 }
 READ_BY = {"docs/data.md": "tests/cli/test_data.py", "docs/tutorial/own-family.md": "tests/docs/test_commands.py"}
 """Page -> the test that reads its marked block and executes all of it."""
-OTHER_PROGRAMS = {
+ELSEWHERE = {
+    "safegene run": "tests/flows/test_realign.py",  # a whole pipeline: never run here, whichever page names it
     "make demo": "tests/slow/test_demo.py",
     "make test": ".ci/run",
     "make test-slow": ".ci/run",
@@ -252,7 +249,7 @@ OTHER_PROGRAMS = {
     "pip wheel": "tests/slow/test_wheel.py",
     "pip install --no-deps": "tests/slow/test_wheel.py",
 }
-"""Beginning of another program's command -> the test or script that runs the program so."""
+"""Beginning of a command of another program, or of a long one -> the test or script that runs the program so."""
 LISTED = {
     "cd": "changes the reader's folder",
     ".": "changes the reader's shell",

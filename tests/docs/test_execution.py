@@ -25,7 +25,7 @@ import pytest
 from typer.main import get_command
 
 from safegene.cli.app import app
-from tests.docs.scenarios import LISTED, OTHER_PROGRAMS, PAGES, READ_BY
+from tests.docs.scenarios import ELSEWHERE, LISTED, PAGES, READ_BY
 from tests.docs.test_commands import PROSE, problems_of
 from tests.factories.documentation import CommandLine, command_lines
 
@@ -43,16 +43,14 @@ def how(line: CommandLine) -> tuple[str, str]:
     scenario = PAGES.get(line.page)
     if scenario and line.marked:
         return "executed", READ_BY[line.page]
-    if line.words[0] != "safegene":
-        if (named := line.begins(*OTHER_PROGRAMS)) is not None:
-            return "elsewhere", OTHER_PROGRAMS[named]
-        return ("listed", LISTED[named]) if (named := line.begins(*LISTED)) is not None else ("", "")
+    if scenario and line.begins(*scenario.on_demo) is not None:
+        return "executed", "tests/slow/test_demo.py"
+    if (named := line.begins(*ELSEWHERE)) is not None:
+        return "elsewhere", ELSEWHERE[named]
     if (named := line.begins(*LISTED)) is not None:
         return "listed", LISTED[named]
-    if scenario is None:
+    if scenario is None or line.words[0] != "safegene":
         return "", ""
-    if line.begins(*scenario.on_demo) is not None:
-        return "executed", "tests/slow/test_demo.py"
     if (named := line.begins(*scenario.elsewhere)) is not None:
         return "elsewhere", scenario.elsewhere[named]
     return "executed", "here"
@@ -143,7 +141,7 @@ def test_every_line_is_executed_or_listed_with_a_reason(blocks: list[Any]) -> No
 def test_every_page_and_reason_is_used(blocks: list[Any]) -> None:
     lines = [*command_lines(blocks)]
     assert {line.page for line in lines} >= {*PAGES, *READ_BY}
-    assert not [name for name in [*LISTED, *OTHER_PROGRAMS] if not any(line.begins(name) for line in lines)]
+    assert not [name for name in [*LISTED, *ELSEWHERE] if not any(line.begins(name) for line in lines)]
     for page, scenario in PAGES.items():
         ours = [line for line in lines if line.page == page]
         begun = [*scenario.elsewhere, *scenario.on_demo]
