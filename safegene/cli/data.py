@@ -103,7 +103,7 @@ def _show_needs(ws: Workspace, shares: Mapping[str, float]) -> None:
     if not (ws.prompts / "gate.jsonl").is_file():
         console.print("next: [bold]safegene validate[/]")
         return
-    found = needs_of(ws)
+    found = needs_of(ws, anew=True)
     console.print("what a pass needs, beside what the gate has:")
     for line in need_lines(found):
         console.print(line, soft_wrap=True)

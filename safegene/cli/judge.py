@@ -81,7 +81,7 @@ def _show_effect(ws: Workspace) -> None:
     from safegene.gate.further import DECISION
     from safegene.pipeline.planning.needs import needs_of, shortages
 
-    found = [need for need in needs_of(ws) if need.endpoint in DECISION]
+    found = [need for need in needs_of(ws, anew=False) if need.endpoint in DECISION]
     for need in found:
         if need.measured:
             colour = "yellow" if need.units is None or need.missing else "green"
@@ -102,5 +102,6 @@ def _show_effect(ws: Workspace) -> None:
         more = " and ".join(f"about {some[0].missing} {kind}" for kind, some in short.items())
         ways = "`safegene data add`, `safegene data split`; or choose a judge with less error (docs/how-to/judge.md)"
         console.print(f"next: for a pass, {more} prompts more in the gate's set: {ways}", soft_wrap=True, markup=False)
+        console.print("then: [bold]safegene run[/], which without them can end as fail or inconclusive only")
     else:
         console.print("next: [bold]safegene run[/]")

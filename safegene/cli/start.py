@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def init(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     aligned: Annotated[
-        str | None, typer.Option(help="Your aligned model: a folder, org/model of the Hub, or s3://bucket/prefix.")
+        str | None, typer.Option(help="Your aligned model: ./folder, org/model of the Hub, or s3://bucket/prefix.")
     ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="The tiny family of the demo, with its prompts.")] = False,
     judge: Annotated[str, typer.Option(help="With --aligned: phrases, guard, classifier or chat.")] = "phrases",
@@ -105,7 +105,7 @@ def plan(
     left = sum(stage.runs for stage in planned.stages)
     if left:
         console.print(table)
-    total = f"about {time_words(planned.seconds)} and {planned.tokens:,} tokens"
+    total = f"about {time_words(planned.seconds)} on an idle machine, {planned.tokens:,} tokens"
     console.print(f"{left} of {len(planned.stages)} stages will run" + (f": {total}" if left else ""))
     if planned.further_tokens:
         more = f"{time_words(planned.further_seconds)} and {planned.further_tokens:,} tokens"
@@ -126,6 +126,8 @@ def need_lines(found: "Sequence[Need]") -> Iterator[str]:
         names = ", ".join(need.endpoint for need in some)
         more = f"about {some[0].missing} more {kind} prompts in the gate's set ({names})"
         yield f"  [yellow]missing for a pass: {more}[/]"
+    if found and found[0].attempt > 1:
+        yield f"  for attempt {found[0].attempt} on a fine-tune: each must prove more (docs/explanation/gate.md)"
 
 
 def size_words(count: int) -> str:

@@ -203,7 +203,8 @@ def make_surrogate(maker: SurrogateTrainer, name: str, aligned: str) -> tuple[Su
 def _too_safe(made: Attempt, stop_hrr: float, own: float) -> str:
     """What an attempt reached, and what follows from it, in words."""
     following = next((factor * own for factor in RAISED if factor * own > made.rate), None)
-    then = f"trained anew with {following:g}" if following else "the most harmful attempt is kept"
+    kept = "the most harmful attempt is kept, and the vector rests on the others"
+    then = f"trained anew with {following:g}" if following else kept
     steps = made.measured[-1].step
     return f"{made.hrr:.0%} harmful after {steps} steps, below degrade.stop_hrr ({stop_hrr:.0%}); {then}"
 

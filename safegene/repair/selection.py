@@ -110,7 +110,11 @@ def keep_layers(params: SelectParams, scores: Mapping[int, float]) -> list[int]:
     kept = [layer for layer in early if layer in high]
     if not kept:
         share = f"{params.threshold:.0%} of the largest contrast"
-        log.warning("no layer in the first %.0f%% reaches %s: kept where it is reached", 100 * params.depth, share)
+        log.warning(
+            "no layer in the first %.0f%% reaches %s: later layers are kept; the gate shows whether that is enough",
+            100 * params.depth,
+            share,
+        )
     return kept or high
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from safegene.cli.start import size_words, time_words
+from safegene.cli.start import need_lines, size_words, time_words
 from safegene.errors import ParamsError
 from safegene.pipeline import foresee
 from safegene.pipeline.init import init
 from safegene.pipeline.planning import RunPlan, plan_run, work
 from safegene.pipeline.planning import plan as planning
-from safegene.pipeline.planning.needs import Need, needs, prompts_expected
+from safegene.pipeline.planning.needs import Need, needs, needs_of, prompts_expected
 from safegene.workspace.costs import last_costs, note_cost, work_of
 from safegene.workspace.digest import digest_json
 from safegene.workspace.layout import Workspace
@@ -200,6 +200,20 @@ def test_what_a_pass_needs_grows_with_the_judges_error(ws: Workspace) -> None:
     measured = {need.endpoint: need for need in needs(ws, ws.params, rows)}
     assert (measured["hrr_direct"].units or 0) > 75
     assert measured["utility"].units == exact["utility"].units, "a task's answer is not judged"
+
+
+def test_a_further_attempt_must_prove_more_and_the_plan_says_so(ws: Workspace, cold: RunPlan) -> None:
+    ws.target("topic").mkdir(parents=True, exist_ok=True)
+    earlier = {"live": None, "release": None, "candidate": None, "earlier": [digest_json(0)]}
+    ws.incumbent("topic").write_text(json.dumps(earlier))
+    plan = plan_run(ws)
+    assert {need.attempt for need in plan.needs} == {3}, "the second is on record, and this run makes another candidate"
+    assert {need.attempt for need in cold.needs} == {1}
+    more = [(need.units or 0) - (first.units or 0) for need, first in zip(plan.needs, cold.needs, strict=True)]
+    assert min(more) > 0
+    assert any("attempt 3" in line for line in need_lines(plan.needs))
+    assert not any("attempt" in line for line in need_lines(cold.needs))
+    assert {need.attempt for need in needs_of(ws, anew=False)} == {2}
 
 
 def test_a_run_asks_blocks_until_every_endpoint_has_enough() -> None:

@@ -12,6 +12,7 @@ from safegene.gate.decision import level_share
 from safegene.gate.endpoints import EXACT, MeasuredError, joint_error
 from safegene.gate.further import DECISION, MARGINS, margin_and_limit, units_for_pass
 from safegene.gate.ordering import ENDPOINT_KINDS
+from safegene.ledger.incumbent import read_incumbent
 from safegene.workspace.layout import Workspace
 from safegene.workspace.params import GateParams, JudgeParams, Params
 
@@ -33,6 +34,7 @@ class Need:
         margin: its margin or cap in ``params.yaml``.
         limit: what the judge's error leaves of it; a pass needs an observed difference (or rate) below.
         units_exact: ``units`` of a judge that never errs.
+        attempt: the number of the attempt on its fine-tune that the count is for; each must prove more than the last.
     """
 
     endpoint: str
@@ -43,6 +45,7 @@ class Need:
     margin: float = 0.0
     limit: float = 0.0
     units_exact: int | None = None
+    attempt: int = 1
 
     @property
     def key(self) -> str:
@@ -67,9 +70,8 @@ class Need:
         limit = f"{self.endpoint}: the judge's error leaves {left} of {self.key}, {100 * self.margin:.1f} points"
         if self.units is None:
             return f"{limit}; no number of prompts gives a pass"
-        return (
-            f"{limit}; a pass needs about {self.units} prompts, not {self.units_exact}; the sets hold {self.available}"
-        )
+        exact = f", not {self.units_exact}" if self.units_exact != self.units else ""
+        return f"{limit}; a pass needs about {self.units} prompts{exact}; the sets hold {self.available}"
 
     @property
     def unmeasured(self) -> str:
@@ -89,12 +91,30 @@ def needs(ws: Workspace, params: Params, prompts: tuple[Prompt, ...], attempt: i
         error = errors.get(DECISION.get(name, ""), EXACT)
         count, exact = (units_for_pass(name, params.gate, alpha, one) for one in (error, EXACT))
         margin, limit = margin_and_limit(name, params.gate, error)
-        found.append(Need(name, kinds, count, _units(kinds, units), error.known, margin, limit, exact))
+        found.append(Need(name, kinds, count, _units(kinds, units), error.known, margin, limit, exact, attempt))
     return tuple(found)
 
 
-def needs_of(ws: Workspace) -> tuple[Need, ...]:
+def attempt_of(ws: Workspace, target: str, *, anew: bool) -> int:
+    """The number that a run's attempt on the target's fine-tune will have; the highest where that is not known yet.
+
+    Args:
+        ws: the workspace.
+        target: the target.
+        anew: whether the run will make another candidate.
+    """
+    path = ws.incumbent(target)
+    return read_incumbent(path).attempt + anew if path.is_file() else 1
+
+
+def needs_of(ws: Workspace, *, anew: bool) -> tuple[Need, ...]:
     """What each endpoint needs for a pass, on the gate's set and the smallest task set; a missing set counts as empty.
+
+    It is counted for the target with the most attempts on its fine-tune.
+
+    Args:
+        ws: the workspace.
+        anew: whether the next run will make other candidates, since the sets have changed.
 
     Raises:
         FormatError: a set is malformed.
@@ -102,7 +122,8 @@ def needs_of(ws: Workspace) -> tuple[Need, ...]:
     gate, tasks = ws.prompts / "gate.jsonl", sorted(ws.tasks.glob("*.jsonl"))
     rows = [read_prompts(path).where(split="test", required=False) for path in tasks]
     tested = read_prompts(gate).where(split="test", required=False) if gate.is_file() else ()
-    return needs(ws, ws.params, (*tested, *min(rows, key=len, default=())))
+    attempt = max((attempt_of(ws, name, anew=anew) for name in ws.targets.targets), default=1)
+    return needs(ws, ws.params, (*tested, *min(rows, key=len, default=())), attempt)
 
 
 def shortages(found: Iterable[Need]) -> dict[str, tuple[Need, ...]]:

@@ -18,7 +18,7 @@ from safegene.checkpoints.sources.uri import open_source, parse
 from safegene.datasets.prompts import PromptSet, read_prompts
 from safegene.errors import ArtifactError, ParamsError, SafegeneError
 from safegene.pipeline.foresee import stages_to_run
-from safegene.pipeline.planning.needs import Need, needs, needs_of, prompts_expected
+from safegene.pipeline.planning.needs import Need, attempt_of, needs, needs_of, prompts_expected
 from safegene.pipeline.planning.work import (
     Counter,
     Work,
@@ -86,8 +86,8 @@ class RunPlan:
 
     Attributes:
         stages: in their order.
-        needs: what a pass needs, by endpoint, of the target whose task set has the fewest prompts; of the smallest task
-            set where there is no target.
+        needs: what a pass needs, by endpoint, of the target with the most attempts on its fine-tune, of these the one
+            whose task set has the fewest prompts; of the smallest task set where there is no target.
         peak_bytes: stage -> main or GPU memory at its peak; empty where the model is not at hand.
     """
 
@@ -146,6 +146,7 @@ class RunPlan:
                     "units": one.units,
                     "available": one.available,
                     "judge_measured": one.measured,
+                    "attempt": one.attempt,
                 }
                 for one in self.needs
             ],
@@ -165,8 +166,8 @@ def plan_run(ws: Workspace, targets: Collection[str] | None = None) -> RunPlan:
     names = tuple(sorted(targets or known))
     record, root = _aligned(ws)
     size, costs = _Size(record, params.family.aligned), last_costs(ws.root)
-    works, further, found = _works(ws, params, names, token_counter(root))
     due = _due(ws, names)
+    works, further, found = _works(ws, params, names, token_counter(root), due)
     stages = []
     for stage, name in _in_order(params, names):
         address = stage.address(name)
@@ -178,7 +179,7 @@ def plan_run(ws: Workspace, targets: Collection[str] | None = None) -> RunPlan:
         more = max(0, every.tokens - work.tokens), max(0.0, later)
         seconds = seconds if address in due else 0.0
         stages.append(PlannedStage(address, address in due, work, seconds, basis, disk, *more))
-    return RunPlan(tuple(stages), found or needs_of(ws), _peaks(root, params, size))
+    return RunPlan(tuple(stages), found or needs_of(ws, anew=True), _peaks(root, params, size))
 
 
 def _in_order(params: Params, names: tuple[str, ...]) -> Iterator[tuple[Stage, str]]:
@@ -227,7 +228,7 @@ def _aligned(ws: Workspace) -> tuple[CheckpointRecord | None, Path | None]:
 
 
 def _works(
-    ws: Workspace, params: Params, names: tuple[str, ...], count: Counter
+    ws: Workspace, params: Params, names: tuple[str, ...], count: Counter, due: Collection[str]
 ) -> tuple[dict[str, Work], dict[str, Work], tuple[Need, ...]]:
     """Address -> work of the stages that read tokens, and with all of their attempts; what a pass needs at most."""
     safety, gate = (read_prompts(ws.prompts / f"{name}.jsonl") for name in ("safety", "gate"))
@@ -243,17 +244,20 @@ def _works(
         works[f"calibrate@{name}"] = calibrate_work(given, safety, task, count, mined, rows)
         every = calibrate_work(given, safety, task, count, mined, rows, rounds=given.mining.rounds)
         further[f"calibrate@{name}"] = every
-        asked, own = _asked(ws, params, gate, task)
+        attempt = attempt_of(ws, name, anew=f"calibrate@{name}" in due)
+        asked, own = _asked(ws, params, gate, task, attempt)
         arms = 3 + ws.incumbent(name).is_file() * _has_live(ws.incumbent(name))
         most, block = params.evaluate.max_new_tokens, params.gate.block_prompts
         works[f"evaluate@{name}"] = evaluate_work(asked, arms, rows, task, count, most, block)
-        found = min(found or own, own, key=lambda one: sum(need.available for need in one))
+        found = min(found or own, own, key=lambda one: (-one[0].attempt, sum(need.available for need in one)))
     return works, further, found
 
 
-def _asked(ws: Workspace, params: Params, gate: PromptSet, task: PromptSet) -> tuple[dict[str, int], tuple[Need, ...]]:
+def _asked(
+    ws: Workspace, params: Params, gate: PromptSet, task: PromptSet, attempt: int
+) -> tuple[dict[str, int], tuple[Need, ...]]:
     tested = (*gate.where(split="test", required=False), *task.where(kind="task", split="test", required=False))
-    found = needs(ws, params, tested)
+    found = needs(ws, params, tested, attempt)
     kinds: set[str] = {prompt.kind for prompt in tested}
     available = {kind: sum(prompt.kind == kind for prompt in tested) for kind in sorted(kinds)}
     return prompts_expected(found, available, params.gate), found

@@ -23,9 +23,8 @@ def _forecast_words(forecast: str, exceeded: Sequence[str]) -> str:
     """The forecast in a line of a log."""
     if forecast == "doubtful":
         return f"doubtful, the repair may not pass, since these are beyond their limits: {', '.join(exceeded)}"
-    return "a pass is within reach" + (", although these are beyond their limits: " + ", ".join(exceeded)) * bool(
-        exceeded
-    )
+    beyond = f", although these are beyond their limits: {', '.join(exceeded)}" if exceeded else ""
+    return f"the repair is close enough on the validation shots{beyond}"
 
 
 def diagnose(
@@ -59,7 +58,8 @@ def diagnose(
     forecast = outlook(exceeded)
     for finding in exceeded:
         log.warning("%s: %s", finding.what, finding.words)
-    log.info("forecast: %s; the gate decides", _forecast_words(forecast, [finding.what for finding in exceeded]))
+    words = _forecast_words(forecast, [finding.what for finding in exceeded])
+    log.info("forecast: %s; the gate decides, by its own prompts", words)
     alphas = {name: math.nan if alpha is None else alpha for name, alpha in content.alphas.items()}
     return Diagnosis(
         outlook=forecast,
