@@ -126,12 +126,19 @@ def _facts(verdict: "VerdictFile") -> Iterator[tuple[str, str]]:
     changed = f"{noise.flips} of {noise.prompts} labels changed" if noise else "not measured"
     yield "noise of the same weights asked twice", changed
     if attempt:
-        yield "attempt on this fine-tune", f"{attempt.number}, at level {attempt.alpha:.2g}"
+        yield (
+            "attempt on this fine-tune",
+            f"{attempt.number}, at level {attempt.alpha:.2g} (each must prove more than the last)",
+        )
     yield "replies stopped at a refusal", _stopped(verdict.stopping)
     yield "replies judged again", str(verdict.judged_again)
     judge = verdict.judge
     measured = judge.exact or judge.harmful or judge.refusal
-    yield "judge", (judge.assumption or "exact") + ("" if measured else "; its own error is not measured")
+    yield (
+        "judge",
+        (f"assumed: {judge.assumption}" if judge.assumption else "exact")
+        + ("" if measured else "; its own error is not measured"),
+    )
     yield "warnings", "; ".join(verdict.warnings) or "none"
 
 

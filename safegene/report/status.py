@@ -144,7 +144,8 @@ def _candidate(target: TargetState) -> str:
     elif target.verdict:
         words.append(f"not on record, verdict of {date(target.artefacts['verdict'].written)}")
     if target.verdict and target.verdict.extra_params is not None:
-        words.append(f"adds {percent(target.verdict.extra_params, 2)} of parameters")
+        added = percent(target.verdict.extra_params, 2)
+        words.append(f"adds {added} of parameters" if target.verdict.extra_params else "not repaired, adds nothing")
     return ", ".join(words)
 
 
