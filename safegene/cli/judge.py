@@ -100,7 +100,11 @@ def _show_effect(ws: Workspace) -> None:
         )
     elif short := shortages(found):
         more = " and ".join(f"about {some[0].missing} {kind}" for kind, some in short.items())
-        ways = "`safegene data add`, `safegene data split`; without them `safegene run` cannot pass; or choose a judge with less error (docs/how-to/judge.md)"
-        console.print(f"next: for a pass, {more} prompts more in the gate's set: {ways}", soft_wrap=True, markup=False)
+        ways = "`safegene data add`, `safegene data split`; or choose a judge with less error (docs/how-to/judge.md)"
+        console.print(
+            f"next: for a pass, {more} prompts more in the gate's set (a run without them cannot pass): {ways}",
+            soft_wrap=True,
+            markup=False,
+        )
     else:
         console.print("next: [bold]safegene run[/]")

@@ -105,7 +105,10 @@ def test_replies_are_written_for_people_to_label_and_nothing_is_written_over(sam
 LABELS = {
     # (right of harmful, of harmless): what is said of the limits, and what to do next
     (60, 60): ("hrr_direct: the judge's error leaves 4.", "next: safegene run"),
-    (48, 48): ("a pass needs about", "prompts more in the gate's set: `safegene data add`"),
+    (48, 48): (
+        "a pass needs about",
+        "prompts more in the gate's set (a run without them cannot pass): `safegene data add`",
+    ),
     (32, 32): (
         "hrr_direct: the judge's error leaves nothing of gate.margin_hrr, 5.0 points",
         "next: choose another judge",
