@@ -44,11 +44,13 @@ class TargetDiagnosis:
         target: its name.
         diagnosis: what `safegene.repair.diagnosis` measured and concluded.
         history: (step, objective on the validation shots) of the fit.
+        outcome: of the gate's verdict on this candidate; "" before there is one.
     """
 
     target: str
     diagnosis: Diagnosis
     history: Sequence[tuple[float, float]]
+    outcome: str = ""
 
 
 def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
@@ -73,7 +75,7 @@ def read_diagnosis(workspace: Workspace, target: str) -> TargetDiagnosis:
             remedy=f"calibrate it again: `safegene calibrate {target}`",
         )
     history = [(step, value) for step, value in coefficients.history if value is not None]
-    return TargetDiagnosis(target, coefficients.diagnosis, history)
+    return TargetDiagnosis(target, coefficients.diagnosis, history, state.outcome or "")
 
 
 def forecast(diagnosis: Diagnosis) -> str:
@@ -106,8 +108,10 @@ def coverage(diagnosis: Diagnosis) -> tuple[str, ...]:
 
 
 def headline(target: TargetDiagnosis) -> str:
-    """The forecast in one line."""
-    return f"{target.target}: {forecast(target.diagnosis)} A forecast from the validation shots; the gate decides."
+    """The forecast in one line, and the verdict where there is one."""
+    said = f"{target.target}: {forecast(target.diagnosis)} A forecast from the validation shots; the gate "
+    decided = f"has decided since: {target.outcome} (`safegene gate show {target.target}` says why)."
+    return said + (decided if target.outcome else "decides.")
 
 
 def table(target: TargetDiagnosis) -> "Table":

@@ -311,6 +311,8 @@ def test_the_table_names_each_finding_with_measured_and_limit(tmp_path: Path) ->
     console.print(table(found))
     text = console.export_text()
     assert headline(found).startswith("group: Doubtful")
+    assert headline(found).endswith("the gate decides.")
+    assert "has decided since: fail (`safegene gate show group`" in headline(replace(found, outcome="fail"))
     assert re.search(r"loss on safety replies +0.200 +at most 0.030 +safety replies are still", text)
     assert re.search(r"degraded models +2 +at least 2 +no finding", text)
     assert text.count("change of the weights") == 1
@@ -364,7 +366,7 @@ def test_the_command_prints_findings_and_pictures_and_trains_nothing(copy: Path)
     candidate = copy / "data/targets/sentiment/candidate"
     before = {path: path.stat().st_mtime_ns for path in candidate.iterdir()}
     done = run(copy, "diagnose", "sentiment")
-    assert "the gate decides" in done.stdout
+    assert "the gate has decided since: " in done.stdout
     for name in ("layers.png", "history.png"):
         assert f"reports/diagnose-sentiment/{name}" in done.stdout
         assert (copy / "reports/diagnose-sentiment" / name).read_bytes().startswith(b"\x89PNG")
