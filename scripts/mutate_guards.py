@@ -10,7 +10,7 @@ listed, and the exit code is 1. Guards inside child processes count too, where t
 With ``--out`` each result is kept as it comes, with its commit: a run that was stopped goes on with the tests that are
 not in the file. ``--publish`` writes the counts of such files into RESULTS.md.
 
-    python -m scripts.mutate_guards [--out FILE] [TEST ...]      (default: tests/hostile and the tests of its 25 kinds)
+    python -m scripts.mutate_guards [--out FILE] [--most N] [TEST ...]   (default: tests/hostile and its 25 kinds)
     python -m scripts.mutate_guards --publish FILE [FILE ...]
 """
 
@@ -31,7 +31,7 @@ import pytest
 from scripts.guards import ROOT, install, met_in, take_out
 
 COMMAND = "python -m scripts.mutate_guards"
-MOST_GUARDS = 8  # tried per test: those that were met last
+MOST_GUARDS = 8  # tried per test by default: those that were met last
 MOST_ROUNDS = 5
 NO_RAISE = {
     "tests/report/test_report.py::test_hostile_output_is_text_and_nothing_else": "escaping, safegene/text.py",
@@ -57,6 +57,7 @@ class Run:
         commit: what was run.
         out: where this is kept.
         folder: for notes.
+        most: guards that are tried per test, those that were met last.
     """
 
     tests: dict[str, dict[str, bool]] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Run:
     commit: str = ""
     out: Path | None = None
     folder: Path = Path()
+    most: int = MOST_GUARDS
 
     def read(self, path: Path) -> None:
         """Add what a file holds."""
@@ -103,7 +105,7 @@ class Run:
         if outcome == "failed":
             self.failed.append(item.nodeid)
         elif outcome == "passed":
-            self._without_guards(item, met_in(met)[-MOST_GUARDS:])
+            self._without_guards(item, met_in(met)[-self.most :])
         item.session._setupstate.teardown_exact(nextitem)
         if self.out:
             from safegene.workspace.atomic import write_file
@@ -144,7 +146,7 @@ class Run:
                 code = int(_outcome(item) == "failed")
             finally:
                 os._exit(code)
-        return os.waitpid(child, 0)[1] != 0, met_in(met)[-MOST_GUARDS:]
+        return os.waitpid(child, 0)[1] != 0, met_in(met)[-self.most :]
 
 
 def _outcome(item: pytest.Item, *, shown: bool = False) -> str:
@@ -215,12 +217,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", nargs="*")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--most", type=int, default=MOST_GUARDS, help="guards per test, those that it met last")
     parser.add_argument("--publish", type=Path, nargs="+", default=())
     args = parser.parse_args()
     with TemporaryDirectory(prefix="safegene-guards-") as folder:
         if not args.publish:
             install(Path(folder))
-        run = Run(out=args.out, commit=last_change(), folder=Path(folder))
+        run = Run(out=args.out, commit=last_change(), folder=Path(folder), most=args.most)
         for path in args.publish or [args.out] if args.publish or args.out else ():
             run.read(path)
         if args.publish:
