@@ -10,7 +10,7 @@ from safegene.errors import ArtifactError, EmptySample, SafegeneError
 from safegene.pipeline.doctor.family import is_other_family
 from safegene.pipeline.doctor.finding import Examined, Finding
 from safegene.pipeline.init import template_folder
-from safegene.pipeline.planning.needs import attempt_of, needs, shortages
+from safegene.pipeline.planning.needs import most_attempts, needs, shortages
 from safegene.workspace.digest import digest_file
 
 SETS = ("degrade", "safety", "pool", "gate")
@@ -59,8 +59,7 @@ def _enough(examined: Examined, sets: Mapping[str, list[PromptSet]]) -> Iterator
     task = min(sets["task"], key=lambda one: len(one.where(split="test", required=False)))
     tested = (*sets["gate"][0].where(split="test", required=False), *task.where(split="test", required=False))
     ws = examined.workspace
-    attempt = max((attempt_of(ws, name, anew=False) for name in ws.targets.targets), default=1)
-    found = needs(ws, examined.params, tested, attempt)
+    found = needs(ws, examined.params, tested, most_attempts(ws, anew=False))
     for need in found:
         if need.units is None:
             message = f"{need.endpoint}: no number of prompts gives a pass at this judge's error"

@@ -107,6 +107,12 @@ def attempt_of(ws: Workspace, target: str, *, anew: bool) -> int:
     return read_incumbent(path).attempt + anew if path.is_file() else 1
 
 
+def most_attempts(ws: Workspace, *, anew: bool) -> int:
+    """`attempt_of` the target that has the most; 1 where there is none."""
+    names = ws.targets.targets if ws.targets_file.is_file() else ()
+    return max((attempt_of(ws, name, anew=anew) for name in names), default=1)
+
+
 def needs_of(ws: Workspace, *, anew: bool) -> tuple[Need, ...]:
     """What each endpoint needs for a pass, on the gate's set and the smallest task set; a missing set counts as empty.
 
@@ -122,8 +128,7 @@ def needs_of(ws: Workspace, *, anew: bool) -> tuple[Need, ...]:
     gate, tasks = ws.prompts / "gate.jsonl", sorted(ws.tasks.glob("*.jsonl"))
     rows = [read_prompts(path).where(split="test", required=False) for path in tasks]
     tested = read_prompts(gate).where(split="test", required=False) if gate.is_file() else ()
-    attempt = max((attempt_of(ws, name, anew=anew) for name in ws.targets.targets), default=1)
-    return needs(ws, ws.params, (*tested, *min(rows, key=len, default=())), attempt)
+    return needs(ws, ws.params, (*tested, *min(rows, key=len, default=())), most_attempts(ws, anew=anew))
 
 
 def shortages(found: Iterable[Need]) -> dict[str, tuple[Need, ...]]:
