@@ -55,6 +55,7 @@ class Run:
         rounds: tests that fail only without several guards -> in which round.
         failed: tests that fail as they are.
         commit: what was run.
+        commits: file of tests -> what was run of it.
         out: where this is kept.
         folder: for notes.
         most: guards that are tried per test, those that were met last.
@@ -64,6 +65,7 @@ class Run:
     rounds: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     commit: str = ""
+    commits: dict[str, str] = field(default_factory=dict)
     out: Path | None = None
     folder: Path = Path()
     most: int = MOST_GUARDS
@@ -76,6 +78,7 @@ class Run:
             self.rounds |= kept["rounds"]
             self.failed += kept["failed"]
             self.commit = kept["commit"]
+            self.commits |= {name.partition("::")[0]: self.commit for name in kept["tests"]}
 
     def idle(self) -> list[str]:
         """Tests that stay green whatever is taken out."""
@@ -193,7 +196,7 @@ def _publish(run: Run) -> None:
         "Tests whose guard is no `raise`": [
             f"{name}: {guard}" for name, guard in NO_RAISE.items() if name in run.tests
         ],
-        "Files": sorted({name.partition("::")[0] for name in run.tests}),
+        "Files, each with its commit": [f"{name} {commit}" for name, commit in sorted(run.commits.items())],
     }
     text = [f"{title}: {', '.join(f'`{name}`' for name in names)}." for title, names in lists.items() if names]
     publish("guards", "Guards", header(figures[0]), "\n\n".join([markdown(figures), *text]))
