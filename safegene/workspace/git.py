@@ -66,8 +66,9 @@ def _end_of_lock(lock: Path) -> None:
     Raises:
         SafegeneError: the lock is that old, and one of them began earlier.
     """
+    waited = time.monotonic() + LOCK_SECONDS  # also where the clock was set back, and the lock is from the future
     with suppress(FileNotFoundError):
-        while (made := lock.stat().st_mtime) > time.time() - LOCK_SECONDS:
+        while (made := lock.stat().st_mtime) > time.time() - LOCK_SECONDS and time.monotonic() < waited:
             time.sleep(0.1)
         older = _git_programs(began_by=made + 1)
         if older:

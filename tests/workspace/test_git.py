@@ -118,6 +118,16 @@ def test_a_lock_that_a_killed_process_has_left_is_removed(repo: Path, name: str)
     assert not lock.exists()
 
 
+def test_a_lock_from_the_future_is_not_waited_for_until_then(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_git_programs", lambda began_by: [])  # those of other tests began before the future
+    lock = repo / ".git" / "index.lock"
+    lock.touch()
+    os.utime(lock, (9e9, 9e9))
+    module.git(repo, "add", "--all")
+    assert not lock.exists()
+
+
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_of_another_process_is_waited_for(repo: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "log", None)  # removing it would be logged
