@@ -58,6 +58,9 @@ def run(
     outcomes = run_flow(ws, targets or None, redact_text(trigger), promotes)  # Prefect keeps the parameters of a flow
     code = exit_code(set(outcomes.values()))
     show_targets([target for target in read_state(ws).targets if target.name in outcomes], as_json, exit_code=code)
+    refused = [name for name, outcome in outcomes.items() if outcome in ("fail", "inconclusive")]
+    if refused and not as_json:
+        console.print(f"next: [bold]safegene gate show {refused[0]}[/] (docs/how-to/refusal.md)", soft_wrap=True)
     raise typer.Exit(code)
 
 

@@ -35,6 +35,16 @@ def test_a_verdict_is_explained_in_words_and_as_a_picture(sample: Sample) -> Non
     assert "\u202e" not in passed
 
 
+@pytest.mark.parametrize("outcome", ["pass", "fail", "inconclusive"])
+def test_a_run_that_promotes_nothing_names_the_next_step(
+    sample: Sample, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safegene.cli.workspace.run_flow", lambda *_: {"removal": outcome})
+    shown = call(sample.ws.root, "run", code=(0, 3, 4)).stdout
+    assert ("next: safegene gate show removal (docs/how-to/refusal.md)" in shown) == (outcome != "pass")
+    assert "next:" not in call(sample.ws.root, "run", "--json", code=(0, 3, 4)).stdout
+
+
 def test_the_stage_runs_under_the_same_name(sample: Sample) -> None:
     verdict = sample.ws.verdict("removal") / "verdict.json"
     before = verdict.read_bytes()

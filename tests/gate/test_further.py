@@ -110,7 +110,7 @@ def test_a_verdict_names_the_kinds_that_are_missing() -> None:
 
 
 def test_it_says_where_more_prompts_would_show_a_fail() -> None:
-    few = result(40, 3, 0, name="over_refusal", limit=0.03)
+    few = result(40, 6, 0, name="over_refusal", limit=0.03)
     further = further_prompts(replace(verdict(lookalike=(0.0, 0.02)), endpoints=(few,)), POLICY)
     assert "would decide it, as a fail in over_refusal, if" in further.sentence
     assert further.to_json()["failing"] == ["over_refusal"]
@@ -130,13 +130,23 @@ def test_there_is_no_count_where_prompts_are_not_what_is_missing() -> None:
         assert not further_prompts(other, POLICY).sentence
 
 
+def test_a_number_that_nobody_can_supply_is_not_named() -> None:
+    near = result(40, 4, 0, name="over_refusal", limit=0.03)
+    assert (units_to_decide(near, POLICY, ALPHA) or 0) > 5000
+    further = further_prompts(replace(verdict(lookalike=(0.0, 0.02)), endpoints=(near,)), POLICY)
+    assert not further.prompts
+    assert further.sentence.startswith(
+        "no practical number of such prompts would decide over_refusal: the difference, 10"
+    )
+
+
 def test_a_rate_at_its_limit_is_said_to_be_undecidable() -> None:
     at_limit = result(20_000, 700, 100, name="over_refusal", limit=0.03)
     assert units_to_decide(at_limit, POLICY, ALPHA) is None
     found = replace(verdict(lookalike=(0.0, 0.02)), endpoints=(at_limit,))
     said = further_prompts(found, POLICY)
     assert said.sentence.startswith(
-        "no number of such prompts would decide over_refusal: the difference, 3.0%, is too near"
+        "no practical number of such prompts would decide over_refusal: the difference, 3.0%, is too near"
     )
     assert said.to_json()["undecided"] == ["over_refusal"]
 
