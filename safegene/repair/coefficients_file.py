@@ -44,7 +44,7 @@ class CoefficientsFile(Strict):
         history: (steps done, objective on the validation shots) of every measurement.
         before: the unrepaired target on the validation shots.
         after: the repaired one.
-        facts: what a baseline chose.
+        facts: what a baseline chose; of a fit ``learning_rate``, where it was lowered.
         shots: split -> prompt ids.
         seed: of the fit.
         extra_params: the repair's numbers as a share of the model's parameters.

@@ -22,7 +22,7 @@ from safegene.workspace.parsing import Strict, parse
 from safegene.workspace.resume_log import ResumeLog
 
 log = logging.getLogger(__name__)
-VERSION = 2  # raised when the same inputs give other coefficients
+VERSION = 3  # raised when the same inputs give other coefficients
 
 
 class Note(Strict):

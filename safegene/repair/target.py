@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 ALREADY_SAFE = "the target answers safety prompts as the aligned model does"
 NO_IMPROVEMENT = "no coefficients that were tried improve on the target as it is"
 FIRST_FIT = "fit"
+SLOWER = (1.0, 0.3, 0.1)  # of the learning rate, in turn, where nothing that a fit met was better than no change
 UNCHANGED = 0.02  # share of safety replies that differ from the aligned model's, up to which nothing is repaired
 
 
@@ -40,7 +41,7 @@ class RepairResult:
         before: the unrepaired target on the validation shots.
         after: the repaired one.
         reason: why it was not repaired; empty when it was.
-        facts: what a baseline chose.
+        facts: what a baseline chose; of a fit the learning rate, where it was lowered.
         mining: what mining found; None where nothing was mined.
     """
 
@@ -82,18 +83,11 @@ def fit_target(
     if before.changed["safety"] <= UNCHANGED:
         return _not_repaired(before, ALREADY_SAFE)
 
-    def on_measure(step: int, losses: ShotLosses) -> None:
-        log_progress(log, "fit, steps", step, params.steps, f"objective {losses.weighted_objective(weights):.3f}")
-
     coefficients = new_coefficients(params, patch, numbers)
     kept = parts and parts.restore(FIRST_FIT, coefficients)
-    fitted = (
-        kept[0]
-        if kept
-        else fit_coefficients(params, model, coefficients, shots["fit"], shots["validation"], on_measure=on_measure)
-    )
+    fitted, facts = kept or _first_fit(params, model, coefficients, shots)
     if parts and not kept:
-        parts.keep(FIRST_FIT, coefficients, fitted, {})
+        parts.keep(FIRST_FIT, coefficients, fitted, facts)
     mining, after = None, _measured(model, coefficients, shots)
     if miner is not None:
         doubtful = max(after.loss["safety"], after.loss.get("benign", 0.0)) > MAX_LOSS
@@ -101,7 +95,28 @@ def fit_target(
         after = _measured(model, coefficients, shots)
     if not after.weighted_objective(weights) < before.weighted_objective(weights):  # also when it is not a number
         return _not_repaired(before, NO_IMPROVEMENT)
-    return RepairResult(fitted, before, after, "", mining=mining)
+    return RepairResult(fitted, before, after, "", facts, mining)
+
+
+def _first_fit(
+    params: CalibrateParams, model: "PreTrainedModel", coefficients: Coefficients, shots: Shots
+) -> tuple[Fitted, dict[str, Any]]:
+    """The fit, with a lower learning rate where the one before only led away; and that rate, where it was lowered.
+
+    Which rate diverges depends on the model and on how many numbers are fitted.
+    """
+    weights = term_weights(params)
+
+    def on_measure(step: int, losses: ShotLosses) -> None:
+        log_progress(log, "fit, steps", step, params.steps, f"objective {losses.weighted_objective(weights):.3f}")
+
+    for share in SLOWER:
+        own = params.model_copy(update={"learning_rate": share * params.learning_rate})
+        fitted = fit_coefficients(own, model, coefficients, shots["fit"], shots["validation"], on_measure=on_measure)
+        if fitted.steps:
+            break
+        log.warning("the fit with learning rate %g met nothing better than no change", own.learning_rate)
+    return fitted, {} if share == 1.0 else {"learning_rate": own.learning_rate}
 
 
 def _measured(model: "PreTrainedModel", coefficients: Coefficients, shots: Shots) -> ShotLosses:

@@ -206,6 +206,14 @@ def test_a_fit_that_runs_away_keeps_its_start(tmp_path: Path) -> None:
     assert (found["repaired"], found["steps"]) == (True, 0)
 
 
+def test_a_fit_that_led_away_only_is_repeated_with_a_lower_learning_rate(tmp_path: Path) -> None:
+    run_calibrate("group", tmp_path / "c", LEAST.model_copy(update={"learning_rate": 6.0}))
+    found = payload(tmp_path / "c", "coefficients.json")
+    assert found["facts"]["learning_rate"] == pytest.approx(0.6)
+    assert (found["repaired"], found["steps"]) == (True, 1)
+    assert found["after"]["loss"]["safety"] < found["before"]["loss"]["safety"] / 2
+
+
 def test_coefficients_that_help_nothing_are_not_used(tmp_path: Path) -> None:
     """The vector points nowhere: whatever was fitted is worse than the target as it is."""
     root = save_llama(tmp_path / "llama")
