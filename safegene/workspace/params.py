@@ -159,8 +159,8 @@ class CalibrateParams(Frozen):
 
     ``granularity``: a low-rank core per matrix, or one scalar per direction, per matrix, per layer, or for all; see
     `safegene.repair.coefficients`. ``max_extra`` limits the adapter's parameters, as a share of the model's; baselines
-    ignore it. `safegene.repair.fitting` has ``safety_slack`` (nats per token) and ``jitter`` (a share of the change). Where a fit with
-    ``learning_rate`` meets nothing better than its start, it is repeated with 0.3 and then 0.1 of it.
+    ignore it. `safegene.repair.fitting` has ``safety_slack`` (nats per token) and ``jitter`` (a share of the change).
+    Where a fit with ``learning_rate`` meets nothing better than its start, it is repeated with 0.3 and then 0.1 of it.
     """
 
     baseline: Baseline | None = None
